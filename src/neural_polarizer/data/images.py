@@ -1,0 +1,83 @@
+"""The one form in which images travel through this package."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from neural_polarizer.errors import BadInputError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images in memory; never changed after construction.
+
+    Shape: ``images`` is uint8 ``(n, 3, h, w)`` in 0..255, ``labels`` is int64 ``(n,)`` in 0..K-1.
+
+    Args:
+        images: the pixels.
+        labels: one class index an image.
+        classes: the K class names, in the order of the indices.
+        source: where the images come from, for the record.
+
+    Raises:
+        BadInputError: shapes, dtypes or label values do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    source: str = "memory"
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise BadInputError(
+                f"{self.source}: images must be uint8 of shape (n, c, h, w), "
+                f"got {self.images.dtype} {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise BadInputError(
+                f"{self.source}: labels must be int64 of shape ({len(self.images)},), "
+                f"got {self.labels.dtype} {tuple(self.labels.shape)}"
+            )
+        if len(self.labels) and not (0 <= int(self.labels.min()) and int(self.labels.max()) < len(self.classes)):
+            raise BadInputError(
+                f"{self.source}: labels must lie in 0..{len(self.classes) - 1}, "
+                f"found {int(self.labels.min())}..{int(self.labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.classes)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.images.shape[2]), int(self.images.shape[3])
+
+    def select(self, indices: Tensor) -> "ImageSet":
+        """The images at ``indices`` (int64 or bool), in that order, as a new set."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def sha256(self) -> str:
+        """A hash of pixels and labels, to tell whether two runs saw the same data."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy())
+        digest.update(self.labels.contiguous().numpy())
+        return digest.hexdigest()
+
+
+def to_pixels(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Float32 pixels in [0, 1] from uint8 ones, on the same device."""
+    return images.to(torch.float32).div_(255)
+
+
+def class_counts(images: ImageSet) -> Int64[Tensor, " k"]:
+    """How many images each class has."""
+    return torch.bincount(images.labels, minlength=images.num_classes)

@@ -1,0 +1,19 @@
+"""The exceptions that callers may catch, each with the exit code it has on the command line."""
+
+
+class NeuralPolarizerError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class BadInputError(NeuralPolarizerError, ValueError):
+    """A file, data set, model or setting cannot be used; the message says what, where and what to do."""
+
+    exit_code = 3
+
+
+class EnvironmentFaultError(NeuralPolarizerError, OSError):
+    """The machine failed us: disk full, no permission to write, out of memory."""
+
+    exit_code = 4
