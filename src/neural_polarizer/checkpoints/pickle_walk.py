@@ -1,0 +1,311 @@
+"""Read the pickle of a torch checkpoint as data: a stack machine that never imports and never calls."""
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from neural_polarizer.checkpoints.wording import printable
+from neural_polarizer.errors import BadInputError
+
+MAX_OPCODES = 1_000_000  # about one second; a ResNet-152 needs 60,000
+MAX_MARKS = 500  # depth of nesting; real files stay below 20
+MAX_INTEGER = 2**64
+_DAMAGED = "its pickle is damaged; get the file again or save the state_dict anew"
+
+_PUSHED = frozenset(
+    (
+        *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+        *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    )
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+# A set becomes a list: hashing what a stranger chose is a way to be kept busy for hours.
+_CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
+_IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
+
+_ARRAYS = tuple(
+    f"{core}.multiarray.{name}"
+    for core in ("numpy.core", "numpy._core")
+    for name in ("_reconstruct", "scalar")
+)
+_HARMLESS = frozenset(
+    (
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_qtensor",
+        "torch._utils._rebuild_sparse_tensor",
+        "torch._utils._rebuild_meta_tensor_no_storage",
+        "torch.serialization._get_layout",
+        "torch.Size",
+        "torch.device",
+        "collections.OrderedDict",
+        "collections.defaultdict",
+        "_codecs.encode",
+        "numpy.dtype",
+        "numpy.ndarray",
+        *_ARRAYS,
+        *(
+            f"{module}.{name}"
+            for module in ("builtins", "__builtin__")
+            for name in ("set", "frozenset", "dict", "list")
+        ),
+    )
+)
+_KNOWN_PACKAGES = frozenset(("torch", "collections", "numpy"))
+
+
+@dataclass(frozen=True, eq=False)
+class Global:
+    """A name that an unpickler would import; here it stays a name."""
+
+    name: str
+
+
+@dataclass(eq=False, repr=False)  # the repr of nested records can be endless
+class Opaque:
+    """A call that was not made: its name, its arguments and the state given to its result."""
+
+    name: str
+    args: tuple[Any, ...]
+    state: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class StorageRecord:
+    """A block of numbers stored beside the pickle: its type's name, its member's name, its length."""
+
+    type_name: str
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRecord:
+    """A view of a storage, not checked yet; ``dtype_name`` is set where the storage is untyped."""
+
+    storage: StorageRecord
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype_name: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """The top value of a pickle, and what a real unpickler would have imported, built or run."""
+
+    value: Any
+    findings: tuple[str, ...]
+
+
+def walk(data: bytes) -> Walked:
+    """Read a pickle of protocol 2 to 5 without running any of it.
+
+    Raises:
+        BadInputError: damaged, too large, too deep, or made of opcodes that ``torch.save`` does not write.
+    """
+    machine = _Machine()
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count >= MAX_OPCODES:
+                raise BadInputError(
+                    f"its pickle has more than {MAX_OPCODES:,} opcodes; save the state_dict alone"
+                )
+            machine.step(opcode.name, argument)
+        value = machine.stack.pop()
+    except (IndexError, KeyError, ValueError, OverflowError) as error:
+        if isinstance(error, BadInputError):
+            raise
+        raise BadInputError(_DAMAGED) from None
+    return Walked(value, machine.findings())
+
+
+class _Machine:
+    """The unpickler's stack, marks and memo."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self._below: list[list[Any]] = []  # the stacks under each open mark
+        self._memo: dict[int, Any] = {}
+        self._verbs: dict[str, str] = {}
+        self._handlers: dict[str, Callable[[Any], None]] = {
+            "MARK": self._mark,
+            "POP": lambda _: self._drop(),
+            "POP_MARK": lambda _: self._to_mark().clear(),
+            "TUPLE": lambda _: self._push(tuple(self._to_mark())),
+            "TUPLE1": lambda _: self._push(self._take(1)),
+            "TUPLE2": lambda _: self._push(self._take(2)),
+            "TUPLE3": lambda _: self._push(self._take(3)),
+            "FROZENSET": lambda _: self._push(self._to_mark()),
+            "APPEND": lambda _: self._extend(list(self._take(1))),
+            "APPENDS": lambda _: self._extend(self._to_mark()),
+            "ADDITEMS": lambda _: self._extend(self._to_mark()),
+            "SETITEM": lambda _: self._set_items(list(self._take(2))),
+            "SETITEMS": lambda _: self._set_items(self._to_mark()),
+            "BINPUT": self._put,
+            "LONG_BINPUT": self._put,
+            "MEMOIZE": lambda _: self._put(len(self._memo)),
+            "BINGET": lambda index: self._push(self._memo[index]),
+            "LONG_BINGET": lambda index: self._push(self._memo[index]),
+            "GLOBAL": lambda name: self._global(*name.split(" ", 1)),
+            "STACK_GLOBAL": lambda _: self._global(*self._take(2)),
+            "REDUCE": lambda _: self._call("run", *self._take(2)),
+            "NEWOBJ": lambda _: self._call("build", *self._take(2)),
+            "NEWOBJ_EX": lambda _: self._call("build", *self._take(3)[:2]),
+            "BUILD": self._build,
+            "BINPERSID": self._persistent,
+        }
+
+    def step(self, name: str, argument: Any) -> None:
+        """Follow one opcode."""
+        if name in _PUSHED:
+            if type(argument) is int and abs(argument) >= MAX_INTEGER:
+                raise BadInputError(
+                    "its pickle holds an integer of more than 64 bits; save the state_dict alone"
+                )
+            self.stack.append(argument)
+        elif name in _CONTAINERS:
+            self.stack.append(_CONTAINERS[name]())
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in self._handlers:
+            self._handlers[name](argument)
+        elif name not in _IGNORED:
+            raise BadInputError(
+                f"its pickle uses {name}, which torch.save never writes; do not load this file anywhere"
+            )
+
+    def findings(self) -> tuple[str, ...]:
+        """What ``torch.load`` would do beyond reading tensors, in plain language, most harmful first."""
+        order = ("run", "build", "import")
+        said = sorted(self._verbs.items(), key=lambda item: order.index(item[1]))
+        lines = [
+            f"this file tries to {verb} {printable(name)} when it is loaded by torch.load"
+            for name, verb in said
+        ]
+        return (
+            (*lines[:20], f"and {len(lines) - 20} more names like these") if len(lines) > 20 else tuple(lines)
+        )
+
+    def _push(self, value: Any) -> None:
+        self.stack.append(value)  # looked up after ``value`` was made, which may have changed the stack
+
+    def _mark(self, _: Any) -> None:
+        if len(self._below) >= MAX_MARKS:
+            raise BadInputError(f"its pickle is nested more than {MAX_MARKS} deep; save the state_dict alone")
+        self._below.append(self.stack)
+        self.stack = []
+
+    def _to_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self._below.pop()
+        return items
+
+    def _take(self, count: int) -> tuple[Any, ...]:
+        if len(self.stack) < count:
+            raise IndexError(count)
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return items
+
+    def _drop(self) -> None:
+        # On an empty stack an unpickler drops the mark instead.
+        if self.stack:
+            self.stack.pop()
+        else:
+            self._to_mark()
+
+    def _put(self, index: int) -> None:
+        self._memo[index] = self.stack[-1]
+
+    def _extend(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if len(items) % 2:
+            raise IndexError(len(items))
+        if isinstance(target, dict):
+            target.update((_safe_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
+
+    def _global(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise BadInputError(_DAMAGED)
+        full = f"{module}.{name}"
+        if full.partition(".")[0] not in _KNOWN_PACKAGES and full not in _HARMLESS:
+            self._verbs.setdefault(full, "import")
+        self.stack.append(Global(full))
+
+    def _call(self, verb: str, function: Any, args: Any) -> None:
+        name = function.name if isinstance(function, (Global, Opaque)) else type(function).__name__
+        if isinstance(function, Opaque):
+            name = name if name.startswith("the result of ") else f"the result of {name}"
+        harmless = name in _HARMLESS or (verb == "build" and name.startswith("torch.nn.modules."))
+        if not harmless and self._verbs.get(name) != "run":
+            self._verbs[name] = verb
+        self.stack.append(_result(name, args if isinstance(args, tuple) else (args,)))
+
+    def _build(self, _: Any) -> None:
+        target, state = self._take(2)
+        if isinstance(target, Opaque):
+            target.state = state
+        self.stack.append(target)  # an OrderedDict's attributes (``_metadata``) are of no use here
+
+    def _persistent(self, _: Any) -> None:
+        match self.stack.pop():
+            case ("storage", Global(name=type_name), str(key), str(), int(numel)):
+                self.stack.append(StorageRecord(type_name, key, numel))
+            case _:
+                raise BadInputError(
+                    "its pickle refers to something that is no tensor storage; save the state_dict anew"
+                )
+
+
+def _safe_key(key: Any) -> Any:
+    # Tuples hash without a secret, so a stranger can make them collide; they and lists are kept by identity.
+    return key if key is None or isinstance(key, (str, int, float, bytes)) else Opaque("key", (key,))
+
+
+def _result(name: str, args: tuple[Any, ...]) -> Any:
+    """The value of the few calls that only describe data; everything else stays a record."""
+    match name, args:
+        case "torch._utils._rebuild_tensor_v2", (
+            StorageRecord() as storage,
+            offset,
+            shape,
+            stride,
+            _,
+            _,
+            *extra,
+        ):
+            dtype_name = None
+        case (
+            "torch._utils._rebuild_tensor_v3",
+            (StorageRecord() as storage, offset, shape, stride, _, _, Global(name=dtype_name), *extra),
+        ):
+            pass
+        case (("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state"), (data, *_)):
+            return data
+        case "collections.OrderedDict", ():
+            return {}
+        case (
+            ("builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset"),
+            (list(items),),
+        ):
+            return items
+        case "torch.Size", (tuple(sizes),):
+            return sizes
+        case _:
+            return Opaque(name, args)
+    # ``extra`` carries the conjugate and negative bits: rare enough to be refused later, by name.
+    if any(extra) or not all(_is_integers(value) for value in ((offset,), shape, stride)):
+        return Opaque(name, args)
+    return TensorRecord(storage, offset, shape, stride, dtype_name)
+
+
+def _is_integers(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(item) is int for item in value)

@@ -1,0 +1,172 @@
+"""Which of the things in a checkpoint are the model's weights."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from neural_polarizer.checkpoints.pickle_walk import Opaque, TensorRecord
+from neural_polarizer.checkpoints.wording import listing, printable
+from neural_polarizer.errors import BadInputError
+
+_USUAL = frozenset(("state_dict", "model_state_dict", "model", "net", "network", "weights"))
+_NOT_THE_MODEL = re.compile("optim|sched|scaler")
+_WRAPPERS = ("module.", "_orig_mod.")
+_MAX_LEVELS = 4
+_MAX_RIVALS = 20
+_MAX_LETTERS = 4_000_000
+_RESAVE = "save the state_dict alone"
+
+Value = TypeVar("Value")
+
+
+def find_state_dict(value: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
+    """The weights in a walked pickle, under their names in the model, and remarks on where they were.
+
+    Raises:
+        BadInputError: there are none, several sets of them, or tensors of a kind that cannot be read.
+    """
+    path, holder = _choose(_candidates(value), value)
+    remarks = [f"the weights were taken from its entry {path}"] if path else []
+    if isinstance(holder, Opaque):
+        remarks.append(
+            f"a whole pickled module of class {printable(holder.name)}; only its weights were read"
+        )
+        weights = _module_weights(holder)
+    else:
+        weights = holder
+    for name, record in weights.items():
+        if not isinstance(record, TensorRecord):
+            kind = printable(record.name) if isinstance(record, Opaque) else type(record).__name__
+            raise BadInputError(
+                f"tensor {printable(name)} is of a kind that cannot be read ({kind}); {_RESAVE}"
+            )
+    stripped, prefix = strip_wrappers(weights)
+    if prefix:
+        remarks.append(f"the prefix {prefix} was removed from all names")
+    return stripped, tuple(remarks)
+
+
+def strip_wrappers(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
+    """Remove what DataParallel and ``torch.compile`` put before every name; also return what was removed."""
+    removed = ""
+    names = list(tensors)
+    while names and (prefix := _common_wrapper(names)):
+        names = [name.removeprefix(prefix) for name in names]
+        removed += prefix
+    return dict(zip(names, tensors.values(), strict=True)), removed
+
+
+def _common_wrapper(names: Iterable[str]) -> str | None:
+    return next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in names)), None)
+
+
+def _candidates(value: Any) -> dict[str, Any]:
+    """All state dicts and modules on the first level that has any, by path."""
+    level = {"": value}
+    seen: set[int] = set()  # a dict that holds itself, or one thousand times the same, is looked at once
+    for _ in range(_MAX_LEVELS):
+        found = {path: item for path, item in level.items() if _is_state_dict(item) or _is_module(item)}
+        if found:
+            return found
+        below = {}
+        for path, item in level.items():
+            for key, child in _entries(item):
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    below[f"{path}.{printable(key)}".lstrip(".")] = child
+        level = below
+    return {}
+
+
+def _entries(item: Any) -> Iterable[tuple[str, Any]]:
+    """What may lead to weights in a dict."""
+    if not isinstance(item, dict):
+        return
+    for key, child in item.items():
+        if (
+            isinstance(key, str)
+            and isinstance(child, (dict, Opaque))
+            and not _NOT_THE_MODEL.search(key.lower())
+        ):
+            yield key, child
+
+
+def _choose(found: dict[str, Any], top: Any) -> tuple[str, Any]:
+    if not found:
+        raise BadInputError(f"no weights found in it: {_describe(top)}; {_RESAVE}")
+    if len(found) == 1:
+        return next(iter(found.items()))
+    usual = [path for path in found if path.rpartition(".")[2] in _USUAL]
+    if len(usual) == 1 and len(found) <= _MAX_RIVALS:
+        names = _names(found[usual[0]])
+        if not any(names & _names(item) for path, item in found.items() if path != usual[0]):
+            return usual[0], found[usual[0]]
+    raise BadInputError(
+        f"it holds several sets of weights ({listing(found)}); save the one you mean as its own file"
+    )
+
+
+def _names(holder: Any) -> set[str]:
+    weights = _module_weights(holder) if isinstance(holder, Opaque) else holder
+    return set(strip_wrappers(weights)[0])
+
+
+def _describe(top: Any) -> str:
+    if isinstance(top, dict):
+        return (
+            f"its top is a dict with the entries {listing([printable(str(key), 40) for key in top])}"
+            if top
+            else "its top is an empty dict"
+        )
+    if isinstance(top, Opaque):
+        return f"its top is an object made by {printable(top.name)}"
+    return "its top is " + ("a single tensor" if isinstance(top, TensorRecord) else f"a {type(top).__name__}")
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, TensorRecord) or (
+        isinstance(value, Opaque)
+        and value.name.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_"))
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and _is_tensor(item) for key, item in value.items())
+    )
+
+
+def _is_module(value: Any) -> bool:
+    return (
+        isinstance(value, Opaque)
+        and isinstance(value.state, dict)
+        and all(isinstance(value.state.get(part), dict) for part in ("_parameters", "_buffers", "_modules"))
+        and isinstance(value.state.get("_non_persistent_buffers_set", []), list)
+    )
+
+
+def _module_weights(module: Opaque) -> dict[str, Any]:
+    """What ``state_dict()`` of the module would have returned."""
+    weights: dict[str, Any] = {}
+    queue: list[tuple[str, Any]] = [("", module)]
+    letters = 0  # of all names: a module that holds itself, or one thousand times the same, would never end
+    for prefix, part in queue:
+        if not _is_module(part):
+            raise BadInputError(f"its module {printable(prefix)} is not a plain torch module; {_RESAVE}")
+        state = part.state
+        hidden = state.get("_non_persistent_buffers_set", [])
+        names = [str(name) for kind in ("_parameters", "_buffers", "_modules") for name in state[kind]]
+        letters += 1 + len(hidden) + sum(len(prefix) + len(name) + 1 for name in names)
+        if letters > _MAX_LETTERS:
+            raise BadInputError(f"its module contains itself or far too many others; {_RESAVE}")
+        hidden = {name for name in hidden if isinstance(name, str)}
+        kept = {name: value for name, value in state["_buffers"].items() if name not in hidden}
+        for name, value in (*state["_parameters"].items(), *kept.items()):
+            if value is not None:
+                weights[f"{prefix}{name}"] = value
+        queue += [
+            (f"{prefix}{name}.", child) for name, child in state["_modules"].items() if child is not None
+        ]
+    return weights

@@ -1,0 +1,51 @@
+"""The command ``polarizer``: parse, call, print, and turn errors into one line and an exit code."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from neural_polarizer import __version__
+from neural_polarizer.cli.attack import attack
+from neural_polarizer.cli.output import errors
+from neural_polarizer.errors import NeuralPolarizerError
+
+USAGE, FAULT, INTERRUPTED = 2, 4, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Purify an image classifier that may carry a backdoor, with the evidence.",
+)
+app.command()(attack)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"neural-polarizer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Purify an image classifier that may carry a backdoor, with the evidence."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code (docs/cli.md lists them)."""
+    try:
+        app(arguments, standalone_mode=True)
+    except NeuralPolarizerError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; start the same command again to go on", INTERRUPTED)
+    except MemoryError:
+        _fail("out of memory; try a smaller --batch-size or fewer images", FAULT)
+
+
+def _fail(message: str, code: int) -> None:
+    errors.print(f"error: {' '.join(message.split())}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,217 @@
+"""Encoded images to pixels, with explicit rules; the bytes may come from someone we do not trust."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from torch import Tensor
+
+from neural_polarizer.errors import BadInputError, EnvironmentFaultError
+
+MAX_PIXELS = 50_000_000  # of one image, below the size at which Pillow begins to warn of bombs
+MAX_BYTES = 512_000_000  # of one encoded image: 50 MP of 16-bit RGBA, uncompressed, and then some
+THREADS_PAY_FROM = 4_000  # bytes; GTSRB's 2 kB images decode twice as fast without threads
+FORMATS = "PNG, JPEG, WebP, BMP, GIF, binary PPM or TIFF"
+SUFFIXES = frozenset(
+    ".png .jpg .jpeg .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff".split()  # noqa: SIM905
+)
+
+Source = bytes | Path | Image.Image
+"""An image still encoded, in a file, or opened by a trusted library."""
+
+# The plug-ins are called by first bytes rather than through Image.open(), whose bomb warning could be made an
+# error only for the whole process (warning filters are not thread-safe).
+_PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
+    ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
+    ((b"\xff\xd8\xff",), JpegImageFile),
+    ((b"BM",), BmpImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImageFile),
+    ((b"P4", b"P5", b"P6"), PpmImageFile),  # in text form, a cut within the last number would go unseen
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+)
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
+
+
+def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode one image.
+
+    Rules: grey becomes three equal channels; 16 bits keep the high byte; palettes and CMYK become RGB; alpha
+    is composited over black and dropped; the EXIF orientation is applied; of an animation the first frame
+    counts; resizing is Pillow's bilinear, which averages when it shrinks, and ignores the aspect ratio.
+
+    Shape: uint8 ``(h, w, 3)`` in 0..255.
+
+    Args:
+        data: the file's bytes.
+        size: height and width to resize to; None keeps the image's own.
+        where: names the image in errors.
+
+    Raises:
+        BadInputError: not one of ``FORMATS``, over ``MAX_PIXELS``, truncated, or damaged.
+    """
+    try:
+        return _pixels(_open(data), size)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001, RUF100  the plug-ins raise nearly every kind on hostile bytes
+        raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text on one line of at most 200 characters, without control characters."""
+    return shown(" ".join(str(error).split())[:200]) or type(error).__name__
+
+
+def shown(name: object) -> str:
+    """A file name or other foreign text, with all that cannot be printed escaped."""
+    text = str(name)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def decode_all(
+    items: Iterable[tuple[Source, str]], count: int, *, size: tuple[int, int] | None, source: str
+) -> UInt8[Tensor, "n 3 h w"]:
+    """Decode ``count`` (image, name) pairs into one tensor, a few at a time on threads.
+
+    Raises:
+        BadInputError: an image cannot be decoded, or ``size`` is None and the images differ in size.
+        EnvironmentFaultError: the pixels do not fit into memory.
+    """
+    pixels: np.ndarray | None = None
+    sizes: dict[tuple[int, int], str] = {}
+    remaining, done = iter(items), 0
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        while batch := list(islice(remaining, 256)):
+            small = isinstance(batch[0][0], bytes) and len(batch[0][0]) < THREADS_PAY_FROM
+            images = (map if small else pool.map)(lambda item: _load(item[0], item[1], size), batch)
+            for (_, where), image in zip(batch, images, strict=True):
+                sizes.setdefault((image.shape[0], image.shape[1]), where)
+                pixels = _allocate(count, image, source) if pixels is None else pixels
+                if len(sizes) == 1:
+                    pixels[done] = image.transpose(2, 0, 1)
+                done += 1
+            if len(sizes) > 1:
+                found = ", ".join(f"{h}x{w} ({where})" for (h, w), where in list(sizes.items())[:4])
+                raise BadInputError(
+                    f"{source}: the images differ in size, for example {found}; pass a size to resize them to"
+                )
+    if pixels is None or done != count:
+        raise BadInputError(f"{source}: expected {count} images, found {done}")
+    return torch.from_numpy(pixels)
+
+
+def _allocate(count: int, image: np.ndarray, source: str) -> np.ndarray:
+    shape = (count, 3, *image.shape[:2])
+    try:
+        return np.empty(shape, dtype=np.uint8)
+    except MemoryError:
+        raise EnvironmentFaultError(
+            f"{source}: {count} images of {shape[2]}x{shape[3]} do not fit into memory; "
+            "pass a smaller size or a limit"
+        ) from None
+
+
+def _load(item: Source, where: str, size: tuple[int, int] | None) -> np.ndarray:
+    if isinstance(item, Image.Image):
+        return _pixels(item, size)
+    if isinstance(item, Path):
+        try:
+            if item.stat().st_size > MAX_BYTES:
+                raise BadInputError(f"{where}: over {MAX_BYTES} bytes, too large for an image")
+            item = item.read_bytes()
+        except OSError as error:
+            raise BadInputError(f"{where}: cannot be read ({error.strerror})") from None
+    return decode(item, size=size, where=where)
+
+
+def _open(data: bytes) -> ImageFile:
+    """Parse the header, refuse what is too large, and prove that a PNG has all its rows."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        image: ImageFile = WebPImageFile(io.BytesIO(data))
+    else:
+        plugin = next((plugin for magic, plugin in _PLUGINS if data.startswith(magic)), None)
+        if plugin is None:
+            raise ValueError(f"not {FORMATS}" if data else "the file is empty")
+        image = plugin(io.BytesIO(data))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"{image.width}x{image.height} pixels, over the cap of {MAX_PIXELS // 10**6} million"
+        )
+    if isinstance(image, PngImageFile):
+        _check_png(data)
+    return image
+
+
+def _check_png(data: bytes) -> None:
+    """Refuse a PNG that ends early; Pillow itself shows rows that are missing as black and says nothing."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    bits = depth * _PNG_CHANNELS[colour]
+    passes = _ADAM7 if interlaced else ((0, 1, 0, 1),)
+    shapes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, dx, y, dy in passes]
+    missing = sum(h * (1 + -(-w * bits // 8)) for w, h in shapes if w > 0 and h > 0)
+    inflate, at, kind = zlib.decompressobj(), 8, b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            raise ValueError("the PNG is truncated")
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + 8 + length]
+        if kind == b"IDAT" and data[at + 8 + length : at + 12 + length] != zlib.crc32(kind + body).to_bytes(
+            4, "big"
+        ):
+            raise ValueError("the PNG is truncated or damaged: a checksum does not fit")
+        while kind == b"IDAT" and body and missing > 0:
+            missing -= len(inflate.decompress(body, 1 << 24))
+            body = inflate.unconsumed_tail
+        at += 12 + length
+    if missing > 0:
+        raise ValueError("the PNG is truncated: rows are missing")
+
+
+def _pixels(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
+    image.load()
+    rgb = _to_rgb(ImageOps.exif_transpose(image) if _may_be_turned(image) else image)
+    if size is not None and (rgb.height, rgb.width) != size:
+        rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
+
+
+def _may_be_turned(image: Image.Image) -> bool:
+    return bool(image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}) or (
+        image.format == "TIFF"
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format == "PPM"
+    ):  # Pillow scales PPM to 16 bits
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:
+        raise ValueError("32-bit and floating-point pixels have no agreed range; save as 8 or 16 bits")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")

@@ -1,0 +1,354 @@
+"""Neural Polarizer Defense: NPD, NPD-TP, NPD-TU and the untargeted NPD-UP, NPD-UU (paper Alg. 1 to 3; spec 3)."""
+
+import copy
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.base import Purified
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.losses import LossForm, asr_loss, boosted_cross_entropy, runner_up
+from neural_polarizer.perturb import Ball, StepRule, perturb
+from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.rng import stream
+from neural_polarizer.surgery import Cut, Site, cut, feature_channels, insert, last_feature_map
+from neural_polarizer.train import Progress, silent
+
+Values = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralPolarizer:
+    """Learn one inserted linear layer that takes the backdoor out of a frozen network.
+
+    Source: Zhu et al., "Neural Polarizer", NeurIPS 2023, Alg. 1 (NPD), 2 (NPD-TU), 3 (NPD-TP), section 4.3 (-UU,
+    -UP); spec 3.  Departures: the defaults are those of docs/defaults.md; ``defenses.presets`` has the paper's own.
+
+    Args:
+        perturbation: "sample" gives each image its own, "universal" one to each batch (TU, UU).
+        goal: "targeted" descends towards a class (eqs. 8, 10), "untargeted" away from the label (eq. 7).
+        target: the attacker's class if known (TP, TU), "next" for ``(y + 1) mod K``, or None: the runner-up class
+            of each clean image under the current polarized model (eq. 4).
+        site: ``before:NAME`` or ``after:NAME``; None takes the last feature map.
+        init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;
+            "default" is the reference's plain batch norm with a warm-up.
+        epochs: T, outer passes over the clean images.
+        warmup_epochs: T0, passes with the benign loss alone ("default" only).
+        warmup_lr: learning rate of the warm-up's plain SGD.
+        batch_size: clean images a step.
+        lr: of the outer SGD.
+        lr_policy: "constant", or "cosine" to zero over all steps.
+        momentum: of the outer SGD.
+        weight_decay: of the outer SGD.
+        norm: of the perturbation, "l2" or "linf".
+        radii: rho in pixel units of [0, 1]; with several, the samples of a batch (universal: the batches) take them
+            in turn.
+        step_size: alpha of the inner steps, in pixel units.
+        steps: number of inner steps.
+        step_rule: "sign", or "gradient" for normalised gradient steps of the same length.
+        early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
+        benign_weight: lambda_1, of L_bn.
+        asr_weight: lambda_2, of L_asr.
+        bce_weight: lambda_3, of L_bce.
+        loss_form: "stable", or "clamped" as in the reference code.
+        bce_label: label of L_bce1: the "true" one (paper) or the "predicted" one (reference code).
+        bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
+            statistics; running ones follow the clean images alone).
+        precision: "fp32", or "bf16" autocast (losses and projection stay in float32).
+
+    Raises:
+        BadInputError: a setting is out of its range.
+    """
+
+    perturbation: Literal["sample", "universal"] = "sample"
+    goal: Literal["targeted", "untargeted"] = "targeted"
+    target: int | Literal["next"] | None = None
+    site: str | None = None
+    init: Literal["calibrated", "default"] = "calibrated"
+    epochs: int = 50
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-4
+    batch_size: int = 128
+    lr: float = 0.01
+    lr_policy: Literal["constant", "cosine"] = "constant"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    norm: Literal["l2", "linf"] = "l2"
+    radii: tuple[float, ...] = (3.0,)
+    step_size: float = 0.1
+    steps: int = 2
+    step_rule: StepRule = "sign"
+    early_stop: float | None = None
+    benign_weight: float = 1.0
+    asr_weight: float = 0.4
+    bce_weight: float = 0.4
+    loss_form: LossForm = "stable"
+    bce_label: Literal["true", "predicted"] = "true"
+    bn_outer: Literal["eval", "train_clean_stats"] = "eval"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.warmup_epochs < 0 or self.steps < 0 or self.batch_size < 1:
+            raise BadInputError("epochs and steps must not be negative, and the batch size at least 1")
+        if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in self.radii):
+            raise BadInputError(f"radii must be finite and not negative, got {self.radii}")
+        if not (self.lr > 0 and self.step_size > 0):
+            raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
+        if self.goal == "untargeted" and self.target is not None:
+            raise BadInputError("an untargeted perturbation has no target class; leave target out")
+
+    def repair(
+        self,
+        model: nn.Module,
+        clean: ImageSet,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        progress: Progress = silent,
+    ) -> Purified:
+        """Learn the polarizer for ``model`` from ``clean``; ``model`` is untouched.
+
+        Args:
+            model: float pixels in [0, 1] to logits ``(n, k)``.
+            clean: the defender's images.
+            seed: fixes the order of the batches, the only randomness there is.
+            device: where to compute.
+            progress: told about every step.
+
+        Raises:
+            BadInputError: no images, an unknown or unusable site, or a class count that does not fit.
+        """
+        started = time.perf_counter()
+        learner = _Learner(self, model, clean, torch.device(device))
+        learner.cache()
+        cached = time.perf_counter()
+        if self.init == "calibrated":
+            learner.calibrate()
+        else:
+            learner.warm_up(seed, progress)
+        warm = time.perf_counter()
+        history = learner.optimise(seed, progress)
+        done = time.perf_counter()
+        polarized = learner.model.to("cpu").eval().requires_grad_(True)
+        seconds = {"features": cached - started, "warm_up": warm - cached, "optimise": done - warm}
+        return Purified(polarized, learner.polarizer, str(learner.site), history, seconds, tuple(learner.notes))
+
+
+class _Learner:
+    """The state of one run: the polarized copy, its two parts, and the clean images' cached prefix values."""
+
+    def __init__(self, settings: NeuralPolarizer, model: nn.Module, clean: ImageSet, device: torch.device) -> None:
+        if len(clean) == 0:
+            raise BadInputError(f"{clean.source}: the clean set is empty; NPD needs at least a few images a class")
+        self.settings = settings
+        self.device = device
+        self.images = clean.images.to(device)
+        self.labels = clean.labels.to(device)
+        self.notes: list[str] = []
+        frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        probe = to_pixels(self.images[:4])
+        self.site = last_feature_map(frozen, probe) if settings.site is None else Site.parse(settings.site)
+        channels = feature_channels(frozen, self.site, probe)
+        self.polarizer = Polarizer(channels).to(device).eval()
+        self.model = insert(frozen, self.site, self.polarizer)
+        self.prefix, self.tail = self._cut(probe)
+        with torch.no_grad():
+            self.num_classes = int(self.model(probe).shape[1])
+        self._check_classes(clean)
+        self.values: Values = ()
+
+    def _cut(self, probe: Tensor) -> tuple[Callable[[Tensor], Values], Callable[..., Tensor]]:
+        parts = cut(self.model, self.polarizer, probe)
+        if isinstance(parts, Cut):
+            return parts.prefix, parts.tail
+        self.notes.append(f"full forward passes instead of cached features: {parts}")
+        return lambda pixels: (pixels,), self.model
+
+    def _check_classes(self, clean: ImageSet) -> None:
+        highest = int(clean.labels.max())
+        if highest >= self.num_classes:
+            raise BadInputError(
+                f"{clean.source}: has label {highest}, but the model knows {self.num_classes} classes (0 to "
+                f"{self.num_classes - 1}); is this the right data set?"
+            )
+        target = self.settings.target
+        if isinstance(target, int) and not 0 <= target < self.num_classes:
+            raise BadInputError(f"the target class must lie in 0..{self.num_classes - 1}, got {target}")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def _logits(self, values: Values) -> Float[Tensor, "n k"]:
+        with self._autocast():
+            return self.tail(*values).float()
+
+    def _predict(self, pixels: Tensor) -> Float[Tensor, "n k"]:
+        with self._autocast():
+            return self.tail(*self.prefix(pixels)).float()
+
+    @torch.no_grad()
+    def cache(self) -> None:
+        """Compute what the frozen prefix gives for every clean image, once: there is no augmentation."""
+        parts = []
+        for images in self.images.split(self.settings.batch_size):
+            with self._autocast():
+                parts.append(self.prefix(to_pixels(images)))
+        self.values = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _batches(self, seed: int, phase: str, epoch: int) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.labels), generator=stream(seed, phase, epoch)).to(self.device)
+        yield from order.split(self.settings.batch_size)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return math.ceil(len(self.labels) / self.settings.batch_size)
+
+    @torch.no_grad()
+    def calibrate(self) -> None:
+        """Make the polarizer the exact identity with the clean images' statistics."""
+        sums: list[tuple[Tensor, Tensor, int]] = []
+
+        def note(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            features = args[0].double()
+            sums.append((features.sum((0, 2, 3)), features.square().sum((0, 2, 3)), features[:, 0].numel()))
+
+        handle = self.polarizer.register_forward_pre_hook(note)
+        try:
+            for start in range(0, len(self.labels), self.settings.batch_size):
+                self._logits(tuple(value[start : start + self.settings.batch_size] for value in self.values))
+        finally:
+            handle.remove()
+        first, second, count = (sum(column) for column in zip(*sums, strict=True))
+        mean = first / count
+        self.polarizer.calibrate(mean, (second / count - mean.square()).clamp_min(0))
+
+    def warm_up(self, seed: int, progress: Progress) -> None:
+        """T0 epochs of plain SGD on the benign loss, batch norm in training mode (spec 3.4)."""
+        total = self.settings.warmup_epochs * self._steps_per_epoch
+        optimizer = torch.optim.SGD(self.polarizer.parameters(), lr=self.settings.warmup_lr)
+        self.polarizer.train()
+        for epoch in range(self.settings.warmup_epochs):
+            for step, rows in enumerate(self._batches(seed, "warm-up", epoch)):
+                logits = self._logits(tuple(value[rows] for value in self.values))
+                loss = F.cross_entropy(logits, self.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                progress("warm-up", epoch * self._steps_per_epoch + step + 1, total)
+        self.polarizer.eval()
+
+    def optimise(self, seed: int, progress: Progress) -> list[dict[str, float]]:
+        """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
+        settings, steps = self.settings, self._steps_per_epoch
+        optimizer = torch.optim.SGD(
+            self.polarizer.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        history: list[dict[str, float]] = []
+        for epoch in range(settings.epochs):
+            last_finite = copy.deepcopy(self.polarizer.state_dict())
+            totals: dict[str, Tensor | float] = defaultdict(float)
+            for step, rows in enumerate(self._batches(seed, "optimise", epoch)):
+                done = epoch * steps + step
+                if settings.lr_policy == "cosine":
+                    rate = settings.lr * 0.5 * (1 + math.cos(math.pi * done / (settings.epochs * steps)))
+                    optimizer.param_groups[0]["lr"] = rate
+                loss, terms = self._outer_loss(rows, done)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                for name, value in terms.items():
+                    totals[name] += value * len(rows) / len(self.labels)
+                progress("optimise", done + 1, settings.epochs * steps)
+            record = {"epoch": float(epoch + 1), **{name: float(value) for name, value in totals.items()}}
+            finite = all(bool(tensor.isfinite().all()) for tensor in self.polarizer.state_dict().values())
+            if not finite or not all(map(math.isfinite, record.values())):
+                self.polarizer.load_state_dict(last_finite)
+                self.notes.append(f"the loss was not finite in epoch {epoch + 1}; kept the polarizer of epoch {epoch}")
+                break
+            history.append(record)
+        return history
+
+    def _outer_loss(self, rows: Tensor, done: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 6 on one batch, and its parts for the record."""
+        settings = self.settings
+        labels = self.labels[rows]
+        values = tuple(value[rows] for value in self.values)
+        logits = self._logits(values)
+        targets = self._targets(logits.detach(), labels)
+        # Where the attacker's class is the true one, L_asr would fight L_bce1, so such images stay benign (spec 3.6).
+        kept = (targets != labels).nonzero()[:, 0] if settings.target is not None else torch.arange(len(rows))
+        rows, targets, wanted = rows[kept], targets[kept], labels[kept]
+        pixels = to_pixels(self.images[rows])
+        delta = perturb(
+            self._predict,
+            pixels,
+            targets if settings.goal == "targeted" else wanted,
+            ball=Ball(settings.norm, self._radius(len(rows), done)),
+            steps=settings.steps,
+            step_size=settings.step_size,
+            targeted=settings.goal == "targeted",
+            universal=settings.perturbation == "universal",
+            rule=settings.step_rule,
+            stop_above=settings.early_stop,
+        )
+        with torch.no_grad(), self._autocast():
+            perturbed = self.prefix((pixels + delta).clamp(0, 1))
+        predicted = logits.detach()[kept].argmax(dim=1)
+        if settings.bn_outer == "train_clean_stats":
+            logits, adversarial = self._train_mode_logits(values, perturbed)
+        else:
+            adversarial = self._logits(perturbed)
+        if settings.goal == "untargeted":
+            targets = runner_up(adversarial.detach(), wanted)
+        benign = F.cross_entropy(logits, labels)
+        asr = asr_loss(adversarial, targets, settings.loss_form)
+        bce = boosted_cross_entropy(
+            adversarial, wanted, settings.loss_form, predicted if settings.bce_label == "predicted" else None
+        )
+        loss = settings.benign_weight * benign + settings.asr_weight * asr + settings.bce_weight * bce
+        terms = {
+            "loss": loss,
+            "loss_benign": benign,
+            "loss_asr": asr,
+            "loss_bce": bce,
+            "clean_accuracy": (logits.argmax(dim=1) == labels).float().mean(),
+            "surrogate_success": (adversarial.argmax(dim=1) == targets).float().mean(),
+        }
+        return loss, {name: value.detach() for name, value in terms.items()}
+
+    def _targets(self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        if self.settings.target is None:
+            return runner_up(logits, labels)
+        if self.settings.target == "next":
+            return (labels + 1) % self.num_classes
+        return torch.full_like(labels, self.settings.target)
+
+    def _radius(self, count: int, done: int) -> float | Tensor:
+        radii = self.settings.radii
+        if self.settings.perturbation == "universal" or len(radii) == 1:
+            return radii[done % len(radii)]
+        return torch.tensor(radii, device=self.device).repeat(math.ceil(count / len(radii)))[:count]
+
+    def _train_mode_logits(self, clean: Values, perturbed: Values) -> tuple[Tensor, Tensor]:
+        """Batch statistics for both forwards; only the clean one moves the running statistics."""
+        norm = self.polarizer.norm
+        momentum = norm.momentum
+        norm.train()
+        logits = self._logits(clean)
+        norm.momentum = 0.0
+        adversarial = self._logits(perturbed)
+        norm.momentum = momentum
+        norm.eval()
+        return logits, adversarial

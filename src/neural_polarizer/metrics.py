@@ -1,0 +1,124 @@
+"""ACC, ASR, RA and DER (spec 1.3), from one place; fractions in [0, 1], percent only when shown."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.poison import TriggeredSet
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.train import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """How a classifier does; None where there was nothing to measure it on.
+
+    Args:
+        acc: ACC, share of the clean test images classified correctly.
+        asr: ASR, share of the triggered test images classified as their poison label.
+        ra: RA, share of the same triggered images classified as their true label.
+        n_test: number of clean test images.
+        n_triggered: number of triggered test images.
+    """
+
+    acc: float | None = None
+    asr: float | None = None
+    ra: float | None = None
+    n_test: int = 0
+    n_triggered: int = 0
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    batch_size: int = 256,
+    progress: Progress = silent,
+) -> Int64[Tensor, " n"]:
+    """The most likely class of each image; the model is put into evaluation mode for the time being.
+
+    Args:
+        model: float pixels in [0, 1] to logits; its modes are restored afterwards, and so is its device.
+        images: what to classify.
+        device: where to compute.
+        precision: "fp32" or "bf16" autocast.
+        batch_size: images a forward pass.
+        progress: told about every batch.
+
+    Raises:
+        BadInputError: the model's output is not one logit a class of ``images``.
+    """
+    device = torch.device(device)
+    modes = {module: module.training for module in model.modules()}
+    home = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    model.to(device).eval()
+    found = []
+    try:
+        batches = images.images.split(batch_size)
+        for done, batch in enumerate(batches, start=1):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = model(to_pixels(batch.to(device)))
+            if logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
+                raise BadInputError(
+                    f"{images.source}: has label {int(images.labels.max())}, but the model's output is "
+                    f"{tuple(logits.shape)}; it needs N x K with a logit for every class"
+                )
+            found.append(logits.argmax(dim=1).cpu())
+            progress("evaluate", done, len(batches))
+    finally:
+        model.to(home)
+        for module, training in modes.items():
+            module.training = training
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def evaluate(
+    model: nn.Module,
+    test: ImageSet | None = None,
+    triggered: TriggeredSet | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    progress: Progress = silent,
+) -> Metrics:
+    """ACC on ``test``, ASR and RA on ``triggered``, in evaluation mode.
+
+    Triggered images whose poison label equals the true one say nothing about the attack and are left out
+    (spec 1.2: all-to-one drops the target class, all-to-all nothing).
+
+    Raises:
+        BadInputError: a set is empty, or the model's output does not fit.
+    """
+    acc = asr = ra = None
+    attacked = 0
+    if test is not None:
+        if len(test) == 0:
+            raise BadInputError(f"{test.source}: the test set is empty")
+        found = predict(model, test, device=device, precision=precision, progress=progress)
+        acc = _share(found == test.labels)
+    if triggered is not None:
+        told = triggered.images.labels != triggered.true_labels
+        attacked = int(told.sum())
+        if attacked == 0:
+            raise BadInputError(f"{triggered.images.source}: no triggered image has a poison label of its own")
+        images, true_labels = triggered.images.select(told), triggered.true_labels[told]
+        found = predict(model, images, device=device, precision=precision, progress=progress)
+        asr, ra = _share(found == images.labels), _share(found == true_labels)
+    return Metrics(acc=acc, asr=asr, ra=ra, n_test=0 if test is None else len(test), n_triggered=attacked)
+
+
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
+
+
+def defense_effectiveness(before: Metrics, after: Metrics) -> float | None:
+    """DER (paper section 4.1, first eq. 7), in [0, 1]; 0.5 for an unchanged model, None if a rate is missing."""
+    if before.acc is None or before.asr is None or after.acc is None or after.asr is None:
+        return None
+    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2

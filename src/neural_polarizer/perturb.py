@@ -1,0 +1,98 @@
+"""The inner problem: adversarial perturbations that stand in for the unknown trigger (paper eqs. 5, 8, 10)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from neural_polarizer.errors import BadInputError
+
+StepRule = Literal["sign", "gradient"]
+
+
+@dataclass(frozen=True)
+class Ball:
+    """All perturbations up to a radius, in pixel units of [0, 1], a sample each.
+
+    Args:
+        norm: "l2" (over all channels and pixels) or "linf".
+        radius: rho, not negative: one for all samples, or one a sample as a tensor ``(n,)``.
+    """
+
+    norm: Literal["l2", "linf"]
+    radius: float | Tensor
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("l2", "linf"):
+            raise BadInputError(f"the norm must be l2 or linf, got {self.norm!r}")
+        if not isinstance(self.radius, Tensor) and not self.radius >= 0:
+            raise BadInputError(f"the radius must not be negative, got {self.radius}")
+
+    def project(self, delta: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """The nearest perturbation inside the ball, for each sample."""
+        radius = torch.as_tensor(self.radius, dtype=delta.dtype, device=delta.device).view(-1, 1, 1, 1)
+        if self.norm == "linf":
+            return delta.clamp(-radius, radius)
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return delta * (radius / length.clamp_min(1e-12)).clamp_max(1)
+
+
+def perturb(
+    predict: Callable[[Tensor], Tensor],
+    pixels: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    *,
+    ball: Ball,
+    steps: int,
+    step_size: float,
+    targeted: bool = True,
+    universal: bool = False,
+    rule: StepRule = "sign",
+    stop_above: float | None = None,
+) -> Float[Tensor, "m c h w"]:
+    """Projected gradient steps on the cross-entropy, from zero.
+
+    Targeted: towards ``labels`` (eq. 8; eq. 10 if universal). Untargeted: away from them (eq. 7). The network sees
+    ``clip(pixels + delta, 0, 1)``. Only ``delta`` gets a gradient; no parameter's ``.grad`` is touched.
+
+    Args:
+        predict: pixels to logits; deterministic, in evaluation mode.
+        pixels: the clean images, in [0, 1].
+        labels: targets (targeted) or true labels (untargeted).
+        ball: the constraint on each perturbation.
+        steps: number of steps, 0 or more.
+        step_size: alpha, in pixel units.
+        targeted: descend (True) or ascend (False).
+        universal: one perturbation for the whole batch, from the summed gradient.
+        rule: "sign" steps by ``alpha * sign(g)``; "gradient" by ``alpha * sqrt(d) * g / |g|_2`` with d the number
+            of values of an image, so that both rules take steps of the same length.
+        stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only). The
+            test reads the next step's forward pass, so it costs nothing.
+
+    Returns:
+        The perturbations: m = n, or m = 1 if universal. Inside the ball; not clipped to the pixel range.
+    """
+    delta = torch.zeros_like(pixels[:1] if universal else pixels)
+    sign = -1.0 if targeted else 1.0
+    for step in range(steps):
+        point = delta.requires_grad_()
+        logits = predict((pixels + point).clamp(0, 1)).float()
+        if stop_above is not None and targeted and step > 0:
+            reached = (logits.argmax(dim=1) == labels).float().mean()
+            if reached > stop_above:
+                break
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, point)  # unlike backward(), leaves every parameter's .grad alone
+        delta = ball.project(point.detach() + sign * step_size * _direction(gradient, rule))
+    return delta.detach()
+
+
+def _direction(gradient: Float[Tensor, "m c h w"], rule: StepRule) -> Float[Tensor, "m c h w"]:
+    if rule == "sign":
+        return gradient.sign()
+    length = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)
+    return gradient / length * gradient[0].numel() ** 0.5

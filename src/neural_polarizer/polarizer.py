@@ -1,0 +1,50 @@
+"""The layer itself (paper section 3.2)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neural_polarizer.errors import BadInputError
+
+
+class Polarizer(nn.Module):
+    """The linear layer g_theta of the paper: a 1x1 convolution and batch norm that start out as the identity.
+
+    In training mode the batch norm standardises each channel; in evaluation mode the layer is an affine map per
+    pixel, and until it has seen data it is the identity up to ``1 / sqrt(1 + eps)``.
+
+    Source: Zhu et al., NeurIPS 2023, section 3.2 and Fig. 2; spec 3.1.  Departures: none.
+    Shape: ``(n, channels, h, w)`` to the same shape.
+
+    Args:
+        channels: C, the channels of the feature map it is put on.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        nn.init.dirac_(self.mix.weight)
+
+    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return self.norm(self.mix(features))
+
+    @torch.no_grad()
+    def calibrate(self, mean: Float[Tensor, " c"], var: Float[Tensor, " c"]) -> None:
+        """Take over a channel's statistics and make the layer the exact identity in evaluation mode.
+
+        The running statistics become ``mean`` and ``var``, and ``gamma = sqrt(var + eps)``, ``beta = mean`` undo
+        them (spec 3.4). Only the norm changes.
+
+        Raises:
+            BadInputError: the convolution has been trained already, so no norm can restore the identity.
+        """
+        weight = self.mix.weight[:, :, 0, 0]
+        if not torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device)):
+            raise BadInputError("only a polarizer whose convolution is still the identity can be calibrated")
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(var)
+        self.norm.weight.copy_((self.norm.running_var + self.norm.eps).sqrt())
+        self.norm.bias.copy_(self.norm.running_mean)

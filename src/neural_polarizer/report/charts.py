@@ -1,0 +1,157 @@
+"""The geometry of a line chart; a template turns it into SVG."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neural_polarizer.report.values import number, percent
+
+WIDTH, HEIGHT = 460, 270
+LEFT, RIGHT, TOP, BOTTOM = 52, 446, 14, 226
+_MARKERS_UP_TO = 25  # more epochs than this and the markers would merge into a smear
+_LARGEST = 1e100  # beyond it, differences and tick steps could overflow
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: where, and what it says."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series: unbroken runs of points in SVG units, with a gap where a value is missing."""
+
+    label: str
+    runs: tuple[tuple[Point, ...], ...]
+    markers: tuple[Point, ...]
+    latest: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Everything a template needs to draw one chart."""
+
+    title: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """The ranges shown, and how they map to SVG units."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+
+    def x(self, epoch: float) -> float:
+        margin = 0.5 if self.left == self.right else 0.0
+        return _scale(epoch, self.left - margin, self.right + margin, LEFT, RIGHT)
+
+    def y(self, value: float) -> float:
+        return _scale(value, self.bottom, self.top, BOTTOM, TOP)
+
+    def places(self, epochs: Sequence[float], column: Sequence[float | None]) -> list[Point | None]:
+        pairs = zip(epochs, column, strict=True)
+        return [None if value is None else (self.x(epoch), self.y(value)) for epoch, value in pairs]
+
+
+def line_chart(
+    title: str, history: Sequence[Mapping[str, Any]], labels: Mapping[str, str], *, shares: bool = False
+) -> Chart | None:
+    """Lay out the values of ``history`` over its epochs.
+
+    Args:
+        title: what the chart shows.
+        history: one mapping per epoch; missing and non-finite values leave a gap.
+        labels: the keys to draw, each with its name in the legend.
+        shares: the values are shares in [0, 1] and are labelled as percentages.
+
+    Returns:
+        The chart, or ``None`` if there is nothing to draw.
+    """
+    epochs = [_epoch(row, index) for index, row in enumerate(history, start=1)]
+    columns = {key: [_plottable(row.get(key)) for row in history] for key in labels}
+    columns = {key: column for key, column in columns.items() if any(value is not None for value in column)}
+    values = [value for column in columns.values() for value in column if value is not None]
+    if not values:
+        return None
+    levels = [0.0, 0.25, 0.5, 0.75, 1.0] if shares else nice_ticks(min(0.0, *values), max(values))
+    axes = _Axes(min(epochs), max(epochs), levels[0], levels[-1])
+    show = percent if shares else _three_digits
+    return Chart(
+        title=title,
+        x_ticks=tuple(Tick(axes.x(epoch), f"{epoch:g}") for epoch in epoch_ticks(axes.left, axes.right)),
+        y_ticks=tuple(Tick(axes.y(level), f"{level:.0%}" if shares else f"{level:.4g}") for level in levels),
+        lines=tuple(
+            _line(labels[key], axes.places(epochs, column), show(_last(column)))
+            for key, column in columns.items()
+        ),
+    )
+
+
+def nice_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
+    """Round numbers at equal steps that enclose [low, high]."""
+    step = _nice_step((high - low) / about if high > low else max(abs(high), 1.0) / about)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
+
+
+def epoch_ticks(low: float, high: float, *, about: int = 6) -> list[float]:
+    """Whole epochs in [low, high], the first included, at most about ``about`` of them."""
+    step = max(1.0, float(math.ceil(_nice_step((high - low) / about)))) if high > low else 1.0
+    round_ones = range(math.floor(low / step) + 1, math.floor(high / step) + 1)
+    wanted = [low, *(step * index for index in round_ones)]
+    return [x for index, x in enumerate(wanted) if index != 1 or x - low > step / 2]
+
+
+def _nice_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(max(rough, 1e-12)))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10, 20) if factor * power >= rough * (1 - 1e-9))
+
+
+def _epoch(row: Mapping[str, Any], index: int) -> float:
+    stated = _plottable(row.get("epoch"))
+    return float(index) if stated is None else stated
+
+
+def _plottable(value: Any) -> float | None:
+    known = number(value)
+    return None if known is None or abs(known) > _LARGEST else known
+
+
+def _scale(value: float, low: float, high: float, start: float, stop: float) -> float:
+    return round(start + (value - low) / (high - low) * (stop - start), 2)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _last(column: Sequence[float | None]) -> float:
+    return next(value for value in reversed(column) if value is not None)
+
+
+def _line(label: str, places: Sequence[Point | None], latest: str) -> Line:
+    runs: list[list[Point]] = [[]]
+    for place in places:
+        if place is not None:
+            runs[-1].append(place)
+        elif runs[-1]:
+            runs.append([])
+    known = tuple(place for place in places if place is not None)
+    alone = tuple(run[0] for run in runs if len(run) == 1)  # a run of one point has no line to be seen by
+    return Line(
+        label=label,
+        runs=tuple(tuple(run) for run in runs if len(run) > 1),
+        markers=known if len(known) <= _MARKERS_UP_TO else alone,
+        latest=latest,
+    )

@@ -1,0 +1,73 @@
+"""What was done to the model, in a handful of sentences, and where the new layer sits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neural_polarizer.report.values import count, table
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One box in the drawing of the network."""
+
+    title: str
+    note: str
+    kind: str  # "end" for what goes in and comes out, "frozen", or "new"
+
+
+@dataclass(frozen=True)
+class Story:
+    """The sentences, and the boxes from the image to the answer; no boxes if no layer was inserted."""
+
+    sentences: tuple[str, ...]
+    stages: tuple[Stage, ...]
+
+
+def story(record: Mapping[str, Any]) -> Story:
+    """Tell what the method did; only for ``npd`` are the details known here."""
+    method = str(record.get("method") or "npd")
+    if method != "npd":
+        return Story(
+            (
+                f"The defense {method} was applied to a copy of the model, with the settings listed below.",
+                "The original file was only read.",
+            ),
+            (),
+        )
+    site = str(record.get("site") or "")
+    where, _, layer = site.partition(":")
+    if not layer:
+        where, layer = "at", site
+    return Story(_sentences(record, where, layer), _stages(where, layer))
+
+
+def _sentences(record: Mapping[str, Any], where: str, layer: str) -> tuple[str, ...]:
+    images = count(record.get("n_clean"))
+    with_images = f"{images} clean images" if images else "a few clean images"
+    epochs = count(table(record, "config").get("epochs"))
+    for_epochs = f" for {epochs} epoch{'' if epochs == '1' else 's'}" if epochs else ""
+    return (
+        "Every weight of the original network was frozen, and its file was only read.",
+        f"One small layer, the polarizer, was inserted {where} {layer or 'the chosen layer'}: "
+        "a 1\N{MULTIPLICATION SIGN}1 convolution, which mixes the feature channels, and a batch norm.",
+        f"Only this layer was trained{for_epochs}, on {with_images} from the defender; "
+        "no image with the real trigger was used.",
+        "Because the trigger is unknown, each step first looked for small perturbations that make the "
+        "network choose a wrong class, and used them in its place.",
+        "The layer learned to block such perturbations and to let everything else pass, "
+        "so that clean images keep their answer and a trigger loses its grip.",
+    )
+
+
+def _stages(where: str, layer: str) -> tuple[Stage, ...]:
+    polarizer = Stage("Polarizer", "new, trained", "new")
+    site = Stage(layer or "Chosen layer", "frozen", "frozen")
+    middle = (polarizer, site) if where == "before" else (site, polarizer)
+    return (
+        Stage("Image", "in", "end"),
+        Stage("Earlier layers", "frozen", "frozen"),
+        *middle,
+        Stage("Later layers", "frozen", "frozen"),
+        Stage("Class", "out", "end"),
+    )

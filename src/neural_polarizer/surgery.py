@@ -1,0 +1,211 @@
+"""Putting the polarizer into a network, and cutting the network there; always on a copy."""
+
+import copy
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.polarizer import Polarizer
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a network: ``before`` or ``after`` the module of that name.
+
+    Names are those of the network itself; a normalisation around it is not counted.
+    """
+
+    side: Literal["before", "after"]
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """Read ``before:NAME`` or ``after:NAME``.
+
+        Raises:
+            BadInputError: any other form.
+        """
+        side, _, name = text.partition(":")
+        if side == "before" and name:
+            return cls("before", name)
+        if side == "after" and name:
+            return cls("after", name)
+        raise BadInputError(f"site {text!r}: expected before:NAME or after:NAME, as in after:layer4")
+
+    def __str__(self) -> str:
+        return f"{self.side}:{self.name}"
+
+
+class PolarizedModule(nn.Module):
+    """A module of the network with the polarizer before or behind it, in that module's place."""
+
+    def __init__(self, module: nn.Module, polarizer: Polarizer, side: Literal["before", "after"]) -> None:
+        super().__init__()
+        self.module = module
+        self.polarizer = polarizer
+        self.side = side
+
+    def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.side == "before":
+            return self.module(self.polarizer(features), *args, **kwargs)
+        return self.polarizer(self.module(features, *args, **kwargs))
+
+
+def full_name(model: nn.Module, site: Site) -> str:
+    """The site's module name as ``model`` itself spells it.
+
+    Raises:
+        BadInputError: there is no such module; the nearest names are listed.
+    """
+    network = model.network if isinstance(model, Normalized) else model
+    names = [name for name, _ in network.named_modules() if name]
+    if site.name not in names:
+        near = difflib.get_close_matches(site.name, names, n=5, cutoff=0.3) or names[-5:]
+        raise BadInputError(f"site {str(site)!r}: no such module; the nearest names are {', '.join(near)}")
+    return f"network.{site.name}" if network is not model else site.name
+
+
+def insert(model: nn.Module, site: Site, polarizer: Polarizer) -> nn.Module:
+    """A copy of ``model`` with ``polarizer`` (the very object) at ``site``; ``model`` is untouched.
+
+    Raises:
+        BadInputError: the site does not exist.
+    """
+    name = full_name(model, site)
+    polarized = copy.deepcopy(model)
+    parent, _, child = name.rpartition(".")
+    wrapped = PolarizedModule(polarized.get_submodule(name), polarizer, site.side)
+    setattr(polarized.get_submodule(parent), child, wrapped)
+    return polarized
+
+
+@contextmanager
+def _watch(model: nn.Module, names: dict[nn.Module, str], seen: list[tuple[str, Any, Any]]) -> Iterator[None]:
+    """Note (name, inputs, output) of every call of a named module while the block runs; hooks always go."""
+    handles = [
+        module.register_forward_hook(lambda m, args, out: seen.append((names[m], args, out))) for module in names
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def feature_channels(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h w"]) -> int:
+    """C of the feature map at ``site``, found by one forward pass in evaluation mode.
+
+    Raises:
+        BadInputError: the site does not exist, never runs, runs more than once, or holds no N x C x H x W tensor.
+    """
+    module = model.get_submodule(full_name(model, site))
+    seen: list[tuple[str, Any, Any]] = []
+    with _watch(model, {module: site.name}, seen):
+        model(pixels)
+    if len(seen) != 1:
+        raise BadInputError(f"site {str(site)!r}: runs {len(seen)} times in a forward pass; it must run exactly once")
+    _, args, output = seen[0]
+    value = output if site.side == "after" else (args[0] if args else None)
+    if not isinstance(value, Tensor) or value.ndim != 4:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise BadInputError(f"site {str(site)!r}: needs a feature map N x C x H x W, found {found}")
+    return int(value.shape[1])
+
+
+@torch.no_grad()
+def last_feature_map(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
+    """The default site: behind the last module that gives a feature map, poolings left aside.
+
+    In networks that end in "features, pooling, linear head" no path bypasses this place, and the layer there can be
+    learned at the price of the head alone (docs/defaults.md has the measurements).
+
+    Raises:
+        BadInputError: no module of the network gives an N x C x H x W tensor.
+    """
+    network = model.network if isinstance(model, Normalized) else model
+    names = {module: name for name, module in network.named_modules() if name}
+    seen: list[tuple[str, Any, Any]] = []
+    with _watch(model, names, seen):
+        model(pixels)
+    pooling = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool2d, nn.Dropout, nn.Identity)
+    maps = [
+        name
+        for name, _, output in seen
+        if isinstance(output, Tensor) and output.ndim == 4 and not isinstance(network.get_submodule(name), pooling)
+    ]
+    if not maps:
+        raise BadInputError("this network has no feature maps N x C x H x W, so there is no site for the polarizer")
+    return Site("after", maps[-1])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A polarized network in two parts: ``tail(*prefix(pixels))`` equals ``model(pixels)``.
+
+    The prefix holds everything that does not depend on the polarizer and gives all values that the rest needs,
+    those of residual branches included; the tail begins with the polarizer. Both share the model's modules.
+    """
+
+    prefix: fx.GraphModule
+    tail: fx.GraphModule
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Polarizer) or super().is_leaf_module(m, module_qualified_name)
+
+
+@torch.no_grad()
+def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]) -> Cut | str:
+    """Cut ``model`` in front of its ``polarizer``, or say in words why that is not possible.
+
+    The two parts are tried on ``pixels`` (evaluation mode) and must give the model's own logits.
+    """
+    try:
+        graph = _Tracer().trace(model)
+        parts = _split(model, graph, polarizer)
+        values = parts.prefix(pixels)
+        logits, expected = parts.tail(*values), model(pixels)
+    except Exception as error:  # a foreign network may raise anything while it is traced
+        return f"the network cannot be traced: {type(error).__name__}: {str(error).splitlines()[:1]}"
+    if not all(isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1] for value in values):
+        return "a value that crosses the cut does not belong to single images"
+    if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-4):
+        return "the traced network gives other logits than the network itself"
+    return parts
+
+
+def _split(model: nn.Module, graph: fx.Graph, polarizer: Polarizer) -> Cut:
+    (site,) = [n for n in graph.nodes if n.op == "call_module" and model.get_submodule(n.target) is polarizer]
+    tail, varying = {site}, set()
+    for node in graph.nodes:
+        if any(source in tail for source in node.all_input_nodes):
+            tail.add(node)
+        if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
+            varying.add(node)
+    crossing = [n for n in graph.nodes if n in varying and n not in tail and any(user in tail for user in n.users)]
+
+    first = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node not in tail and node.op != "output":
+            copies[node] = first.node_copy(node, copies.__getitem__)
+    first.output(tuple(copies[node] for node in crossing))
+    first.eliminate_dead_code()
+
+    second = fx.Graph()
+    copies = {node: second.placeholder(f"value_{i}") for i, node in enumerate(crossing)}
+    for node in graph.nodes:
+        if node in tail or node not in varying:
+            copies[node] = second.node_copy(node, copies.__getitem__)
+    second.eliminate_dead_code()
+    return Cut(fx.GraphModule(model, first), fx.GraphModule(model, second))

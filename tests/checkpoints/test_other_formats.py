@@ -1,0 +1,112 @@
+"""Files that are no checkpoints get a reason and a remedy of their own."""
+
+import gzip
+import os
+import pickle
+import random
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from neural_polarizer.checkpoints import read_checkpoint
+from neural_polarizer.errors import BadInputError
+from tests.checkpoints.building import members_of, zipped
+
+
+def _refuse(path: Path, message: str) -> None:
+    with pytest.raises(BadInputError, match=message) as caught:
+        read_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).isprintable()
+    assert "; " in str(caught.value)
+
+
+@pytest.mark.parametrize("extension", ["pt", "pth", "safetensors", "onnx", ""])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><html>", "a web page, not a model; download the file itself"),
+        (b"\xef\xbb\xbf\n <html><head>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (gzip.compress(b"x"), "compressed with gzip; unpack it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x053", "an ONNX model"),
+        (pickle.dumps({"a": 1}), "a bare pickle, which can only be run"),
+        (pickle.dumps({"a": 1}, protocol=2), "a bare pickle"),
+        (random.Random(0).randbytes(1000), "not a model file that this program knows"),
+        (b"\x80", "a bare pickle"),
+        (b"PK\3\4", "a truncated zip file"),
+        (b"PK\5\6" + bytes(18), "not a model file"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, data: bytes, message: str, extension: str) -> None:
+    path = tmp_path / f"model.{extension}"
+    path.write_bytes(data)
+    _refuse(path, message)
+
+
+def test_a_legacy_torch_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({"w": torch.ones(1)}, path, _use_new_zipfile_serialization=False)
+    _refuse(path, "the torch.save format from before PyTorch 1.6")
+
+
+def test_a_tar_archive(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    with tarfile.open(tmp_path / "m.pt", "w") as archive:
+        archive.add(tmp_path / "x")
+    _refuse(tmp_path / "m.pt", "a tar archive")
+
+
+@pytest.mark.parametrize("member", ["archive/constants.pkl", "archive/code/__torch__.py"])
+def test_a_torchscript_program(tmp_path: Path, member: str) -> None:
+    _refuse(zipped(tmp_path / "m.pt", {**members_of({"w": torch.ones(1)}), member: b""}), "a TorchScript program")
+
+
+@pytest.mark.parametrize("member", ["archive_format", "m/archive_format", "serialized_exported_program.json"])
+def test_an_exported_program(tmp_path: Path, member: str) -> None:
+    _refuse(zipped(tmp_path / "m.pt2", {member: b"pt2"}), r"an exported program \(\.pt2\)")
+
+
+def test_another_zip_file(tmp_path: Path) -> None:
+    _refuse(zipped(tmp_path / "m.pt", {"word/document.xml": b"<x/>"}), "a zip file that torch.save did not write")
+
+
+def test_a_path_that_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    _refuse(tmp_path / "fifo", "not a regular file but a pipe or a device")  # and does not wait for a writer
+    _refuse(tmp_path, "a folder; give the model file inside it")
+    _refuse(tmp_path / "missing.pt", "No such file or directory")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    _refuse(tmp_path / "loop", "cannot be read")
+    with pytest.raises(BadInputError, match="not a regular file"):
+        read_checkpoint(Path(os.devnull))
+    with pytest.raises(BadInputError, match=r"a\\x00b: cannot be read \(embedded null byte\)"):
+        read_checkpoint(Path("a\0b"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "m.pt", members_of({"w": torch.ones(1)}))
+    path.chmod(0)
+    _refuse(path, "Permission denied")
+
+
+def test_a_file_name_with_escape_codes(tmp_path: Path) -> None:
+    path = tmp_path / "\x1b[31m\n.pt"
+    path.write_bytes(b"")
+    with pytest.raises(BadInputError, match=r"\\x1b\[31m\\n\.pt: an empty file"):
+        read_checkpoint(path)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"")
+    with path.open("rb+") as file:
+        file.truncate(40 << 30)  # sparse: it takes no room
+    _refuse(path, "a truncated zip file, or one with bytes after its end")

@@ -1,0 +1,177 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from neural_polarizer.data.decode import decode, decode_all
+from neural_polarizer.errors import BadInputError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, rows: int, *, interlaced: bool = False) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, int(interlaced))
+    body = zlib.compress(bytes((width * 3 + 1) * rows))
+    return (
+        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
+    )
+
+
+def one(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    return decode(data, size=size, where="a.img")
+
+
+RGB = Image.fromarray(PIXELS)
+OTHER = RGB.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+LOSSLESS: dict[str, bytes] = {
+    "png": encoded(RGB, "PNG"),
+    "webp": encoded(RGB, "WEBP", lossless=True),
+    "bmp": encoded(RGB, "BMP"),
+    "ppm": encoded(RGB, "PPM"),
+    "tiff": encoded(RGB, "TIFF"),
+    "tiff-lzw": encoded(RGB, "TIFF", compression="tiff_lzw"),
+    "png-animated": encoded(RGB, "PNG", save_all=True, append_images=[OTHER]),
+    "webp-animated": encoded(RGB, "WEBP", lossless=True, save_all=True, append_images=[OTHER]),
+    "tiff-pages": encoded(RGB, "TIFF", save_all=True, append_images=[OTHER]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_formats_keep_every_bit_of_the_first_frame(name: str) -> None:
+    assert (one(LOSSLESS[name]) == PIXELS).all()
+
+
+@pytest.mark.parametrize("name", [*LOSSLESS, "jpeg", "gif"])
+def test_every_prefix_of_a_file_is_refused_or_shows_the_whole_image(name: str) -> None:
+    data = LOSSLESS.get(name) or encoded(RGB, name)
+    whole, refused = one(data), 0
+    for end in range(len(data)):
+        try:
+            assert (one(data[:end]) == whole).all()
+        except BadInputError:
+            refused += 1
+    assert refused > 20
+
+
+def test_a_palette_and_an_animated_gif_give_the_first_frame_in_rgb() -> None:
+    red, blue = (Image.new("P", (3, 2), 1) for _ in range(2))
+    red.putpalette([0, 0, 0, 255, 0, 0])
+    blue.putpalette([0, 0, 0, 0, 0, 255])
+    got = one(encoded(red, "GIF", save_all=True, append_images=[blue]))
+    assert (got == [255, 0, 0]).all()
+    assert got.shape == (2, 3, 3)
+
+
+RULES: dict[str, tuple[Image.Image, str, list[int]]] = {
+    "grey": (Image.new("L", (2, 2), 77), "PNG", [77, 77, 77]),
+    "one bit": (Image.new("1", (2, 2), 1), "PNG", [255, 255, 255]),
+    "16-bit grey PNG": (Image.fromarray(np.full((2, 2), 0x1234, np.uint16)), "PNG", [0x12] * 3),
+    "16-bit grey TIFF": (Image.fromarray(np.full((2, 2), 0x1234, np.uint16)), "TIFF", [0x12] * 3),
+    "16-bit grey PGM": (Image.fromarray(np.full((2, 2), 0x1234, np.uint16)), "PPM", [0x12] * 3),
+    "alpha": (Image.new("RGBA", (2, 2), (200, 100, 50, 51)), "PNG", [40, 20, 10]),
+    "grey and alpha": (Image.new("LA", (2, 2), (200, 0)), "PNG", [0, 0, 0]),
+    "CMYK": (Image.new("CMYK", (2, 2), (255, 0, 0, 0)), "TIFF", [0, 255, 255]),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_pixel_layouts_follow_the_rules(name: str) -> None:
+    image, kind, expected = RULES[name]
+    assert (one(encoded(image, kind)) == expected).all()
+
+
+def test_a_transparent_palette_entry_becomes_black() -> None:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    assert (one(encoded(image, "PNG", transparency=1)) == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_the_exif_orientation_is_applied_once(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated 90 degrees clockwise
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert (one(encoded(RGB, kind, exif=exif, **options)) == np.rot90(PIXELS, -1)).all()
+
+
+def test_resizing_ignores_the_aspect_ratio_and_takes_height_first() -> None:
+    got = one(encoded(Image.new("RGB", (50, 1), (9, 8, 7)), "PNG"), size=(4, 3))
+    assert got.shape == (4, 3, 3)
+    assert (got == [9, 8, 7]).all()
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "the file is empty"),
+    "web page": (b"<!doctype html>", "not PNG, JPEG"),
+    "text PPM": (b"P3 1 1 255 1 2 3", "not PNG, JPEG"),
+    "bomb": (png(100_000, 100_000, 1), "over the cap of 50 million"),
+    "just over the cap": (png(5001, 10_000, 1), "over the cap of 50 million"),
+    "rows missing": (png(8, 8, 5), "rows are missing"),
+    "rows missing, interlaced": (png(8, 8, 5, interlaced=True), "rows are missing"),
+    "checksum": (LOSSLESS["png"].replace(b"IDAT\x78", b"IDAT\x79"), "checksum"),
+    "no end": (LOSSLESS["png"][:-12], "truncated"),
+    "float": (encoded(Image.new("F", (2, 2), 0.5), "TIFF"), "no agreed range"),
+    "no width": (png(0, 3, 0), "not identified"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_images_are_refused_in_one_line(name: str) -> None:
+    data, reason = BAD[name]
+    with pytest.raises(BadInputError, match=reason) as caught:
+        one(data)
+    assert str(caught.value).startswith("a.img: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interlaced_png_with_all_its_rows_is_read() -> None:
+    # 8x8 in Adam7: 15 rows in 7 passes, 64 pixels, one filter byte a row
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 1)
+    body = png_chunk(b"IDAT", zlib.compress(bytes(64 * 3 + 15)))
+    data = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + body + png_chunk(b"IEND", b"")
+    assert one(data).shape == (8, 8, 3)
+
+
+def test_many_images_keep_their_order_with_and_without_threads(tmp_path: Path) -> None:
+    colours = [(i, 255 - i, 2 * i % 256) for i in range(256)] + [(7, 7, 7)] * 10
+    data = [encoded(Image.new("RGB", (2, 2), colour), "PNG") for colour in colours]
+    (tmp_path / "0.png").write_bytes(data[0])
+    items = [(item, "x") for item in data]
+    got = decode_all(items, len(data), size=None, source="s")
+    assert got.shape == (266, 3, 2, 2)
+    assert torch.equal(got[:, :, 0, 0], torch.tensor(colours, dtype=torch.uint8))
+    threaded = decode_all([(tmp_path / "0.png", "x"), *items[1:]], len(data), size=None, source="s")
+    assert torch.equal(threaded, got)
+
+
+def test_different_sizes_need_a_size() -> None:
+    items = [(encoded(Image.new("RGB", (w, 4)), "PNG"), f"image {w}") for w in (3, 5)]
+    with pytest.raises(BadInputError, match=r"4x3 \(image 3\), 4x5 \(image 5\); pass a size"):
+        decode_all(items, 2, size=None, source="s")
+    assert decode_all(items, 2, size=(6, 6), source="s").shape == (2, 3, 6, 6)
+
+
+def test_a_source_that_ends_early_is_an_error() -> None:
+    with pytest.raises(BadInputError, match="expected 2 images, found 1"):
+        decode_all([(LOSSLESS["png"], "x")], 2, size=None, source="s")
+
+
+def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="gone: cannot be read"):
+        decode_all([(tmp_path / "gone.png", "gone")], 1, size=None, source="s")

@@ -1,0 +1,33 @@
+import io
+from typing import Any
+
+from report_samples import sample_record
+from rich.console import Console
+
+from neural_polarizer.report.terminal import summary_table
+
+
+def printed(record: dict[str, Any]) -> list[list[str]]:
+    file = io.StringIO()
+    Console(file=file, width=60).print(summary_table(record))
+    return [line.split() for line in file.getvalue().splitlines()]
+
+
+def test_the_table_has_one_decimal_and_signs() -> None:
+    assert printed(sample_record()) == [
+        ["before", "after", "change"],
+        ["ACC", "97.1%", "96.4%", "-0.7"],
+        ["ASR", "98.4%", "1.2%", "-97.2"],
+        ["RA", "1.6%", "94.7%", "+93.1"],
+        ["DER", "98.2%"],
+    ]
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    assert printed({"before": {"acc": 0.5}, "after": None, "der": float("nan")}) == [
+        ["before", "after", "change"],
+        ["ACC", "50.0%", "-", "-"],
+        ["ASR", "-", "-", "-"],
+        ["RA", "-", "-", "-"],
+        ["DER", "-"],
+    ]
