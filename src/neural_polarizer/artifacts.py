@@ -64,7 +64,11 @@ def versions() -> dict[str, str]:
     """Versions of what computes."""
     from neural_polarizer import __version__
 
-    return {"neural_polarizer": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {
+        "neural_polarizer": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 def network_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -136,7 +140,9 @@ def load_model(
     if ours is not None:
         record = ours
     elif architecture is None:
-        raise BadInputError(f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)")
+        raise BadInputError(
+            f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
+        )
     else:
         record = ModelRecord(architecture=architecture, num_classes=0)
     if architecture is not None and architecture != record.architecture:

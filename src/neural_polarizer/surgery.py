@@ -88,7 +88,7 @@ def insert(model: nn.Module, site: Site, polarizer: Polarizer) -> nn.Module:
 
 
 @contextmanager
-def _watch(model: nn.Module, names: dict[nn.Module, str], seen: list[tuple[str, Any, Any]]) -> Iterator[None]:
+def _watch(names: dict[nn.Module, str], seen: list[tuple[str, Any, Any]]) -> Iterator[None]:
     """Note (name, inputs, output) of every call of a named module while the block runs; hooks always go."""
     handles = [
         module.register_forward_hook(lambda m, args, out: seen.append((names[m], args, out))) for module in names
@@ -109,7 +109,7 @@ def feature_channels(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h 
     """
     module = model.get_submodule(full_name(model, site))
     seen: list[tuple[str, Any, Any]] = []
-    with _watch(model, {module: site.name}, seen):
+    with _watch({module: site.name}, seen):
         model(pixels)
     if len(seen) != 1:
         raise BadInputError(f"site {str(site)!r}: runs {len(seen)} times in a forward pass; it must run exactly once")
@@ -134,9 +134,16 @@ def last_feature_map(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site
     network = model.network if isinstance(model, Normalized) else model
     names = {module: name for name, module in network.named_modules() if name}
     seen: list[tuple[str, Any, Any]] = []
-    with _watch(model, names, seen):
+    with _watch(names, seen):
         model(pixels)
-    pooling = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.MaxPool2d, nn.Dropout, nn.Identity)
+    pooling = (
+        nn.AdaptiveAvgPool2d,
+        nn.AvgPool2d,
+        nn.AdaptiveMaxPool2d,
+        nn.MaxPool2d,
+        nn.Dropout,
+        nn.Identity,
+    )
     maps = [
         name
         for name, _, output in seen

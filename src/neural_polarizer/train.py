@@ -166,7 +166,7 @@ def _resume(path: Path, run: str, model: nn.Module, optimizer: torch.optim.SGD) 
     if not path.exists():
         return 0
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import same, small_net
 from torch import Tensor, nn
 
 from neural_polarizer.checkpoints import load_strict
 from neural_polarizer.errors import BadInputError
-from tests.checkpoints.building import same, small_net
 
 
 def _other() -> dict[str, Tensor]:

@@ -40,9 +40,7 @@ def _reason(head: bytes) -> str:
         return "a tar archive; unpack it and give the model file inside"
     if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
         if head[2:].startswith(_LEGACY):
-            return (
-                f"the torch.save format from before PyTorch 1.6, which can only be run, not read; {_EXPORT}"
-            )
+            return f"the torch.save format from before PyTorch 1.6, which can only be run, not read; {_EXPORT}"
         return f"a bare pickle, which can only be run, not read; {_EXPORT}"
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
         return "an ONNX model; export the PyTorch weights it was made from as a state_dict"

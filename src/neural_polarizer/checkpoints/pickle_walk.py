@@ -26,9 +26,7 @@ _CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": d
 _IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
 
 _ARRAYS = tuple(
-    f"{core}.multiarray.{name}"
-    for core in ("numpy.core", "numpy._core")
-    for name in ("_reconstruct", "scalar")
+    f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")
 )
 _HARMLESS = frozenset(
     (
@@ -112,9 +110,7 @@ def walk(data: bytes) -> Walked:
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count >= MAX_OPCODES:
-                raise BadInputError(
-                    f"its pickle has more than {MAX_OPCODES:,} opcodes; save the state_dict alone"
-                )
+                raise BadInputError(f"its pickle has more than {MAX_OPCODES:,} opcodes; save the state_dict alone")
             machine.step(opcode.name, argument)
         value = machine.stack.pop()
     except (IndexError, KeyError, ValueError, OverflowError) as error:
@@ -164,9 +160,7 @@ class _Machine:
         """Follow one opcode."""
         if name in _PUSHED:
             if type(argument) is int and abs(argument) >= MAX_INTEGER:
-                raise BadInputError(
-                    "its pickle holds an integer of more than 64 bits; save the state_dict alone"
-                )
+                raise BadInputError("its pickle holds an integer of more than 64 bits; save the state_dict alone")
             self.stack.append(argument)
         elif name in _CONTAINERS:
             self.stack.append(_CONTAINERS[name]())
@@ -183,13 +177,8 @@ class _Machine:
         """What ``torch.load`` would do beyond reading tensors, in plain language, most harmful first."""
         order = ("run", "build", "import")
         said = sorted(self._verbs.items(), key=lambda item: order.index(item[1]))
-        lines = [
-            f"this file tries to {verb} {printable(name)} when it is loaded by torch.load"
-            for name, verb in said
-        ]
-        return (
-            (*lines[:20], f"and {len(lines) - 20} more names like these") if len(lines) > 20 else tuple(lines)
-        )
+        lines = [f"this file tries to {verb} {printable(name)} when it is loaded by torch.load" for name, verb in said]
+        return (*lines[:20], f"and {len(lines) - 20} more names like these") if len(lines) > 20 else tuple(lines)
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)  # looked up after ``value`` was made, which may have changed the stack

@@ -55,9 +55,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise BadInputError(f"{printable(str(path), 4096)}: {error}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BadInputError(
-            f"{printable(str(path), 4096)}: cannot be read ({reason}); check the path"
-        ) from None
+        raise BadInputError(f"{printable(str(path), 4096)}: cannot be read ({reason}); check the path") from None
 
 
 def _open(path: Path) -> io.BufferedReader:
@@ -135,7 +133,5 @@ def _metadata(top: Any) -> dict[str, str]:
     return {
         key: str(value)
         for key, value in top.items()
-        if isinstance(key, str)
-        and isinstance(value, (str, int, float))
-        and len(str(value)) <= _MAX_METADATA_LENGTH
+        if isinstance(key, str) and isinstance(value, (str, int, float)) and len(str(value)) <= _MAX_METADATA_LENGTH
     }

@@ -35,9 +35,7 @@ def read_header(file: Source) -> dict[str, str]:
     if length > size - 8:
         raise BadInputError(f"a truncated safetensors file, or one whose header length is wrong; {_AGAIN}")
     if length > MAX_HEADER_BYTES:
-        raise BadInputError(
-            f"a safetensors file with a header of {length:,} bytes; save only the model's state_dict"
-        )
+        raise BadInputError(f"a safetensors file with a header of {length:,} bytes; save only the model's state_dict")
     try:
         header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
     except BadInputError:

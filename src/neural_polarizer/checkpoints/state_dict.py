@@ -28,18 +28,14 @@ def find_state_dict(value: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...
     path, holder = _choose(_candidates(value), value)
     remarks = [f"the weights were taken from its entry {path}"] if path else []
     if isinstance(holder, Opaque):
-        remarks.append(
-            f"a whole pickled module of class {printable(holder.name)}; only its weights were read"
-        )
+        remarks.append(f"a whole pickled module of class {printable(holder.name)}; only its weights were read")
         weights = _module_weights(holder)
     else:
         weights = holder
     for name, record in weights.items():
         if not isinstance(record, TensorRecord):
             kind = printable(record.name) if isinstance(record, Opaque) else type(record).__name__
-            raise BadInputError(
-                f"tensor {printable(name)} is of a kind that cannot be read ({kind}); {_RESAVE}"
-            )
+            raise BadInputError(f"tensor {printable(name)} is of a kind that cannot be read ({kind}); {_RESAVE}")
     stripped, prefix = strip_wrappers(weights)
     if prefix:
         remarks.append(f"the prefix {prefix} was removed from all names")
@@ -83,11 +79,7 @@ def _entries(item: Any) -> Iterable[tuple[str, Any]]:
     if not isinstance(item, dict):
         return
     for key, child in item.items():
-        if (
-            isinstance(key, str)
-            and isinstance(child, (dict, Opaque))
-            and not _NOT_THE_MODEL.search(key.lower())
-        ):
+        if isinstance(key, str) and isinstance(child, (dict, Opaque)) and not _NOT_THE_MODEL.search(key.lower()):
             yield key, child
 
 
@@ -101,9 +93,7 @@ def _choose(found: dict[str, Any], top: Any) -> tuple[str, Any]:
         names = _names(found[usual[0]])
         if not any(names & _names(item) for path, item in found.items() if path != usual[0]):
             return usual[0], found[usual[0]]
-    raise BadInputError(
-        f"it holds several sets of weights ({listing(found)}); save the one you mean as its own file"
-    )
+    raise BadInputError(f"it holds several sets of weights ({listing(found)}); save the one you mean as its own file")
 
 
 def _names(holder: Any) -> set[str]:
@@ -125,8 +115,7 @@ def _describe(top: Any) -> str:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, TensorRecord) or (
-        isinstance(value, Opaque)
-        and value.name.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_"))
+        isinstance(value, Opaque) and value.name.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_"))
     )
 
 
@@ -166,7 +155,5 @@ def _module_weights(module: Opaque) -> dict[str, Any]:
         for name, value in (*state["_parameters"].items(), *kept.items()):
             if value is not None:
                 weights[f"{prefix}{name}"] = value
-        queue += [
-            (f"{prefix}{name}.", child) for name, child in state["_modules"].items() if child is not None
-        ]
+        queue += [(f"{prefix}{name}.", child) for name, child in state["_modules"].items() if child is not None]
     return weights

@@ -28,11 +28,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str
             "check the architecture and the number of classes"
         )
     converted = {name: tensor.detach().to(targets[name]) for name, tensor in tensors.items()}
-    bad = [
-        f"{printable(name)} {fault}"
-        for name in tensors
-        if (fault := _fault(name, tensors[name], converted[name]))
-    ]
+    bad = [f"{printable(name)} {fault}" for name in tensors if (fault := _fault(name, tensors[name], converted[name]))]
     if bad:
         raise BadInputError(
             f"{printable(source, 4096)}: unusable values: {listing(bad)}; get the file again or train anew"
@@ -46,9 +42,7 @@ def _mismatch(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> s
     """All that is wrong with names, shapes and kinds, or nothing."""
     both = [name for name in tensors if name in targets]
     missing = [
-        printable(name)
-        for name in targets
-        if name not in tensors and name.rpartition(".")[2] != "num_batches_tracked"
+        printable(name) for name in targets if name not in tensors and name.rpartition(".")[2] != "num_batches_tracked"
     ]
     unexpected = [printable(name) for name in tensors if name not in targets]
     shapes = [

@@ -29,8 +29,7 @@ _STORAGES = {
     "ComplexDoubleStorage": torch.complex128,
 }
 _UNTYPED = {
-    str(dtype): dtype
-    for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
+    str(dtype): dtype for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
 }
 
 
@@ -47,14 +46,9 @@ def check_records(records: dict[str, TensorRecord], archive: TorchArchive) -> No
         if problem:
             raise BadInputError(f"tensor {printable(name)} {problem}; do not use this file")
     stored = sum(
-        {
-            record.storage.key: archive.storage_bytes(record.storage.key) for record in records.values()
-        }.values()
+        {record.storage.key: archive.storage_bytes(record.storage.key) for record in records.values()}.values()
     )
-    if (
-        sum(math.prod(record.shape) * _dtype(record).itemsize for record in records.values())
-        > _MAX_COPIES * stored
-    ):
+    if sum(math.prod(record.shape) * _dtype(record).itemsize for record in records.values()) > _MAX_COPIES * stored:
         raise BadInputError("its tensors claim many times the bytes that are stored; do not use this file")
 
 
@@ -84,9 +78,7 @@ def _problem(record: TensorRecord, archive: TorchArchive) -> str | None:
     available = stored // dtype.itemsize
     if math.prod(record.shape) > available:
         return "claims more elements than its storage has"
-    last = record.offset + sum(
-        (size - 1) * stride for size, stride in zip(record.shape, record.stride, strict=True)
-    )
+    last = record.offset + sum((size - 1) * stride for size, stride in zip(record.shape, record.stride, strict=True))
     if (last >= available) if math.prod(record.shape) else (record.offset > available):
         return "reaches outside its storage"
     return None
@@ -98,11 +90,7 @@ def _storage_bytes(storage: StorageRecord, dtype: torch.dtype) -> int:
 
 def _find_dtype(record: TensorRecord) -> torch.dtype | None:
     if record.dtype_name is not None:
-        return (
-            _UNTYPED.get(record.dtype_name)
-            if record.storage.type_name == "torch.storage.UntypedStorage"
-            else None
-        )
+        return _UNTYPED.get(record.dtype_name) if record.storage.type_name == "torch.storage.UntypedStorage" else None
     return _STORAGES.get(record.storage.type_name.removeprefix("torch."))
 
 

@@ -64,9 +64,7 @@ class TorchArchive:
         try:
             return self._zip.read(info)
         except _DAMAGE:
-            raise BadInputError(
-                f"{printable(name)} inside it is damaged (its CRC does not fit); {_AGAIN}"
-            ) from None
+            raise BadInputError(f"{printable(name)} inside it is damaged (its CRC does not fit); {_AGAIN}") from None
 
     def _check_version(self) -> None:
         text = self._read("version", 16).strip() if f"{self._root}version" in self._members else b""
@@ -109,9 +107,7 @@ def _check_members(infos: list[zipfile.ZipInfo]) -> None:
         if info.flag_bits & 1:
             raise BadInputError(f"the zip member {shown} is encrypted; {_RESAVE}")
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise BadInputError(
-                f"the zip member {shown} is compressed, which torch.save never does; {_RESAVE}"
-            )
+            raise BadInputError(f"the zip member {shown} is compressed, which torch.save never does; {_RESAVE}")
 
 
 def _check_layout(file: Source, infos: list[zipfile.ZipInfo], end: int) -> None:
@@ -136,9 +132,7 @@ def _root(names: list[str]) -> str:
         raise BadInputError(f"an exported program (.pt2), which carries its own graph; {_RESAVE}")
     pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
     if not pickles:
-        raise BadInputError(
-            "a zip file that torch.save did not write (no data.pkl); give the model file itself"
-        )
+        raise BadInputError("a zip file that torch.save did not write (no data.pkl); give the model file itself")
     if len(pickles) > 1 or pickles[0].count("/") != 1:
         raise BadInputError(f"a zip file whose data.pkl is not the one that torch.save writes; {_RESAVE}")
     return pickles[0].removesuffix("data.pkl")

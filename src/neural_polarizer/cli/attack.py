@@ -51,7 +51,8 @@ def attack(
     ] = "auto",
     lr: Annotated[float | None, typer.Option(help="Peak rate; 0.01, or 0.1 for one-cycle.")] = None,
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror images; default: with --profile cifar10 only.")
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror images; default: with --profile cifar10 only."),
     ] = None,
     profile: ProfileName = "none",
     size: Size = None,
@@ -67,7 +68,10 @@ def attack(
     """Train a backdoored model; a run that was interrupted goes on where it stopped."""
     if name not in ATTACKS:
         raise BadInputError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}")
-    own = {"blended": {"picture": picture and str(picture), "alpha": alpha}, "badnets": {"size": patch}}
+    own: dict[str, dict[str, object]] = {
+        "blended": {"picture": picture and str(picture), "alpha": alpha},
+        "badnets": {"size": patch},
+    }
     given = {key: value for options in own.values() for key, value in options.items() if value is not None}
     foreign = [key for key in given if key not in own[name]]
     if foreign:

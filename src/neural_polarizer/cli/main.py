@@ -7,7 +7,9 @@ import typer
 
 from neural_polarizer import __version__
 from neural_polarizer.cli.attack import attack
+from neural_polarizer.cli.evaluate import evaluate
 from neural_polarizer.cli.output import errors
+from neural_polarizer.cli.purify import purify
 from neural_polarizer.errors import NeuralPolarizerError
 
 USAGE, FAULT, INTERRUPTED = 2, 4, 130
@@ -18,7 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Purify an image classifier that may carry a backdoor, with the evidence.",
 )
-app.command()(attack)
+for command in (attack, purify, evaluate):
+    app.command()(command)
 
 
 def _version(wanted: bool) -> None:
@@ -29,7 +32,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Purify an image classifier that may carry a backdoor, with the evidence."""
 

@@ -11,9 +11,7 @@ Profile = Literal["cifar10", "cifar100", "gtsrb", "tiny_imagenet", "imagenet", "
 
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.")]
-Architecture = Annotated[
-    str, typer.Option(help="preactresnet18, vgg19_bn, torchvision:NAME or timm:NAME.")
-]
+Architecture = Annotated[str, typer.Option(help="preactresnet18, vgg19_bn, torchvision:NAME or timm:NAME.")]
 Width = Annotated[int | None, typer.Option(help="Channels of preactresnet18's first stage (64).", min=1)]
 ProfileName = Annotated[Profile, typer.Option(help="Normalisation: the pixel statistics of which data set.")]
 Size = Annotated[

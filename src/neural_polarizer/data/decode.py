@@ -66,11 +66,14 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
 
     Raises:
         BadInputError: not one of ``FORMATS``, over ``MAX_PIXELS``, truncated, or damaged.
+        EnvironmentFaultError: out of memory.
     """
     try:
         return _pixels(_open(data), size)
     except MemoryError:
-        raise
+        raise EnvironmentFaultError(
+            f"{where}: out of memory while decoding; free some and run again"
+        ) from None
     except Exception as error:  # noqa: BLE001, RUF100  the plug-ins raise nearly every kind on hostile bytes
         raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
 

@@ -42,7 +42,9 @@ class ImageSet:
                 f"{self.source}: labels must be int64 of shape ({len(self.images)},), "
                 f"got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
-        if len(self.labels) and not (0 <= int(self.labels.min()) and int(self.labels.max()) < len(self.classes)):
+        if len(self.labels) and not (
+            int(self.labels.min()) >= 0 and int(self.labels.max()) < len(self.classes)
+        ):
             raise BadInputError(
                 f"{self.source}: labels must lie in 0..{len(self.classes) - 1}, "
                 f"found {int(self.labels.min())}..{int(self.labels.max())}"
@@ -68,8 +70,8 @@ class ImageSet:
     def sha256(self) -> str:
         """A hash of pixels and labels, to tell whether two runs saw the same data."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy())
-        digest.update(self.labels.contiguous().numpy())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Which images an attack changes, and the frozen test set that shows whether it works (spec 1.2)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -8,6 +9,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.sources import read_column, read_images
+from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 
 LabelRule = Literal["all-to-one", "all-to-all"]
@@ -69,3 +72,16 @@ def triggered_test(test: ImageSet, trigger: Trigger) -> TriggeredSet:
     return TriggeredSet(
         ImageSet(images, poisoned[changed], test.classes, test.source), true_labels=test.labels[changed]
     )
+
+
+def read_triggered(path: Path, *, size: tuple[int, int] | None, num_classes: int) -> TriggeredSet:
+    """A triggered test set from ``triggered.parquet`` (``image``, ``label`` = poison label, ``true_label``).
+
+    Raises:
+        BadInputError: the file is missing, damaged, of another schema, or has labels out of range.
+    """
+    images = read_images(str(path), size=size, num_classes=num_classes)
+    true_labels = read_column(path, "true_label")
+    if len(true_labels) and not 0 <= int(true_labels.min()) <= int(true_labels.max()) < num_classes:
+        raise BadInputError(f"{path}: column true_label must lie in 0..{num_classes - 1}")
+    return TriggeredSet(images, true_labels)

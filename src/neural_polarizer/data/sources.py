@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,7 +76,7 @@ def read_images(
     source = shown(spec)
     classes = _classes(rows, num_classes, source)
     labels = torch.from_numpy(rows.labels[:limit].copy())
-    items = (item for item, _ in zip(rows.items, range(len(labels)), strict=False))
+    items = islice(rows.items, len(labels))  # a bad image beyond the limit is never looked at
     return ImageSet(decode_all(items, len(labels), size=size, source=source), labels, classes, source)
 
 
@@ -136,7 +137,7 @@ def _rows(spec: str) -> _Rows:
         return _digits(rest or "train")
     path = Path(spec)
     try:
-        if path.is_dir():
+        if spec and path.is_dir():
             return _folder(path)
         if path.is_file() and path.suffix.lower() == ".parquet":
             return _parquet_rows([path])

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import members_of, zipped
 
 from neural_polarizer.checkpoints import read_checkpoint
 from neural_polarizer.errors import BadInputError
-from tests.checkpoints.building import members_of, zipped
 
 
 def _refuse(path: Path, message: str) -> None:

@@ -1,0 +1,105 @@
+"""The three functions most users need: ``purify``, ``load``, ``evaluate``."""
+
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from neural_polarizer import metrics
+from neural_polarizer.artifacts import load_model
+from neural_polarizer.data.convert import as_image_set
+from neural_polarizer.data.poison import TriggeredSet, read_triggered
+from neural_polarizer.defenses.base import Purified
+from neural_polarizer.defenses.presets import Preset, Target, preset
+from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.metrics import Metrics
+from neural_polarizer.train import Progress, silent
+
+
+def purify(
+    model: nn.Module,
+    clean: Any,
+    method: str = "npd",
+    *,
+    site: str | None = None,
+    seed: int = 0,
+    target: Target = None,
+    name: Preset = "shipped",
+    profile: str | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Purified:
+    """Take a backdoor out of a classifier with a few clean images.
+
+    Nothing that is passed in is changed, and nothing is printed or written.
+
+    Args:
+        model: any module from float pixels in [0, 1], ``(n, c, h, w)``, to logits ``(n, k)``. If yours wants
+            normalised pixels, pass ``neural_polarizer.Normalized(model, mean, std)``.
+        clean: an ``ImageSet``, or a data set or loader of (image, label).
+        method: "npd", "npd-tp", "npd-tu", "npd-up" or "npd-uu".
+        site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the preset's.
+        seed: fixes the order of the batches.
+        target: the attacker's class, or "next" for all-to-all; for "npd-tp" and "npd-tu" alone.
+        name: which settings to start from: "shipped", "paper" or "reference".
+        profile: data set for "paper" and "reference", such as "gtsrb".
+        device: where to compute; None takes CUDA if there is one.
+        progress: called as ``progress(phase, done, total)``.
+        settings: fields of ``NeuralPolarizer`` that replace the preset's, such as ``epochs=5``.
+
+    Returns:
+        The purified model (in evaluation mode), the layer, the history of the learning, seconds and notes.
+
+    Raises:
+        BadInputError: model, data or settings cannot be used; the message says what to do.
+    """
+    images = as_image_set(clean)
+    place = choose_device(None if device is None else str(device))
+    changes = {"precision": choose_precision(place), **settings}
+    if site is not None:
+        changes["site"] = site
+    defense = replace(preset(method, name=name, profile=profile, target=target), **changes)
+    return defense.repair(model, images, seed=seed, device=place, progress=progress)
+
+
+def load(path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None) -> nn.Module:
+    """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
+
+    Args:
+        path: a checkpoint, an attack's folder, or a purification's folder.
+        arch: the architecture, for files that are not ours.
+        profile: the normalisation, for files that are not ours.
+
+    Raises:
+        BadInputError: the file is missing, damaged, hostile, or of another architecture.
+    """
+    return load_model(Path(path), architecture=arch, profile=profile).model
+
+
+def evaluate(
+    model: nn.Module,
+    test: Any,
+    triggered: TriggeredSet | str | PathLike[str] | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> Metrics:
+    """ACC on ``test``, and ASR and RA on ``triggered`` if given, in evaluation mode and float32.
+
+    Args:
+        model: float pixels in [0, 1] to logits; left as it was.
+        test: an ``ImageSet``, or a data set or loader of (image, label).
+        triggered: the triggered test set: an attack's ``triggered(test)``, or the path of a ``triggered.parquet``.
+        device: where to compute; None takes CUDA if there is one.
+
+    Raises:
+        BadInputError: a set is empty, or the model has too few classes for it.
+    """
+    place = choose_device(None if device is None else str(device))
+    images = as_image_set(test)
+    if isinstance(triggered, (str, PathLike)):
+        triggered = read_triggered(Path(triggered), size=images.image_size, num_classes=images.num_classes)
+    return metrics.evaluate(model, images, triggered, device=place)

@@ -1,0 +1,62 @@
+"""``polarizer evaluate``."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from neural_polarizer.artifacts import load_model
+from neural_polarizer.cli.options import DeviceName, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.progress import bars
+from neural_polarizer.data.poison import read_triggered
+from neural_polarizer.data.sources import read_images
+from neural_polarizer.devices import choose_device
+from neural_polarizer.files import write_json
+from neural_polarizer.metrics import Metrics
+from neural_polarizer.metrics import evaluate as measure
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or a purification.")],
+    test: Annotated[str, typer.Option(help="Test images, a data spec.")],
+    triggered: Annotated[Path | None, typer.Option(help="triggered.parquet, for ASR and RA.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Architecture, for files that are not ours.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
+    ] = None,
+    profile: ProfileName | None = None,
+    size: Size = None,
+    device: DeviceName = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure ACC, and ASR and RA where there is a triggered set."""
+    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    shape = parse_size(size) or loaded.record.image_size
+    images = read_images(test, size=shape, num_classes=loaded.record.num_classes)
+    if triggered is None and (model / "triggered.parquet").is_file():
+        triggered = model / "triggered.parquet"
+    triggered_set = None
+    if triggered is not None:
+        triggered_set = read_triggered(triggered, size=images.image_size, num_classes=loaded.record.num_classes)
+    with bars(console, quiet=quiet) as progress:
+        metrics = measure(loaded.model, images, triggered_set, device=choose_device(device), progress=progress)
+    if json is not None:
+        write_json(json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
+    if not quiet:
+        show_table(_table(metrics))
+        for remark in loaded.findings:
+            console.print(f"note: {remark}", markup=False, highlight=False)
+
+
+def _table(metrics: Metrics) -> Table:
+    table = Table()
+    for head in ("ACC", "ASR", "RA", "test images", "triggered images"):
+        table.add_column(head, justify="right")
+    rates = (metrics.acc, metrics.asr, metrics.ra)
+    shown = ["-" if rate is None else f"{100 * rate:.2f} %" for rate in rates]
+    table.add_row(*shown, str(metrics.n_test), str(metrics.n_triggered))
+    return table

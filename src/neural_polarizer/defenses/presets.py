@@ -1,0 +1,82 @@
+"""The settings of the NPD family: ours, the paper's, and those of the authors' code (spec 3.5, 3.6)."""
+
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.errors import BadInputError
+
+Preset = Literal["shipped", "paper", "reference"]
+Target = int | Literal["next"] | None
+
+VARIANTS = MappingProxyType(
+    {
+        "npd": {"perturbation": "sample", "goal": "targeted"},
+        "npd-tp": {"perturbation": "sample", "goal": "targeted"},
+        "npd-tu": {"perturbation": "universal", "goal": "targeted"},
+        "npd-up": {"perturbation": "sample", "goal": "untargeted"},
+        "npd-uu": {"perturbation": "universal", "goal": "untargeted"},
+    }
+)
+"""The five methods; TP and TU know the attacker's target."""
+
+KNOWS_TARGET = ("npd-tp", "npd-tu")
+
+PAPER_SITE = "before:layer4.1.conv1"
+
+_REFERENCE: dict[str, dict[str, Any]] = {
+    "cifar10": {},
+    "cifar100": {"epochs": 100, "batch_size": 256},
+    "gtsrb": {"radii": (5.0,), "asr_weight": 0.5, "bce_weight": 0.5},
+    "tiny_imagenet": {
+        "warmup_epochs": 0,
+        "radii": (6.0,),
+        "step_rule": "gradient",
+        "asr_weight": 0.1,
+        "bce_weight": 1.0,
+        "bn_outer": "train_clean_stats",
+    },
+}
+
+
+def preset(
+    method: str, *, name: Preset = "shipped", profile: str | None = None, target: Target = None
+) -> NeuralPolarizer:
+    """The settings of one method.
+
+    Args:
+        method: a key of ``VARIANTS``.
+        name: "shipped" (docs/defaults.md), "paper" (the paper's values and site), or "reference" (what the authors'
+            code really does, but with the sign step and one weight for both terms of L_bce on Tiny ImageNet).
+        profile: data set, for the values that "paper" and "reference" make depend on it.
+        target: the attacker's class or "next"; needed by NPD-TP and NPD-TU, refused by the others.
+
+    Raises:
+        BadInputError: unknown method, or a target where none belongs, or none where one does.
+    """
+    if method not in VARIANTS:
+        raise BadInputError(f"unknown method {method!r}: choose one of {', '.join(VARIANTS)}")
+    if (target is not None) != (method in KNOWS_TARGET):
+        needs = "needs the attacker's class: give target" if target is None else "does not use a target: leave it out"
+        raise BadInputError(f"{method} {needs}")
+    variant: dict[str, Any] = {**VARIANTS[method], "target": target}
+    if name == "shipped":
+        return NeuralPolarizer(**variant)
+    weight = 0.1 if method in KNOWS_TARGET else 0.4
+    paper = NeuralPolarizer(
+        **variant,
+        site=PAPER_SITE,
+        init="default",
+        lr_policy="constant",
+        epochs=50,
+        radii=(6.0,) if profile == "tiny_imagenet" else (3.0,),
+        asr_weight=weight,
+        bce_weight=weight,
+    )
+    if name == "paper":
+        return paper
+    changes = dict(_REFERENCE.get(profile or "", {}))
+    if method in KNOWS_TARGET:  # not in the authors' code: the paper's weights stay
+        changes = {key: value for key, value in changes.items() if key not in ("asr_weight", "bce_weight")}
+    return replace(paper, loss_form="clamped", bce_label="predicted", early_stop=0.6, **changes)
