@@ -207,12 +207,18 @@ def _split(model: nn.Module, graph: fx.Graph, polarizer: Polarizer) -> Cut:
         if node not in tail and node.op != "output":
             copies[node] = first.node_copy(node, copies.__getitem__)
     first.output(tuple(copies[node] for node in crossing))
-    first.eliminate_dead_code()
 
     second = fx.Graph()
     copies = {node: second.placeholder(f"value_{i}") for i, node in enumerate(crossing)}
     for node in graph.nodes:
         if node in tail or node not in varying:
             copies[node] = second.node_copy(node, copies.__getitem__)
-    second.eliminate_dead_code()
-    return Cut(fx.GraphModule(model, first), fx.GraphModule(model, second))
+    return Cut(_module(model, first), _module(model, second))
+
+
+def _module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    module = fx.GraphModule(model, graph)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module

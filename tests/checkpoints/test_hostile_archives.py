@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from checkpoint_files import members_of, pickled, raw_tensor, saved, with_pickle, zipped
 
-from neural_polarizer.checkpoints import read_checkpoint
+from neural_polarizer.checkpoints import read_checkpoint, tensors
 from neural_polarizer.errors import BadInputError
 
 WEIGHTS = {"w": torch.arange(64.0), "v": torch.ones(3)}
@@ -163,6 +163,15 @@ def test_zip_directories_that_lie_are_refused(tmp_path: Path) -> None:
     _refuse(path, "leave room for hidden bytes")
 
 
+def test_bytes_hidden_before_the_zip_directory_are_refused(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "m.pt", members_of(WEIGHTS))
+    data = path.read_bytes()
+    (start,) = struct.unpack("<I", data[-6:-2])
+    moved = data[start:-6] + struct.pack("<I", start + 100) + data[-2:]
+    path.write_bytes(data[:start] + bytes(100) + moved)
+    _refuse(path, "the sizes of the zip members do not add up to the file")
+
+
 def _safetensors(path: Path, header: str | bytes, data: bytes = b"", length: int | None = None) -> Path:
     raw = header if isinstance(header, bytes) else header.encode()
     path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + data)
@@ -201,6 +210,6 @@ def test_hundreds_of_thousands_of_empty_tensors(tmp_path: Path, count: int, mess
     _refuse(_safetensors(tmp_path / "m", header), message)
 
 
-def test_too_many_tensors_in_a_torch_file(tmp_path: Path) -> None:
-    record = raw_tensor(0, (0,), (1,))
-    _refuse(with_pickle(tmp_path / "m.pt", pickled({str(n): record for n in range(50_001)})), "more than 50,000")
+def test_too_many_tensors_in_a_torch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "MAX_TENSORS", 2)
+    _refuse(saved(tmp_path / "m.pt", {name: torch.ones(1) for name in "abc"}), "it holds more than 2 tensors")

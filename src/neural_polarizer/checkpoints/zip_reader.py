@@ -31,6 +31,7 @@ class TorchArchive:
         try:
             self._zip = zipfile.ZipFile(file)
             infos = self._zip.infolist()
+            self._root = _root([info.filename for info in infos])  # first, to name other kinds of zip file
             _check_members(infos)
             _check_layout(file, infos, self._zip.start_dir)
         except _DAMAGE as error:
@@ -38,7 +39,6 @@ class TorchArchive:
                 raise
             raise BadInputError(f"a damaged or truncated zip file; {_AGAIN}") from None
         self._members = {info.filename: info for info in infos}
-        self._root = _root(list(self._members))
         self._check_version()
         self.little_endian = self._byte_order() == "little"
 

@@ -6,9 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def random_crop(
-    images: UInt8[Tensor, "n c h w"], padding: int, generator: torch.Generator
-) -> UInt8[Tensor, "n c h w"]:
+def random_crop(images: UInt8[Tensor, "n c h w"], padding: int, generator: torch.Generator) -> UInt8[Tensor, "n c h w"]:
     """Shift every image by its own -padding..padding pixels each way; what moves in is black.
 
     Shape: uint8 ``(n, c, h, w)`` in 0..255 to the same shape and device.

@@ -33,9 +33,7 @@ def as_image_set(data: Any, *, num_classes: int | None = None) -> ImageSet:
         try:
             image, label = item
         except (TypeError, ValueError):
-            raise BadInputError(
-                f"{where}: expected (image, label) pairs, got {type(item).__name__}"
-            ) from None
+            raise BadInputError(f"{where}: expected (image, label) pairs, got {type(item).__name__}") from None
         batch = isinstance(data, DataLoader)
         images.append(_bytes(image, where) if batch else _bytes(image, where)[None])
         labels.append(torch.as_tensor(label, dtype=torch.int64).reshape(-1))

@@ -71,9 +71,7 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
     try:
         return _pixels(_open(data), size)
     except MemoryError:
-        raise EnvironmentFaultError(
-            f"{where}: out of memory while decoding; free some and run again"
-        ) from None
+        raise EnvironmentFaultError(f"{where}: out of memory while decoding; free some and run again") from None
     except Exception as error:  # noqa: BLE001, RUF100  the plug-ins raise nearly every kind on hostile bytes
         raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
 
@@ -129,8 +127,7 @@ def _allocate(count: int, image: np.ndarray, source: str) -> np.ndarray:
         return np.empty(shape, dtype=np.uint8)
     except MemoryError:
         raise EnvironmentFaultError(
-            f"{source}: {count} images of {shape[2]}x{shape[3]} do not fit into memory; "
-            "pass a smaller size or a limit"
+            f"{source}: {count} images of {shape[2]}x{shape[3]} do not fit into memory; pass a smaller size or a limit"
         ) from None
 
 
@@ -157,9 +154,7 @@ def _open(data: bytes) -> ImageFile:
             raise ValueError(f"not {FORMATS}" if data else "the file is empty")
         image = plugin(io.BytesIO(data))
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"{image.width}x{image.height} pixels, over the cap of {MAX_PIXELS // 10**6} million"
-        )
+        raise ValueError(f"{image.width}x{image.height} pixels, over the cap of {MAX_PIXELS // 10**6} million")
     if isinstance(image, PngImageFile):
         _check_png(data)
     return image
@@ -178,9 +173,7 @@ def _check_png(data: bytes) -> None:
             raise ValueError("the PNG is truncated")
         length, kind = struct.unpack_from(">I4s", data, at)
         body = data[at + 8 : at + 8 + length]
-        if kind == b"IDAT" and data[at + 8 + length : at + 12 + length] != zlib.crc32(kind + body).to_bytes(
-            4, "big"
-        ):
+        if kind == b"IDAT" and data[at + 8 + length : at + 12 + length] != zlib.crc32(kind + body).to_bytes(4, "big"):
             raise ValueError("the PNG is truncated or damaged: a checksum does not fit")
         while kind == b"IDAT" and body and missing > 0:
             missing -= len(inflate.decompress(body, 1 << 24))
@@ -207,9 +200,7 @@ def _may_be_turned(image: Image.Image) -> bool:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or (
-        image.mode == "I" and image.format == "PPM"
-    ):  # Pillow scales PPM to 16 bits
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales PPM to 16 bits
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in {"I", "F"}:
         raise ValueError("32-bit and floating-point pixels have no agreed range; save as 8 or 16 bits")

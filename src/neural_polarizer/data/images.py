@@ -42,9 +42,7 @@ class ImageSet:
                 f"{self.source}: labels must be int64 of shape ({len(self.images)},), "
                 f"got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
-        if len(self.labels) and not (
-            int(self.labels.min()) >= 0 and int(self.labels.max()) < len(self.classes)
-        ):
+        if len(self.labels) and not (int(self.labels.min()) >= 0 and int(self.labels.max()) < len(self.classes)):
             raise BadInputError(
                 f"{self.source}: labels must lie in 0..{len(self.classes) - 1}, "
                 f"found {int(self.labels.min())}..{int(self.labels.max())}"

@@ -39,18 +39,14 @@ class TriggeredSet:
         return len(self.images)
 
 
-def attacked_labels(
-    labels: Int64[Tensor, " n"], num_classes: int, rule: LabelRule, target: int
-) -> Int64[Tensor, " n"]:
+def attacked_labels(labels: Int64[Tensor, " n"], num_classes: int, rule: LabelRule, target: int) -> Int64[Tensor, " n"]:
     """The attacker's label for each image: ``target``, or ``(y + 1) mod K`` for all-to-all."""
     if rule == "all-to-all":
         return (labels + 1) % num_classes
     return torch.full_like(labels, target)
 
 
-def poison(
-    train: ImageSet, trigger: Trigger, *, rate: float, seed: int
-) -> tuple[ImageSet, Int64[Tensor, " m"]]:
+def poison(train: ImageSet, trigger: Trigger, *, rate: float, seed: int) -> tuple[ImageSet, Int64[Tensor, " m"]]:
     """Stamp and relabel ``round(rate * n)`` images chosen uniformly from all classes, the target's included.
 
     Returns:

@@ -69,9 +69,7 @@ def read_images(
     if limit is not None and limit < 1:
         raise BadInputError(f"limit must be at least 1, got {limit}")
     if size is not None and not (min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS):
-        raise BadInputError(
-            f"size must be a height and width of at least 1 and {MAX_PIXELS} pixels, got {size}"
-        )
+        raise BadInputError(f"size must be a height and width of at least 1 and {MAX_PIXELS} pixels, got {size}")
     rows = _rows(spec)
     source = shown(spec)
     classes = _classes(rows, num_classes, source)
@@ -100,9 +98,7 @@ def write_images(path: Path, images: ImageSet, **extra: Tensor) -> None:
                 f"{path}: extra column {name!r} must be int64 of shape ({len(images)},) and not named image "
                 f"or label, got {column.dtype} {tuple(column.shape)}"
             )
-    encoded = [
-        {"bytes": _png(image), "path": None} for image in images.images.permute(0, 2, 3, 1).cpu().numpy()
-    ]
+    encoded = [{"bytes": _png(image), "path": None} for image in images.images.permute(0, 2, 3, 1).cpu().numpy()]
     columns = {"label": images.labels, **extra}
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     features["label"] = {"names": list(images.classes), "_type": "ClassLabel"}
@@ -171,15 +167,11 @@ def _folder(root: Path) -> _Rows:
         splits = {re.split(r"[-_.]", path.name.lower())[0] for path in parquet}
         if len(splits & {"train", "test", "val", "valid", "validation"}) > 1:
             listed = ", ".join(shown(path.name) for path in parquet[:6])
-            raise BadInputError(
-                f"{shown(root)}: would mix training and test data; name one file of: {listed}"
-            )
+            raise BadInputError(f"{shown(root)}: would mix training and test data; name one file of: {listed}")
         return _parquet_rows([_inside(path, root) for path in parquet])
     classes = [name for name in names if _inside(root / name, root).is_dir()]
     if not classes:
-        raise BadInputError(
-            f"{shown(root)}: no parquet file and no class folder; use root/class_name/image.png"
-        )
+        raise BadInputError(f"{shown(root)}: no parquet file and no class folder; use root/class_name/image.png")
     files = [(path, label) for label, name in enumerate(classes) for path in _class_files(root / name, root)]
     if not files:
         raise BadInputError(f"{shown(root)}: no images in its class folders {shown(classes[:6])}")
@@ -209,9 +201,7 @@ def _inside(path: Path, root: Path) -> Path:
     except (OSError, RuntimeError):  # a loop, or a target that is not there
         inside = False
     if not inside:
-        raise BadInputError(
-            f"{shown(path)}: a symbolic link that leaves the folder or is broken; copy the file"
-        )
+        raise BadInputError(f"{shown(path)}: a symbolic link that leaves the folder or is broken; copy the file")
     return path
 
 
@@ -261,16 +251,12 @@ def _parquet_rows(paths: Sequence[Path]) -> _Rows:
             kind = file.schema_arrow.field(image).type
             plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
             if not plain and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-                raise BadInputError(
-                    f"{shown(path)}: column {image!r} must hold bytes or a struct of bytes and path"
-                )
+                raise BadInputError(f"{shown(path)}: column {image!r} must hold bytes or a struct of bytes and path")
             labels.append(_integers(file, label, path))
             names.add(_class_names(file, label, path))
             images.append((path, image))
     if len(names) > 1:
-        raise BadInputError(
-            f"{shown(paths[0].parent)}: its parquet files name different classes; read them one by one"
-        )
+        raise BadInputError(f"{shown(paths[0].parent)}: its parquet files name different classes; read them one by one")
     items = (item for path, image in images for item in _encoded(path, image))
     return _Rows(items, np.concatenate(labels), names.pop())
 
@@ -308,9 +294,7 @@ def _extra(module: str, extra: str, need: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise BadInputError(
-            f"{need} needs an optional package: pip install 'neural-polarizer[{extra}]'"
-        ) from None
+        raise BadInputError(f"{need} needs an optional package: pip install 'neural-polarizer[{extra}]'") from None
 
 
 def _digits(split: str) -> _Rows:
@@ -332,9 +316,7 @@ def _torchvision(text: str) -> _Rows:
     match = re.fullmatch(r"([A-Za-z]\w*)(?::(\w+))?(?:\?(.*))?", text)
     options = dict(parse_qsl(match[3] or "")) if match else {}
     if match is None or options.keys() - {"root", "split"}:
-        raise BadInputError(
-            f"torchvision:{shown(text)}: expected torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]"
-        )
+        raise BadInputError(f"torchvision:{shown(text)}: expected torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]")
     name, split, root = match[1], options.get("split", match[2] or "train"), options.get("root", "data")
     module = _extra("torchvision.datasets", "zoo", f"torchvision:{name}")
     if name not in module.__all__:
@@ -342,9 +324,7 @@ def _torchvision(text: str) -> _Rows:
     known = inspect.signature(getattr(module, name)).parameters
     settings: dict[str, Any] = {"split": split} if "split" in known else {"train": split == "train"}
     if "split" not in known and ("train" not in known or split not in {"train", "test"}):
-        raise BadInputError(
-            f"torchvision:{name}: has no split {split!r} that this package knows how to ask for"
-        )
+        raise BadInputError(f"torchvision:{name}: has no split {split!r} that this package knows how to ask for")
     if "download" in known:
         settings["download"] = False
     try:
@@ -355,8 +335,7 @@ def _torchvision(text: str) -> _Rows:
         labels = np.asarray(targets, dtype=np.int64).reshape(-1)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise BadInputError(
-            f"torchvision:{name}: cannot be read from {shown(root)!r} ({one_line(error)}); "
-            "download it there first"
+            f"torchvision:{name}: cannot be read from {shown(root)!r} ({one_line(error)}); download it there first"
         ) from None
     classes = getattr(data, "classes", None)
     return _Rows(_opened(data, f"torchvision:{name}"), labels, tuple(map(str, classes)) if classes else None)

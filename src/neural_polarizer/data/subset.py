@@ -70,9 +70,7 @@ def read_index(path: Path, images: ImageSet) -> Int64[Tensor, " n"]:
     """
     record = read_json(path)
     if record.get("format") != FORMAT:
-        raise BadInputError(
-            f"{path}: not an index file (format {record.get('format')!r}, expected {FORMAT!r})"
-        )
+        raise BadInputError(f"{path}: not an index file (format {record.get('format')!r}, expected {FORMAT!r})")
     if record.get("sha256") != images.sha256():
         raise BadInputError(
             f"{path}: was made from other images ({record.get('source')!r}) than {images.source!r}; "

@@ -64,6 +64,7 @@ class NeuralPolarizer:
         bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
             statistics; running ones follow the clean images alone).
         precision: "fp32", or "bf16" autocast (losses and projection stay in float32).
+        compile: use torch.compile; pays from some thousand steps on (docs/defaults.md).
 
     Raises:
         BadInputError: a setting is out of its range.
@@ -95,6 +96,7 @@ class NeuralPolarizer:
     bce_label: Literal["true", "predicted"] = "true"
     bn_outer: Literal["eval", "train_clean_stats"] = "eval"
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.warmup_epochs < 0 or self.steps < 0 or self.batch_size < 1:
@@ -159,8 +161,9 @@ class _Learner:
         self.site = last_feature_map(frozen, probe) if settings.site is None else Site.parse(settings.site)
         channels = feature_channels(frozen, self.site, probe)
         self.polarizer = Polarizer(channels).to(device).eval()
-        self.model = insert(frozen, self.site, self.polarizer)
+        self.model = insert(frozen, self.site, self.polarizer).to(memory_format=torch.channels_last)
         self.prefix, self.tail = self._cut(probe)
+        self.predict = torch.compile(self._predict) if settings.compile else self._predict
         with torch.no_grad():
             self.num_classes = int(self.model(probe).shape[1])
         self._check_classes(clean)
@@ -201,7 +204,7 @@ class _Learner:
         parts = []
         for images in self.images.split(self.settings.batch_size):
             with self._autocast():
-                parts.append(self.prefix(to_pixels(images)))
+                parts.append(self.prefix(to_pixels(images).contiguous(memory_format=torch.channels_last)))
         self.values = tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _batches(self, seed: int, phase: str, epoch: int) -> Iterator[Tensor]:
@@ -286,13 +289,14 @@ class _Learner:
         labels = self.labels[rows]
         values = tuple(value[rows] for value in self.values)
         logits = self._logits(values)
+        benign = F.cross_entropy(logits, labels)
         targets = self._targets(logits.detach(), labels)
         # Where the attacker's class is the true one, L_asr would fight L_bce1, so such images stay benign (spec 3.6).
         kept = (targets != labels).nonzero()[:, 0] if settings.target is not None else torch.arange(len(rows))
         rows, targets, wanted = rows[kept], targets[kept], labels[kept]
-        pixels = to_pixels(self.images[rows])
+        pixels = to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
         delta = perturb(
-            self._predict,
+            self.predict,
             pixels,
             targets if settings.goal == "targeted" else wanted,
             ball=Ball(settings.norm, self._radius(len(rows), done)),

@@ -92,8 +92,7 @@ def line_chart(
         x_ticks=tuple(Tick(axes.x(epoch), f"{epoch:g}") for epoch in epoch_ticks(axes.left, axes.right)),
         y_ticks=tuple(Tick(axes.y(level), f"{level:.0%}" if shares else f"{level:.4g}") for level in levels),
         lines=tuple(
-            _line(labels[key], axes.places(epochs, column), show(_last(column)))
-            for key, column in columns.items()
+            _line(labels[key], axes.places(epochs, column), show(_last(column))) for key, column in columns.items()
         ),
     )
 

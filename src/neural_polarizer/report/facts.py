@@ -27,9 +27,7 @@ def fact_tables(record: Mapping[str, Any]) -> list[FactTable]:
     timings = table(record, "seconds")
     tables = [
         FactTable("Repeat it", (("command", _command(record)),)),
-        FactTable(
-            "Run", _rows({key: record.get(key) for key in ("method", "site", "seed", "device", "precision")})
-        ),
+        FactTable("Run", _rows({key: record.get(key) for key in ("method", "site", "seed", "device", "precision")})),
         FactTable("Model", (*_rows(model), ("sha256 of the file", _text(record.get("model_sha256"))))),
         FactTable("Images", _images(record)),
         FactTable("Settings", _rows(table(record, "config"))),
@@ -42,9 +40,7 @@ def fact_tables(record: Mapping[str, Any]) -> list[FactTable]:
 
 def _command(record: Mapping[str, Any]) -> str:
     arguments = items(record, "command")
-    return (
-        shlex.join(str(part) for part in arguments) if arguments else f"{_NOT_RECORDED} (started from Python)"
-    )
+    return shlex.join(str(part) for part in arguments) if arguments else f"{_NOT_RECORDED} (started from Python)"
 
 
 def _images(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -20,7 +20,5 @@ def summary_table(record: Mapping[str, Any]) -> Table:
         before = "" if measure.single else percent(measure.before)
         change = "" if measure.single else points(measure.change)
         style = styles[measure.tone]
-        table.add_row(
-            measure.short, before, percent(measure.after), f"[{style}]{change}[/]" if style else change
-        )
+        table.add_row(measure.short, before, percent(measure.after), f"[{style}]{change}[/]" if style else change)
     return table
