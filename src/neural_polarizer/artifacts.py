@@ -1,6 +1,7 @@
 """Models on disk: safetensors with a JSON record of all that is needed to use them again."""
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from neural_polarizer.surgery import PolarizedModule, Site, insert
 KEY = "neural_polarizer"
 POLARIZER_PREFIX = "polarizer."
 FILES = ("purified.safetensors", "model.safetensors")
+SPARE_NUMBERS = 50_000_000  # 200 MB: up to here the names of the missing tensors tell more than their count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +107,16 @@ def locate(path: Path) -> Path:
     Raises:
         BadInputError: there is no such file or folder, or the folder holds no model of ours.
     """
-    if path.is_dir():
-        for name in FILES:
-            if (path / name).is_file():
-                return path / name
-        raise BadInputError(f"{path}: the folder holds none of {', '.join(FILES)}; name the checkpoint file itself")
-    if not path.exists():
-        raise BadInputError(f"{path}: no such file")
+    try:
+        if path.is_dir():
+            for name in FILES:
+                if (path / name).is_file():
+                    return path / name
+            raise BadInputError(f"{path}: the folder holds none of {', '.join(FILES)}; name the checkpoint file itself")
+        if not path.exists():
+            raise BadInputError(f"{path}: no such file")
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
     return path
 
 
@@ -155,10 +160,29 @@ def load_model(
         raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
     record = replace(record, num_classes=classes, width=width)
     if profile is not None:
+        if profile not in PROFILES:
+            raise BadInputError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
         record = replace(record, mean=PROFILES[profile][0], std=PROFILES[profile][1])
+    _check_size(record, tensors, file)
     network = build(record.architecture, record.num_classes, width=record.width)
     model = _fill(Normalized(network, record.mean, record.std), record, tensors, file)
     return LoadedModel(model.eval(), record, checkpoint.sha256, file, checkpoint.findings)
+
+
+def _check_size(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse sizes that a small file claims, before memory is spent on a network of that size."""
+    held = sum(tensor.numel() for tensor in tensors.values())
+    try:
+        with torch.device("meta"):
+            network = build(record.architecture, record.num_classes, width=record.width)
+        needed = sum(tensor.numel() for tensor in network.state_dict().values())
+    except (RuntimeError, OverflowError):  # more numbers than can be counted
+        needed = 1 << 63
+    if needed > 2 * held + SPARE_NUMBERS:
+        raise BadInputError(
+            f"{file}: the weights do not fit this architecture: they are {held:,} numbers, but a {record.architecture} "
+            f"of {record.num_classes} classes has {needed:,}; check the architecture and the number of classes"
+        )
 
 
 def _fill(model: Normalized, record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
@@ -169,7 +193,7 @@ def _fill(model: Normalized, record: ModelRecord, tensors: Mapping[str, Tensor],
         return model
     load_strict(model.network, backbone, source=str(file))
     weight = layer.get("mix.weight")
-    if weight is None or weight.ndim != 4 or weight.shape[0] < 1:
+    if weight is None or weight.ndim != 4 or not 1 <= weight.shape[0] <= weight.numel():
         raise BadInputError(f"{file}: says that it has a polarizer at {record.site}, but holds no weights of one")
     polarizer = Polarizer(weight.shape[0])
     load_strict(polarizer, layer, source=f"{file} (polarizer)")
@@ -182,7 +206,7 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
     try:
         found: dict[str, Any] = json.loads(text)
         size, classes = found.get("image_size"), found.get("classes")
-        return ModelRecord(
+        record = ModelRecord(
             architecture=str(found["architecture"]),
             num_classes=int(found["num_classes"]),
             width=None if found.get("width") is None else int(found["width"]),
@@ -192,5 +216,8 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
             classes=None if classes is None else tuple(str(name) for name in classes),
             site=None if found.get("site") is None else str(found["site"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise BadInputError(f"{file}: its record of the model is damaged ({error!r})") from None
+    if not (len(record.mean) == len(record.std) == 3 and all(map(math.isfinite, record.mean + record.std))):
+        raise BadInputError(f"{file}: its record of the model is damaged (mean and std are not three numbers each)")
+    return record

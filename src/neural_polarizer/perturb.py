@@ -53,8 +53,9 @@ def perturb(
     universal: bool = False,
     rule: StepRule = "sign",
     stop_above: float | None = None,
+    start: Float[Tensor, "m c h w"] | None = None,
 ) -> Float[Tensor, "m c h w"]:
-    """Projected gradient steps on the cross-entropy, from zero.
+    """Projected gradient steps on the cross-entropy.
 
     Targeted: towards ``labels`` (eq. 8; eq. 10 if universal). Untargeted: away from them (eq. 7). The network sees
     ``clip(pixels + delta, 0, 1)``. Only ``delta`` gets a gradient; no parameter's ``.grad`` is touched.
@@ -72,11 +73,12 @@ def perturb(
             of values of an image, so that both rules take steps of the same length.
         stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only). The
             test reads the next step's forward pass, so it costs nothing.
+        start: where to begin (it is projected first); None begins at zero.
 
     Returns:
         The perturbations: m = n, or m = 1 if universal. Inside the ball; not clipped to the pixel range.
     """
-    delta = torch.zeros_like(pixels[:1] if universal else pixels)
+    delta = torch.zeros_like(pixels[:1] if universal else pixels) if start is None else ball.project(start)
     sign = -1.0 if targeted else 1.0
     for step in range(steps):
         point = delta.requires_grad_()

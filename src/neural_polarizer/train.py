@@ -99,7 +99,7 @@ def fit(
         checkpoint: a safetensors file, written after each epoch and read at the start if it is of this very run.
 
     Raises:
-        BadInputError: fewer images than one batch, or ``checkpoint`` belongs to another run.
+        BadInputError: fewer images than one batch, or ``checkpoint`` is damaged or belongs to another run.
     """
     steps = len(data) // schedule.batch_size
     if steps == 0:
@@ -111,8 +111,8 @@ def fit(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
     )
-    run = _run_id(data, schedule, seed)
-    first = _resume(checkpoint, run, model, optimizer) if checkpoint is not None else 0
+    run = "" if checkpoint is None else _run_id(model, data, schedule, seed)
+    first = 0 if checkpoint is None else _resume(checkpoint, run, model, optimizer)
     images, labels = data.images.to(device), data.labels.to(device)
     model.train()
     for epoch in range(first, schedule.epochs):
@@ -147,9 +147,14 @@ def _batches(
         yield batch, labels[rows]
 
 
-def _run_id(data: ImageSet, schedule: Schedule, seed: int) -> str:
+def _run_id(model: nn.Module, data: ImageSet, schedule: Schedule, seed: int) -> str:
+    """A hash of all that the result depends on: settings, data, and the untrained model with its normalisation."""
     settings = json.dumps([asdict(schedule), seed, data.sha256()], sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()
+    digest = hashlib.sha256(settings.encode())
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _save(path: Path, run: str, epochs_done: int, model: nn.Module, optimizer: torch.optim.SGD) -> None:
@@ -169,14 +174,15 @@ def _resume(path: Path, run: str, model: nn.Module, optimizer: torch.optim.SGD) 
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise BadInputError(f"{path}: damaged training state ({error}); remove it to start anew") from None
-    if metadata.get("run") != run:
-        raise BadInputError(
-            f"{path}: belongs to a run with other data, settings or seed; remove it or choose another folder"
-        )
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        if f"momentum.{name}" in tensors:
-            optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter)
-    return int(metadata["epochs_done"])
+        if metadata.get("run") == run:
+            model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+            for name, parameter in model.named_parameters():
+                if f"momentum.{name}" in tensors:
+                    optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter)
+            return int(metadata["epochs_done"])
+    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInputError(f"{path}: damaged training state ({reason}); remove it to start anew") from None
+    raise BadInputError(
+        f"{path}: belongs to a run with another model, other data, settings or seed; remove it or choose another folder"
+    )

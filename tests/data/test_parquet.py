@@ -9,7 +9,8 @@ import torch
 from image_bytes import png
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.sources import read_column, read_images, write_images
+from neural_polarizer.data.parquet import read_column, write_images
+from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError
 
 GENERATOR = torch.Generator().manual_seed(0)

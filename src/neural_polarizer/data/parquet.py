@@ -1,0 +1,149 @@
+"""Parquet files of encoded images and labels, in the layout that Hugging Face uses."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Int64
+from PIL import Image
+from torch import Tensor
+
+from neural_polarizer.data.decode import Source, one_line, shown
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import atomic_path
+
+
+def write_images(path: Path, images: ImageSet, **extra: Tensor) -> None:
+    """Write a parquet file in the Hugging Face layout, atomically; ``read_images`` gives the same bits back.
+
+    Args:
+        path: the file; its name must end in ``.parquet`` to be read again.
+        images: three channels; stored as PNG.
+        extra: further int64 columns ``(n,)``, such as ``true_label``; see ``read_column``.
+
+    Raises:
+        BadInputError: not three channels, or an extra column of another shape, dtype or a name in use.
+        EnvironmentFaultError: the file cannot be written.
+    """
+    if images.images.shape[1] != 3:
+        raise BadInputError(f"{path}: only images of 3 channels can be written, got {images.images.shape[1]}")
+    for name, column in extra.items():
+        if column.dtype != torch.int64 or column.shape != images.labels.shape or name in ("image", "label"):
+            raise BadInputError(
+                f"{path}: extra column {name!r} must be int64 of shape ({len(images)},) and not named image "
+                f"or label, got {column.dtype} {tuple(column.shape)}"
+            )
+    encoded = [{"bytes": _png(image), "path": None} for image in images.images.permute(0, 2, 3, 1).cpu().numpy()]
+    columns = {"label": images.labels, **extra}
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features["label"] = {"names": list(images.classes), "_type": "ClassLabel"}
+    features |= {name: {"dtype": "int64", "_type": "Value"} for name in extra}
+    table = pa.table(
+        {
+            "image": pa.array(encoded, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            **{name: pa.array(column.cpu().numpy()) for name, column in columns.items()},
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="none")  # PNG bytes do not shrink further
+
+
+def read_column(path: Path, name: str) -> Int64[Tensor, " n"]:
+    """One integer column of a parquet file.
+
+    Raises:
+        BadInputError: no such file or column, not integers, or empty cells.
+    """
+    with _parquet(path) as file:
+        return torch.from_numpy(_integers(file, name, path))
+
+
+def parquet_rows(paths: Sequence[Path]) -> Rows:
+    """The rows of all files, one file after the other.
+
+    Raises:
+        BadInputError: a file, its columns or its labels cannot be used, or the files name different classes.
+    """
+    labels, names, images = [], set(), []
+    for path in paths:
+        with _parquet(path) as file:
+            image = pick(file.schema_arrow.names, IMAGE_COLUMNS, path)
+            label = pick(file.schema_arrow.names, LABEL_COLUMNS, path)
+            kind = file.schema_arrow.field(image).type
+            plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+            if not plain and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+                raise BadInputError(f"{shown(path)}: column {image!r} must hold bytes or a struct of bytes and path")
+            labels.append(_integers(file, label, path))
+            names.add(_class_names(file, label, path))
+            images.append((path, image))
+    if len(names) > 1:
+        raise BadInputError(f"{shown(paths[0].parent)}: its parquet files name different classes; read them one by one")
+    items = (item for path, image in images for item in _encoded(path, image))
+    return Rows(items, np.concatenate(labels), names.pop())
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        if not path.is_file():
+            raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise BadInputError(f"{shown(path)}: cannot be read as parquet ({one_line(error)})") from None
+
+
+def _integers(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
+    columns = file.schema_arrow.names
+    if columns.count(name) != 1 or not pa.types.is_integer(file.schema_arrow.field(name).type):
+        raise BadInputError(f"{shown(path)}: no integer column {name!r}; found {shown(columns)}")
+    try:
+        column = file.read(columns=[name]).column(name)
+        if column.null_count:
+            raise BadInputError(f"{shown(path)}: column {name!r} has {column.null_count} empty cells")
+        return column.cast(pa.int64()).to_numpy().copy()
+    except (OSError, pa.ArrowException) as error:
+        raise BadInputError(f"{shown(path)}: column {name!r} cannot be read ({one_line(error)})") from None
+
+
+def _class_names(file: pq.ParquetFile, label: str, path: Path) -> tuple[str, ...] | None:
+    """The names in the Hugging Face schema metadata, or None."""
+    try:
+        info: Any = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        for key in ("info", "features", label, "names"):
+            info = info.get(key) or {}
+    except (ValueError, AttributeError, RecursionError):
+        raise BadInputError(f"{shown(path)}: its Hugging Face metadata is damaged") from None
+    if not info:
+        return None
+    if not isinstance(info, list) or not all(isinstance(name, str) for name in info):
+        raise BadInputError(f"{shown(path)}: the class names in its metadata are not a list of texts")
+    return tuple(info)
+
+
+def _encoded(path: Path, column: str) -> Iterator[tuple[Source, str]]:
+    """The image bytes of a parquet file, row by row, a few hundred in memory at once."""
+    row = 0
+    with _parquet(path) as file:
+        try:
+            for batch in file.iter_batches(batch_size=512, columns=[column]):
+                for cell in batch.column(0).to_pylist():
+                    data = cell.get("bytes") if isinstance(cell, dict) else cell
+                    if not isinstance(data, bytes):
+                        raise BadInputError(f"{shown(path)}: row {row} has no image bytes")
+                    yield data, f"{shown(path)} row {row}"
+                    row += 1
+        except (OSError, pa.ArrowException) as error:
+            raise BadInputError(f"{shown(path)}: damaged near row {row} ({one_line(error)})") from None
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,33 @@
+"""What every source of images comes down to before anything is decoded."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from neural_polarizer.data.decode import Source, shown
+from neural_polarizer.errors import BadInputError
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "fine_label", "labels", "target")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images still encoded, one label each, and the class names where the source has any."""
+
+    items: Iterator[tuple[Source, str]]
+    labels: np.ndarray
+    classes: tuple[str, ...] | None
+
+
+def pick(found: Sequence[str], wanted: Sequence[str], where: object) -> str:
+    """The one column among ``found`` that is named like ``wanted``, or the only one there is.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    for name in (*wanted, *(found if len(found) == 1 else ())):
+        if found.count(name) == 1:
+            return name
+    raise BadInputError(f"{shown(where)}: needs one column {' or '.join(wanted)}; found {shown(list(found))}")

@@ -1,0 +1,31 @@
+"""What holds for all tests: one thread, and shapes checked wherever there are shapes."""
+
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from torch import fx
+
+from neural_polarizer import surgery
+
+torch.set_num_threads(1)  # the tensors of these tests are too small to share out
+
+
+@pytest.fixture(autouse=True)
+def _trace_without_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a network is traced its values are proxies, which the checker would refuse where it wants tensors.
+
+    Without this, every test of a network with annotated shapes would quietly take the path of networks that cannot
+    be traced. In production nothing is checked.
+    """
+    trace = surgery._Tracer.trace
+
+    def unchecked(self: surgery._Tracer, *args: Any, **kwargs: Any) -> fx.Graph:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return trace(self, *args, **kwargs)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    monkeypatch.setattr(surgery._Tracer, "trace", unchecked)

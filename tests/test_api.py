@@ -1,0 +1,208 @@
+"""``purify`` and ``evaluate`` as users call them, with every kind of data they may hand in."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import neural_polarizer
+from neural_polarizer import BadInputError, BadNets, ImageSet, Metrics, NeuralPolarizer, Purified, evaluate, purify
+from neural_polarizer.data.convert import as_image_set
+from neural_polarizer.data.parquet import write_images
+from toys import assert_same, hooks, snapshot, tiny_images, tiny_model
+
+FAST: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu"}
+
+
+class Pairs(Dataset[tuple[Any, Any]]):
+    """A data set in the plainest sense: ``len`` and ``[i]``."""
+
+    def __init__(self, pairs: list[tuple[Any, Any]]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.pairs[index]
+
+
+CLEAN = tiny_images(16)
+FLOATS = CLEAN.images.float() / 255
+PICTURES = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in CLEAN.images]
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "ImageSet": lambda: CLEAN,
+    "TensorDataset of uint8": lambda: TensorDataset(CLEAN.images, CLEAN.labels),
+    "TensorDataset of floats": lambda: TensorDataset(FLOATS, CLEAN.labels),
+    "Dataset of tensors and ints": lambda: Pairs(list(zip(CLEAN.images, CLEAN.labels.tolist(), strict=True))),
+    "Dataset of pictures": lambda: Pairs(list(zip(PICTURES, CLEAN.labels.tolist(), strict=True))),
+    "Dataset of arrays": lambda: Pairs(list(zip(map(np.asarray, PICTURES), CLEAN.labels.numpy(), strict=True))),
+    "DataLoader of uint8": lambda: DataLoader(TensorDataset(CLEAN.images, CLEAN.labels), batch_size=5),
+    "DataLoader of floats": lambda: DataLoader(TensorDataset(FLOATS, CLEAN.labels), batch_size=5),
+    "DataLoader of half": lambda: DataLoader(TensorDataset(FLOATS.double(), CLEAN.labels), batch_size=16),
+    "list of pairs": lambda: list(zip(CLEAN.images, CLEAN.labels, strict=True)),
+    "generator of pairs": lambda: iter(list(zip(FLOATS, CLEAN.labels, strict=True))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_data_gives_the_same_images(kind: str) -> None:
+    found = as_image_set(KINDS[kind]())
+    assert found.sha256() == CLEAN.sha256()
+    assert found.num_classes == 4
+
+
+@pytest.mark.parametrize("kind", ["ImageSet", "Dataset of pictures", "DataLoader of uint8", "DataLoader of floats"])
+def test_purify_takes_every_kind_of_data_and_gives_the_same_model(kind: str) -> None:
+    expected = NeuralPolarizer(epochs=1, batch_size=8).repair(tiny_model(), CLEAN, seed=3)
+    found = purify(tiny_model(), KINDS[kind](), seed=3, **FAST)
+    assert isinstance(found, Purified)
+    assert_same(found.model.state_dict(), expected.model.state_dict())
+
+
+def test_evaluate_takes_every_kind_of_data() -> None:
+    found = {kind: evaluate(tiny_model(), KINDS[kind](), device="cpu") for kind in KINDS}
+    assert len(set(found.values())) == 1
+    assert found["ImageSet"].n_test == 16
+
+
+def test_evaluate_reads_triggered_sets_from_memory_and_file(tmp_path: Path) -> None:
+    triggered = BadNets(target=2, size=2).triggered(CLEAN)
+    path = tmp_path / "triggered.parquet"
+    write_images(path, triggered.images, true_label=triggered.true_labels)
+    found = [evaluate(tiny_model(), CLEAN, source, device="cpu") for source in (triggered, path, str(path))]
+    assert found[0] == found[1] == found[2]
+    assert isinstance(found[0], Metrics)
+    assert found[0].n_triggered == 12
+    assert found[0].asr is not None
+
+
+def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
+    return [(image, label)]
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (TensorDataset((FLOATS - 0.5) / 0.25, CLEAN.labels), r"lie in \[0, 1\].*neural_polarizer.Normalized\(model"),
+        (DataLoader(TensorDataset(FLOATS * 255, CLEAN.labels)), r"DataLoader: float images must lie in \[0, 1\]"),
+        (_pairs(torch.full((3, 2, 2), float("nan"))), r"must lie in \[0, 1\]"),
+        (_pairs(torch.zeros(3, 2, 2, dtype=torch.int64)), "images must be uint8 or float, got torch.int64"),
+        (_pairs(torch.rand(2, 2)), r"images must be uint8 of shape \(n, c, h, w\)"),
+        ([*_pairs(torch.rand(3, 2, 2)), *_pairs(torch.rand(3, 2, 2), -1)], r"labels must lie in 0..0, found -1..0"),
+        ([*_pairs(torch.rand(3, 2, 2)), *_pairs(torch.rand(3, 4, 4))], r"images of several shapes .* resize them"),
+        ([torch.rand(3, 2, 2)[0, 0, 0]], r"list: expected \(image, label\) pairs, got Tensor"),
+        ([5], r"expected \(image, label\) pairs, got int"),
+        ([(1, 2, 3)], r"expected \(image, label\) pairs, got tuple"),
+        ([], "list: the data set is empty"),
+        (5, "int: expected an ImageSet, a data set or a loader"),
+    ],
+    ids=[
+        "normalised",
+        "0 to 255",
+        "nan",
+        "int64",
+        "flat",
+        "negative label",
+        "sizes",
+        "scalar",
+        "int",
+        "3",
+        "empty",
+        "5",
+    ],
+)
+def test_data_that_cannot_be_used_is_refused(data: Any, match: str) -> None:
+    with pytest.raises(BadInputError, match=match):
+        purify(tiny_model(), data, **FAST)
+
+
+def test_a_class_count_beyond_the_labels_can_be_given() -> None:
+    found = as_image_set([(torch.zeros(3, 2, 2), 1)], num_classes=7)
+    assert found.classes == ("0", "1", "2", "3", "4", "5", "6")
+    assert as_image_set([(torch.zeros(3, 2, 2), 1)], num_classes=1).num_classes == 2
+
+
+def test_float_images_are_rounded_not_cut() -> None:
+    (image,) = as_image_set([(torch.full((1, 1, 1), 99.6 / 255), 0)]).images
+    assert image.item() == 100
+
+
+def test_images_that_are_handed_in_stay_as_they_are() -> None:
+    images = FLOATS.clone()
+    as_image_set(TensorDataset(images, CLEAN.labels))
+    assert torch.equal(images, FLOATS)
+
+
+def test_nothing_is_printed_and_the_model_stays(capfd: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model().train()
+    before = snapshot(model)
+    result = purify(model, CLEAN, **FAST)
+    after = snapshot(model)
+    assert_same(after[0], before[0])
+    assert after[1:] == before[1:]
+    assert hooks(result.model) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_site_target_and_settings_reach_the_method() -> None:
+    result = purify(tiny_model(), CLEAN, "npd-tp", site="before:features.3", target=1, **{**FAST, "epochs": 3})
+    assert (result.site, len(result.history)) == ("before:features.3", 3)
+    expected = NeuralPolarizer(target=1, epochs=3, batch_size=8, site="before:features.3").repair(
+        tiny_model(), CLEAN, seed=0
+    )
+    assert_same(result.model.state_dict(), expected.model.state_dict())
+
+
+def test_the_presets_name_and_profile_reach_the_method() -> None:
+    with pytest.raises(BadInputError, match=r"'before:layer4.1.conv1': no such module"):
+        purify(tiny_model(), CLEAN, name="paper", **FAST)
+    told: list[tuple[str, int, int]] = []
+    purify(
+        tiny_model(),
+        CLEAN,
+        name="reference",
+        profile="tiny_imagenet",
+        site="after:features",
+        progress=lambda *step: told.append(step),
+        **FAST,
+    )
+    assert {phase for phase, _, _ in told} == {"optimise"}  # no warm-up on Tiny ImageNet
+
+
+@pytest.mark.parametrize("method", ["npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"])
+def test_every_method_by_name(method: str) -> None:
+    result = purify(tiny_model(), CLEAN, method, target=1 if method in ("npd-tp", "npd-tu") else None, **FAST)
+    assert_close(result.model(FLOATS).shape, torch.Size([16, 4]))
+
+
+def test_settings_that_do_not_exist_are_refused_by_name() -> None:
+    with pytest.raises((TypeError, BadInputError), match="epoch"):
+        purify(tiny_model(), CLEAN, epoch=3)
+    with pytest.raises(BadInputError, match="device 'nonsense' cannot be used here"):
+        purify(tiny_model(), CLEAN, device="nonsense")
+
+
+def test_a_model_for_other_classes_is_refused() -> None:
+    with pytest.raises(BadInputError, match="has label 4, but the model knows 4 classes"):
+        purify(tiny_model(), tiny_images(10, num_classes=5), **FAST)
+    with pytest.raises(BadInputError, match="has label 4, but the model's output is"):
+        evaluate(tiny_model(), tiny_images(10, num_classes=5), device="cpu")
+
+
+def test_every_public_name_is_documented() -> None:
+    for name in dir(neural_polarizer):
+        value: Any = getattr(neural_polarizer, name)
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
+            assert inspect.getdoc(value), name
+    assert isinstance(CLEAN, ImageSet)
+    assert isinstance(FLOATS, Tensor)

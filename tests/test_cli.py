@@ -1,0 +1,209 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neural_polarizer import __version__
+from neural_polarizer.cli import attack as attack_command
+from neural_polarizer.data.parquet import write_images
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.runs.attack import run_attack
+from neural_polarizer.train import Progress
+from run_files import attack_words, coloured, make_runs, purify_words, run, write_data
+
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_runs(tmp_path_factory)
+
+
+def config_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "run.json").read_text())["config"]
+
+
+def test_the_three_commands_from_end_to_end(tmp_path: Path, capsys: Capsys) -> None:
+    write_data(tmp_path)
+    attacked = run(capsys, *attack_words(tmp_path, tmp_path / "attack"))
+    assert (attacked.code, attacked.err) == (0, "")
+    assert "badnets (all-to-one)" in attacked.out
+    assert f"written to {tmp_path / 'attack'}" in attacked.out.replace("\n", "")
+    purified = run(capsys, *purify_words(tmp_path / "attack", tmp_path, tmp_path / "purified"))
+    assert (purified.code, purified.err) == (0, "")
+    assert "ASR" in purified.out
+    assert f"report: {tmp_path / 'purified' / 'report.html'}" in purified.out.replace("\n", "")
+    triggered = tmp_path / "attack" / "triggered.parquet"
+    words = ("--test", tmp_path / "test.parquet", "--triggered", triggered, "--json", tmp_path / "figures.json")
+    evaluated = run(capsys, "evaluate", tmp_path / "purified", *words, "--device", "cpu")
+    assert (evaluated.code, evaluated.err) == (0, "")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    after = json.loads((tmp_path / "purified" / "run.json").read_text())["after"]
+    assert {name: figures[name] for name in after} == after
+    assert f"{100 * after['acc']:.2f} %" in evaluated.out
+
+
+def test_evaluate_finds_the_triggered_set_of_an_attack(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    words = ("--test", runs / "test.parquet", "--device", "cpu", "--json", tmp_path / "a.json")
+    assert run(capsys, "evaluate", runs / "attack", *words).code == 0
+    assert json.loads((tmp_path / "a.json").read_text())["n_triggered"] == 14
+    shown = run(capsys, "evaluate", runs / "attack" / "model.safetensors", *words)
+    assert json.loads((tmp_path / "a.json").read_text())["asr"] is None
+    assert " - " in shown.out
+
+
+def test_quiet_prints_nothing(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    for words in (
+        attack_words(runs, tmp_path / "attack"),
+        purify_words(tmp_path / "attack", runs, tmp_path / "purified"),
+        ("evaluate", tmp_path / "purified", "--test", runs / "test.parquet", "--device", "cpu"),
+    ):
+        done = run(capsys, *words, "--quiet")
+        assert (done.code, done.out, done.err) == (0, "", "")
+
+
+OPTIONS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
+    "radius": (("--radius", 0.5, "--radius", 2), {"radii": [0.5, 2.0], "epochs": 2}),
+    "batch size": (("--batch-size", 5), {"batch_size": 5}),
+    "site": (("--site", "before:layer3"), {"site": "before:layer3"}),
+    "precision": (("--precision", "bf16"), {"precision": "bf16"}),
+    "paper": (
+        ("--preset", "paper"),
+        {"site": "before:layer4.1.conv1", "init": "default", "loss_form": "stable", "asr_weight": 0.4},
+    ),
+    "reference": (
+        ("--preset", "reference", "--profile", "gtsrb"),
+        {"site": "before:layer4.1.conv1", "loss_form": "clamped", "radii": [5.0], "early_stop": 0.6},
+    ),
+    "tp": (("--method", "npd-tp", "--target", 0), {"perturbation": "sample", "target": 0}),
+    "tu": (("--method", "npd-tu", "--target", "next"), {"perturbation": "universal", "target": "next"}),
+    "uu": (("--method", "npd-uu"), {"perturbation": "universal", "goal": "untargeted", "target": None}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_reaches_the_defense(runs: Path, tmp_path: Path, capsys: Capsys, name: str) -> None:
+    words, expected = OPTIONS[name]
+    done = run(capsys, *purify_words(runs / "attack", runs, tmp_path, *words))
+    assert (done.code, done.err) == (0, "")
+    config = config_of(tmp_path)
+    assert {key: config[key] for key in expected} == expected
+
+
+def test_n_clean_seed_and_method_reach_the_record(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    words = ("--n-clean", 7, "--seed", 3, "--method", "npd-up", "--epochs", 1)
+    assert run(capsys, *purify_words(runs / "attack", runs, tmp_path, *words)).code == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["n_clean"], record["seed"], record["method"]) == (7, 3, "npd-up")
+    assert record["data"]["clean"] == str(runs / "train.parquet")
+    assert record["data"]["triggered"] == str(runs / "attack" / "triggered.parquet")
+
+
+def test_an_all_to_all_attack_is_purified_with_the_next_class(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    words = attack_words(runs, tmp_path / "attack", "--label-rule", "all-to-all", "--epochs", 1)
+    assert "all-to-all" in run(capsys, *words).out
+    assert json.loads((tmp_path / "attack" / "attack.json").read_text())["n_triggered"] == 21
+    more = ("--method", "npd-tp", "--target", "next")
+    assert run(capsys, *purify_words(tmp_path / "attack", runs, tmp_path / "purified", *more)).code == 0
+    assert config_of(tmp_path / "purified")["target"] == "next"
+
+
+def test_a_finished_attack_is_shown_again_and_another_seed_refused(runs: Path, capsys: Capsys) -> None:
+    again = run(capsys, *attack_words(runs, runs / "attack"))
+    assert again.code == 0
+    assert "badnets (all-to-one)" in again.out
+    other = run(capsys, *attack_words(runs, runs / "attack", "--seed", 1))
+    assert (other.code, other.out.strip()) == (3, "")
+    assert "holds another attack (it differs in seed); choose another --out" in other.err
+
+
+def test_an_attack_takes_blended_options_and_a_common_size(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    write_images(tmp_path / "large.parquet", coloured(21, 1, (20, 24)))
+    words = attack_words(runs, tmp_path / "a", "--epochs", 1, "--test", tmp_path / "large.parquet", "--size", "8x12")
+    assert run(capsys, *words[:1], "blended", *words[2:], "--alpha", 0.3, "--limit", 32).code == 0
+    record = json.loads((tmp_path / "a" / "attack.json").read_text())
+    assert (record["attack"], record["settings"]["alpha"], record["n_poisoned"]) == ("blended", 0.3, 6)
+    assert record["schedule"]["policy"] == "one-cycle"
+    assert record["schedule"]["lr"] == 0.1
+
+
+USAGE: dict[str, tuple[object, ...]] = {
+    "unknown option": ("evaluate", "m", "--test", "t", "--colour", "red"),
+    "unknown command": ("cleanse", "m"),
+    "missing option": ("purify", "m", "--clean", "c"),
+    "not a number": ("purify", "m", "--clean", "c", "--out", "o", "--epochs", "many"),
+    "zero epochs": ("purify", "m", "--clean", "c", "--out", "o", "--epochs", 0),
+    "unknown method": ("purify", "m", "--clean", "c", "--out", "o", "--method", "npd-xx"),
+    "unknown preset": ("purify", "m", "--clean", "c", "--out", "o", "--preset", "mine"),
+    "unknown profile": ("evaluate", "m", "--test", "t", "--profile", "mnist"),
+    "target that is neither": ("purify", "m", "--clean", "c", "--out", "o", "--method", "npd-tp", "--target", "cat"),
+    "negative target": ("attack", "badnets", "--data", "d", "--test", "t", "--out", "o", "--target", -1),
+    "option of another attack": ("attack", "badnets", "--data", "d", "--test", "t", "--out", "o", "--alpha", 0.1),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_wrong_usage_exits_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(capsys, *USAGE[name])
+    assert (done.code, done.out) == (2, "")
+    assert "Usage: " in done.err
+    assert "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    finished = run_attack
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        inner: Progress = options.pop("progress")
+
+        def progress(phase: str, done: int, total: int) -> None:
+            inner(phase, done, total)
+            if done == 4:
+                raise KeyboardInterrupt
+
+        finished(*args, **options, progress=progress)
+
+    monkeypatch.setattr(attack_command, "run_attack", interrupted)
+    stopped = run(capsys, *attack_words(runs, tmp_path), "--quiet")
+    assert (stopped.code, stopped.err) == (130, "error: interrupted; start the same command again to go on\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["training.safetensors"]
+    monkeypatch.undo()
+    assert run(capsys, *attack_words(runs, tmp_path)).code == 0
+    here, there = (json.loads((out / "attack.json").read_text()) for out in (tmp_path, runs / "attack"))
+    assert here["model_sha256"] == there["model_sha256"]
+
+
+def test_out_of_memory_exits_with_4(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(attack_command, "run_attack", full)
+    done = run(capsys, *attack_words(runs, tmp_path))
+    assert done.code == 4
+    assert done.err == "error: out of memory; try a smaller --batch-size or fewer images\n"
+
+
+def test_a_message_of_several_lines_is_shown_as_it_is_on_one(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise BadInputError("[red]two\n  lines[/] :cat: " + "x" * 300)
+
+    monkeypatch.setattr(attack_command, "run_attack", fail)
+    done = run(capsys, *attack_words(runs, tmp_path))
+    assert (done.code, done.err) == (3, f"error: [red]two lines[/] :cat: {'x' * 300}\n")
+
+
+def test_version_and_help(capsys: Capsys) -> None:
+    assert run(capsys, "--version").out == f"neural-polarizer {__version__}\n"
+    for command in ("attack", "purify", "evaluate"):
+        shown = run(capsys, command, "--help")
+        assert shown.code == 0
+        assert "--quiet" in shown.out
