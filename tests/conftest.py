@@ -1,5 +1,6 @@
 """What holds for all tests: one thread, and shapes checked wherever there are shapes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jaxtyping
@@ -22,10 +23,19 @@ def _trace_without_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = surgery._Tracer.trace
 
     def unchecked(self: surgery._Tracer, *args: Any, **kwargs: Any) -> fx.Graph:
+        before = jaxtyping.config.jaxtyping_disable
         jaxtyping.config.update("jaxtyping_disable", True)
         try:
             return trace(self, *args, **kwargs)
         finally:
-            jaxtyping.config.update("jaxtyping_disable", False)
+            jaxtyping.config.update("jaxtyping_disable", before)
 
     monkeypatch.setattr(surgery._Tracer, "trace", unchecked)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """The package as users meet it: without the checker, which would catch a misspelt setting before we do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -144,13 +145,11 @@ def ours(path: Path, *, site: str | None = None, drop: str = "", **tensors: Tens
     if drop or tensors:
         state = {**load_file(path), **{name.replace("__", "."): value for name, value in tensors.items()}}
         kept = {name: value for name, value in state.items() if not drop or not name.startswith(drop)}
-        save_file(kept, path, {KEY: json.dumps({**record_of(path)})})
+        save_file(kept, path, {KEY: json.dumps(record_of(path))})
     return path
 
 
 def record_of(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()[KEY])
 

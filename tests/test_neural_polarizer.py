@@ -510,6 +510,29 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], match: str) 
 
 
 @pytest.mark.parametrize(
+    "setting",
+    [
+        "perturbation",
+        "goal",
+        "target",
+        "init",
+        "lr_policy",
+        "norm",
+        "step_rule",
+        "loss_form",
+        "bce_label",
+        "bn_outer",
+        "precision",
+    ],
+)
+def test_misspelt_settings_are_refused(setting: str, unchecked: None) -> None:
+    """A typo must not quietly mean some other method."""
+    wrong: dict[str, Any] = {setting: "mispelt"}
+    with pytest.raises(BadInputError, match="mispelt"):
+        NeuralPolarizer(**wrong)
+
+
+@pytest.mark.parametrize(
     ("settings", "match"),
     [
         (replace(SMALL, target=4), r"the target class must lie in 0..3, got 4"),
@@ -522,22 +545,6 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], match: str) 
 def test_settings_that_do_not_fit_the_model_are_refused(settings: NeuralPolarizer, match: str) -> None:
     with pytest.raises(BadInputError, match=match):
         _repaired(tiny_model(), tiny_images(8), settings)
-
-
-def test_a_site_that_runs_under_another_name_is_refused() -> None:
-    """``conv`` and ``same`` are one module; a layer put at ``conv`` would never run."""
-
-    class Alias(TinyNet):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(6, 6, 1)
-            self.same = self.conv
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.head(self.pool(self.same(self.features(images))).flatten(1))
-
-    with pytest.raises(BadInputError, match="after:conv"):
-        _repaired(made(Alias()), tiny_images(8), replace(SMALL, site="after:conv"))
 
 
 @pytest.mark.parametrize("settings", [WARM, replace(SMALL, bn_outer="train_clean_stats")], ids=["warm-up", "outer"])

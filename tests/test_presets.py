@@ -118,3 +118,13 @@ def test_other_methods_refuse_a_target(method: str) -> None:
 def test_an_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(BadInputError, match="unknown method 'npc': choose one of npd, npd-tp, npd-tu, npd-up, npd-uu"):
         preset("npc")
+
+
+def test_a_misspelt_preset_or_data_set_is_refused(unchecked: None) -> None:
+    """A typo must not quietly give another column of the table."""
+    wrong: Any = "papr"
+    with pytest.raises(BadInputError, match="papr"):
+        preset("npd", name=wrong)
+    for name in ("paper", "reference"):
+        with pytest.raises(BadInputError, match="tiny-imagenet"):
+            _preset("npd", name, "tiny-imagenet")

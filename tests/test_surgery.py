@@ -218,6 +218,23 @@ def test_modules_with_further_arguments_keep_them() -> None:
         assert_close(polarized(pixels), expected.flatten(1))
 
 
+def test_a_module_with_two_names_has_its_polarizer_under_both() -> None:
+    """A layer under the one name alone would never run if the network calls the other."""
+
+    class Alias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.same = self.conv
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.same(images).flatten(1)
+
+    network, pixels, polarizer = Alias(), _pixels(size=4), polarizers(6, 4)
+    polarized = insert(network, Site("after", "conv"), polarizer)
+    assert_close(polarized(pixels), polarizer(network.conv(pixels)).flatten(1))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "tiny": (TinyNet, ("before:features.0", "after:features.0", "before:features.3", "after:features", "after:pool")),
     "residual": (Residual, ("after:stem", "before:inner", "after:inner", "before:last", "after:last")),

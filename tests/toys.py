@@ -45,19 +45,20 @@ class TinyNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """A shortcut leads around ``inner``, and a second one from the stem to the very end."""
+    """A shortcut leads around ``inner``, a second one from the stem to the very end; ``scale`` serves on both sides."""
 
     def __init__(self, num_classes: int = 4, width: int = 5) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.inner = nn.Conv2d(width, width, 3, padding=1)
         self.last = nn.Conv2d(width, width, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(1))
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        stem = self.stem(images).relu()
+        stem = self.stem(images * self.scale).relu()
         middle = self.inner(stem).relu() + stem
-        return self.head((self.last(middle) + 0.5 * stem).mean(dim=(2, 3)))
+        return self.head((self.last(middle) + self.scale * stem).mean(dim=(2, 3)))
 
 
 class Untraceable(TinyNet):
