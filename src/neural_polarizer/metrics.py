@@ -37,7 +37,6 @@ def predict(
     images: ImageSet,
     *,
     device: torch.device | str = "cpu",
-    precision: str = "fp32",
     batch_size: int = 256,
     progress: Progress = silent,
 ) -> Int64[Tensor, " n"]:
@@ -47,7 +46,6 @@ def predict(
         model: float pixels in [0, 1] to logits; its modes are restored afterwards, and so is its device.
         images: what to classify.
         device: where to compute.
-        precision: "fp32" or "bf16" autocast.
         batch_size: images a forward pass.
         progress: told about every batch.
 
@@ -62,8 +60,7 @@ def predict(
     try:
         batches = images.images.split(batch_size)
         for done, batch in enumerate(batches, start=1):
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(to_pixels(batch.to(device)))
+            logits = model(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
             if logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
                 raise BadInputError(
                     f"{images.source}: has label {int(images.labels.max())}, but the model's output is "
@@ -84,10 +81,9 @@ def evaluate(
     triggered: TriggeredSet | None = None,
     *,
     device: torch.device | str = "cpu",
-    precision: str = "fp32",
     progress: Progress = silent,
 ) -> Metrics:
-    """ACC on ``test``, ASR and RA on ``triggered``, in evaluation mode.
+    """ACC on ``test``, ASR and RA on ``triggered``, in evaluation mode and float32.
 
     Triggered images whose poison label equals the true one say nothing about the attack and are left out
     (spec 1.2: all-to-one drops the target class, all-to-all nothing).
@@ -100,7 +96,7 @@ def evaluate(
     if test is not None:
         if len(test) == 0:
             raise BadInputError(f"{test.source}: the test set is empty")
-        found = predict(model, test, device=device, precision=precision, progress=progress)
+        found = predict(model, test, device=device, progress=progress)
         acc = _share(found == test.labels)
     if triggered is not None:
         told = triggered.images.labels != triggered.true_labels
@@ -108,7 +104,7 @@ def evaluate(
         if attacked == 0:
             raise BadInputError(f"{triggered.images.source}: no triggered image has a poison label of its own")
         images, true_labels = triggered.images.select(told), triggered.true_labels[told]
-        found = predict(model, images, device=device, precision=precision, progress=progress)
+        found = predict(model, images, device=device, progress=progress)
         asr, ra = _share(found == images.labels), _share(found == true_labels)
     return Metrics(acc=acc, asr=asr, ra=ra, n_test=0 if test is None else len(test), n_triggered=attacked)
 

@@ -17,7 +17,8 @@ from neural_polarizer.defenses.presets import preset
 from neural_polarizer.devices import choose_device
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.attack import TRIGGERED, run_attack
-from neural_polarizer.runs.purify import REPORT, Evidence, run_purify
+from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purify import REPORT, run_purify
 from neural_polarizer.train import Progress, Schedule
 
 CLEAN_SHARE = 0.05

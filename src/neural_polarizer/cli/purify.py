@@ -26,7 +26,8 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.presets import Target, preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.report.terminal import summary_table
-from neural_polarizer.runs.purify import Evidence, run_purify
+from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purify import run_purify
 
 Method = Literal["npd", "npd-tp", "npd-tu", "npd-uu", "npd-up"]
 

@@ -80,7 +80,7 @@ def run_attack(
         model, train, schedule=schedule, seed=seed, device=device, progress=progress, checkpoint=state
     )
     trained = time.perf_counter()
-    metrics = evaluate(model, test, triggered, device=device, precision=schedule.precision, progress=progress)
+    metrics = evaluate(model, test, triggered, device=device, progress=progress)
     record = ModelRecord(
         architecture=architecture,
         num_classes=train.num_classes,

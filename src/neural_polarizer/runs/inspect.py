@@ -1,0 +1,116 @@
+"""What the report shows beside the figures: fresh perturbations against both models, and pictures."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.poison import TriggeredSet
+from neural_polarizer.defenses.base import Purified
+from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.losses import runner_up
+from neural_polarizer.perturb import Ball, perturb
+from neural_polarizer.report.html import Picture
+from neural_polarizer.report.pictures import amplify, contact_sheet
+from neural_polarizer.rng import stream
+
+SAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the result may be measured on; never seen by the defense."""
+
+    test: ImageSet | None = None
+    triggered: TriggeredSet | None = None
+
+
+def inspect(
+    model: nn.Module,
+    purified: Purified,
+    clean: ImageSet,
+    defense: NeuralPolarizer,
+    evidence: Evidence,
+    device: torch.device,
+    seed: int,
+    sample: int = 256,
+) -> tuple[dict[str, float], list[Picture]]:
+    """Fresh targeted perturbations against both models on clean images, and pictures for the report."""
+    rows = torch.randperm(len(clean), generator=stream(seed, "inspect"))[:sample]
+    labels, pixels = clean.labels[rows].to(device), to_pixels(clean.images[rows].to(device))
+    radius = max(defense.radii)
+    success = []
+    perturbed = pixels
+    for network in (purified.model, model):  # the original last: its perturbations are shown
+        placed = network.to(device).eval()
+        try:
+            perturbed, share = _attack(placed, pixels, labels, defense, radius)
+        finally:
+            network.to("cpu")
+        success.append(share)
+    pictures = _pictures(pixels.cpu(), perturbed.cpu(), evidence)
+    return {"before": success[1], "after": success[0], "radius": radius}, pictures
+
+
+def _attack(
+    model: nn.Module, pixels: Float[Tensor, "n c h w"], labels: Tensor, defense: NeuralPolarizer, radius: float
+) -> tuple[Tensor, float]:
+    with torch.no_grad():
+        targets = runner_up(model(pixels), labels)
+    delta = perturb(
+        model,
+        pixels,
+        targets,
+        ball=Ball(defense.norm, radius),
+        steps=max(defense.steps, 2),
+        step_size=defense.step_size,
+        rule=defense.step_rule,
+    )
+    perturbed = (pixels + delta).clamp(0, 1)
+    with torch.no_grad():
+        share = (model(perturbed).argmax(dim=1) == targets).float().mean()
+    return perturbed, float(share)
+
+
+def _pictures(pixels: Tensor, perturbed: Tensor, evidence: Evidence) -> list[Picture]:
+    pixels, perturbed = pixels[:SAMPLES], perturbed[:SAMPLES]
+    scale = max(1, 64 // pixels.shape[2])
+    sheets = [
+        Picture(
+            title="Perturbed clean images",
+            caption="Rows: clean image, the same with a targeted perturbation against the original model (the stand-in "
+            "for the unknown trigger), and the perturbation alone, amplified.",
+            png=contact_sheet([_to_bytes(pixels), _to_bytes(perturbed), amplify(perturbed - pixels)], scale=scale),
+            group="Perturbations used in training",
+        )
+    ]
+    if evidence.test is not None and evidence.triggered is not None:
+        sheets.insert(0, _trigger_picture(evidence.test, evidence.triggered, scale))
+    return sheets
+
+
+def _trigger_picture(test: ImageSet, triggered: TriggeredSet, scale: int) -> Picture:
+    shown = triggered.images.images[:SAMPLES]
+    clean = _untriggered(test, triggered)
+    if clean is None:
+        rows, caption = [shown], "Test images with the trigger, as the model receives them."
+    else:
+        rows = [clean[:SAMPLES], shown, amplify(to_pixels(shown) - to_pixels(clean[:SAMPLES]))]
+        caption = "Rows: clean test image, the same with the trigger, and the difference, amplified."
+    return Picture(title="Triggered images", caption=caption, png=contact_sheet(rows, scale=scale), group="Trigger")
+
+
+def _untriggered(test: ImageSet, triggered: TriggeredSet) -> Tensor | None:
+    """The clean form of each triggered image, where the order of the rows tells it."""
+    told = torch.ones(len(test), dtype=torch.bool)
+    if len(triggered) != len(test):
+        told = test.labels != triggered.images.labels[0]
+    if torch.equal(test.labels[told], triggered.true_labels) and test.image_size == triggered.images.image_size:
+        return test.images[told]
+    return None
+
+
+def _to_bytes(pixels: Tensor) -> Tensor:
+    return (pixels * 255).round().to(torch.uint8)
