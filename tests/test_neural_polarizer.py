@@ -59,6 +59,8 @@ CASES: dict[str, NeuralPolarizer] = {
     "gradient steps, linf": replace(SMALL, step_rule="gradient", norm="linf", radii=(0.05,), step_size=0.02),
     "other weights": replace(SMALL, benign_weight=0.5, asr_weight=1.5, bce_weight=0.1, momentum=0.5, weight_decay=0.1),
     "no inner steps": replace(SMALL, steps=0),
+    "random start": replace(SMALL, random_start=0.03, target=1, batch_size=24),
+    "random start, universal": replace(SMALL, random_start=0.03, perturbation="universal"),
 }
 
 
@@ -74,10 +76,19 @@ def _polarizer(purified: Purified) -> Polarizer:
 # --- The plain form ---------------------------------------------------------------------------------------------------
 
 
-def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolarizer, radii: Tensor) -> Tensor:
+def _projected(delta: Tensor, rho: float, norm: str) -> Tensor:
+    if norm == "linf":
+        return delta.clamp(-rho, rho)
+    return delta * rho / float(delta.norm()) if float(delta.norm()) > rho else delta
+
+
+def _delta(
+    network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolarizer, radii: Tensor, noise: torch.Generator
+) -> Tensor:
     """Eqs. 5, 7, 8 and 10: whole forward passes, the samples projected one after another."""
     universal, sign = settings.perturbation == "universal", -1.0 if settings.goal == "targeted" else 1.0
-    delta = torch.zeros_like(x[:1] if universal else x)
+    start = settings.random_start * torch.randn((x[:1] if universal else x).shape, generator=noise)
+    delta = torch.stack([_projected(d, float(rho), settings.norm) for d, rho in zip(start, radii, strict=False)])
     for _ in range(settings.steps):
         point = delta.clone().requires_grad_()
         loss = F.cross_entropy(network((x + point).clamp(0, 1)), wanted, reduction="sum")
@@ -85,10 +96,7 @@ def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolari
         for d, g, rho in zip(delta, torch.autograd.grad(loss, point)[0], radii, strict=False):
             step = g.sign() if settings.step_rule == "sign" else g / g.norm() * math.sqrt(g.numel())
             moved = d + sign * settings.step_size * step
-            if settings.norm == "linf":
-                rows.append(moved.clamp(-float(rho), float(rho)))
-            else:
-                rows.append(moved * float(rho) / float(moved.norm()) if float(moved.norm()) > float(rho) else moved)
+            rows.append(_projected(moved, float(rho), settings.norm))
         delta = torch.stack(rows)
         reached = (network((x + delta).clamp(0, 1)).argmax(dim=1) == wanted).float().mean()
         if settings.early_stop is not None and bool(reached > settings.early_stop):
@@ -122,7 +130,8 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
     for done, rows in enumerate(batches):
         if settings.lr_policy == "cosine":
             optimizer.param_groups[0]["lr"] = settings.lr * math.cos(math.pi / 2 * done / len(batches)) ** 2
-        _plain_step(network, polarizer, optimizer, (x[rows], y[rows], k), settings, done)
+        noise = stream(seed, "start", done)
+        _plain_step(network, polarizer, optimizer, (x[rows], y[rows], k), settings, done, noise)
     return polarizer
 
 
@@ -133,6 +142,7 @@ def _plain_step(
     batch: tuple[Tensor, Tensor, int],
     settings: NeuralPolarizer,
     done: int,
+    noise: torch.Generator,
 ) -> None:
     x, y, k = batch
     polarizer.eval()
@@ -147,7 +157,7 @@ def _plain_step(
     radii = torch.tensor([settings.radii[i % len(settings.radii)] for i in range(len(y))])
     if settings.perturbation == "universal":
         radii = torch.tensor([settings.radii[done % len(settings.radii)]])
-    delta = _delta(network, x[kept], wanted[kept], settings, radii)
+    delta = _delta(network, x[kept], wanted[kept], settings, radii, noise)
     x_bad = (x[kept] + delta).clamp(0, 1)
     if settings.bn_outer == "train_clean_stats":
         polarizer.train()
@@ -501,6 +511,8 @@ def test_bf16_autocast_comes_close_to_float32() -> None:
         ({"lr": 0.0}, "lr and step size must be positive, got 0.0 and 0.1"),
         ({"step_size": -0.1}, "lr and step size must be positive"),
         ({"lr": math.nan}, "lr and step size must be positive"),
+        ({"random_start": -0.1}, "start.* -0.1"),
+        ({"random_start": math.nan}, "start.* nan"),
         ({"goal": "untargeted", "target": 1}, "has no target class; leave target out"),
     ],
 )

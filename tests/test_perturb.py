@@ -118,6 +118,18 @@ def test_zero_steps_give_zero() -> None:
     assert torch.equal(found, torch.zeros_like(GREY))
 
 
+def test_steps_begin_at_the_projected_start_and_leave_it_as_it_was() -> None:
+    """From (3, 4) the unit sphere is met at (.6, .8); a step of (.1, -.1) from there stays inside."""
+    start = tensor([[[[3.0, 4.0]]]])
+    for steps, expected in ((0, tensor([0.6, 0.8])), (1, tensor([0.7, 0.7]))):
+        found = perturb(
+            TwoPixels(), GREY - 0.5, tensor([1]), ball=Ball("l2", 1.0), steps=steps, step_size=0.1, start=start
+        )
+        assert_close(found[0, 0, 0], expected)
+    assert torch.equal(start, tensor([[[[3.0, 4.0]]]]))
+    assert not start.requires_grad
+
+
 def test_the_network_sees_only_valid_pixels() -> None:
     """At a = 1 the clip cuts the gradient of the pixel that would have to grow, once it has grown."""
     seen: list[Tensor] = []

@@ -1,0 +1,197 @@
+"""The NPD family on real data: every method, both presets, several seeds; ACC and ASR before and after.
+
+    python benchmarks/npd_table.py --data DATA --out runs/npd_table
+
+DATA holds ``gtsrb/`` and ``cifar10/`` with ``train.parquet`` and ``test.parquet``. Each victim and each purification
+is a folder below ``--out``; finished ones are not computed again, so the command can be killed and repeated, and
+``--only`` narrows it. ``table.md`` and ``table.json`` below ``--out`` hold all finished cells.
+
+Expected time on 2 cores without matrix units: victims 1 h, "shipped" 2 min a cell, "reference" 10 min a cell.
+"""
+
+import argparse
+import os
+import platform
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from neural_polarizer.artifacts import load_model
+from neural_polarizer.attacks import ATTACKS
+from neural_polarizer.data.poison import read_triggered
+from neural_polarizer.data.sources import read_images
+from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Preset, preset
+from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.files import read_json, write_json, write_text
+from neural_polarizer.metrics import Metrics
+from neural_polarizer.runs.attack import MODEL, TRIGGERED, run_attack
+from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purify import run_purify
+from neural_polarizer.train import Schedule
+
+CLEAN_SHARE = 0.05
+RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A backdoored model to be trained: data set, attack, label rule, epochs, seeds to purify it with."""
+
+    data: str
+    attack: str
+    rule: str
+    epochs: int
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}-{self.attack}" + ("-a2a" if self.rule == "all-to-all" else "")
+
+
+VICTIMS = (
+    Victim("gtsrb", "badnets", "all-to-one", 6, 3),
+    Victim("gtsrb", "blended", "all-to-one", 3, 3),
+    Victim("gtsrb", "badnets", "all-to-all", 6, 1),
+    Victim("cifar10", "badnets", "all-to-one", 6, 1),
+    Victim("cifar10", "blended", "all-to-one", 6, 1),
+)
+
+
+def train(victim: Victim, data: Path, out: Path, width: int) -> None:
+    """The victim's folder, as ``polarizer attack`` makes it."""
+    images = read_images(str(data / victim.data / "train.parquet"))
+    test = read_images(str(data / victim.data / "test.parquet"), num_classes=images.num_classes)
+    device = choose_device(None)
+    schedule = Schedule(
+        epochs=victim.epochs,
+        policy="one-cycle",
+        lr=0.1,
+        flip=victim.data == "cifar10",
+        precision=choose_precision(device),
+    )
+    run_attack(
+        ATTACKS[victim.attack](label_rule=victim.rule),
+        images,
+        test,
+        out / victim.name,
+        architecture="preactresnet18",
+        width=width,
+        profile=victim.data,
+        schedule=schedule,
+        seed=0,
+        device=device,
+    )
+
+
+def purify(victim: Victim, method: str, name: Preset, seed: int, data: Path, out: Path) -> None:
+    """One cell of the table."""
+    folder = out / victim.name
+    record = read_json(folder / "attack.json")
+    loaded = load_model(folder / MODEL)
+    pool = read_images(str(data / victim.data / "train.parquet"), num_classes=loaded.record.num_classes)
+    test = read_images(str(data / victim.data / "test.parquet"), num_classes=loaded.record.num_classes)
+    triggered = read_triggered(folder / TRIGGERED, size=pool.image_size, num_classes=pool.num_classes)
+    target: Any = None
+    if method in KNOWS_TARGET:
+        target = "next" if victim.rule == "all-to-all" else 0
+    device = choose_device(None)
+    defense = replace(preset(method, name=name, profile=victim.data, target=target), precision=choose_precision(device))
+    run_purify(
+        loaded,
+        pool,
+        defense,
+        out / victim.name / "purified" / f"{name}-{method}-{seed}",
+        method=method,
+        n_clean=int(len(pool) * CLEAN_SHARE) // pool.num_classes * pool.num_classes,
+        seed=seed,
+        device=device,
+        evidence=Evidence(test=test, triggered=triggered),
+        sources={"clean": pool.source, "test": test.source, "triggered": str(folder / TRIGGERED)},
+        before=Metrics(**{rate: record[rate] for rate in RATES}),
+    )
+
+
+def cells(only: str) -> list[tuple[Victim, str, Preset, int]]:
+    """All cells whose name contains every word of ``only``, one seed of all before the next."""
+    names: tuple[Preset, ...] = ("shipped", "reference")
+    found = [
+        (victim, method, name, seed)
+        for seed in range(max(victim.seeds for victim in VICTIMS))
+        for name in names
+        for victim in VICTIMS
+        for method in VARIANTS
+        if seed < victim.seeds
+    ]
+    return [cell for cell in found if all(word in " ".join(map(str, label(*cell))) for word in only.split())]
+
+
+def label(victim: Victim, method: str, name: str, seed: int) -> tuple[str, ...]:
+    return (victim.name, f"{name}-{method}-{seed}")
+
+
+def report(out: Path) -> str:
+    """Mean and spread over the seeds of all finished cells, as a Markdown table; the records as JSON beside it."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for victim in VICTIMS:
+        for path in sorted((out / victim.name / "purified").glob("*/run.json")):
+            name = path.parent.name.partition("-")[0]
+            groups[victim.name, name, read_json(path)["method"]].append(read_json(path))
+    lines = [
+        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; percent, mean ± deviation over seeds",
+        "",
+        "| victim | preset | method | seeds | ACC before | after | ASR before | after | RA after | DER | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (victim_name, name, method), records in groups.items():
+        before = records[0]["before"]
+        after = [spread([record["after"][rate] for record in records]) for rate in ("acc", "asr", "ra")]
+        phases = ("features", "warm_up", "optimise")
+        seconds = mean(sum(record["seconds"][phase] for phase in phases) for record in records)
+        der = spread([record["der"] for record in records])
+        lines.append(
+            f"| {victim_name} | {name} | {method} | {len(records)} | {100 * before['acc']:.2f} | {after[0]} "
+            f"| {100 * before['asr']:.2f} | {after[1]} | {after[2]} | {der} | {seconds:.0f} |"
+        )
+    write_json(out / "table.json", {" ".join(key): records for key, records in groups.items()})
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """Percent, with the standard deviation where there are several."""
+    shown = f"{100 * mean(values):.2f}"
+    return shown if len(values) < 2 else f"{shown} ± {100 * stdev(values):.2f}"
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/npd_table"))
+    parser.add_argument("--only", default="", help="words that a cell's name must contain, as 'gtsrb shipped'")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+    options = parser.parse_args()
+    wanted = cells(options.only)
+    victims = list(dict.fromkeys(victim for victim, *_ in wanted))
+    with ProcessPoolExecutor(options.workers, get_context("spawn"), initializer=_one_thread) as pool:
+        for done in [pool.submit(train, v, options.data, options.out, options.width) for v in victims]:
+            done.result()
+        jobs = {pool.submit(purify, *cell, options.data, options.out): cell for cell in wanted}
+        for job, cell in jobs.items():
+            job.result()
+            print("done:", *label(*cell), flush=True)
+            write_text(options.out / "table.md", report(options.out))
+    print(report(options.out))
+
+
+if __name__ == "__main__":
+    main()
