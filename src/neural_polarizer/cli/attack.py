@@ -54,6 +54,9 @@ def attack(
         bool | None,
         typer.Option("--flip/--no-flip", help="Mirror images; default: with --profile cifar10 only."),
     ] = None,
+    crop_padding: Annotated[
+        int, typer.Option(help="Pixels of padding for random crops; crops can cut a trigger off.", min=0)
+    ] = 4,
     profile: ProfileName = "none",
     size: Size = None,
     limit: Limit = None,
@@ -87,6 +90,7 @@ def attack(
         batch_size=batch_size,
         policy=kind,
         lr=lr or (0.1 if kind == "one-cycle" else 0.01),
+        crop_padding=crop_padding,
         flip=profile == "cifar10" if flip is None else flip,
         precision=precision or choose_precision(place),
     )

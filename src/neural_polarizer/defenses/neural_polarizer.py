@@ -55,9 +55,9 @@ class NeuralPolarizer:
         step_size: alpha of the inner steps, in pixel units.
         steps: number of inner steps.
         step_rule: "sign", or "gradient" for normalised gradient steps of the same length.
-        random_start: standard deviation, in pixel units, of the normal noise from which the inner steps begin; 0
-            begins at the clean image. Where a trigger's pixels are constant in clean images (black corners), the
-            units that see it are off and give no gradient; noise switches them on.
+        random_starts: standard deviations, in pixel units, of the normal noise from which the inner steps begin,
+            taken in turn like the radii; 0 begins at the clean image. Where a trigger's pixels are constant in clean
+            images (black corners), the units that see it are off and give no gradient; noise switches them on.
         early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
         benign_weight: lambda_1, of L_bn.
         asr_weight: lambda_2, of L_asr.
@@ -91,7 +91,7 @@ class NeuralPolarizer:
     step_size: float = 0.1
     steps: int = 2
     step_rule: StepRule = "sign"
-    random_start: float = 0.0
+    random_starts: tuple[float, ...] = (0.0,)
     early_stop: float | None = None
     benign_weight: float = 1.0
     asr_weight: float = 0.4
@@ -107,6 +107,8 @@ class NeuralPolarizer:
             raise BadInputError("epochs and steps must not be negative, and the batch size at least 1")
         if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in self.radii):
             raise BadInputError(f"radii must be finite and not negative, got {self.radii}")
+        if not self.random_starts or not all(math.isfinite(scale) and scale >= 0 for scale in self.random_starts):
+            raise BadInputError(f"random starts must be finite and not negative, got {self.random_starts}")
         if not (self.lr > 0 and self.step_size > 0):
             raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
         if self.goal == "untargeted" and self.target is not None:
@@ -303,14 +305,14 @@ class _Learner:
             self.predict,
             pixels,
             targets if settings.goal == "targeted" else wanted,
-            ball=Ball(settings.norm, self._radius(len(rows), done)),
+            ball=Ball(settings.norm, self._in_turn(settings.radii, len(rows), done)),
             steps=settings.steps,
             step_size=settings.step_size,
             targeted=settings.goal == "targeted",
             universal=settings.perturbation == "universal",
             rule=settings.step_rule,
             stop_above=settings.early_stop,
-            start=self._start(pixels, generator),
+            start=self._start(pixels, done, generator),
         )
         with torch.no_grad(), self._autocast():
             perturbed = self.prefix((pixels + delta).clamp(0, 1))
@@ -344,17 +346,18 @@ class _Learner:
             return (labels + 1) % self.num_classes
         return torch.full_like(labels, self.settings.target)
 
-    def _start(self, pixels: Tensor, generator: torch.Generator) -> Tensor | None:
-        if self.settings.random_start == 0:
+    def _start(self, pixels: Tensor, done: int, generator: torch.Generator) -> Tensor | None:
+        if not any(self.settings.random_starts):
             return None
-        shape = (1 if self.settings.perturbation == "universal" else len(pixels), *pixels.shape[1:])
-        return (torch.randn(shape, generator=generator) * self.settings.random_start).to(pixels)
+        scale = self._in_turn(self.settings.random_starts, len(pixels), done)
+        count = 1 if self.settings.perturbation == "universal" else len(pixels)
+        return torch.randn((count, *pixels.shape[1:]), generator=generator).to(pixels) * scale.view(-1, 1, 1, 1)
 
-    def _radius(self, count: int, done: int) -> float | Tensor:
-        radii = self.settings.radii
-        if self.settings.perturbation == "universal" or len(radii) == 1:
-            return radii[done % len(radii)]
-        return torch.tensor(radii, device=self.device).repeat(math.ceil(count / len(radii)))[:count]
+    def _in_turn(self, choices: tuple[float, ...], count: int, done: int) -> Tensor:
+        """One choice for each of ``count`` samples, or the one of this batch if the perturbation is universal."""
+        if self.settings.perturbation == "universal":
+            return torch.tensor([choices[done % len(choices)]], device=self.device)
+        return torch.tensor(choices, device=self.device).repeat(math.ceil(count / len(choices)))[:count]
 
     def _train_mode_logits(self, clean: Values, perturbed: Values) -> tuple[Tensor, Tensor]:
         """Batch statistics for both forwards; only the clean one moves the running statistics."""
