@@ -61,10 +61,6 @@ def test_predictions_do_not_depend_on_the_batch_size_and_every_batch_is_told() -
     assert told == [("evaluate", 1, 3), ("evaluate", 2, 3), ("evaluate", 3, 3)]
 
 
-def test_bf16_gives_the_same_classes_where_the_answer_is_clear() -> None:
-    assert predict(Reader(), _told([3, 1], [0, 0]), precision="bf16").tolist() == [3, 1]
-
-
 def test_the_model_comes_back_as_it_was() -> None:
     model, images = tiny_model(), tiny_images(8)
     model.train()

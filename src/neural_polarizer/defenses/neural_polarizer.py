@@ -25,6 +25,8 @@ from neural_polarizer.train import Progress, silent
 
 Values = tuple[Tensor, ...]
 
+MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 200, 6, 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralPolarizer:
@@ -41,7 +43,8 @@ class NeuralPolarizer:
         site: ``before:NAME`` or ``after:NAME``; None takes the last feature map.
         init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;
             "default" is the reference's plain batch norm with a warm-up.
-        epochs: T, outer passes over the clean images.
+        epochs: T, outer passes over the clean images; None takes as many as give MIN_STEPS steps, but at least
+            MIN_EPOCHS and at most MAX_EPOCHS.
         warmup_epochs: T0, passes with the benign loss alone ("default" only).
         warmup_lr: learning rate of the warm-up's plain SGD.
         batch_size: clean images a step.
@@ -55,9 +58,9 @@ class NeuralPolarizer:
         step_size: alpha of the inner steps, in pixel units.
         steps: number of inner steps.
         step_rule: "sign", or "gradient" for normalised gradient steps of the same length.
-        random_starts: standard deviations, in pixel units, of the normal noise from which the inner steps begin,
-            taken in turn like the radii; 0 begins at the clean image. Where a trigger's pixels are constant in clean
-            images (black corners), the units that see it are off and give no gradient; noise switches them on.
+        blind_spot_noise: standard deviation, in pixel units, of the normal noise from which the inner steps begin,
+            at those pixels alone that never change in the clean images (black borders). Units that see only such
+            pixels are off and give no gradient, so a trigger there would not be found; 0 switches the noise off.
         early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
         benign_weight: lambda_1, of L_bn.
         asr_weight: lambda_2, of L_asr.
@@ -78,24 +81,24 @@ class NeuralPolarizer:
     target: int | Literal["next"] | None = None
     site: str | None = None
     init: Literal["calibrated", "default"] = "calibrated"
-    epochs: int = 50
+    epochs: int | None = None
     warmup_epochs: int = 5
     warmup_lr: float = 1e-4
-    batch_size: int = 128
-    lr: float = 0.01
-    lr_policy: Literal["constant", "cosine"] = "constant"
+    batch_size: int = 64
+    lr: float = 0.02
+    lr_policy: Literal["constant", "cosine"] = "cosine"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     norm: Literal["l2", "linf"] = "l2"
-    radii: tuple[float, ...] = (3.0,)
+    radii: tuple[float, ...] = (5.0,)
     step_size: float = 0.1
     steps: int = 2
     step_rule: StepRule = "sign"
-    random_starts: tuple[float, ...] = (0.0,)
+    blind_spot_noise: float = 0.1
     early_stop: float | None = None
     benign_weight: float = 1.0
-    asr_weight: float = 0.4
-    bce_weight: float = 0.4
+    asr_weight: float = 0.5
+    bce_weight: float = 0.5
     loss_form: LossForm = "stable"
     bce_label: Literal["true", "predicted"] = "true"
     bn_outer: Literal["eval", "train_clean_stats"] = "eval"
@@ -103,12 +106,12 @@ class NeuralPolarizer:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.warmup_epochs < 0 or self.steps < 0 or self.batch_size < 1:
+        if (self.epochs or 0) < 0 or self.warmup_epochs < 0 or self.steps < 0 or self.batch_size < 1:
             raise BadInputError("epochs and steps must not be negative, and the batch size at least 1")
         if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in self.radii):
             raise BadInputError(f"radii must be finite and not negative, got {self.radii}")
-        if not self.random_starts or not all(math.isfinite(scale) and scale >= 0 for scale in self.random_starts):
-            raise BadInputError(f"random starts must be finite and not negative, got {self.random_starts}")
+        if not (math.isfinite(self.blind_spot_noise) and self.blind_spot_noise >= 0):
+            raise BadInputError(f"blind spot noise must be finite and not negative, got {self.blind_spot_noise}")
         if not (self.lr > 0 and self.step_size > 0):
             raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
         if self.goal == "untargeted" and self.target is not None:
@@ -161,6 +164,7 @@ class _Learner:
         self.device = device
         self.images = clean.images.to(device)
         self.labels = clean.labels.to(device)
+        self.blind_spots = (self.images == self.images[:1]).all(dim=0)
         self.notes: list[str] = []
         frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         probe = to_pixels(self.images[:4])
@@ -221,6 +225,13 @@ class _Learner:
     def _steps_per_epoch(self) -> int:
         return math.ceil(len(self.labels) / self.settings.batch_size)
 
+    @property
+    def epochs(self) -> int:
+        """T, chosen by the number of images if the settings leave it open."""
+        if self.settings.epochs is not None:
+            return self.settings.epochs
+        return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / self._steps_per_epoch)))
+
     @torch.no_grad()
     def calibrate(self) -> None:
         """Make the polarizer the exact identity with the clean images' statistics."""
@@ -265,13 +276,13 @@ class _Learner:
             weight_decay=settings.weight_decay,
         )
         history: list[dict[str, float]] = []
-        for epoch in range(settings.epochs):
+        for epoch in range(self.epochs):
             last_finite = copy.deepcopy(self.polarizer.state_dict())
             totals: dict[str, Tensor | float] = defaultdict(float)
             for step, rows in enumerate(self._batches(seed, "optimise", epoch)):
                 done = epoch * steps + step
                 if settings.lr_policy == "cosine":
-                    rate = settings.lr * 0.5 * (1 + math.cos(math.pi * done / (settings.epochs * steps)))
+                    rate = settings.lr * 0.5 * (1 + math.cos(math.pi * done / (self.epochs * steps)))
                     optimizer.param_groups[0]["lr"] = rate
                 loss, terms = self._outer_loss(rows, done, stream(seed, "start", done))
                 optimizer.zero_grad()
@@ -279,7 +290,7 @@ class _Learner:
                 optimizer.step()
                 for name, value in terms.items():
                     totals[name] += value * len(rows) / len(self.labels)
-                progress("optimise", done + 1, settings.epochs * steps)
+                progress("optimise", done + 1, self.epochs * steps)
             record = {"epoch": float(epoch + 1), **{name: float(value) for name, value in totals.items()}}
             finite = all(bool(tensor.isfinite().all()) for tensor in self.polarizer.state_dict().values())
             if not finite or not all(map(math.isfinite, record.values())):
@@ -305,14 +316,14 @@ class _Learner:
             self.predict,
             pixels,
             targets if settings.goal == "targeted" else wanted,
-            ball=Ball(settings.norm, self._in_turn(settings.radii, len(rows), done)),
+            ball=Ball(settings.norm, self._radius(len(rows), done)),
             steps=settings.steps,
             step_size=settings.step_size,
             targeted=settings.goal == "targeted",
             universal=settings.perturbation == "universal",
             rule=settings.step_rule,
             stop_above=settings.early_stop,
-            start=self._start(pixels, done, generator),
+            start=self._start(pixels, generator),
         )
         with torch.no_grad(), self._autocast():
             perturbed = self.prefix((pixels + delta).clamp(0, 1))
@@ -346,18 +357,18 @@ class _Learner:
             return (labels + 1) % self.num_classes
         return torch.full_like(labels, self.settings.target)
 
-    def _start(self, pixels: Tensor, done: int, generator: torch.Generator) -> Tensor | None:
-        if not any(self.settings.random_starts):
+    def _start(self, pixels: Tensor, generator: torch.Generator) -> Tensor | None:
+        if self.settings.blind_spot_noise == 0 or not self.blind_spots.any():
             return None
-        scale = self._in_turn(self.settings.random_starts, len(pixels), done)
         count = 1 if self.settings.perturbation == "universal" else len(pixels)
-        return torch.randn((count, *pixels.shape[1:]), generator=generator).to(pixels) * scale.view(-1, 1, 1, 1)
+        noise = torch.randn((count, *pixels.shape[1:]), generator=generator).to(pixels)
+        return noise * self.blind_spots * self.settings.blind_spot_noise
 
-    def _in_turn(self, choices: tuple[float, ...], count: int, done: int) -> Tensor:
-        """One choice for each of ``count`` samples, or the one of this batch if the perturbation is universal."""
-        if self.settings.perturbation == "universal":
-            return torch.tensor([choices[done % len(choices)]], device=self.device)
-        return torch.tensor(choices, device=self.device).repeat(math.ceil(count / len(choices)))[:count]
+    def _radius(self, count: int, done: int) -> float | Tensor:
+        radii = self.settings.radii
+        if self.settings.perturbation == "universal" or len(radii) == 1:
+            return radii[done % len(radii)]
+        return torch.tensor(radii, device=self.device).repeat(math.ceil(count / len(radii)))[:count]
 
     def _train_mode_logits(self, clean: Values, perturbed: Values) -> tuple[Tensor, Tensor]:
         """Batch statistics for both forwards; only the clean one moves the running statistics."""
