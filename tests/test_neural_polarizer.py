@@ -21,6 +21,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.perturb import perturb
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
 from neural_polarizer.surgery import Site, cut, insert
@@ -39,7 +40,16 @@ from toys import (
     tiny_model,
 )
 
-SMALL = NeuralPolarizer(epochs=2, batch_size=10, radii=(1.0,), lr=0.05)
+SMALL = NeuralPolarizer(
+    epochs=2,
+    batch_size=10,
+    radii=(1.0,),
+    lr=0.05,
+    lr_policy="constant",
+    asr_weight=0.4,
+    bce_weight=0.4,
+    blind_spot_noise=0.0,
+)
 WARM = replace(SMALL, init="default", warmup_epochs=2, warmup_lr=0.01)
 
 CASES: dict[str, NeuralPolarizer] = {
@@ -59,8 +69,8 @@ CASES: dict[str, NeuralPolarizer] = {
     "gradient steps, linf": replace(SMALL, step_rule="gradient", norm="linf", radii=(0.05,), step_size=0.02),
     "other weights": replace(SMALL, benign_weight=0.5, asr_weight=1.5, bce_weight=0.1, momentum=0.5, weight_decay=0.1),
     "no inner steps": replace(SMALL, steps=0),
-    "random start": replace(SMALL, random_start=0.03, target=1, batch_size=24),
-    "random start, universal": replace(SMALL, random_start=0.03, perturbation="universal"),
+    "noise in blind spots": replace(SMALL, blind_spot_noise=0.1, target=1, batch_size=24),
+    "noise in blind spots, universal": replace(SMALL, blind_spot_noise=0.1, perturbation="universal"),
 }
 
 
@@ -83,11 +93,11 @@ def _projected(delta: Tensor, rho: float, norm: str) -> Tensor:
 
 
 def _delta(
-    network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolarizer, radii: Tensor, noise: torch.Generator
+    network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolarizer, radii: Tensor, start: Tensor
 ) -> Tensor:
     """Eqs. 5, 7, 8 and 10: whole forward passes, the samples projected one after another."""
     universal, sign = settings.perturbation == "universal", -1.0 if settings.goal == "targeted" else 1.0
-    start = settings.random_start * torch.randn((x[:1] if universal else x).shape, generator=noise)
+    start = start[:1] if universal else start[: len(x)]
     delta = torch.stack([_projected(d, float(rho), settings.norm) for d, rho in zip(start, radii, strict=False)])
     for _ in range(settings.steps):
         point = delta.clone().requires_grad_()
@@ -125,12 +135,16 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
     optimizer = torch.optim.SGD(
         polarizer.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    orders = [torch.randperm(len(y), generator=stream(seed, "optimise", epoch)) for epoch in range(settings.epochs)]
+    orders = [
+        torch.randperm(len(y), generator=stream(seed, "optimise", epoch)) for epoch in range(settings.epochs or 0)
+    ]
     batches = [rows for order in orders for rows in order.split(settings.batch_size)]
     for done, rows in enumerate(batches):
         if settings.lr_policy == "cosine":
             optimizer.param_groups[0]["lr"] = settings.lr * math.cos(math.pi / 2 * done / len(batches)) ** 2
-        noise = stream(seed, "start", done)
+        shape = (1 if settings.perturbation == "universal" else len(rows), *x.shape[1:])
+        noise = torch.randn(shape, generator=stream(seed, "start", done))
+        noise = settings.blind_spot_noise * noise * (x.amin(dim=0) == x.amax(dim=0))
         _plain_step(network, polarizer, optimizer, (x[rows], y[rows], k), settings, done, noise)
     return polarizer
 
@@ -142,7 +156,7 @@ def _plain_step(
     batch: tuple[Tensor, Tensor, int],
     settings: NeuralPolarizer,
     done: int,
-    noise: torch.Generator,
+    noise: Tensor,
 ) -> None:
     x, y, k = batch
     polarizer.eval()
@@ -184,6 +198,7 @@ def _plain_step(
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_equals_the_plain_form_of_the_algorithm(name: str) -> None:
     settings, model, clean = CASES[name], tiny_model(), tiny_images(24)
+    clean.images[:, :, :, :2] = 0  # a black border, so that there are blind spots
     found = _polarizer(_repaired(model, clean, settings, seed=4))
     expected = _plain_npd(model, clean, settings, seed=4)
     ours, theirs = found.state_dict(), expected.state_dict()
@@ -475,6 +490,42 @@ def test_history_progress_and_seconds_tell_the_run() -> None:
     assert isinstance(WARM, Defense)
 
 
+def test_the_number_of_epochs_follows_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least 10 steps, 2 epochs, at most 4: with 3, 1 and 24 steps an epoch that makes 4, 4 (not 10) and 2."""
+    for name, value in (("MIN_STEPS", 10), ("MIN_EPOCHS", 2), ("MAX_EPOCHS", 4)):
+        monkeypatch.setattr(npd, name, value)
+    for batch_size, epochs in ((10, 4), (24, 4), (1, 2)):
+        settings = replace(SMALL, epochs=None, batch_size=batch_size, lr=1e-3, lr_policy="cosine")
+        told: list[tuple[str, int, int]] = []
+        result = settings.repair(
+            tiny_model(), tiny_images(24), seed=0, progress=lambda *step, told=told: told.append(step)
+        )
+        assert len(result.history) == epochs
+        assert told[-1] == ("optimise", len(told), len(told))
+
+
+def test_blind_spots_are_the_pixels_that_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Tensor | None] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Tensor:
+        starts.append(kwargs["start"])
+        return perturb(*args, **kwargs)
+
+    monkeypatch.setattr(npd, "perturb", spy)
+    settings = replace(SMALL, blind_spot_noise=0.1, epochs=1, batch_size=24)
+    clean = tiny_images(24)
+    _repaired(tiny_model(), clean, settings)
+    clean.images[:, :, 0] = 7
+    clean.images[:, :, 1] = 7
+    clean.images[5, :, 1] = 8  # one image is enough for a pixel not to be blind
+    _repaired(tiny_model(), clean, settings)
+    assert starts[0] is None
+    assert starts[1] is not None
+    assert bool((starts[1][:, :, 0] != 0).all())
+    assert not bool(starts[1][:, :, 1:].any())
+    assert float(starts[1][:, :, 0].std()) == pytest.approx(0.1, rel=0.2)
+
+
 def test_the_record_of_an_epoch_is_the_mean_over_images_not_batches() -> None:
     """Benign loss alone, a vanishing step, batches of 10, 10 and 4: the mean over all 24 images; by hand."""
     model, clean = tiny_model(), tiny_images(24)
@@ -511,8 +562,8 @@ def test_bf16_autocast_comes_close_to_float32() -> None:
         ({"lr": 0.0}, "lr and step size must be positive, got 0.0 and 0.1"),
         ({"step_size": -0.1}, "lr and step size must be positive"),
         ({"lr": math.nan}, "lr and step size must be positive"),
-        ({"random_start": -0.1}, "start.* -0.1"),
-        ({"random_start": math.nan}, "start.* nan"),
+        ({"blind_spot_noise": -0.1}, "blind spot noise must be finite and not negative, got -0.1"),
+        ({"blind_spot_noise": math.nan}, "blind spot noise must be finite"),
         ({"goal": "untargeted", "target": 1}, "has no target class; leave target out"),
     ],
 )
@@ -587,7 +638,7 @@ def test_npd_takes_a_planted_backdoor_out() -> None:
     attack.plant(victim, train, schedule=recipe, seed=0)
     triggered = attack.triggered(test)
     before = metrics.evaluate(victim, test, triggered)
-    result = NeuralPolarizer(epochs=25, batch_size=40, radii=(1.5,), lr=0.02).repair(victim, clean, seed=0)
+    result = replace(SMALL, epochs=25, batch_size=40, radii=(1.5,), lr=0.02).repair(victim, clean, seed=0)
     after = metrics.evaluate(result.model, test, triggered)
     assert before.acc is not None
     assert before.asr is not None

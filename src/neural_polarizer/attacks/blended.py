@@ -53,7 +53,7 @@ class Blended(DataPoisoning):
             data = path.read_bytes()
         except OSError as error:
             raise BadInputError(f"{path}: cannot read the trigger picture ({error.strerror})") from None
-        return torch.from_numpy(decode(data, size=size, where=str(path))).permute(2, 0, 1)
+        return torch.tensor(decode(data, size=size, where=str(path))).permute(2, 0, 1)
 
 
 def cartoon(size: tuple[int, int], *, seed: int, shapes: int = 14) -> UInt8[Tensor, "3 h w"]:
