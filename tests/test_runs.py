@@ -23,7 +23,8 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.metrics import Metrics, evaluate
 from neural_polarizer.runs.attack import run_attack
-from neural_polarizer.runs.purify import Evidence, run_purify
+from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purify import run_purify
 from neural_polarizer.surgery import PolarizedModule
 from neural_polarizer.train import Schedule
 from run_files import attack_words, coloured, main_quietly, make_runs, states_equal

@@ -52,6 +52,8 @@ def predict(
     Raises:
         BadInputError: the model's output is not one logit a class of ``images``.
     """
+    if len(images) == 0:
+        return torch.empty(0, dtype=torch.int64)
     device = torch.device(device)
     modes = {module: module.training for module in model.modules()}
     home = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
@@ -72,7 +74,7 @@ def predict(
         model.to(home)
         for module, training in modes.items():
             module.training = training
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+    return torch.cat(found)
 
 
 def evaluate(

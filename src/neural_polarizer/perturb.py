@@ -1,5 +1,6 @@
 """The inner problem: adversarial perturbations that stand in for the unknown trigger (paper eqs. 5, 8, 10)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -97,4 +98,4 @@ def _direction(gradient: Float[Tensor, "m c h w"], rule: StepRule) -> Float[Tens
     if rule == "sign":
         return gradient.sign()
     length = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)
-    return gradient / length * gradient[0].numel() ** 0.5
+    return gradient / length * math.prod(gradient.shape[1:]) ** 0.5

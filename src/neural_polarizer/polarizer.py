@@ -22,7 +22,7 @@ class Polarizer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.mix = nn.utils.skip_init(nn.Conv2d, channels, channels, kernel_size=1, bias=False)  # draws nothing
         self.norm = nn.BatchNorm2d(channels)
         nn.init.dirac_(self.mix.weight)
 

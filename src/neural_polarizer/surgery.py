@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,11 +80,14 @@ def insert(model: nn.Module, site: Site, polarizer: Polarizer) -> nn.Module:
     Raises:
         BadInputError: the site does not exist.
     """
-    name = full_name(model, site)
     polarized = copy.deepcopy(model)
-    parent, _, child = name.rpartition(".")
-    wrapped = PolarizedModule(polarized.get_submodule(name), polarizer, site.side)
-    setattr(polarized.get_submodule(parent), child, wrapped)
+    module = polarized.get_submodule(full_name(model, site))
+    places = [
+        (parent, name) for parent in polarized.modules() for name, child in parent._modules.items() if child is module
+    ]
+    wrapped = PolarizedModule(module, polarizer, site.side)
+    for parent, name in places:  # a module can have several names
+        setattr(parent, name, wrapped)
     return polarized
 
 
@@ -144,10 +148,14 @@ def last_feature_map(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site
         nn.Dropout,
         nn.Identity,
     )
+    calls = Counter(name for name, _, _ in seen)
     maps = [
         name
         for name, _, output in seen
-        if isinstance(output, Tensor) and output.ndim == 4 and not isinstance(network.get_submodule(name), pooling)
+        if calls[name] == 1
+        and isinstance(output, Tensor)
+        and output.ndim == 4
+        and not isinstance(network.get_submodule(name), pooling)
     ]
     if not maps:
         raise BadInputError("this network has no feature maps N x C x H x W, so there is no site for the polarizer")
@@ -183,7 +191,7 @@ def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]
         values = parts.prefix(pixels)
         logits, expected = parts.tail(*values), model(pixels)
     except Exception as error:  # a foreign network may raise anything while it is traced
-        return f"the network cannot be traced: {type(error).__name__}: {str(error).splitlines()[:1]}"
+        return f"the network cannot be traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if not all(isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1] for value in values):
         return "a value that crosses the cut does not belong to single images"
     if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-4):

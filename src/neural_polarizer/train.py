@@ -19,6 +19,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_bytes
 from neural_polarizer.rng import global_rng, stream
+from neural_polarizer.settings import check_literals
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(phase, steps done, steps in all)``; the library itself never prints."""
@@ -56,6 +57,7 @@ class Schedule:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
             raise BadInputError(
                 f"epochs and batch size must be at least 1 and lr positive, "

@@ -34,9 +34,7 @@ def test_a_crop_equals_the_obvious_reference(shape: tuple[int, ...], padding: in
     images = random_images(shape)
     before = images.clone()
     got = random_crop(images, padding, generator(seed))
-    down, right = (
-        torch.randint(2 * padding + 1, (2, shape[0], 1), generator=generator(seed)).squeeze(2) - padding
-    )
+    down, right = torch.randint(2 * padding + 1, (2, shape[0], 1), generator=generator(seed)).squeeze(2) - padding
     for image, crop, dy, dx in zip(images, got, down.tolist(), right.tolist(), strict=True):
         assert torch.equal(crop, shifted(image, dy, dx))
     assert got.shape == images.shape

@@ -22,9 +22,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 def png(width: int, height: int, rows: int, *, interlaced: bool = False) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, int(interlaced))
     body = zlib.compress(bytes((width * 3 + 1) * rows))
-    return (
-        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
 
 
 def one(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -24,9 +24,7 @@ def tiny(counts: list[int], fill: int = 0) -> ImageSet:
     share=st.floats(0, 1),
     seed=st.integers(0, 2**16),
 )
-def test_a_subset_is_balanced_free_of_duplicates_and_repeatable(
-    counts: list[int], share: float, seed: int
-) -> None:
+def test_a_subset_is_balanced_free_of_duplicates_and_repeatable(counts: list[int], share: float, seed: int) -> None:
     images = tiny(counts)
     n = max(1, round(share * len(images)))
     indices = clean_subset(images, n, seed=seed)

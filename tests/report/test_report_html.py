@@ -186,9 +186,7 @@ def test_what_is_not_a_png_is_refused() -> None:
 )
 def test_drawings_hold_only_finite_numbers(history: list[dict[str, Any]]) -> None:
     parsed = page(sample_record(history=history))
-    drawn = " ".join(
-        value for name, value in parsed.attributes if name in {"d", "points", "cx", "cy", "x", "y"}
-    )
+    drawn = " ".join(value for name, value in parsed.attributes if name in {"d", "points", "cx", "cy", "x", "y"})
     assert not re.search(r"nan|inf|none|e[+-]?\d", drawn, re.IGNORECASE)
 
 

@@ -50,9 +50,7 @@ def test_changes_are_judged_by_their_direction() -> None:
 
 
 def test_a_chart_is_known_by_hand() -> None:
-    chart = line_chart(
-        "t", [{"epoch": 1, "a": 0.0}, {"epoch": 3, "a": 1.0}], {"a": "A", "b": "B"}, shares=True
-    )
+    chart = line_chart("t", [{"epoch": 1, "a": 0.0}, {"epoch": 3, "a": 1.0}], {"a": "A", "b": "B"}, shares=True)
     assert chart is not None
     assert [(line.label, line.runs, line.latest) for line in chart.lines] == [
         ("A", (((52, 226), (446, 14)),), "100.0%")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import LabelRule, TriggeredSet, attacked_labels, poison, triggered_test
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Progress, Schedule, fit, silent
 
 
@@ -34,6 +35,7 @@ class DataPoisoning(ABC):
     poison_rate: float = 0.1
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if not 0 <= self.poison_rate <= 1:
             raise BadInputError(f"the poison rate must lie in [0, 1], got {self.poison_rate}; the paper uses 0.1")
         if self.target < 0:

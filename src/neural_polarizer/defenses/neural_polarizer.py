@@ -20,6 +20,7 @@ from neural_polarizer.losses import LossForm, asr_loss, boosted_cross_entropy, r
 from neural_polarizer.perturb import Ball, StepRule, perturb
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
+from neural_polarizer.settings import check_literals
 from neural_polarizer.surgery import Cut, Site, cut, feature_channels, insert, last_feature_map
 from neural_polarizer.train import Progress, silent
 
@@ -106,6 +107,7 @@ class NeuralPolarizer:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if (self.epochs or 0) < 0 or self.warmup_epochs < 0 or self.steps < 0 or self.batch_size < 1:
             raise BadInputError("epochs and steps must not be negative, and the batch size at least 1")
         if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in self.radii):
@@ -175,7 +177,10 @@ class _Learner:
         self.prefix, self.tail = self._cut(probe)
         self.predict = torch.compile(self._predict) if settings.compile else self._predict
         with torch.no_grad():
-            self.num_classes = int(self.model(probe).shape[1])
+            output = self.model(probe)
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            raise BadInputError("the model must give logits N x K, one for every class")
+        self.num_classes = int(output.shape[1])
         self._check_classes(clean)
         self.values: Values = ()
 
@@ -219,11 +224,14 @@ class _Learner:
 
     def _batches(self, seed: int, phase: str, epoch: int) -> Iterator[Tensor]:
         order = torch.randperm(len(self.labels), generator=stream(seed, phase, epoch)).to(self.device)
-        yield from order.split(self.settings.batch_size)
+        batches = list(order.split(self.settings.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1:  # one value a channel is too few for batch statistics
+            batches[-2:] = [torch.cat(batches[-2:])]
+        yield from batches
 
     @property
     def _steps_per_epoch(self) -> int:
-        return math.ceil(len(self.labels) / self.settings.batch_size)
+        return sum(1 for _ in self._batches(0, "count", 0))
 
     @property
     def epochs(self) -> int:
@@ -244,7 +252,9 @@ class _Learner:
         handle = self.polarizer.register_forward_pre_hook(note)
         try:
             for start in range(0, len(self.labels), self.settings.batch_size):
-                self._logits(tuple(value[start : start + self.settings.batch_size] for value in self.values))
+                rows = slice(start, start + self.settings.batch_size)
+                # A copy, as the network may change its input in place.
+                self._logits(tuple(value[rows].clone() for value in self.values))
         finally:
             handle.remove()
         first, second, count = (sum(column) for column in zip(*sums, strict=True))
@@ -306,16 +316,39 @@ class _Learner:
         labels = self.labels[rows]
         values = tuple(value[rows] for value in self.values)
         logits = self._logits(values)
-        benign = F.cross_entropy(logits, labels)
         targets = self._targets(logits.detach(), labels)
-        # Where the attacker's class is the true one, L_asr would fight L_bce1, so such images stay benign (spec 3.6).
-        kept = (targets != labels).nonzero()[:, 0] if settings.target is not None else torch.arange(len(rows))
-        rows, targets, wanted = rows[kept], targets[kept], labels[kept]
+        # Where the attacker's class is the true one, L_asr would fight L_bce1: such images stay benign (spec 3.6).
+        kept = (targets != labels).nonzero()[:, 0]
+        targets, wanted, predicted = targets[kept], labels[kept], logits.detach()[kept].argmax(dim=1)
+        perturbed = self._perturbed(rows[kept], wanted, targets, done, generator)
+        if settings.bn_outer == "train_clean_stats":
+            logits, adversarial = self._train_mode_logits(values, perturbed)
+        else:
+            adversarial = self._logits(perturbed)
+        if settings.goal == "untargeted":
+            targets = runner_up(adversarial.detach(), wanted)
+        benign = F.cross_entropy(logits, labels)
+        terms = {"loss_benign": benign, "clean_accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+        loss = settings.benign_weight * benign
+        if len(kept) > 0:
+            asr = asr_loss(adversarial, targets, settings.loss_form)
+            shown = predicted if settings.bce_label == "predicted" else None
+            bce = boosted_cross_entropy(adversarial, wanted, settings.loss_form, shown)
+            loss = loss + settings.asr_weight * asr + settings.bce_weight * bce
+            fooled = (adversarial.argmax(dim=1) == targets).float().mean()
+            terms |= {"loss_asr": asr, "loss_bce": bce, "surrogate_success": fooled}
+        return loss, {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
+
+    def _perturbed(
+        self, rows: Tensor, labels: Tensor, targets: Tensor, done: int, generator: torch.Generator
+    ) -> Values:
+        """The inner problem on the clean images ``rows``; what the prefix gives for the perturbed ones."""
+        settings = self.settings
         pixels = to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
         delta = perturb(
             self.predict,
             pixels,
-            targets if settings.goal == "targeted" else wanted,
+            targets if settings.goal == "targeted" else labels,
             ball=Ball(settings.norm, self._radius(len(rows), done)),
             steps=settings.steps,
             step_size=settings.step_size,
@@ -326,29 +359,7 @@ class _Learner:
             start=self._start(pixels, generator),
         )
         with torch.no_grad(), self._autocast():
-            perturbed = self.prefix((pixels + delta).clamp(0, 1))
-        predicted = logits.detach()[kept].argmax(dim=1)
-        if settings.bn_outer == "train_clean_stats":
-            logits, adversarial = self._train_mode_logits(values, perturbed)
-        else:
-            adversarial = self._logits(perturbed)
-        if settings.goal == "untargeted":
-            targets = runner_up(adversarial.detach(), wanted)
-        benign = F.cross_entropy(logits, labels)
-        asr = asr_loss(adversarial, targets, settings.loss_form)
-        bce = boosted_cross_entropy(
-            adversarial, wanted, settings.loss_form, predicted if settings.bce_label == "predicted" else None
-        )
-        loss = settings.benign_weight * benign + settings.asr_weight * asr + settings.bce_weight * bce
-        terms = {
-            "loss": loss,
-            "loss_benign": benign,
-            "loss_asr": asr,
-            "loss_bce": bce,
-            "clean_accuracy": (logits.argmax(dim=1) == labels).float().mean(),
-            "surrogate_success": (adversarial.argmax(dim=1) == targets).float().mean(),
-        }
-        return loss, {name: value.detach() for name, value in terms.items()}
+            return self.prefix((pixels + delta).clamp(0, 1))
 
     def _targets(self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
         if self.settings.target is None:

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.normalize import PROFILES
+from neural_polarizer.settings import check_choice
 
 Preset = Literal["shipped", "paper", "reference"]
 Target = int | Literal["next"] | None
@@ -55,14 +57,17 @@ def preset(
     Raises:
         BadInputError: unknown method, or a target where none belongs, or none where one does.
     """
-    if method not in VARIANTS:
-        raise BadInputError(f"unknown method {method!r}: choose one of {', '.join(VARIANTS)}")
+    check_choice("method", method, VARIANTS)
+    check_choice("preset", name, get_args(Preset))
+    if profile is not None:
+        check_choice("profile", profile, PROFILES)
     if (target is not None) != (method in KNOWS_TARGET):
         needs = "needs the attacker's class: give target" if target is None else "does not use a target: leave it out"
         raise BadInputError(f"{method} {needs}")
     variant: dict[str, Any] = {**VARIANTS[method], "target": target}
     if name == "shipped":
-        return NeuralPolarizer(**variant)
+        weights = {"asr_weight": 0.1, "bce_weight": 0.1} if method in KNOWS_TARGET else {}
+        return NeuralPolarizer(**variant, **weights)
     weight = 0.1 if method in KNOWS_TARGET else 0.4
     paper = NeuralPolarizer(
         **variant,
