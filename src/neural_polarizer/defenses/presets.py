@@ -66,7 +66,7 @@ def preset(
         raise BadInputError(f"{method} {needs}")
     variant: dict[str, Any] = {**VARIANTS[method], "target": target}
     if name == "shipped":
-        weights = {"asr_weight": 0.1, "bce_weight": 0.1} if method in KNOWS_TARGET else {}
+        weights: dict[str, Any] = {"asr_weight": 0.1, "bce_weight": 0.1} if method in KNOWS_TARGET else {}
         return NeuralPolarizer(**variant, **weights)
     weight = 0.1 if method in KNOWS_TARGET else 0.4
     paper = NeuralPolarizer(
