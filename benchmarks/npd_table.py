@@ -143,7 +143,7 @@ def report(out: Path) -> str:
             name = path.parent.name.partition("-")[0]
             groups[victim.name, name, read_json(path)["method"]].append(read_json(path))
     lines = [
-        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; percent, mean ± deviation over seeds",
+        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; percent, mean ± deviation",
         "",
         "| victim | preset | method | seeds | ACC before | after | ASR before | after | RA after | DER | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -8,11 +8,10 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.artifacts import load_model
+from neural_polarizer.cli.inputs import read_evidence, triggered_path
 from neural_polarizer.cli.options import DeviceName, ProfileName, Quiet, Size, parse_size
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
-from neural_polarizer.data.poison import read_triggered
-from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json
 from neural_polarizer.metrics import Metrics
@@ -36,14 +35,10 @@ def evaluate(
     """Measure ACC, and ASR and RA where there is a triggered set."""
     loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
-    images = read_images(test, size=shape, num_classes=loaded.record.num_classes)
-    if triggered is None and (model / "triggered.parquet").is_file():
-        triggered = model / "triggered.parquet"
-    triggered_set = None
-    if triggered is not None:
-        triggered_set = read_triggered(triggered, size=images.image_size, num_classes=loaded.record.num_classes)
+    evidence = read_evidence(test, triggered_path(model, triggered), size=shape, num_classes=loaded.record.num_classes)
+    place = choose_device(device)
     with bars(console, quiet=quiet) as progress:
-        metrics = measure(loaded.model, images, triggered_set, device=choose_device(device), progress=progress)
+        metrics = measure(loaded.model, evidence.test, evidence.triggered, device=place, progress=progress)
     if json is not None:
         write_json(json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
     if not quiet:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from neural_polarizer.artifacts import load_model
+from neural_polarizer.cli.inputs import read_evidence, triggered_path
 from neural_polarizer.cli.options import (
     DeviceName,
     Out,
@@ -21,12 +22,10 @@ from neural_polarizer.cli.options import (
 )
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
-from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.presets import Target, preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.report.terminal import summary_table
-from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify
 
 Method = Literal["npd", "npd-tp", "npd-tu", "npd-uu", "npd-up"]
@@ -85,14 +84,8 @@ def purify(
     loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes)
-    test_images = None
-    if test is not None:
-        test_images = read_images(test, size=pool.image_size, num_classes=loaded.record.num_classes)
-    if triggered is None and (model / "triggered.parquet").is_file():
-        triggered = model / "triggered.parquet"
-    triggered_set = None
-    if triggered is not None:
-        triggered_set = read_triggered(triggered, size=pool.image_size, num_classes=loaded.record.num_classes)
+    triggered = triggered_path(model, triggered)
+    evidence = read_evidence(test, triggered, size=pool.image_size, num_classes=loaded.record.num_classes)
     with bars(console, quiet=quiet) as progress:
         record = run_purify(
             loaded,
@@ -103,7 +96,7 @@ def purify(
             n_clean=n_clean,
             seed=seed,
             device=place,
-            evidence=Evidence(test=test_images, triggered=triggered_set),
+            evidence=evidence,
             sources={
                 "clean": clean,
                 "test": test,

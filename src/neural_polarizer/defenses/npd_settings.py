@@ -1,0 +1,100 @@
+"""The settings of the NPD family, with their meaning and their checks."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.losses import LossForm
+from neural_polarizer.perturb import StepRule
+from neural_polarizer.settings import check_literals
+
+MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 200, 6, 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralPolarizerSettings:
+    """How to learn the polarizer; the defaults are those of docs/defaults.md (spec 3.5 and 3.6 have the paper's).
+
+    Args:
+        perturbation: "sample" gives each image its own, "universal" one to each batch (TU, UU).
+        goal: "targeted" descends towards a class (eqs. 8, 10), "untargeted" away from the label (eq. 7).
+        target: the attacker's class if known (TP, TU), "next" for ``(y + 1) mod K``, or None: the runner-up class
+            of each clean image under the current polarized model (eq. 4).
+        site: ``before:NAME`` or ``after:NAME``; None takes the last feature map.
+        init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;
+            "default" is the reference's plain batch norm with a warm-up.
+        epochs: T, outer passes over the clean images; None takes as many as give MIN_STEPS steps, but at least
+            MIN_EPOCHS and at most MAX_EPOCHS.
+        warmup_epochs: T0, passes with the benign loss alone ("default" only).
+        warmup_lr: learning rate of the warm-up's plain SGD.
+        batch_size: clean images a step.
+        lr: of the outer SGD.
+        lr_policy: "constant", or "cosine" to zero over all steps.
+        momentum: of the outer SGD.
+        weight_decay: of the outer SGD.
+        norm: of the perturbation, "l2" or "linf".
+        radii: rho in pixel units of [0, 1]; with several, the samples of a batch (universal: the batches) take them
+            in turn.
+        step_size: alpha of the inner steps, in pixel units.
+        steps: number of inner steps.
+        step_rule: "sign", or "gradient" for normalised gradient steps of the same length.
+        blind_spot_noise: standard deviation, in pixel units, of the normal noise from which the inner steps begin,
+            at those pixels alone that never change in the clean images (black borders). Units that see only such
+            pixels are off and give no gradient, so a trigger there would not be found; 0 switches the noise off.
+        early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
+        benign_weight: lambda_1, of L_bn.
+        asr_weight: lambda_2, of L_asr.
+        bce_weight: lambda_3, of L_bce.
+        loss_form: "stable", or "clamped" as in the reference code.
+        bce_label: label of L_bce1: the "true" one (paper) or the "predicted" one (reference code).
+        bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
+            statistics; running ones follow the clean images alone).
+        precision: "fp32", or "bf16" autocast (losses and projection stay in float32).
+        compile: use torch.compile; pays from some thousand steps on (docs/defaults.md).
+
+    Raises:
+        BadInputError: a setting is out of its range.
+    """
+
+    perturbation: Literal["sample", "universal"] = "sample"
+    goal: Literal["targeted", "untargeted"] = "targeted"
+    target: int | Literal["next"] | None = None
+    site: str | None = None
+    init: Literal["calibrated", "default"] = "calibrated"
+    epochs: int | None = None
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-4
+    batch_size: int = 64
+    lr: float = 0.02
+    lr_policy: Literal["constant", "cosine"] = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    norm: Literal["l2", "linf"] = "l2"
+    radii: tuple[float, ...] = (5.0,)
+    step_size: float = 0.1
+    steps: int = 2
+    step_rule: StepRule = "sign"
+    blind_spot_noise: float = 0.1
+    early_stop: float | None = None
+    benign_weight: float = 1.0
+    asr_weight: float = 0.5
+    bce_weight: float = 0.5
+    loss_form: LossForm = "stable"
+    bce_label: Literal["true", "predicted"] = "true"
+    bn_outer: Literal["eval", "train_clean_stats"] = "eval"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        if (self.epochs or 0) < 0 or self.warmup_epochs < 0 or self.steps < 0 or self.batch_size < 1:
+            raise BadInputError("epochs and steps must not be negative, and the batch size at least 1")
+        if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in self.radii):
+            raise BadInputError(f"radii must be finite and not negative, got {self.radii}")
+        if not (math.isfinite(self.blind_spot_noise) and self.blind_spot_noise >= 0):
+            raise BadInputError(f"blind spot noise must be finite and not negative, got {self.blind_spot_noise}")
+        if not (self.lr > 0 and self.step_size > 0):
+            raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
+        if self.goal == "untargeted" and self.target is not None:
+            raise BadInputError("an untargeted perturbation has no target class; leave target out")
