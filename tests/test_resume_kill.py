@@ -1,0 +1,37 @@
+"""Killing ``polarizer attack`` for real, and starting it again."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.parquet import write_images
+
+
+def _command(data: Path, out: Path) -> list[str]:
+    options = f"attack badnets --data {data} --test {data} --width 2 --epochs 12 --batch-size 8 --quiet --out {out}"
+    return [sys.executable, "-c", "from neural_polarizer.cli.main import main; main()", *options.split()]
+
+
+def test_a_killed_attack_goes_on_and_ends_with_the_same_model(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    data = tmp_path / "data.parquet"
+    write_images(data, ImageSet(images, torch.arange(64) % 4, ("a", "b", "c", "d")))
+    subprocess.run(_command(data, tmp_path / "whole"), check=True)
+
+    victim = subprocess.Popen(_command(data, tmp_path / "killed"))
+    state = tmp_path / "killed" / "training.safetensors"
+    while not state.exists() and victim.poll() is None:
+        time.sleep(0.002)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists(), "it was too fast to be killed half-way"
+
+    subprocess.run(_command(data, tmp_path / "killed"), check=True)
+    for name in ("model.safetensors", "triggered.parquet"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
