@@ -79,8 +79,10 @@ def network_tensors(network: nn.Module) -> dict[str, Tensor]:
     tensors = {}
     for name, value in network.state_dict().items():
         for outer in wrapped:
-            name = name.replace(f"{outer}.{POLARIZER_PREFIX}", POLARIZER_PREFIX, 1)
-            name = name.replace(f"{outer}.module.", f"{outer}.", 1)
+            if name.startswith(f"{outer}.{POLARIZER_PREFIX}"):
+                name = name.removeprefix(f"{outer}.")
+            elif name.startswith(f"{outer}.module."):
+                name = f"{outer}.{name.removeprefix(f'{outer}.module.')}"
         tensors[name] = value.detach().cpu().contiguous().clone()
     return tensors
 

@@ -15,7 +15,7 @@ from neural_polarizer.cli.output import errors
 from neural_polarizer.cli.purify import purify
 from neural_polarizer.errors import NeuralPolarizerError
 
-USAGE, FAULT, INTERRUPTED = 2, 4, 130
+FAULT, INTERRUPTED = 4, 130
 
 
 class _InterruptError(NeuralPolarizerError):

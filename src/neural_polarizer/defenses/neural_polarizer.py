@@ -83,7 +83,10 @@ class _Learner:
         self.device = device
         self.images = clean.images.to(device)
         self.labels = clean.labels.to(device)
-        self.blind_spots = (self.images == self.images[:1]).all(dim=0)
+        self.steps = math.ceil(len(clean) / settings.batch_size)
+        if self.steps > 1 and len(clean) % settings.batch_size == 1:
+            self.steps -= 1  # one value a channel is too few for batch statistics: it joins the batch before
+        self.blind_spots = (self.images == self.images[:1]).all(dim=0) & (len(clean) > 1)
         self.notes: list[str] = []
         frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         probe = to_pixels(self.images[:4])
@@ -141,21 +144,15 @@ class _Learner:
 
     def _batches(self, seed: int, phase: str, epoch: int) -> Iterator[Tensor]:
         order = torch.randperm(len(self.labels), generator=stream(seed, phase, epoch)).to(self.device)
-        batches = list(order.split(self.settings.batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1:  # one value a channel is too few for batch statistics
-            batches[-2:] = [torch.cat(batches[-2:])]
-        yield from batches
-
-    @property
-    def _steps_per_epoch(self) -> int:
-        return sum(1 for _ in self._batches(0, "count", 0))
+        cuts = [self.settings.batch_size * step for step in range(1, self.steps)]
+        yield from order.tensor_split(cuts)
 
     @property
     def epochs(self) -> int:
         """T, chosen by the number of images if the settings leave it open."""
         if self.settings.epochs is not None:
             return self.settings.epochs
-        return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / self._steps_per_epoch)))
+        return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / self.steps)))
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -180,7 +177,7 @@ class _Learner:
 
     def warm_up(self, seed: int, progress: Progress) -> None:
         """T0 epochs of plain SGD on the benign loss, batch norm in training mode (spec 3.4)."""
-        total = self.settings.warmup_epochs * self._steps_per_epoch
+        total = self.settings.warmup_epochs * self.steps
         optimizer = torch.optim.SGD(self.polarizer.parameters(), lr=self.settings.warmup_lr)
         self.polarizer.train()
         for epoch in range(self.settings.warmup_epochs):
@@ -190,12 +187,12 @@ class _Learner:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                progress("warm-up", epoch * self._steps_per_epoch + step + 1, total)
+                progress("warm-up", epoch * self.steps + step + 1, total)
         self.polarizer.eval()
 
     def optimise(self, seed: int, progress: Progress) -> list[dict[str, float]]:
         """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
-        settings, steps = self.settings, self._steps_per_epoch
+        settings, steps = self.settings, self.steps
         optimizer = torch.optim.SGD(
             self.polarizer.parameters(),
             lr=settings.lr,
