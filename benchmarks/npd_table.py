@@ -41,12 +41,17 @@ RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
 
 @dataclass(frozen=True)
 class Victim:
-    """A backdoored model to be trained: data set, attack, label rule, epochs, seeds to purify it with."""
+    """A backdoored model to be trained: data set, attack, label rule, epochs, seeds to purify it with.
+
+    Crops cut a patch off and so teach the victim that the target label needs no trigger: in a few epochs BadNets
+    gets to an ASR of 95 % with little or no cropping only.
+    """
 
     data: str
     attack: str
     rule: str
     epochs: int
+    crop_padding: int
     seeds: int
 
     @property
@@ -55,11 +60,11 @@ class Victim:
 
 
 VICTIMS = (
-    Victim("gtsrb", "badnets", "all-to-one", 6, 3),
-    Victim("gtsrb", "blended", "all-to-one", 3, 3),
-    Victim("gtsrb", "badnets", "all-to-all", 6, 1),
-    Victim("cifar10", "badnets", "all-to-one", 6, 1),
-    Victim("cifar10", "blended", "all-to-one", 6, 1),
+    Victim("gtsrb", "badnets", "all-to-one", 5, 0, 3),
+    Victim("gtsrb", "blended", "all-to-one", 3, 4, 3),
+    Victim("gtsrb", "badnets", "all-to-all", 5, 0, 1),
+    Victim("cifar10", "badnets", "all-to-one", 4, 2, 1),
+    Victim("cifar10", "blended", "all-to-one", 4, 2, 1),
 )
 
 
@@ -72,6 +77,7 @@ def train(victim: Victim, data: Path, out: Path, width: int) -> None:
         epochs=victim.epochs,
         policy="one-cycle",
         lr=0.1,
+        crop_padding=victim.crop_padding,
         flip=victim.data == "cifar10",
         precision=choose_precision(device),
     )

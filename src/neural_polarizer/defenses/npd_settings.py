@@ -66,7 +66,7 @@ class NeuralPolarizerSettings:
     warmup_epochs: int = 5
     warmup_lr: float = 1e-4
     batch_size: int = 64
-    lr: float = 0.02
+    lr: float = 0.05
     lr_policy: Literal["constant", "cosine"] = "cosine"
     momentum: float = 0.9
     weight_decay: float = 5e-4
