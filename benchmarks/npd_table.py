@@ -13,7 +13,7 @@ import argparse
 import os
 import platform
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -189,12 +189,15 @@ def main() -> None:
     wanted = cells(options.only)
     victims = list(dict.fromkeys(victim for victim, *_ in wanted))
     with ProcessPoolExecutor(options.workers, get_context("spawn"), initializer=_one_thread) as pool:
-        for done in [pool.submit(train, v, options.data, options.out, options.width) for v in victims]:
+        trained = {pool.submit(train, victim, options.data, options.out, options.width): victim for victim in victims}
+        jobs = {}
+        for done in as_completed(trained):
             done.result()
-        jobs = {pool.submit(purify, *cell, options.data, options.out): cell for cell in wanted}
-        for job, cell in jobs.items():
+            mine = [cell for cell in wanted if cell[0] == trained[done]]
+            jobs |= {pool.submit(purify, *cell, options.data, options.out): cell for cell in mine}
+        for job in as_completed(jobs):
             job.result()
-            print("done:", *label(*cell), flush=True)
+            print("done:", *label(*jobs[job]), flush=True)
             write_text(options.out / "table.md", report(options.out))
     print(report(options.out))
 
