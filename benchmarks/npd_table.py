@@ -15,6 +15,7 @@ import platform
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,13 +25,15 @@ import torch
 
 from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks import ATTACKS
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
+from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
 from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Preset, preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import read_json, write_json, write_text
 from neural_polarizer.metrics import Metrics
-from neural_polarizer.runs.attack import MODEL, TRIGGERED, run_attack
+from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify
 from neural_polarizer.train import Schedule
@@ -70,8 +73,7 @@ VICTIMS = (
 
 def train(victim: Victim, data: Path, out: Path, width: int) -> None:
     """The victim's folder, as ``polarizer attack`` makes it."""
-    images = read_images(str(data / victim.data / "train.parquet"))
-    test = read_images(str(data / victim.data / "test.parquet"), num_classes=images.num_classes)
+    training, test = (images(str(data / victim.data / f"{split}.parquet")) for split in ("train", "test"))
     device = choose_device(None)
     schedule = Schedule(
         epochs=victim.epochs,
@@ -83,7 +85,7 @@ def train(victim: Victim, data: Path, out: Path, width: int) -> None:
     )
     run_attack(
         ATTACKS[victim.attack](label_rule=victim.rule),
-        images,
+        training,
         test,
         out / victim.name,
         architecture="preactresnet18",
@@ -97,30 +99,44 @@ def train(victim: Victim, data: Path, out: Path, width: int) -> None:
 
 def purify(victim: Victim, method: str, name: Preset, seed: int, data: Path, out: Path) -> None:
     """One cell of the table."""
-    folder = out / victim.name
-    record = read_json(folder / "attack.json")
-    loaded = load_model(folder / MODEL)
-    pool = read_images(str(data / victim.data / "train.parquet"), num_classes=loaded.record.num_classes)
-    test = read_images(str(data / victim.data / "test.parquet"), num_classes=loaded.record.num_classes)
-    triggered = read_triggered(folder / TRIGGERED, size=pool.image_size, num_classes=pool.num_classes)
     target: Any = None
     if method in KNOWS_TARGET:
         target = "next" if victim.rule == "all-to-all" else 0
+    folder = out / victim.name
+    specs = [str(data / victim.data / f"{split}.parquet") for split in ("train", "test")]
+    settings = preset(method, name=name, profile=victim.data, target=target)
+    purify_victim(folder, specs, settings, folder / "purified" / f"{name}-{method}-{seed}", method=method, seed=seed)
+
+
+def purify_victim(
+    folder: Path, specs: list[str], settings: NeuralPolarizer, out: Path, *, method: str, seed: int
+) -> dict[str, Any]:
+    """Purify the victim in ``folder`` with 5 % of the training images; its own record has the figures before."""
+    record = read_json(folder / RECORD)
+    pool, test = (images(spec) for spec in specs)
     device = choose_device(None)
-    defense = replace(preset(method, name=name, profile=victim.data, target=target), precision=choose_precision(device))
-    run_purify(
-        loaded,
+    return run_purify(
+        load_model(folder / MODEL),
         pool,
-        defense,
-        out / victim.name / "purified" / f"{name}-{method}-{seed}",
+        replace(settings, precision=choose_precision(device)),
+        out,
         method=method,
         n_clean=int(len(pool) * CLEAN_SHARE) // pool.num_classes * pool.num_classes,
         seed=seed,
         device=device,
-        evidence=Evidence(test=test, triggered=triggered),
-        sources={"clean": pool.source, "test": test.source, "triggered": str(folder / TRIGGERED)},
+        evidence=Evidence(
+            test=test,
+            triggered=read_triggered(folder / TRIGGERED, size=pool.image_size, num_classes=pool.num_classes),
+        ),
+        sources={"clean": specs[0], "test": specs[1], "triggered": str(folder / TRIGGERED)},
         before=Metrics(**{rate: record[rate] for rate in RATES}),
     )
+
+
+@cache
+def images(spec: str) -> ImageSet:
+    """The images of a data spec, read once a process."""
+    return read_images(spec)
 
 
 def cells(only: str) -> list[tuple[Victim, str, Preset, int]]:
