@@ -104,7 +104,7 @@ def _delta(
         loss = F.cross_entropy(network((x + point).clamp(0, 1)), wanted, reduction="sum")
         rows = []
         for d, g, rho in zip(delta, torch.autograd.grad(loss, point)[0], radii, strict=False):
-            step = g.sign() if settings.step_rule == "sign" else g / g.norm() * math.sqrt(g.numel())
+            step = g.sign() if settings.step_rule == "sign" else g / g.norm().clamp_min(1e-12) * math.sqrt(g.numel())
             moved = d + sign * settings.step_size * step
             rows.append(_projected(moved, float(rho), settings.norm))
         delta = torch.stack(rows)

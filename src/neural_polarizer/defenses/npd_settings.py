@@ -74,12 +74,12 @@ class NeuralPolarizerSettings:
     radii: tuple[float, ...] = (5.0,)
     step_size: float = 0.1
     steps: int = 2
-    step_rule: StepRule = "sign"
+    step_rule: StepRule = "gradient"
     blind_spot_noise: float = 0.1
     early_stop: float | None = None
     benign_weight: float = 1.0
-    asr_weight: float = 0.5
-    bce_weight: float = 0.5
+    asr_weight: float = 0.3
+    bce_weight: float = 0.3
     loss_form: LossForm = "stable"
     bce_label: Literal["true", "predicted"] = "true"
     bn_outer: Literal["eval", "train_clean_stats"] = "eval"

@@ -77,6 +77,7 @@ def preset(
         batch_size=128,
         lr=0.01,
         lr_policy="constant",
+        step_rule="sign",
         blind_spot_noise=0.0,
         radii=(6.0,) if profile == "tiny_imagenet" else (3.0,),
         asr_weight=weight,
