@@ -651,21 +651,3 @@ def test_npd_takes_a_planted_backdoor_out() -> None:
     effectiveness = metrics.defense_effectiveness(before, after)
     assert effectiveness is not None
     assert effectiveness > 0.85
-
-
-@pytest.mark.parametrize(("share", "least", "most"), [(0.0, None, None), (1.0, 0.05, 0.3), (0.5, 0.4, 0.8)])
-def test_local_perturbations_act_in_a_window(share: float, least: float | None, most: float | None) -> None:
-    """A window is about a quarter of the image, less at the border; the others are the whole image."""
-    learner = npd._Learner(replace(SMALL, local_share=share), tiny_model(), tiny_images(200), torch.device("cpu"))
-    windows = learner._windows(to_pixels(learner.images), stream(0, "windows"))
-    if least is None or most is None:
-        assert windows is None
-    else:
-        assert windows is not None
-        assert least < float(windows.mean()) < most
-        assert bool((windows.amax(dim=0) == 1).all()), "every pixel is in some window"
-
-
-def test_a_share_of_local_perturbations_out_of_range_is_refused() -> None:
-    with pytest.raises(BadInputError, match=r"the local share must lie in \[0, 1\], got 1.5"):
-        replace(SMALL, local_share=1.5)

@@ -277,16 +277,3 @@ def test_no_images_give_no_perturbations(rule: StepRule) -> None:
         rule=rule,
     )
     assert found.shape == (0, 3, 8, 8)
-
-
-@pytest.mark.parametrize("universal", [False, True])
-def test_a_window_keeps_the_perturbation_inside(universal: bool) -> None:
-    network, images = tiny_model(), tiny_images(4)
-    pixels = to_pixels(images.images)
-    window = torch.zeros(1 if universal else 4, 1, *pixels.shape[2:])
-    window[:, :, :3, 2:] = 1
-    delta = perturb(
-        network, pixels, images.labels, ball=Ball("l2", 1.0), steps=3, step_size=0.1, universal=universal, window=window
-    )
-    assert bool((delta * (1 - window) == 0).all())
-    assert float((delta * window).abs().sum()) > 0

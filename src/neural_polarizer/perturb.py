@@ -55,7 +55,6 @@ def perturb(
     rule: StepRule = "sign",
     stop_above: float | None = None,
     start: Float[Tensor, "m c h w"] | None = None,
-    window: Float[Tensor, "m 1 h w"] | None = None,
 ) -> Float[Tensor, "m c h w"]:
     """Projected gradient steps on the cross-entropy.
 
@@ -76,7 +75,6 @@ def perturb(
         stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only). The
             test reads the next step's forward pass, so it costs nothing.
         start: where to begin (it is projected first); None begins at zero.
-        window: 1 where the steps may change a pixel, 0 elsewhere; None is everywhere.
 
     Returns:
         The perturbations: m = n, or m = 1 if universal. Inside the ball; not clipped to the pixel range.
@@ -92,8 +90,6 @@ def perturb(
                 break
         loss = F.cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, point)  # unlike backward(), leaves every parameter's .grad alone
-        if window is not None:
-            gradient = gradient * window
         delta = ball.project(point.detach() + sign * step_size * _direction(gradient, rule))
     return delta.detach()
 

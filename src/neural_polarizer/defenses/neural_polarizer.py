@@ -271,7 +271,6 @@ class _Learner:
             rule=settings.step_rule,
             stop_above=settings.early_stop,
             start=self._start(pixels, generator),
-            window=self._windows(pixels, generator),
         )
         with torch.no_grad(), self._autocast():
             return self.prefix((pixels + delta).clamp(0, 1))
@@ -289,20 +288,6 @@ class _Learner:
         count = 1 if self.settings.perturbation == "universal" else len(pixels)
         noise = torch.randn((count, *pixels.shape[1:]), generator=generator).to(pixels)
         return noise * self.blind_spots * self.settings.blind_spot_noise
-
-    def _windows(self, pixels: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Where each perturbation may act: everywhere, or in a window around a random pixel, cut off at the border."""
-        if self.settings.local_share == 0:
-            return None
-        count = 1 if self.settings.perturbation == "universal" else len(pixels)
-        height, width = pixels.shape[2:]
-        everywhere = torch.rand(count, 1, 1, generator=generator) >= self.settings.local_share
-        rows, columns = (
-            (torch.arange(size) - torch.randint(size, (count, 1), generator=generator)).abs() <= size // 4
-            for size in (height, width)
-        )
-        inside = (rows[:, :, None] & columns[:, None, :]) | everywhere
-        return inside[:, None].to(pixels)
 
     def _radius(self, count: int, done: int) -> float | Tensor:
         radii = self.settings.radii

@@ -42,8 +42,6 @@ class NeuralPolarizerSettings:
         blind_spot_noise: standard deviation, in pixel units, of the normal noise from which the inner steps begin,
             at those pixels alone that never change in the clean images (black borders). Units that see only such
             pixels are off and give no gradient, so a trigger there would not be found; 0 switches the noise off.
-        local_share: share of the perturbations, in [0, 1], that stay inside a window at a random place, half as high
-            and wide as the image: they stand in for local triggers, the others for global ones.
         early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
         benign_weight: lambda_1, of L_bn.
         asr_weight: lambda_2, of L_asr.
@@ -78,7 +76,6 @@ class NeuralPolarizerSettings:
     steps: int = 2
     step_rule: StepRule = "gradient"
     blind_spot_noise: float = 0.1
-    local_share: float = 0.0
     early_stop: float | None = None
     benign_weight: float = 1.0
     asr_weight: float = 0.3
@@ -97,8 +94,6 @@ class NeuralPolarizerSettings:
             raise BadInputError(f"radii must be finite and not negative, got {self.radii}")
         if not (math.isfinite(self.blind_spot_noise) and self.blind_spot_noise >= 0):
             raise BadInputError(f"blind spot noise must be finite and not negative, got {self.blind_spot_noise}")
-        if not 0 <= self.local_share <= 1:
-            raise BadInputError(f"the local share must lie in [0, 1], got {self.local_share}")
         if not (self.lr > 0 and self.step_size > 0):
             raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
         if self.goal == "untargeted" and self.target is not None:
