@@ -78,8 +78,8 @@ class NeuralPolarizerSettings:
     blind_spot_noise: float = 0.1
     early_stop: float | None = None
     benign_weight: float = 1.0
-    asr_weight: float = 0.3
-    bce_weight: float = 0.3
+    asr_weight: float = 0.5
+    bce_weight: float = 0.5
     loss_form: LossForm = "stable"
     bce_label: Literal["true", "predicted"] = "true"
     bn_outer: Literal["eval", "train_clean_stats"] = "eval"
