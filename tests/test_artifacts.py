@@ -173,7 +173,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_file(victim().network.state_dict(), path)
     refused(path, r"does not say what network it is; name it with --arch")
     save_file({"fc.weight": torch.ones(3, 2)}, path)
-    refused(path, r"the number of classes cannot be read from it; give --num-classes", architecture="preactresnet18")
+    refused(
+        path,
+        r"has no head of a preactresnet18 to tell the number of classes; check --arch",
+        architecture="preactresnet18",
+    )
     missing = r"do not fit this architecture: \d+ missing: conv1\.weight, .* and 76 more; 1 unexpected: fc\.weight"
     refused(path, missing, architecture="preactresnet18", num_classes=3)
 

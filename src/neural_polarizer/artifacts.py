@@ -157,7 +157,10 @@ def load_model(
     found, width = sizes_in(record.architecture, tensors)
     classes = num_classes or found or record.num_classes
     if not classes:
-        raise BadInputError(f"{file}: the number of classes cannot be read from it; give --num-classes")
+        raise BadInputError(
+            f"{file}: has no head of a {record.architecture} to tell the number of classes; check --arch, or give "
+            "--num-classes"
+        )
     if found is not None and num_classes is not None and found != num_classes:
         raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
     record = replace(record, num_classes=classes, width=width)
