@@ -1,6 +1,7 @@
 """``polarizer demo``: the whole story offline, on digits that ship inside a PyPI package."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ from neural_polarizer.runs.purify import REPORT, run_purify
 from neural_polarizer.train import Progress, Schedule
 
 CLEAN_SHARE = 0.05
+# White on black is the strongest contrast there is: the trigger is larger than the default radius (docs/defaults.md).
+DEFENSE = replace(preset("npd"), step_rule="sign", radii=(8.0,))
 SCHEDULE = Schedule(epochs=4, batch_size=64, policy="one-cycle", lr=0.1, crop_padding=2, flip=False)
 
 
@@ -62,7 +65,7 @@ def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
     return run_purify(
         loaded,
         train,
-        preset("npd"),
+        DEFENSE,
         out / "purified",
         method="npd",
         n_clean=round(CLEAN_SHARE * len(train)),
