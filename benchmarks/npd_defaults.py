@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shipped": {},
     "paper-site": {"site": PAPER_SITE},
     "radius-3": {"radii": (3.0,)},
+    "sign-steps": {"step_rule": "sign"},
     "lr-0.01": {"lr": 0.01},
     "constant-lr": {"lr_policy": "constant"},
     "plain-init": {"init": "default"},
