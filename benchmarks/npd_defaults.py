@@ -20,6 +20,7 @@ from neural_polarizer.defenses.presets import PAPER_SITE, preset
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "shipped": {},
+    "last-feature-map": {"site": "after:layer4"},
     "paper-site": {"site": PAPER_SITE},
     "radius-3": {"radii": (3.0,)},
     "sign-steps": {"step_rule": "sign"},
@@ -28,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain-init": {"init": "default"},
     "batch-128": {"batch_size": 128},
     "weights-0.4": {"asr_weight": 0.4, "bce_weight": 0.4},
-    "no-blind-spot-noise": {"blind_spot_noise": 0.0},
+    "runner-up-only": {"suspect_share": 0.0},
 }
 
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.perturb import Ball, StepRule, perturb
+from neural_polarizer.perturb import Ball, StepRule, clip, perturb
 from toys import TwoPixels, made, quick, tiny_images, tiny_model
 
 Norm = Literal["l2", "linf"]
@@ -277,3 +277,20 @@ def test_no_images_give_no_perturbations(rule: StepRule) -> None:
         rule=rule,
     )
     assert found.shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("rule", ["sign", "gradient"])
+def test_black_and_white_pixels_can_begin_to_change(rule: StepRule) -> None:
+    """A black and a white pixel of the right side are pushed inwards; of the wrong side they cannot leave the range."""
+    picture = tensor([[[[0.0, 1.0]]]])
+    delta = perturb(TwoPixels(), picture, tensor([1]), ball=Ball("l2", 1.0), steps=1, step_size=0.1, rule=rule)
+    assert_close(delta, tensor([[[[0.1, -0.1]]]]))
+
+
+def test_clip_is_a_clamp_whose_borders_have_a_gradient() -> None:
+    values = tensor([-0.5, 0.0, 0.5, 1.0, 1.5]).view(1, 1, 1, 5).requires_grad_()
+    clipped = clip(values)
+    assert_close(clipped.detach().flatten(), tensor([0.0, 0.0, 0.5, 1.0, 1.0]))
+    clipped.sum().backward()
+    assert values.grad is not None
+    assert values.grad.flatten().tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]

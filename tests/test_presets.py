@@ -31,7 +31,7 @@ def test_every_preset_runs_an_epoch_for_every_data_set(method: str, name: Preset
     result = settings.repair(model, tiny_images(8, size=16), seed=0)
     assert result.notes == ()
     assert len(result.history) == 1
-    assert result.site == ("after:layer4" if name == "shipped" else "before:layer4.1.conv1")
+    assert result.site == ("before:layer4" if name == "shipped" else "before:layer4.1.conv1")
     assert_same(backbone_state(result.model), model.state_dict())
     assert hooks(result.model) == []
     assert bool(result.model(torch.rand(2, 3, 16, 16)).isfinite().all())
@@ -64,7 +64,7 @@ def test_paper_values(method: str, profile: str | None) -> None:
     assert (found.step_size, found.steps, found.step_rule, found.early_stop) == (0.1, 2, "sign", None)
     assert (found.benign_weight, found.asr_weight, found.bce_weight) == (1.0, weight, weight)
     assert (found.site, found.init, found.bn_outer) == ("before:layer4.1.conv1", "default", "eval")
-    assert (found.loss_form, found.bce_label, found.blind_spot_noise) == ("stable", "true", 0.0)
+    assert (found.loss_form, found.bce_label, found.suspect_share) == ("stable", "true", 0.0)
 
 
 @pytest.mark.parametrize(

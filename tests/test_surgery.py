@@ -13,7 +13,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.surgery import Cut, Site, cut, feature_channels, full_name, insert, last_feature_map
+from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, full_name, insert
 from toys import Residual, TinyNet, Untraceable, hooks, made, polarizers, snapshot, tiny_model
 
 MEAN_STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -132,7 +132,7 @@ def test_no_hook_stays_when_the_network_raises() -> None:
     network = made(TinyNet())
     for look in (
         lambda: feature_channels(network, Site("after", "features.0"), torch.rand(2, 5, 8, 8)),
-        lambda: last_feature_map(network, torch.rand(2, 5, 8, 8)),
+        lambda: default_site(network, torch.rand(2, 5, 8, 8)),
     ):
         with pytest.raises(RuntimeError, match="channels"):
             look()
@@ -142,27 +142,38 @@ def test_no_hook_stays_when_the_network_raises() -> None:
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
-        (TinyNet(), "after:features"),
+        (TinyNet(), "before:features.3"),
         (Residual(), "after:last"),
-        (PreActResNet18(4, width=2), "after:layer4"),
-        (Normalized(TinyNet(), *MEAN_STD), "after:features"),
+        (PreActResNet18(4, width=2), "before:layer4"),
+        (Normalized(TinyNet(), *MEAN_STD), "before:features.3"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3, 2)), "after:1"),
+        (
+            nn.Sequential(
+                nn.Conv2d(3, 4, 3),
+                nn.Conv2d(4, 4, 3, 2),
+                nn.Conv2d(4, 4, 2, 2),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(4, 2, 1),
+            ),
+            "before:2",
+        ),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(196, 2)), "after:0"),
     ],
-    ids=["tiny", "residual", "preact", "normalized", "sequential"],
+    ids=["tiny", "residual", "preact", "normalized", "three channels", "head behind the pooling", "sequential"],
 )
-def test_the_default_site_is_behind_the_last_feature_map(network: nn.Module, expected: str) -> None:
-    assert str(last_feature_map(network.eval(), _pixels())) == expected
+def test_the_default_site_is_in_front_of_the_last_stage(network: nn.Module, expected: str) -> None:
+    assert str(default_site(network.eval(), _pixels())) == expected
 
 
 def test_the_default_site_can_be_used_where_one_relu_serves_all_layers() -> None:
     network = made(_SharedReLU())
-    site = last_feature_map(network, _pixels())
+    site = default_site(network, _pixels())
     assert feature_channels(network, site, _pixels()) == 4
 
 
 def test_networks_without_feature_maps_have_no_site() -> None:
     with pytest.raises(BadInputError, match="no feature maps N x C x H x W"):
-        last_feature_map(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), _pixels())
+        default_site(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), _pixels())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -331,11 +342,11 @@ def test_a_polarized_network_can_be_copied_and_its_state_loaded() -> None:
     assert_close(fresh(pixels), polarized(pixels), rtol=0.0, atol=0.0)
 
 
-def test_torchvisions_resnet18_has_its_site_behind_layer4() -> None:
+def test_torchvisions_resnet18_has_its_site_in_front_of_layer4() -> None:
     torchvision = pytest.importorskip("torchvision")
     network, pixels = torchvision.models.resnet18(weights=None, num_classes=4).eval(), _pixels(2, 32)
-    site = last_feature_map(network, pixels)
-    assert str(site) == "after:layer4"
+    site = default_site(network, pixels)
+    assert str(site) == "before:layer4"
     polarizer = Polarizer(feature_channels(network, site, pixels)).eval()
     parts = cut(insert(network, site, polarizer), polarizer, pixels)
     assert isinstance(parts, Cut)

@@ -83,7 +83,7 @@ def perturb(
     sign = -1.0 if targeted else 1.0
     for step in range(steps):
         point = delta.requires_grad_()
-        logits = predict((pixels + point).clamp(0, 1)).float()
+        logits = predict(clip(pixels + point)).float()
         if stop_above is not None and targeted and step > 0:
             reached = (logits.argmax(dim=1) == labels).float().mean()
             if reached > stop_above:
@@ -92,6 +92,16 @@ def perturb(
         (gradient,) = torch.autograd.grad(loss, point)  # unlike backward(), leaves every parameter's .grad alone
         delta = ball.project(point.detach() + sign * step_size * _direction(gradient, rule))
     return delta.detach()
+
+
+def clip(values: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """``clamp(0, 1)`` with gradient 1 at 0 and 1 themselves, whatever ``torch.clamp`` of this version has there.
+
+    Black and white pixels are the most common values of many images: without a gradient there no perturbation could
+    ever begin to change them.
+    """
+    inside = (values >= 0) & (values <= 1)
+    return torch.where(inside, values, values.detach().clamp(0, 1))
 
 
 def _direction(gradient: Float[Tensor, "m c h w"], rule: StepRule) -> Float[Tensor, "m c h w"]:

@@ -126,11 +126,12 @@ def feature_channels(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h 
 
 
 @torch.no_grad()
-def last_feature_map(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
-    """The default site: behind the last module that gives a feature map, poolings left aside.
+def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
+    """In front of the stage that halves the resolution for the last time, so in front of ``layer4`` of a ResNet.
 
-    In networks that end in "features, pooling, linear head" no path bypasses this place, and the layer there can be
-    learned at the price of the head alone (docs/defaults.md has the measurements).
+    The stages of common networks follow one another, so no shortcut leads around this place, and what follows it can
+    still tell the class from a feature map without the trigger (docs/defaults.md has the measurements). A network
+    without such a stage gets the layer behind its last feature map, poolings left aside.
 
     Raises:
         BadInputError: no module of the network gives an N x C x H x W tensor.
@@ -140,26 +141,40 @@ def last_feature_map(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site
     seen: list[tuple[str, Any, Any]] = []
     with _watch(names, seen):
         model(pixels)
-    pooling = (
-        nn.AdaptiveAvgPool2d,
-        nn.AvgPool2d,
-        nn.AdaptiveMaxPool2d,
-        nn.MaxPool2d,
-        nn.Dropout,
-        nn.Identity,
-    )
     calls = Counter(name for name, _, _ in seen)
+    pools = [index for index, (name, _, _) in enumerate(seen) if isinstance(network.get_submodule(name), _GLOBAL)]
     maps = [
-        name
-        for name, _, output in seen
-        if calls[name] == 1
-        and isinstance(output, Tensor)
-        and output.ndim == 4
-        and not isinstance(network.get_submodule(name), pooling)
+        (name, args[0] if args else None, output)
+        for name, args, output in seen[: pools[-1] if pools else None]
+        if calls[name] == 1 and isinstance(output, Tensor) and output.ndim == 4
     ]
-    if not maps:
+    features = [
+        (name, output) for name, _, output in maps if not isinstance(network.get_submodule(name), _NOT_FEATURES)
+    ]
+    if not features:
         raise BadInputError("this network has no feature maps N x C x H x W, so there is no site for the polarizer")
-    return Site("after", maps[-1])
+    final = features[-1][1].shape[2]
+    larger = min((output.shape[2] for _, output in features if output.shape[2] > final), default=0)
+    stages = [
+        name
+        for name, entering, output in maps
+        if isinstance(entering, Tensor)
+        and entering.ndim == 4
+        and entering.shape[1:] != pixels.shape[1:]
+        and (entering.shape[2], output.shape[2]) == (larger, final)
+    ]
+    outermost = [name for name in stages if not any(name.startswith(f"{other}.") for other in stages)]
+    return Site("before", outermost[-1]) if outermost else Site("after", features[-1][0])
+
+
+_GLOBAL = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_NOT_FEATURES = (
+    *_GLOBAL,
+    nn.AvgPool2d,
+    nn.MaxPool2d,
+    nn.Dropout,
+    nn.Identity,
+)
 
 
 @dataclass(frozen=True)

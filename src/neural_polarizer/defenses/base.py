@@ -9,6 +9,7 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.suspects import Suspect
 from neural_polarizer.train import Progress, silent
 
 
@@ -23,6 +24,8 @@ class Purified:
         history: one record an epoch (losses, clean accuracy and surrogate success on the defender's own images).
         seconds: wall-clock by phase.
         notes: what the user should know, in words.
+        suspect: the class that the defense took for the attacker's, or "next" for all-to-all; None if it looked
+            for none.
     """
 
     model: nn.Module
@@ -31,6 +34,7 @@ class Purified:
     history: Sequence[Mapping[str, float]]
     seconds: Mapping[str, float]
     notes: Sequence[str]
+    suspect: Suspect | None = None
 
 
 @runtime_checkable

@@ -6,9 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,8 @@ from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
-from neural_polarizer.surgery import Cut, Site, cut, feature_channels, insert, last_feature_map
+from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, insert
+from neural_polarizer.suspects import Suspect, most_reachable, reachability
 from neural_polarizer.train import Progress, silent
 
 Values = tuple[Tensor, ...]
@@ -48,7 +50,7 @@ class NeuralPolarizer(NeuralPolarizerSettings):
         Args:
             model: float pixels in [0, 1] to logits ``(n, k)``.
             clean: the defender's images.
-            seed: fixes the order of the batches and the random starts, the only randomness there is.
+            seed: fixes the order of the batches and the images that the suspect is found with, the only randomness.
             device: where to compute.
             progress: told about every step.
 
@@ -64,11 +66,16 @@ class NeuralPolarizer(NeuralPolarizerSettings):
         else:
             learner.warm_up(seed, progress)
         warm = time.perf_counter()
+        learner.suspect(seed)
+        suspected = time.perf_counter()
         history = learner.optimise(seed, progress)
         done = time.perf_counter()
         polarized = learner.model.to("cpu").eval().requires_grad_(True)
-        seconds = {"features": cached - started, "warm_up": warm - cached, "optimise": done - warm}
-        return Purified(polarized, learner.polarizer, str(learner.site), history, seconds, tuple(learner.notes))
+        seconds = {"features": cached - started, "warm_up": warm - cached, "suspect": suspected - warm}
+        seconds["optimise"] = done - suspected
+        return Purified(
+            polarized, learner.polarizer, str(learner.site), history, seconds, tuple(learner.notes), learner.suspected
+        )
 
 
 class _Learner:
@@ -86,11 +93,10 @@ class _Learner:
         self.steps = math.ceil(len(clean) / settings.batch_size)
         if self.steps > 1 and len(clean) % settings.batch_size == 1:
             self.steps -= 1  # one value a channel is too few for batch statistics: it joins the batch before
-        self.blind_spots = (self.images == self.images[:1]).all(dim=0) & (len(clean) > 1)
         self.notes: list[str] = []
         frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         probe = to_pixels(self.images[:4])
-        self.site = last_feature_map(frozen, probe) if settings.site is None else Site.parse(settings.site)
+        self.site = default_site(frozen, probe) if settings.site is None else Site.parse(settings.site)
         channels = feature_channels(frozen, self.site, probe)
         self.polarizer = Polarizer(channels).to(device).eval()
         self.model = insert(frozen, self.site, self.polarizer).to(memory_format=torch.channels_last)
@@ -103,6 +109,7 @@ class _Learner:
         self.num_classes = int(output.shape[1])
         self._check_classes(clean)
         self.values: Values = ()
+        self.suspected: Suspect | None = None
 
     def _cut(self, probe: Tensor) -> tuple[Callable[[Tensor], Values], Callable[..., Tensor]]:
         parts = cut(self.model, self.polarizer, probe)
@@ -190,6 +197,15 @@ class _Learner:
                 progress("warm-up", epoch * self.steps + step + 1, total)
         self.polarizer.eval()
 
+    def suspect(self, seed: int) -> None:
+        """Find the labels that are reached most easily, if the settings want a suspect."""
+        settings = self.settings
+        if settings.goal == "untargeted" or settings.target is not None or settings.suspect_share == 0:
+            return
+        generator = stream(seed, "suspect")
+        scores = reachability(self.predict, self.images, self.labels, self.num_classes, generator=generator)
+        self.suspected = most_reachable(scores)
+
     def optimise(self, seed: int, progress: Progress) -> list[dict[str, float]]:
         """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
         settings, steps = self.settings, self.steps
@@ -208,7 +224,7 @@ class _Learner:
                 if settings.lr_policy == "cosine":
                     rate = settings.lr * 0.5 * (1 + math.cos(math.pi * done / (self.epochs * steps)))
                     optimizer.param_groups[0]["lr"] = rate
-                loss, terms = self._outer_loss(rows, done, stream(seed, "start", done))
+                loss, terms = self._outer_loss(rows, done)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -224,17 +240,18 @@ class _Learner:
             history.append(record)
         return history
 
-    def _outer_loss(self, rows: Tensor, done: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def _outer_loss(self, rows: Tensor, done: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 6 on one batch, and its parts for the record."""
         settings = self.settings
         labels = self.labels[rows]
         values = tuple(value[rows] for value in self.values)
         logits = self._logits(values)
-        targets = self._targets(logits.detach(), labels)
+        accused = self._accused(len(labels))
+        targets = self._targets(logits.detach(), labels, accused)
         # Where the attacker's class is the true one, L_asr would fight L_bce1: such images stay benign (spec 3.6).
         kept = (targets != labels).nonzero()[:, 0]
         targets, wanted, predicted = targets[kept], labels[kept], logits.detach()[kept].argmax(dim=1)
-        perturbed = self._perturbed(rows[kept], wanted, targets, done, generator)
+        perturbed = self._perturbed(rows[kept], wanted, targets, accused[kept], done)
         if settings.bn_outer == "train_clean_stats":
             logits, adversarial = self._train_mode_logits(values, perturbed)
         else:
@@ -253,45 +270,53 @@ class _Learner:
             terms |= {"loss_asr": asr, "loss_bce": bce, "surrogate_success": fooled}
         return loss, {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
 
-    def _perturbed(
-        self, rows: Tensor, labels: Tensor, targets: Tensor, done: int, generator: torch.Generator
-    ) -> Values:
-        """The inner problem on the clean images ``rows``; what the prefix gives for the perturbed ones."""
+    def _perturbed(self, rows: Tensor, labels: Tensor, targets: Tensor, accused: Tensor, done: int) -> Values:
+        """The inner problem on the clean images ``rows``; what the prefix gives for the perturbed ones.
+
+        The accused images share one perturbation, as they would share a trigger.
+        """
         settings = self.settings
         pixels = to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
-        delta = perturb(
-            self.predict,
-            pixels,
-            targets if settings.goal == "targeted" else labels,
-            ball=Ball(settings.norm, self._radius(len(rows), done)),
-            steps=settings.steps,
-            step_size=settings.step_size,
-            targeted=settings.goal == "targeted",
-            universal=settings.perturbation == "universal",
-            rule=settings.step_rule,
-            stop_above=settings.early_stop,
-            start=self._start(pixels, generator),
-        )
+        towards = targets if settings.goal == "targeted" else labels
+        perturbed = pixels.clone()
+        for group, universal in ((~accused, settings.perturbation == "universal"), (accused, True)):
+            if not group.any():
+                continue
+            delta = perturb(
+                self.predict,
+                pixels[group],
+                towards[group],
+                ball=Ball(settings.norm, self._radius(int(group.sum()), done, universal)),
+                steps=settings.steps,
+                step_size=settings.step_size,
+                targeted=settings.goal == "targeted",
+                universal=universal,
+                rule=settings.step_rule,
+                stop_above=settings.early_stop,
+            )
+            perturbed[group] = (pixels[group] + delta).clamp(0, 1)
         with torch.no_grad(), self._autocast():
-            return self.prefix((pixels + delta).clamp(0, 1))
+            return self.prefix(perturbed)
 
-    def _targets(self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        if self.settings.target is None:
-            return runner_up(logits, labels)
-        if self.settings.target == "next":
-            return (labels + 1) % self.num_classes
-        return torch.full_like(labels, self.settings.target)
+    def _accused(self, count: int) -> Bool[Tensor, " n"]:
+        """Which images of a batch aim at the suspect: the first ones, as the order is random."""
+        share = 0.0 if self.suspected is None else self.settings.suspect_share
+        return torch.arange(count, device=self.device) < round(share * count)
 
-    def _start(self, pixels: Tensor, generator: torch.Generator) -> Tensor | None:
-        if self.settings.blind_spot_noise == 0 or not self.blind_spots.any():
-            return None
-        count = 1 if self.settings.perturbation == "universal" else len(pixels)
-        noise = torch.randn((count, *pixels.shape[1:]), generator=generator).to(pixels)
-        return noise * self.blind_spots * self.settings.blind_spot_noise
+    def _targets(
+        self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], accused: Bool[Tensor, " n"]
+    ) -> Int64[Tensor, " n"]:
+        if self.settings.target is not None:
+            return self._aimed_at(self.settings.target, labels)
+        targets = runner_up(logits, labels)
+        return targets if self.suspected is None else self._aimed_at(self.suspected, labels).where(accused, targets)
 
-    def _radius(self, count: int, done: int) -> float | Tensor:
+    def _aimed_at(self, target: int | Literal["next"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        return (labels + 1) % self.num_classes if target == "next" else torch.full_like(labels, target)
+
+    def _radius(self, count: int, done: int, universal: bool) -> float | Tensor:
         radii = self.settings.radii
-        if self.settings.perturbation == "universal" or len(radii) == 1:
+        if universal or len(radii) == 1:
             return radii[done % len(radii)]
         return torch.tensor(radii, device=self.device).repeat(math.ceil(count / len(radii)))[:count]
 

@@ -21,7 +21,9 @@ class NeuralPolarizerSettings:
         goal: "targeted" descends towards a class (eqs. 8, 10), "untargeted" away from the label (eq. 7).
         target: the attacker's class if known (TP, TU), "next" for ``(y + 1) mod K``, or None: the runner-up class
             of each clean image under the current polarized model (eq. 4).
-        site: ``before:NAME`` or ``after:NAME``; None takes the last feature map.
+        suspect_share: where no target is given, the share of each batch that gets one common perturbation towards the
+            most reachable class (``suspects.reachability``), as if it were the trigger; 0 looks for no suspect.
+        site: ``before:NAME`` or ``after:NAME``; None takes ``surgery.default_site``.
         init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;
             "default" is the reference's plain batch norm with a warm-up.
         epochs: T, outer passes over the clean images; None takes as many as give MIN_STEPS steps, but at least
@@ -39,9 +41,6 @@ class NeuralPolarizerSettings:
         step_size: alpha of the inner steps, in pixel units.
         steps: number of inner steps.
         step_rule: "sign", or "gradient" for normalised gradient steps of the same length.
-        blind_spot_noise: standard deviation, in pixel units, of the normal noise from which the inner steps begin,
-            at those pixels alone that never change in the clean images (black borders). Units that see only such
-            pixels are off and give no gradient, so a trigger there would not be found; 0 switches the noise off.
         early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
         benign_weight: lambda_1, of L_bn.
         asr_weight: lambda_2, of L_asr.
@@ -51,7 +50,7 @@ class NeuralPolarizerSettings:
         bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
             statistics; running ones follow the clean images alone).
         precision: "fp32", or "bf16" autocast (losses and projection stay in float32).
-        compile: use torch.compile; pays from some thousand steps on (docs/defaults.md).
+        compile: use torch.compile (docs/defaults.md).
 
     Raises:
         BadInputError: a setting is out of its range.
@@ -60,6 +59,7 @@ class NeuralPolarizerSettings:
     perturbation: Literal["sample", "universal"] = "sample"
     goal: Literal["targeted", "untargeted"] = "targeted"
     target: int | Literal["next"] | None = None
+    suspect_share: float = 0.5
     site: str | None = None
     init: Literal["calibrated", "default"] = "calibrated"
     epochs: int | None = None
@@ -75,11 +75,10 @@ class NeuralPolarizerSettings:
     step_size: float = 0.1
     steps: int = 2
     step_rule: StepRule = "gradient"
-    blind_spot_noise: float = 0.1
     early_stop: float | None = None
     benign_weight: float = 1.0
-    asr_weight: float = 0.5
-    bce_weight: float = 0.5
+    asr_weight: float = 0.2
+    bce_weight: float = 0.2
     loss_form: LossForm = "stable"
     bce_label: Literal["true", "predicted"] = "true"
     bn_outer: Literal["eval", "train_clean_stats"] = "eval"
@@ -92,8 +91,8 @@ class NeuralPolarizerSettings:
             raise BadInputError("epochs and steps must not be negative, and the batch size at least 1")
         if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in self.radii):
             raise BadInputError(f"radii must be finite and not negative, got {self.radii}")
-        if not (math.isfinite(self.blind_spot_noise) and self.blind_spot_noise >= 0):
-            raise BadInputError(f"blind spot noise must be finite and not negative, got {self.blind_spot_noise}")
+        if not 0 <= self.suspect_share <= 1:
+            raise BadInputError(f"the suspect's share must lie in [0, 1], got {self.suspect_share}")
         if not (self.lr > 0 and self.step_size > 0):
             raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
         if self.goal == "untargeted" and self.target is not None:

@@ -78,7 +78,7 @@ def preset(
         lr=0.01,
         lr_policy="constant",
         step_rule="sign",
-        blind_spot_noise=0.0,
+        suspect_share=0.0,
         radii=(6.0,) if profile == "tiny_imagenet" else (3.0,),
         asr_weight=weight,
         bce_weight=weight,

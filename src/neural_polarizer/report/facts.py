@@ -9,6 +9,7 @@ from typing import Any
 from neural_polarizer.report.values import items, number, seconds, table
 
 _NOT_RECORDED = "not recorded"
+RUN = ("method", "site", "seed", "device", "precision")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def fact_tables(record: Mapping[str, Any]) -> list[FactTable]:
     timings = table(record, "seconds")
     tables = [
         FactTable("Repeat it", (("command", _command(record)),)),
-        FactTable("Run", _rows({key: record.get(key) for key in ("method", "site", "seed", "device", "precision")})),
+        FactTable("Run", (*_rows({key: record.get(key) for key in RUN}), ("easiest to reach", _suspect(record)))),
         FactTable("Model", (*_rows(model), ("sha256 of the file", _text(record.get("model_sha256"))))),
         FactTable("Images", _images(record)),
         FactTable("Settings", _rows(table(record, "config"))),
@@ -51,6 +52,17 @@ def _images(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("clean, for testing", _text(data.get("test"), missing="none (--test)")),
         ("with the trigger", _text(data.get("triggered"), missing="none (--triggered)")),
     )
+
+
+def _suspect(record: Mapping[str, Any]) -> str:
+    """A class that stands out here may be the attacker's; one class always comes first, so it proves nothing."""
+    suspect = record.get("suspect")
+    if suspect == "next":
+        return "to each class the next one (all-to-all)"
+    if not isinstance(suspect, int):
+        return "not looked for"
+    classes = items(table(record, "model"), "classes")
+    return f"{suspect} ({classes[suspect]})" if 0 <= suspect < len(classes) else str(suspect)
 
 
 def _rows(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -93,6 +93,7 @@ def run_purify(
         "method": method,
         "site": purified.site,
         "seed": seed,
+        "suspect": purified.suspect,
         "config": asdict(defense) | {"site": purified.site},
         "n_clean": len(clean),
         "before": asdict(before),

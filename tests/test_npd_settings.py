@@ -1,0 +1,97 @@
+"""Settings and inputs that NPD refuses."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.errors import BadInputError
+from npd_cases import SMALL, WARM, repaired
+from toys import (
+    made,
+    tiny_images,
+    tiny_model,
+)
+
+# --- Refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"epochs": -1}, "epochs and steps must not be negative"),
+        ({"warmup_epochs": -1}, "epochs and steps must not be negative"),
+        ({"steps": -1}, "epochs and steps must not be negative"),
+        ({"batch_size": 0}, "the batch size at least 1"),
+        ({"radii": ()}, r"radii must be finite and not negative, got \(\)"),
+        ({"radii": (1.0, -2.0)}, "radii must be finite"),
+        ({"radii": (math.inf,)}, "radii must be finite"),
+        ({"lr": 0.0}, "lr and step size must be positive, got 0.0 and 0.1"),
+        ({"step_size": -0.1}, "lr and step size must be positive"),
+        ({"lr": math.nan}, "lr and step size must be positive"),
+        ({"suspect_share": 1.5}, r"the suspect's share must lie in \[0, 1\], got 1.5"),
+        ({"suspect_share": math.nan}, "the suspect's share must lie in"),
+        ({"goal": "untargeted", "target": 1}, "has no target class; leave target out"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(BadInputError, match=match):
+        NeuralPolarizer(**changes)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "perturbation",
+        "goal",
+        "target",
+        "init",
+        "lr_policy",
+        "norm",
+        "step_rule",
+        "loss_form",
+        "bce_label",
+        "bn_outer",
+        "precision",
+    ],
+)
+def test_misspelt_settings_are_refused(setting: str, unchecked: None) -> None:
+    """A typo must not quietly mean some other method."""
+    wrong: dict[str, Any] = {setting: "mispelt"}
+    with pytest.raises(BadInputError, match="mispelt"):
+        NeuralPolarizer(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (replace(SMALL, target=4), r"the target class must lie in 0..3, got 4"),
+        (replace(SMALL, target=-1), r"the target class must lie in 0..3, got -1"),
+        (replace(SMALL, site="after:featurs"), r"no such module; the nearest names are features"),
+        (replace(SMALL, site="features"), "expected before:NAME or after:NAME"),
+        (replace(SMALL, site="after:head"), r"needs a feature map N x C x H x W, found \(4, 4\)"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused(settings: NeuralPolarizer, match: str) -> None:
+    with pytest.raises(BadInputError, match=match):
+        repaired(tiny_model(), tiny_images(8), settings)
+
+
+@pytest.mark.parametrize("settings", [WARM, replace(SMALL, bn_outer="train_clean_stats")], ids=["warm-up", "outer"])
+def test_a_last_batch_of_one_image_is_enough_for_maps_of_one_pixel(settings: NeuralPolarizer) -> None:
+    """21 images in batches of 10; batch norm cannot train on a single value a channel."""
+    network = nn.Sequential(nn.Conv2d(3, 6, 8), nn.Flatten(), nn.Linear(6, 4))
+    result = repaired(made(network), tiny_images(21), replace(settings, site="after:0"))
+    assert len(result.history) == 2
+
+
+def test_images_that_do_not_fit_the_model_are_refused() -> None:
+    clean = tiny_images(10, num_classes=5)
+    with pytest.raises(BadInputError, match=r"toy: has label 4, but the model knows 4 classes \(0 to 3\)"):
+        repaired(tiny_model(), clean, SMALL)
+    with pytest.raises(BadInputError, match="toy: the clean set is empty; NPD needs at least a few images"):
+        repaired(tiny_model(), clean.select(torch.arange(0)), SMALL)

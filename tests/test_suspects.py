@@ -1,0 +1,79 @@
+"""The class that is easiest to reach."""
+
+import torch
+from torch import Tensor, nn
+
+from neural_polarizer.rng import stream
+from neural_polarizer.suspects import most_reachable, reachability
+from toys import tiny_images
+
+
+class Doors(nn.Module):
+    """Class k of 4 sees how bright row k is, and ``widest`` times as strongly as the others if it is the chosen one."""
+
+    def __init__(self, chosen: int, widest: float) -> None:
+        super().__init__()
+        self.gain = torch.ones(4)
+        self.gain[chosen] = widest
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.gain * pixels[:, :, :4].mean(dim=(1, 3))
+
+
+def test_the_class_with_the_widest_door_is_found() -> None:
+    clean = tiny_images(40)
+    for chosen in range(4):
+        scores = reachability(Doors(chosen, 8.0), clean.images, clean.labels, 4, generator=stream(0, "doors"))
+        assert most_reachable(scores) == chosen
+        assert scores.shape == (5,)
+        assert bool((scores <= 0).all())
+    even = reachability(Doors(0, 1.0), clean.images, clean.labels, 4, generator=stream(0, "doors"))
+    assert float(even[:4].max() - even[:4].min()) < 0.1
+
+
+class Turntable(nn.Module):
+    """Rows 0 to 3 of the red channel say the class; green light turns every class into the next one."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        evidence, turn = pixels[:, 0, :4].mean(dim=2), pixels[:, 1].mean(dim=(1, 2))[:, None]
+        return 40 * (evidence * (0.1 - turn) + evidence.roll(1, dims=1) * turn)
+
+
+def test_an_all_to_all_rule_is_found() -> None:
+    labels = torch.arange(40) % 4
+    images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    images[torch.arange(40), 0, labels] = 255
+    assert Turntable()(images / 255).argmax(dim=1).equal(labels)
+    assert most_reachable(reachability(Turntable(), images, labels, 4, generator=stream(0, "turn"))) == "next"
+
+
+def test_a_class_is_approached_from_the_others_and_one_that_is_all_there_is_cannot_be() -> None:
+    seen: list[Tensor] = []
+
+    def watch(pixels: Tensor) -> Tensor:
+        seen.append(pixels.detach())
+        return Doors(0, 1.0)(pixels)
+
+    clean = tiny_images(8)
+    reachability(watch, clean.images, clean.labels, 4, generator=stream(0, "doors"), steps=1)
+    assert [len(pixels) for pixels in seen] == [6] * 8 + [8] * 2
+    alone = clean.select(clean.labels == 2)
+    scores = reachability(watch, alone.images, alone.labels, 4, generator=stream(0, "doors"))
+    assert scores[2] == -torch.inf
+    assert bool(scores[[0, 1, 3, 4]].isfinite().all())
+
+
+def test_the_radius_is_kept_and_grows_with_the_image() -> None:
+    """Black images: the perturbation is all that the network sees."""
+    for size in (8, 16):
+        seen: list[Tensor] = []
+
+        def watch(pixels: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(pixels.detach())
+            return Doors(0, 1.0)(pixels)
+
+        images = torch.zeros(6, 3, size, size, dtype=torch.uint8)
+        reachability(watch, images, torch.zeros(6, dtype=torch.int64), 4, generator=stream(0, "doors"))
+        longest = max(float(pixels[0].norm()) for pixels in seen)
+        limit = 2 * (3 * size * size / 3072) ** 0.5
+        assert limit / 2 < longest <= limit * 1.0001
