@@ -1,0 +1,183 @@
+"""ANP (Wu & Wang, 2021): prune the neurons that adversarial noise on the batch norms turns most easily."""
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.base import Purified
+from neural_polarizer.defenses.fine_tuning import repaired
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.rng import stream
+from neural_polarizer.train import Progress, Schedule, silent
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+@dataclass(frozen=True, kw_only=True)
+class ANP:
+    """Learn a mask on every channel of every batch norm against noise on their weights; prune what it gives up.
+
+    Source: Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021; spec 4.4.
+    Departures from the reference: the threshold is fixed (the reference chooses it by the test set's ASR); works on
+    any network with batch norms.
+
+    Args:
+        eps: bound of the noise's start and length of its steps together.
+        steps: of the noise.
+        alpha: weight of the clean loss; the rest is the noisy loss's.
+        threshold: channels whose mask ends at or below it are pruned.
+        lr: of the mask's SGD (momentum 0.9).
+        iterations: batches in all, drawn with replacement.
+        batch_size: clean images a batch.
+        crop_padding: pixels of zero padding for random crops.
+        flip: mirror half of the images.
+    """
+
+    eps: float = 0.4
+    steps: int = 1
+    alpha: float = 0.2
+    threshold: float = 0.4
+    lr: float = 0.01
+    iterations: int = 2000
+    batch_size: int = 256
+    crop_padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.eps <= 0 or min(self.steps, self.iterations, self.batch_size) < 1 or not 0 <= self.alpha <= 1:
+            raise BadInputError(
+                f"ANP needs a positive eps, at least 1 step, iteration and image a batch, and alpha in [0, 1], got "
+                f"{self.eps}, {self.steps}, {self.iterations}, {self.batch_size}, {self.alpha}"
+            )
+
+    def repair(
+        self,
+        model: nn.Module,
+        clean: ImageSet,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        progress: Progress = silent,
+    ) -> Purified:
+        """A pruned copy of ``model``.
+
+        Raises:
+            BadInputError: no clean images, or the network has no batch norms with weights.
+        """
+        if len(clean) == 0:
+            raise BadInputError(f"{clean.source}: the clean set is empty; ANP needs images")
+        started = time.perf_counter()
+        masks = self.masks(model, clean, seed=seed, device=device, progress=progress)
+        pruned = copy.deepcopy(model)
+        count = prune(pruned, masks, self.threshold)
+        total = sum(mask.numel() for mask in masks.values())
+        seconds = {"prune": time.perf_counter() - started}
+        return repaired(pruned, seconds, f"pruned {count} of {total} channels (mask at most {self.threshold})")
+
+    def masks(
+        self,
+        model: nn.Module,
+        clean: ImageSet,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        progress: Progress = silent,
+    ) -> dict[str, Float[Tensor, " c"]]:
+        """The learned mask of each batch norm, by its name; in [0, 1].
+
+        Raises:
+            BadInputError: the network has no batch norms with weights.
+        """
+        network = copy.deepcopy(model).requires_grad_(False).to(device)
+        noisy = _masked(network)
+        network.train()
+        optimizer = torch.optim.SGD([norm.mask for norm in noisy.values()], lr=self.lr, momentum=0.9)
+        noises = [noise for norm in noisy.values() for noise in (norm.on_weight, norm.on_bias)]
+        augmentation = Schedule(crop_padding=self.crop_padding, flip=self.flip)
+        images, labels = clean.images.to(device), clean.labels.to(device)
+        for done in range(self.iterations):
+            generator = stream(seed, "anp", done)
+            rows = torch.randint(len(labels), (min(self.batch_size, len(labels)),), generator=generator).to(device)
+            pixels, wanted = to_pixels(augmentation.augment(images[rows], generator)), labels[rows]
+            for noise in noises:
+                start = (2 * torch.rand(noise.shape, generator=generator) - 1) * self.eps
+                noise.data.copy_(start)
+            for _ in range(self.steps):
+                loss = F.cross_entropy(network(pixels), wanted)
+                for noise, slope in zip(noises, torch.autograd.grad(loss, noises), strict=True):
+                    noise.data.add_(self.eps / self.steps * slope.sign())
+            loss = (1 - self.alpha) * F.cross_entropy(network(pixels), wanted)
+            for noise in noises:
+                noise.data.zero_()
+            loss = loss + self.alpha * F.cross_entropy(network(pixels), wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for norm in noisy.values():
+                norm.mask.data.clamp_(0, 1)
+            progress("masks", done + 1, self.iterations)
+        return {name: norm.mask.detach().cpu() for name, norm in noisy.items()}
+
+
+class _NoisyNorm(nn.Module):
+    """A batch norm with a mask on gamma, and noise on gamma and beta: ``gamma (m + xi) x + beta (1 + nu)``."""
+
+    def __init__(self, norm: BatchNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.mask = nn.Parameter(torch.ones_like(norm.weight))
+        self.on_weight = nn.Parameter(torch.zeros_like(norm.weight))
+        self.on_bias = nn.Parameter(torch.zeros_like(norm.weight))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.batch_norm(
+            features,
+            None,
+            None,
+            self.norm.weight * (self.mask + self.on_weight),
+            self.norm.bias * (1 + self.on_bias),
+            training=True,
+            eps=self.norm.eps,
+        )
+
+
+def _masked(model: nn.Module) -> dict[str, _NoisyNorm]:
+    """Replace every batch norm of ``model`` by a noisy one; those, by name.
+
+    Raises:
+        BadInputError: there are none.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine
+    ]
+    if not names:
+        raise BadInputError("ANP prunes channels of batch norms, but this network has none; use another defense")
+    found = {}
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        norm = model.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        found[name] = _NoisyNorm(norm)
+        setattr(model.get_submodule(parent), child, found[name])
+    return found
+
+
+@torch.no_grad()
+def prune(model: nn.Module, masks: dict[str, Float[Tensor, " c"]], threshold: float) -> int:
+    """Set gamma to zero, in place, where the mask is at most ``threshold``; returns the number of channels."""
+    count = 0
+    for name, mask in masks.items():
+        norm = model.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        gone = mask.to(norm.weight.device) <= threshold
+        norm.weight[gone] = 0
+        count += int(gone.sum())
+    return count

@@ -1,0 +1,136 @@
+"""EP (Zheng et al., 2022): prune channels with two modes on a mixture of clean and poisoned images."""
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.base import Purified
+from neural_polarizer.defenses.fine_tuning import repaired
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.rng import stream
+from neural_polarizer.train import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyPruning:
+    """Zero the batch-norm channels whose inputs have the least entropy.
+
+    Source: Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022; spec 4.6.
+    Departures from the reference: entropies are averaged over several batches; a channel without variance is skipped.
+    **As published it sees poisoned training images**: give those as ``clean`` to reproduce it. With clean images
+    alone, as every other defense has, there is no second mode to find.
+
+    Args:
+        deviations: u, how many standard deviations below a layer's mean entropy a channel must lie.
+        batch_size: images a batch.
+        batches: how many of them.
+        bin_width: of the histogram of standardised activations.
+    """
+
+    deviations: float = 3.0
+    batch_size: int = 256
+    batches: int = 4
+    bin_width: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2 or self.batches < 1 or self.bin_width <= 0:
+            raise BadInputError(
+                f"EP needs at least 2 images a batch, 1 batch and a positive bin width, got {self.batch_size}, "
+                f"{self.batches}, {self.bin_width}"
+            )
+
+    def repair(
+        self,
+        model: nn.Module,
+        clean: ImageSet,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        progress: Progress = silent,
+    ) -> Purified:
+        """A pruned copy of ``model``.
+
+        Raises:
+            BadInputError: fewer than two images, or the network has no batch norms with weights.
+        """
+        if len(clean) < 2:
+            raise BadInputError(f"{clean.source}: EP needs at least 2 images, got {len(clean)}")
+        started = time.perf_counter()
+        pruned = copy.deepcopy(model).to(device).eval()
+        norms = {
+            name: module
+            for name, module in pruned.named_modules()
+            if isinstance(module, nn.BatchNorm2d) and module.affine
+        }
+        if not norms:
+            raise BadInputError("EP prunes channels of batch norms, but this network has none; use another defense")
+        totals = {name: torch.zeros(module.num_features, device=device) for name, module in norms.items()}
+        for number in range(self.batches):
+            rows = torch.randperm(len(clean), generator=stream(seed, "ep", number))[: self.batch_size]
+            for name, peaks in _peaks(pruned, norms, to_pixels(clean.images[rows].to(device))).items():
+                totals[name] += entropy(peaks, self.bin_width) / self.batches
+            progress("entropy", number + 1, self.batches)
+        count = 0
+        with torch.no_grad():
+            for name, norm in norms.items():
+                gone = outliers(totals[name], self.deviations)
+                norm.weight[gone] = 0
+                norm.bias[gone] = 0
+                count += int(gone.sum())
+        total = sum(norm.num_features for norm in norms.values())
+        return repaired(pruned, {"prune": time.perf_counter() - started}, f"pruned {count} of {total} channels")
+
+
+@torch.no_grad()
+def _peaks(
+    model: nn.Module, norms: dict[str, nn.BatchNorm2d], pixels: Float[Tensor, "n c h w"]
+) -> dict[str, Float[Tensor, "k n"]]:
+    """The spatial maximum of what enters each batch norm, a channel and image."""
+    names = {module: name for name, module in norms.items()}
+    found: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[names[module]] = inputs[0].amax(dim=(2, 3)).T.float()  # type: ignore[index]
+
+    handles = [norm.register_forward_pre_hook(note) for norm in norms.values()]
+    try:
+        model(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def entropy(peaks: Float[Tensor, "k n"], bin_width: float) -> Float[Tensor, " k"]:
+    """Entropy of each channel's standardised values over bins from the layer's least to its largest value.
+
+    NaN for a channel without variance.
+    """
+    deviation = peaks.std(dim=1, keepdim=True)
+    values = (peaks - peaks.mean(dim=1, keepdim=True)) / deviation
+    usable = deviation[:, 0] > 0
+    if not usable.any():
+        return torch.full_like(peaks[:, 0], torch.nan)
+    low, high = values[usable].min(), values[usable].max()
+    bins = int(((high - low) / bin_width).ceil().clamp_min(1))
+    places = ((values[usable] - low) / bin_width).long().clamp(0, bins - 1)
+    counts = torch.zeros(int(usable.sum()), bins, device=peaks.device).scatter_add_(
+        1, places, torch.ones_like(places, dtype=torch.float32)
+    )
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    found = torch.full_like(peaks[:, 0], torch.nan)
+    found[usable] = -torch.special.xlogy(shares, shares).sum(dim=1)
+    return found
+
+
+def outliers(entropies: Float[Tensor, " k"], deviations: float) -> Tensor:
+    """True where a channel's entropy lies more than so many standard deviations below the layer's mean."""
+    known = entropies[entropies.isfinite()]
+    if len(known) < 2:
+        return torch.zeros_like(entropies, dtype=torch.bool)
+    return entropies.nan_to_num(torch.inf) < known.mean() - deviations * known.std()

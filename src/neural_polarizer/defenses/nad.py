@@ -1,0 +1,172 @@
+"""NAD (Li et al., 2021): fine-tune towards the attention maps of a fine-tuned teacher."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.base import Purified
+from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned, repaired
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.rng import global_rng, stream
+from neural_polarizer.train import Progress, Schedule, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAD:
+    """Cross-entropy plus the distance of the student's attention maps from the teacher's.
+
+    Source: Li et al., "Neural Attention Distillation", ICLR 2021; spec 4.2.
+    Departures from the reference: the maps are the last ones of the last three resolutions larger than one pixel, on
+    any architecture (the reference's last map is always a constant), all taken from a single forward pass; the
+    student follows its schedule.
+
+    Args:
+        teacher: schedule of the teacher's fine-tuning.
+        student: schedule of the distillation.
+        weights: beta of the maps, the deepest last; with fewer maps the last ones count.
+        power: p of ``sum_c |F_c|^p``.
+    """
+
+    teacher: Schedule = field(default=replace(RECIPE, epochs=10))
+    student: Schedule = field(default=RECIPE)
+    weights: tuple[float, ...] = (500.0, 1000.0, 1000.0)
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights) < 0 or self.power <= 0:
+            raise BadInputError(
+                f"NAD needs weights of at least 0 and a positive power, got {self.weights}, {self.power}"
+            )
+
+    def repair(
+        self,
+        model: nn.Module,
+        clean: ImageSet,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        progress: Progress = silent,
+    ) -> Purified:
+        """A distilled copy of ``model``.
+
+        Raises:
+            BadInputError: no clean images, or the network has no feature map larger than one pixel.
+        """
+        started = time.perf_counter()
+        teacher = fine_tuned(model, clean, self.teacher, seed=seed, device=device, progress=progress)
+        taught = time.perf_counter()
+        teacher.requires_grad_(False)
+        student = copy.deepcopy(model).to(device)
+        names = attention_sites(teacher, to_pixels(clean.images[:2].to(device)))[-len(self.weights) :]
+        self._distil(student, teacher, names, clean, seed=seed, device=torch.device(device), progress=progress)
+        seconds = {"teacher": taught - started, "distil": time.perf_counter() - taught}
+        return repaired(student, seconds, f"attention maps of {', '.join(names)}")
+
+    def _distil(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        names: list[str],
+        clean: ImageSet,
+        *,
+        seed: int,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        recipe = self.student
+        batch = min(recipe.batch_size, len(clean))
+        steps = len(clean) // batch
+        optimizer = torch.optim.SGD(
+            student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        images, labels = clean.images.to(device), clean.labels.to(device)
+        student.train().requires_grad_(True)
+        for epoch in range(recipe.epochs):
+            generator = stream(seed, "nad", epoch)
+            order = torch.randperm(len(labels), generator=generator).to(device)
+            with global_rng(seed, "nad dropout", epoch):
+                for step, rows in enumerate(order[: steps * batch].split(batch)):
+                    optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch * steps + step, steps)
+                    pixels = to_pixels(recipe.augment(images[rows], generator))
+                    with torch.no_grad():
+                        _, wanted = with_maps(teacher, names, pixels)
+                    logits, maps = with_maps(student, names, pixels)
+                    loss = F.cross_entropy(logits, labels[rows]) + self.distance(maps, wanted)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    progress("distil", epoch * steps + step + 1, recipe.epochs * steps)
+        student.eval()
+
+    def distance(self, maps: list[Tensor], wanted: list[Tensor]) -> Float[Tensor, ""]:
+        """``sum_l beta_l MSE(A(F_l), A(F'_l))``."""
+        pairs = zip(self.weights[-len(maps) :], maps, wanted, strict=True)
+        terms = [
+            weight * F.mse_loss(attention(one, self.power), attention(other, self.power))
+            for weight, one, other in pairs
+        ]
+        return torch.stack(terms).sum()
+
+
+def attention(features: Float[Tensor, "n c h w"], power: float) -> Float[Tensor, "n p"]:
+    """``sum_c |F_c|^p``, flattened and divided by its length."""
+    flat = features.abs().pow(power).sum(dim=1).flatten(1)
+    return flat / (flat.norm(dim=1, keepdim=True) + 1e-6)
+
+
+@torch.no_grad()
+def attention_sites(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> list[str]:
+    """The last module of each resolution larger than one pixel, in the order in which they run.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    seen: list[tuple[str, tuple[int, ...]]] = []
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                seen.append((name, tuple(output.shape[2:])))
+
+        return look
+
+    # An adaptive pooling may blow a map of one pixel up to a constant one.
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in model.named_modules()
+        if name and not isinstance(module, nn.AdaptiveAvgPool2d)
+    ]
+    try:
+        model(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = {size: name for name, size in seen if size[0] * size[1] > 1}
+    if not last:
+        raise BadInputError("NAD needs a feature map larger than one pixel, but this network has none")
+    return list(last.values())
+
+
+def with_maps(model: nn.Module, names: list[str], pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the outputs of the named modules, from one forward pass."""
+    found: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: found.__setitem__(name, output)
+        )
+        for name in names
+    ]
+    try:
+        logits = model(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, [found[name] for name in names]

@@ -1,0 +1,100 @@
+"""What every defense owes; NPD has tests of its own."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.anp import ANP
+from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.entropy_pruning import EntropyPruning
+from neural_polarizer.defenses.fine_pruning import FinePruning
+from neural_polarizer.defenses.fine_tuning import FineTuning
+from neural_polarizer.defenses.i_bau import IBAU
+from neural_polarizer.defenses.nad import NAD
+from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.train import Schedule
+from toys import assert_same, hooks, made, snapshot, tiny_images, tiny_model
+
+SHORT = Schedule(epochs=2, batch_size=8, lr=0.01, crop_padding=1, flip=False)
+DEFENSES: dict[str, Defense] = {
+    "ft": FineTuning(schedule=SHORT),
+    "fp": FinePruning(schedule=SHORT, step=0.2, max_drop=0.5),
+    "nad": NAD(teacher=SHORT, student=SHORT),
+    "nc": NeuralCleanse(epochs=3, batch_size=8, success=0.0, threshold=0.0, schedule=SHORT),
+    "anp": ANP(iterations=4, batch_size=8, lr=0.5, threshold=0.97),
+    "i-bau": IBAU(rounds=2, batch_size=12),
+    "ep": EntropyPruning(batch_size=12, batches=2, deviations=0.5),
+}
+ALL = pytest.mark.parametrize("name", DEFENSES)
+
+
+@ALL
+@pytest.mark.parametrize("network", ["tiny", "preactresnet18"])
+def test_a_defense_gives_a_plain_model_and_leaves_everything_else_alone(name: str, network: str) -> None:
+    model = tiny_model() if network == "tiny" else made(PreActResNet18(4, 2))
+    clean = tiny_images(24, size=16)
+    images, before, chance = clean.images.clone(), snapshot(model), torch.get_rng_state()
+    result = DEFENSES[name].repair(model, clean, seed=0)
+    after = snapshot(model)
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(clean.images, images)
+    assert_same(after[0], before[0])
+    assert after[1:] == before[1:]
+    assert hooks(result.model) == []
+    assert not any(module.training for module in result.model.modules())
+    assert all(parameter.requires_grad for parameter in result.model.parameters())
+    assert {id(value) for value in result.model.parameters()}.isdisjoint(id(value) for value in model.parameters())
+    plain = copy.deepcopy(model)
+    plain.load_state_dict(result.model.state_dict())  # strict: the names are the model's own
+    pixels = to_pixels(clean.images)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(pixels), result.model(pixels))
+        assert not torch.equal(result.model(pixels), model.eval()(pixels))
+    assert (result.polarizer, result.site) == (None, None)
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+@ALL
+def test_the_seed_fixes_the_result(name: str) -> None:
+    clean = tiny_images(24)
+    first, again = (DEFENSES[name].repair(tiny_model(), clean, seed=1).model.state_dict() for _ in range(2))
+    assert_same(first, again)
+    if name != "ep":  # with all images in every batch there is nothing to draw
+        other = DEFENSES[name].repair(tiny_model(), clean, seed=2).model.state_dict()
+        assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+@ALL
+def test_no_images_are_refused(name: str) -> None:
+    empty = tiny_images(8).select(torch.arange(0))
+    with pytest.raises(BadInputError, match=r"toy: .*(empty|at least 2 images)"):
+        DEFENSES[name].repair(tiny_model(), empty, seed=0)
+
+
+@ALL
+def test_a_handful_of_images_is_enough(name: str) -> None:
+    few: ImageSet = tiny_images(5)
+    result = DEFENSES[name].repair(tiny_model(), few, seed=0)
+    assert all(bool(value.isfinite().all()) for value in result.model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["anp", "ep"])
+def test_methods_that_need_batch_norms_say_so(name: str) -> None:
+    network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 4)))
+    with pytest.raises(BadInputError, match="this network has none; use another defense"):
+        DEFENSES[name].repair(network, tiny_images(8), seed=0)
+
+
+def test_fine_tuning_takes_the_whole_schedule() -> None:
+    told: list[tuple[str, int, int]] = []
+    schedule = replace(SHORT, batch_size=256)
+    FineTuning(schedule=schedule).repair(
+        tiny_model(), tiny_images(10), seed=0, progress=lambda *step: told.append(step)
+    )
+    assert told == [("train", 1, 2), ("train", 2, 2)]
