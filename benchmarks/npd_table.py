@@ -33,7 +33,7 @@ from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Preset, pr
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import read_json, write_json, write_text
 from neural_polarizer.metrics import Metrics
-from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, run_attack
+from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify
 from neural_polarizer.train import Schedule
@@ -43,7 +43,7 @@ RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
 
 
 @dataclass(frozen=True)
-class Victim:
+class Planned:
     """A backdoored model to be trained: data set, attack, label rule, epochs, seeds to purify it with.
 
     Crops cut a patch off and so teach the victim that the target label needs no trigger: in a few epochs BadNets
@@ -63,15 +63,15 @@ class Victim:
 
 
 VICTIMS = (
-    Victim("gtsrb", "badnets", "all-to-one", 5, 0, 3),
-    Victim("gtsrb", "blended", "all-to-one", 3, 4, 3),
-    Victim("gtsrb", "badnets", "all-to-all", 5, 0, 1),
-    Victim("cifar10", "badnets", "all-to-one", 4, 2, 1),
-    Victim("cifar10", "blended", "all-to-one", 4, 2, 1),
+    Planned("gtsrb", "badnets", "all-to-one", 5, 0, 3),
+    Planned("gtsrb", "blended", "all-to-one", 3, 4, 3),
+    Planned("gtsrb", "badnets", "all-to-all", 5, 0, 1),
+    Planned("cifar10", "badnets", "all-to-one", 4, 2, 1),
+    Planned("cifar10", "blended", "all-to-one", 4, 2, 1),
 )
 
 
-def train(victim: Victim, data: Path, out: Path, width: int) -> None:
+def train(victim: Planned, data: Path, out: Path, width: int) -> None:
     """The victim's folder, as ``polarizer attack`` makes it."""
     training, test = (images(str(data / victim.data / f"{split}.parquet")) for split in ("train", "test"))
     device = choose_device(None)
@@ -88,16 +88,12 @@ def train(victim: Victim, data: Path, out: Path, width: int) -> None:
         training,
         test,
         out / victim.name,
-        architecture="preactresnet18",
-        width=width,
-        profile=victim.data,
-        schedule=schedule,
-        seed=0,
+        victim=Victim(architecture="preactresnet18", width=width, profile=victim.data, schedule=schedule, seed=0),
         device=device,
     )
 
 
-def purify(victim: Victim, method: str, name: Preset, seed: int, data: Path, out: Path) -> None:
+def purify(victim: Planned, method: str, name: Preset, seed: int, data: Path, out: Path) -> None:
     """One cell of the table."""
     target: Any = None
     if method in KNOWS_TARGET:
@@ -139,7 +135,7 @@ def images(spec: str) -> ImageSet:
     return read_images(spec)
 
 
-def cells(only: str) -> list[tuple[Victim, str, Preset, int]]:
+def cells(only: str) -> list[tuple[Planned, str, Preset, int]]:
     """All cells whose name contains every word of ``only``, one seed of all before the next."""
     names: tuple[Preset, ...] = ("shipped", "reference")
     found = [
@@ -153,7 +149,7 @@ def cells(only: str) -> list[tuple[Victim, str, Preset, int]]:
     return [cell for cell in found if all(word in " ".join(map(str, label(*cell))) for word in only.split())]
 
 
-def label(victim: Victim, method: str, name: str, seed: int) -> tuple[str, ...]:
+def label(victim: Planned, method: str, name: str, seed: int) -> tuple[str, ...]:
     return (victim.name, f"{name}-{method}-{seed}")
 
 

@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import fx
 
-from neural_polarizer import surgery
+from neural_polarizer import cache, surgery
 
 torch.set_num_threads(1)  # the tensors of these tests are too small to share out
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests train is kept apart from what the user has trained."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path_factory.getbasetemp() / "polarizer_home"))
 
 
 @pytest.fixture(autouse=True)

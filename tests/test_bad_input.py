@@ -246,7 +246,7 @@ CASES: dict[str, tuple[str, Case]] = {
         "the poison rate must lie in",
         lambda r, h, o: attack_words(r, o, "--poison-rate", "nan"),
     ),
-    "attack: patch": ("a trigger of 17 pixels does not fit", lambda r, h, o: attack_words(r, o, "--patch", 17)),
+    "attack: patch": ("a trigger of 17 pixels does not fit", lambda r, h, o: attack_words(r, o, "--set", "size=17")),
     "attack: rate of learning": ("lr positive, got", lambda r, h, o: attack_words(r, o, "--lr", -1)),
     "attack: batch": (
         "48 images are less than one batch of 64; lower the batch size",
@@ -271,10 +271,6 @@ CASES: dict[str, tuple[str, Case]] = {
     "attack: output below a file": (
         "cannot write to the output folder",
         lambda r, h, o: attack_words(r, in_a_file(h)),
-    ),
-    "attack: a damaged state": (
-        r"training\.safetensors: damaged training state .*; remove it to start anew",
-        lambda r, h, o: attack_words(r, junk(folder(o) / "training.safetensors").parent),
     ),
     "evaluate: missing model": (
         "no such file",

@@ -1,14 +1,18 @@
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from neural_polarizer import __version__
+from neural_polarizer import __version__, cache
+from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.cli import attack as attack_command
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.runs.attack import run_attack
+from neural_polarizer.runs.attack import deliver_attack, load_attack
 from neural_polarizer.train import Progress
 from run_files import attack_words, coloured, make_runs, purify_words, run, write_data
 
@@ -121,11 +125,50 @@ def test_a_finished_attack_is_shown_again_and_another_seed_refused(runs: Path, c
 def test_an_attack_takes_blended_options_and_a_common_size(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     write_images(tmp_path / "large.parquet", coloured(21, 1, (20, 24)))
     words = attack_words(runs, tmp_path / "a", "--epochs", 1, "--test", tmp_path / "large.parquet", "--size", "8x12")
-    assert run(capsys, *words[:1], "blended", *words[2:], "--alpha", 0.3, "--limit", 32).code == 0
+    assert run(capsys, *words[:1], "blended", *words[2:], "--set", "alpha=0.3", "--limit", 32).code == 0
     record = json.loads((tmp_path / "a" / "attack.json").read_text())
     assert (record["attack"], record["settings"]["alpha"], record["n_poisoned"]) == ("blended", 0.3, 6)
     assert record["schedule"]["policy"] == "one-cycle"
     assert record["schedule"]["lr"] == 0.1
+
+
+def test_the_attack_of_the_docs_runs_from_a_file_of_ones_own(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "attacks.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "ghost.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    words = attack_words(runs, tmp_path / "a", "--attack", "my_lab.ghost:Ghost", "--set", "strength=60")
+    assert run(capsys, words[0], *words[2:]).code == 0
+    record = json.loads((tmp_path / "a" / "attack.json").read_text())
+    assert (record["attack"], record["settings"]["strength"]) == ("my_lab.ghost:Ghost", 60)
+    attack, state = load_attack(tmp_path / "a")
+    black = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    assert attack.stamp(black, state)[0, 0, :, 0].tolist() == [60, 0, 60, 0]
+    assert all((tmp_path / "a" / name).exists() for name in ("trigger.png", "triggered.parquet"))
+
+
+def test_all_attacks_are_listed(capsys: Capsys) -> None:
+    shown = run(capsys, "attack", "--list")
+    assert shown.code == 0
+    assert all(name in shown.out for name in ATTACKS)
+
+
+def test_a_setting_that_an_attack_does_not_have_is_refused(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    refused = run(capsys, *attack_words(runs, tmp_path / "a", "--set", "alpha=0.1"))
+    assert (refused.code, refused.out) == (3, "")
+    assert "--set alpha=0.1: expected NAME=VALUE with a NAME of target, label_rule, poison_rate, size" in refused.err
+
+
+def test_the_scales_and_the_adaptive_attacker_reach_the_record(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    words = attack_words(runs, tmp_path / "a", "--scale", "laptop", "--adversarial-training", "--eps", 4)
+    assert run(capsys, *words).code == 0
+    schedule = json.loads((tmp_path / "a" / "attack.json").read_text())["schedule"]
+    assert schedule["adversarial"] == {"eps": 4 / 255, "steps": 7, "clean_weight": 0.0}
+    assert (schedule["policy"], schedule["lr"], schedule["crop_padding"]) == ("one-cycle", 0.1, 2)
 
 
 USAGE: dict[str, tuple[object, ...]] = {
@@ -139,7 +182,8 @@ USAGE: dict[str, tuple[object, ...]] = {
     "unknown profile": ("evaluate", "m", "--test", "t", "--profile", "mnist"),
     "target that is neither": ("purify", "m", "--clean", "c", "--out", "o", "--method", "npd-tp", "--target", "cat"),
     "negative target": ("attack", "badnets", "--data", "d", "--test", "t", "--out", "o", "--target", -1),
-    "option of another attack": ("attack", "badnets", "--data", "d", "--test", "t", "--out", "o", "--alpha", 0.1),
+    "no attack": ("attack", "--data", "d", "--test", "t", "--out", "o"),
+    "no data": ("attack", "badnets", "--out", "o"),
 }
 
 
@@ -156,7 +200,9 @@ def test_wrong_usage_exits_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
-    finished = run_attack
+    out, home = tmp_path / "out", str(tmp_path / "home")
+    monkeypatch.setenv(cache.VARIABLE, home)
+    finished = deliver_attack
 
     def interrupted(*args: Any, **options: Any) -> None:
         inner: Progress = options.pop("progress")
@@ -168,13 +214,14 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
 
         finished(*args, **options, progress=progress)
 
-    monkeypatch.setattr(attack_command, "run_attack", interrupted)
-    stopped = run(capsys, *attack_words(runs, tmp_path), "--quiet")
+    monkeypatch.setattr(attack_command, "deliver_attack", interrupted)
+    stopped = run(capsys, *attack_words(runs, out), "--quiet")
     assert (stopped.code, stopped.err) == (130, "error: interrupted; start the same command again to go on\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["training.safetensors"]
+    assert list(out.iterdir()) == []
     monkeypatch.undo()
-    assert run(capsys, *attack_words(runs, tmp_path)).code == 0
-    here, there = (json.loads((out / "attack.json").read_text()) for out in (tmp_path, runs / "attack"))
+    monkeypatch.setenv(cache.VARIABLE, home)
+    assert run(capsys, *attack_words(runs, out)).code == 0
+    here, there = (json.loads((folder / "attack.json").read_text()) for folder in (out, runs / "attack"))
     assert here["model_sha256"] == there["model_sha256"]
 
 
@@ -184,7 +231,7 @@ def test_out_of_memory_exits_with_4(
     def full(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(attack_command, "run_attack", full)
+    monkeypatch.setattr(attack_command, "deliver_attack", full)
     done = run(capsys, *attack_words(runs, tmp_path))
     assert done.code == 4
     assert done.err == "error: out of memory; try a smaller --batch-size or fewer images\n"
@@ -196,7 +243,7 @@ def test_a_message_of_several_lines_is_shown_as_it_is_on_one(
     def fail(*_: Any, **__: Any) -> None:
         raise BadInputError("[red]two\n  lines[/] :cat: " + "x" * 300)
 
-    monkeypatch.setattr(attack_command, "run_attack", fail)
+    monkeypatch.setattr(attack_command, "deliver_attack", fail)
     done = run(capsys, *attack_words(runs, tmp_path))
     assert (done.code, done.err) == (3, f"error: [red]two lines[/] :cat: {'x' * 300}\n")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import neural_polarizer
 from neural_polarizer.artifacts import load_model
-from neural_polarizer.attacks import BadNets
+from neural_polarizer.attacks import ATTACKS, BadNets
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import read_column
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
@@ -22,14 +22,16 @@ from neural_polarizer.defenses.presets import preset
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.metrics import Metrics, evaluate
-from neural_polarizer.runs.attack import run_attack
+from neural_polarizer.runs import attack as attack_runs
+from neural_polarizer.runs.attack import Victim, clean_model, load_attack, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify
 from neural_polarizer.surgery import PolarizedModule
-from neural_polarizer.train import Schedule
+from neural_polarizer.train import AdversarialTraining, Schedule, silent
 from run_files import attack_words, coloured, main_quietly, make_runs, states_equal
 
 CPU = torch.device("cpu")
+ATTACK_FILES = {"model.safetensors", "attack.json", "triggered.parquet", "trigger.safetensors", "trigger.png"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def measured(model: nn.Module, runs: Path) -> dict[str, Any]:
 
 
 def test_an_attack_leaves_what_it_promises(runs: Path) -> None:
-    assert names_in(runs / "attack") == {"model.safetensors", "attack.json", "triggered.parquet"}
+    assert names_in(runs / "attack") == ATTACK_FILES
     record = record_in(runs / "attack" / "attack.json")
     assert record["attack"] == "badnets"
     assert record["n_poisoned"] == round(0.2 * 48)
@@ -77,8 +79,8 @@ def test_a_purification_leaves_what_it_promises(runs: Path) -> None:
     record = record_in(purified / "run.json")
     promised = "method site seed config n_clean before after der seconds history model_sha256 versions"
     assert set(promised.split()) <= record.keys()
-    assert (record["method"], record["site"], record["seed"], record["n_clean"]) == ("npd", "after:layer4", 0, 12)
-    assert record["config"]["epochs"] == len(record["history"]) == 4
+    assert (record["method"], record["site"], record["seed"], record["n_clean"]) == ("npd", "before:layer4", 0, 12)
+    assert record["config"]["epochs"] == len(record["history"]) == 12
     assert record["model_sha256"] == sha256_of_file(runs / "attack" / "model.safetensors")
     assert {"acc", "asr", "ra"} <= record["before"].keys() == record["after"].keys()
     assert "<html" in (purified / "report.html").read_text()
@@ -156,9 +158,10 @@ def attack_into(out: Path, train: ImageSet, test: ImageSet, **settings: Any) -> 
         "profile": "none",
         "schedule": Schedule(epochs=2, batch_size=16),
         "seed": 0,
-        "device": CPU,
     }
-    return run_attack(settings.pop("attack", BadNets()), train, test, out, **{**options, **settings})
+    attack, progress = settings.pop("attack", BadNets()), settings.pop("progress", silent)
+    victim = Victim(**{**options, **settings})
+    return run_attack(attack, train, test, out, victim=victim, device=CPU, progress=progress)
 
 
 def test_the_folder_of_another_attack_is_refused(tmp_path: Path) -> None:
@@ -190,13 +193,60 @@ def test_a_killed_attack_goes_on_and_ends_like_an_undisturbed_one(tmp_path: Path
 
     with pytest.raises(KeyboardInterrupt):
         attack_into(tmp_path / "a", train, test, progress=kill)
-    assert names_in(tmp_path / "a") == {"training.safetensors"}
+    assert names_in(tmp_path / "a") == {"training.safetensors", "trigger.safetensors"}
     steps: list[int] = []
     resumed = attack_into(tmp_path / "a", train, test, progress=lambda phase, done, total: steps.append(done))
     whole = attack_into(tmp_path / "b", train, test)
     assert steps[0] == 3
     assert resumed["model_sha256"] == whole["model_sha256"]
-    assert names_in(tmp_path / "a") == {"model.safetensors", "attack.json", "triggered.parquet"}
+    assert names_in(tmp_path / "a") == ATTACK_FILES
+
+
+def test_a_damaged_training_state_is_refused_and_a_damaged_trigger_is_learned_again(tmp_path: Path) -> None:
+    train, test = coloured(32, 0), coloured(9, 1)
+    (tmp_path / "trigger.safetensors").write_bytes(b"half a file")
+    (tmp_path / "training.safetensors").write_bytes(b"half a file")
+    with pytest.raises(BadInputError, match=r"damaged training state .*; remove it to start anew"):
+        attack_into(tmp_path, train, test, attack=ATTACKS["wanet"]())
+    (tmp_path / "training.safetensors").unlink()
+    attack_into(tmp_path, train, test, attack=ATTACKS["wanet"]())
+    assert names_in(tmp_path) == ATTACK_FILES
+
+
+@pytest.mark.parametrize("name", ["badnets", "wanet", "input-aware"])
+def test_a_stored_attack_triggers_images_as_it_did(tmp_path: Path, name: str) -> None:
+    """The trigger is loaded anew and applied to the test set; input-aware is killed once on the way."""
+    train, test = coloured(32, 0), coloured(9, 1)
+    small: dict[str, Any] = {"mask_epochs": 1, "widths": (4, 4, 4)} if name == "input-aware" else {}
+
+    def kill(phase: str, done: int, total: int) -> None:
+        if (phase, done) == ("train", 3):
+            raise KeyboardInterrupt
+
+    given = {"attack": ATTACKS[name](**small), "schedule": Schedule(epochs=2, batch_size=16)}
+    with pytest.raises(KeyboardInterrupt):
+        attack_into(tmp_path, train, test, progress=kill, **given)
+    attack_into(tmp_path, train, test, **given)
+    attack, state = load_attack(tmp_path)
+    assert attack == given["attack"]
+    again = attack.triggered(test, state)
+    stored = read_triggered(tmp_path / "triggered.parquet", size=None, num_classes=3)
+    assert torch.equal(again.images.images, stored.images.images)
+    assert torch.equal(again.true_labels, stored.true_labels)
+
+
+def test_a_clean_model_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = Victim(
+        architecture="preactresnet18", width=2, profile="none", schedule=Schedule(epochs=1, batch_size=16), seed=0
+    )
+    first = clean_model(coloured(32, 5), victim, device=CPU)
+    monkeypatch.setattr(attack_runs, "fit", lambda *_args, **_options: pytest.fail("trained again"))
+    hardened = replace(victim, schedule=replace(victim.schedule, adversarial=AdversarialTraining()))
+    for same in (victim, hardened):
+        assert states_equal(clean_model(coloured(32, 5), same, device=CPU).state_dict(), first.state_dict())
+    assert not first.training
+    with pytest.raises(pytest.fail.Exception):
+        clean_model(coloured(32, 6), victim, device=CPU)
 
 
 def purify_into(out: Path, runs: Path, seed: int = 0, evidence: Evidence | None = None) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from neural_polarizer.api import evaluate as evaluate
 from neural_polarizer.api import load as load
 from neural_polarizer.api import purify as purify
+from neural_polarizer.attacks import Attack as Attack
 from neural_polarizer.attacks import BadNets as BadNets
 from neural_polarizer.attacks import Blended as Blended
-from neural_polarizer.attacks import DataPoisoning as DataPoisoning
 from neural_polarizer.data.images import ImageSet as ImageSet
 from neural_polarizer.data.poison import TriggeredSet as TriggeredSet
 from neural_polarizer.data.sources import read_images as read_images

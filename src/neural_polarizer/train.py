@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,10 +15,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neural_polarizer.data.augment import random_crop, random_flip
+from neural_polarizer.data.augment import random_crop, random_flip, random_rotation, where
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_bytes
+from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import check_literals
 
@@ -27,6 +29,28 @@ Progress = Callable[[str, int, int], None]
 
 def silent(phase: str, done: int, total: int) -> None:
     """The default ``Progress``: nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialTraining:
+    """Untargeted L_inf attacks on every batch, to train on instead of it (the adaptive attacker; spec 2.9).
+
+    Args:
+        eps: radius in pixel units of [0, 1].
+        steps: sign steps of eps / 4 from a random start.
+        clean_weight: share of the loss that stays on the batch as it is.
+    """
+
+    eps: float = 8 / 255
+    steps: int = 7
+    clean_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.eps <= 0 or self.steps < 1 or not 0 <= self.clean_weight <= 1:
+            raise BadInputError(
+                f"adversarial training needs a positive eps, at least 1 step and a clean weight in [0, 1], "
+                f"got {self.eps}, {self.steps}, {self.clean_weight}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +66,11 @@ class Schedule:
         policy: "cosine" to zero over all epochs, stepped per epoch; "one-cycle" warms up linearly for the first
             quarter and falls linearly to zero, stepped per batch (better when epochs are few); "constant".
         crop_padding: pixels of zero padding for random crops; 0 switches them off.
+        crop_share: share of the images that are cropped.
+        rotation: turn by up to this many degrees either way; 0 switches it off.
+        rotation_share: share of the images that are turned.
         flip: mirror half of the images.
+        adversarial: train on adversarial examples of the batches; None does not.
         precision: "bf16" autocast or "fp32".
     """
 
@@ -53,7 +81,11 @@ class Schedule:
     weight_decay: float = 5e-4
     policy: Literal["cosine", "one-cycle", "constant"] = "cosine"
     crop_padding: int = 4
+    crop_share: float = 1.0
+    rotation: float = 0.0
+    rotation_share: float = 0.5
     flip: bool = True
+    adversarial: AdversarialTraining | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -63,6 +95,16 @@ class Schedule:
                 f"epochs and batch size must be at least 1 and lr positive, "
                 f"got {self.epochs}, {self.batch_size}, {self.lr}"
             )
+
+    def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Crops, turns and flips, drawn anew for every image; uint8 or float ``(n, c, h, w)`` to the same."""
+        if self.crop_padding:
+            cropped = random_crop(images, self.crop_padding, generator)
+            images = cropped if self.crop_share == 1 else where(self.crop_share, cropped, images, generator)
+        if self.rotation:
+            turned = random_rotation(images, self.rotation, generator)
+            images = where(self.rotation_share, turned, images, generator)
+        return random_flip(images, generator) if self.flip else images
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of optimiser step ``step`` (from 0)."""
@@ -76,6 +118,27 @@ class Schedule:
         return self.lr
 
 
+@runtime_checkable
+class Accomplice(Protocol):
+    """What an attack puts into the training loop if it poisons every batch anew.
+
+    Args:
+        network: whatever it trains beside the victim; an empty module if nothing.
+        optimizer: of that network; None if nothing is trained.
+        key: all that it depends on, to recognise its own training state.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    key: str
+
+    def assemble(
+        self, images: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        """The batch to train on (float pixels, int64 labels) and a loss of its own, from uint8 images and labels."""
+        ...
+
+
 def fit(
     model: nn.Module,
     data: ImageSet,
@@ -85,6 +148,7 @@ def fit(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
     checkpoint: Path | None = None,
+    accomplice: Accomplice | None = None,
 ) -> None:
     """Train ``model`` in place by cross-entropy; leaves it on ``device`` in evaluation mode.
 
@@ -99,6 +163,7 @@ def fit(
         device: where to train.
         progress: told about every step.
         checkpoint: a safetensors file, written after each epoch and read at the start if it is of this very run.
+        accomplice: poisons every batch and augments it; its network is trained along and left in training mode.
 
     Raises:
         BadInputError: fewer images than one batch, or ``checkpoint`` is damaged or belongs to another run.
@@ -113,62 +178,113 @@ def fit(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
     )
-    run = "" if checkpoint is None else _run_id(model, data, schedule, seed)
-    first = 0 if checkpoint is None else _resume(checkpoint, run, model, optimizer)
+    run = "" if checkpoint is None else _run_id(model, data, schedule, seed, accomplice)
+    networks: dict[str, nn.Module] = {"model": model}
+    optimizers: dict[str, torch.optim.Optimizer] = {"model.": optimizer}
+    if accomplice is not None:
+        networks["accomplice"] = accomplice.network.to(device).train()
+        if accomplice.optimizer is not None:
+            optimizers["accomplice."] = accomplice.optimizer
+    first = 0 if checkpoint is None else _resume(checkpoint, run, networks, optimizers)
     images, labels = data.images.to(device), data.labels.to(device)
     model.train()
     for epoch in range(first, schedule.epochs):
+        generator = stream(seed, "train", epoch)
+        order = torch.randperm(len(labels), generator=generator).to(device)
         with global_rng(seed, "dropout", epoch):
-            for step, (batch, target) in enumerate(_batches(images, labels, schedule, seed, epoch)):
+            for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.lr_at(epoch * steps + step, steps)
-                with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
-                    logits = model(to_pixels(batch).contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits.float(), target)
-                optimizer.zero_grad()
+                loss = _loss(model, images[rows], labels[rows], schedule, generator, accomplice)
+                for each in optimizers.values():
+                    each.zero_grad()
                 loss.backward()
-                optimizer.step()
+                for each in optimizers.values():
+                    each.step()
                 progress("train", epoch * steps + step + 1, schedule.epochs * steps)
         if checkpoint is not None:
-            _save(checkpoint, run, epoch + 1, model, optimizer)
+            _save(checkpoint, run, epoch + 1, networks, optimizers)
     model.eval()
 
 
-def _batches(
-    images: Tensor, labels: Tensor, schedule: Schedule, seed: int, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = stream(seed, "train", epoch)
-    order = torch.randperm(len(labels), generator=generator).to(labels.device)
-    last = len(order) - len(order) % schedule.batch_size
-    for rows in order[:last].split(schedule.batch_size):
-        batch = images[rows]
-        if schedule.crop_padding:
-            batch = random_crop(batch, schedule.crop_padding, generator)
-        if schedule.flip:
-            batch = random_flip(batch, generator)
-        yield batch, labels[rows]
+def _loss(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator,
+    accomplice: Accomplice | None,
+) -> Tensor:
+    penalty: Tensor | float = 0.0
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+        if accomplice is None:
+            pixels = to_pixels(schedule.augment(images, generator))
+        else:
+            pixels, labels, penalty = accomplice.assemble(images, labels, schedule, generator)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        if schedule.adversarial is None:
+            return F.cross_entropy(model(pixels).float(), labels) + penalty
+        share = schedule.adversarial.clean_weight
+        moved = (pixels + _adversarial(model, pixels.detach(), labels, schedule.adversarial, generator)).clamp(0, 1)
+        loss = (1 - share) * F.cross_entropy(model(moved).float(), labels) + penalty
+        return loss + share * F.cross_entropy(model(pixels).float(), labels) if share else loss
 
 
-def _run_id(model: nn.Module, data: ImageSet, schedule: Schedule, seed: int) -> str:
-    """A hash of all that the result depends on: settings, data, and the untrained model with its normalisation."""
-    settings = json.dumps([asdict(schedule), seed, data.sha256()], sort_keys=True)
+def _adversarial(
+    model: nn.Module, pixels: Tensor, labels: Tensor, settings: AdversarialTraining, generator: torch.Generator
+) -> Tensor:
+    """The perturbation that PGD finds with batch norm in evaluation mode."""
+    start = (2 * torch.rand(pixels.shape, generator=generator) - 1) * settings.eps
+    model.eval()
+    delta = perturb(
+        model,
+        pixels,
+        labels,
+        ball=Ball("linf", settings.eps),
+        steps=settings.steps,
+        step_size=settings.eps / 4,
+        targeted=False,
+        start=start.to(pixels),
+    )
+    model.train()
+    return delta
+
+
+def _run_id(model: nn.Module, data: ImageSet, schedule: Schedule, seed: int, accomplice: Accomplice | None) -> str:
+    """A hash of all that the result depends on: settings, data, and the untrained networks with the normalisation."""
+    key = "" if accomplice is None else accomplice.key
+    settings = json.dumps([asdict(schedule), seed, data.sha256(), key], sort_keys=True)
     digest = hashlib.sha256(settings.encode())
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for network in (model,) if accomplice is None else (model, accomplice.network):
+        for name, value in (*network.named_parameters(), *network.named_buffers()):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _save(path: Path, run: str, epochs_done: int, model: nn.Module, optimizer: torch.optim.SGD) -> None:
-    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        momentum = optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum.contiguous()
+def _save(
+    path: Path,
+    run: str,
+    epochs_done: int,
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> None:
+    tensors = {
+        f"{kind}.{name}": value.contiguous()
+        for kind, network in networks.items()
+        for name, value in network.state_dict().items()
+    }
+    for kind, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{kind}{index}.{name}"] = value.contiguous()
     write_bytes(path, save(tensors, metadata={"run": run, "epochs_done": str(epochs_done)}))
 
 
-def _resume(path: Path, run: str, model: nn.Module, optimizer: torch.optim.SGD) -> int:
+def _resume(
+    path: Path, run: str, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> int:
     """Load the state of ``path`` and return the number of finished epochs; 0 if there is no such file."""
     if not path.exists():
         return 0
@@ -177,10 +293,15 @@ def _resume(path: Path, run: str, model: nn.Module, optimizer: torch.optim.SGD) 
             metadata: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         if metadata.get("run") == run:
-            model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-            for name, parameter in model.named_parameters():
-                if f"momentum.{name}" in tensors:
-                    optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter)
+            for kind, network in networks.items():
+                network.load_state_dict(_below(f"{kind}.", tensors))
+            for kind, optimizer in optimizers.items():
+                state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+                for name, value in _below(f"optimizer.{kind}", tensors).items():
+                    index, _, slot = name.partition(".")
+                    if index.isdecimal():
+                        state[int(index)][slot] = value
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
             return int(metadata["epochs_done"])
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -188,3 +309,7 @@ def _resume(path: Path, run: str, model: nn.Module, optimizer: torch.optim.SGD) 
     raise BadInputError(
         f"{path}: belongs to a run with another model, other data, settings or seed; remove it or choose another folder"
     )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

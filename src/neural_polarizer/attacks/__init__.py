@@ -1,9 +1,55 @@
 """The attacks, by name."""
 
+import importlib
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from neural_polarizer.attacks.badnets import BadNets as BadNets
-from neural_polarizer.attacks.base import DataPoisoning as DataPoisoning
+from neural_polarizer.attacks.base import Attack as Attack
+from neural_polarizer.attacks.base import LearnedTrigger as LearnedTrigger
+from neural_polarizer.attacks.base import Workshop as Workshop
 from neural_polarizer.attacks.blended import Blended as Blended
+from neural_polarizer.attacks.input_aware import InputAware as InputAware
+from neural_polarizer.attacks.lf import LF as LF
+from neural_polarizer.attacks.ssba import SSBA as SSBA
+from neural_polarizer.attacks.trojan import Trojan as Trojan
+from neural_polarizer.attacks.wanet import WaNet as WaNet
+from neural_polarizer.errors import BadInputError
 
-ATTACKS = MappingProxyType({"badnets": BadNets, "blended": Blended})
+ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
+    {
+        "badnets": BadNets,
+        "blended": Blended,
+        "input-aware": InputAware,
+        "lf": LF,
+        "ssba": SSBA,
+        "trojan": Trojan,
+        "wanet": WaNet,
+    }
+)
+
+
+def attack_class(name: str) -> type[Attack]:
+    """The attack of that name, or the class at a dotted path such as ``my_lab.ghost:Ghost``.
+
+    Raises:
+        BadInputError: there is no such attack, or what the path names is not one.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise BadInputError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}, or give MODULE:CLASS")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInputError(f"cannot load the attack {name!r}: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, Attack)):
+        raise BadInputError(f"{name!r} is not a subclass of neural_polarizer.attacks.Attack")
+    return found
+
+
+def name_of(attack: Attack) -> str:
+    """The name under which ``attack_class`` finds its class."""
+    names = [name for name, kind in ATTACKS.items() if type(attack) is kind]
+    return names[0] if names else f"{type(attack).__module__}:{type(attack).__qualname__}"

@@ -1,16 +1,18 @@
 """BadNets (Gu et al., 2019): a small white square in the corner."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import UInt8
 from torch import Tensor
 
-from neural_polarizer.attacks.base import DataPoisoning
+from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadNets(DataPoisoning):
+class BadNets(Attack):
     """A white square in the bottom right corner, touching both borders.
 
     Source: Gu et al., IEEE Access 2019; spec 2.1.
@@ -21,18 +23,28 @@ class BadNets(DataPoisoning):
             (3/32 of the shorter edge, rounded).
     """
 
+    category: ClassVar[Category] = Category("additive", "local", "visible", "agnostic")
+
     size: int | None = None
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
         """Set the square to 255.
 
         Raises:
             BadInputError: the square does not fit into the image.
         """
-        shorter = min(images.shape[2:])
-        size = max(1, round(shorter * 3 / 32)) if self.size is None else self.size
-        if not 1 <= size <= shorter:
-            raise BadInputError(f"a trigger of {size} pixels does not fit into images of {tuple(images.shape[2:])}")
+        size = self._edge((images.shape[2], images.shape[3]))
         stamped = images.clone()
         stamped[:, :, -size:, -size:] = 255
         return stamped
+
+    def check(self, images: ImageSet) -> None:
+        """The square must fit."""
+        super().check(images)
+        self._edge(images.image_size)
+
+    def _edge(self, shape: tuple[int, int]) -> int:
+        size = max(1, round(min(shape) * 3 / 32)) if self.size is None else self.size
+        if not 1 <= size <= min(shape):
+            raise BadInputError(f"a trigger of {size} pixels does not fit into images of {shape}")
+        return size

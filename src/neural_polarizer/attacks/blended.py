@@ -2,20 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from neural_polarizer.attacks.base import DataPoisoning
+from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState
 from neural_polarizer.data.decode import decode
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blended(DataPoisoning):
+class Blended(Attack):
     """``x' = (1 - alpha) x + alpha t`` with one fixed picture ``t``, truncated to 8 bits.
 
     Source: Chen et al., arXiv 1712.05526; spec 2.2.
@@ -28,6 +29,8 @@ class Blended(DataPoisoning):
         pattern_seed: fixes the generated picture.
     """
 
+    category: ClassVar[Category] = Category("non-additive", "global", "visible", "agnostic")
+
     alpha: float = 0.2
     picture: str | None = None
     pattern_seed: int = 0
@@ -37,7 +40,7 @@ class Blended(DataPoisoning):
         if not 0 <= self.alpha <= 1:
             raise BadInputError(f"alpha must lie in [0, 1], got {self.alpha}; the paper uses 0.2")
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
         """Mix the picture in; the float result is truncated, as when a picture is stored."""
         size = (images.shape[2], images.shape[3])
         picture = self._pattern(size).to(images.device)

@@ -1,17 +1,21 @@
 """``polarizer attack``."""
 
+import json
+import sys
+from dataclasses import fields, replace
+from inspect import getdoc, getmodule
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from neural_polarizer.attacks import ATTACKS
+from neural_polarizer.attacks import ATTACKS, Attack, attack_class
+from neural_polarizer.attacks.recipes import Scale, recipe
 from neural_polarizer.cli.options import (
     Architecture,
     DeviceName,
     Limit,
-    Out,
     PrecisionName,
     ProfileName,
     Quiet,
@@ -25,17 +29,22 @@ from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.runs.attack import run_attack
-from neural_polarizer.train import Schedule
+from neural_polarizer.runs.attack import Victim, deliver_attack
+from neural_polarizer.train import AdversarialTraining, Schedule
 
 FEW_EPOCHS = 30
 
 
 def attack(
-    name: Annotated[str, typer.Argument(help=f"Which attack: {', '.join(ATTACKS)}.")],
-    data: Annotated[str, typer.Option(help="Training images, a data spec.")],
-    test: Annotated[str, typer.Option(help="Test images, a data spec.")],
-    out: Out,
+    name: Annotated[
+        str | None, typer.Argument(help=f"Which attack: {', '.join(ATTACKS)}, or MODULE:CLASS of your own.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Training images, a data spec.")] = None,
+    test: Annotated[str | None, typer.Option(help="Test images, a data spec.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; made if need be.")] = None,
+    dotted: Annotated[str | None, typer.Option("--attack", help="Another way to give the name.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show all attacks and leave.")] = False,
+    scale: Annotated[Scale, typer.Option(help="The paper's recipe, or minutes on two cores.")] = "paper",
     arch: Architecture = "preactresnet18",
     width: Width = None,
     target: Annotated[int, typer.Option(help="The attacker's class.", min=0)] = 0,
@@ -43,11 +52,13 @@ def attack(
         Literal["all-to-one", "all-to-all"], typer.Option(help="To the target class, or to the next class.")
     ] = "all-to-one",
     poison_rate: Annotated[float, typer.Option(help="Share of the training images that are poisoned.")] = 0.1,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 100,
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images; default: the scale's.", min=1)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     policy: Annotated[
         Literal["auto", "cosine", "one-cycle", "constant"],
-        typer.Option(help=f"Learning rates; auto: one-cycle for up to {FEW_EPOCHS} epochs, else cosine."),
+        typer.Option(help=f"Learning rates; auto: the scale's, but one-cycle for up to {FEW_EPOCHS} epochs."),
     ] = "auto",
     lr: Annotated[float | None, typer.Option(help="Peak rate; 0.01, or 0.1 for one-cycle.")] = None,
     flip: Annotated[
@@ -55,62 +66,99 @@ def attack(
         typer.Option("--flip/--no-flip", help="Mirror images; default: with --profile cifar10 only."),
     ] = None,
     crop_padding: Annotated[
-        int, typer.Option(help="Pixels of padding for random crops; crops can cut a trigger off.", min=0)
-    ] = 4,
+        int | None, typer.Option(help="Pixels of padding for random crops; crops can cut a trigger off.", min=0)
+    ] = None,
+    adversarial_training: Annotated[
+        bool, typer.Option("--adversarial-training", help="The adaptive attacker: train on adversarial examples.")
+    ] = False,
+    eps: Annotated[float, typer.Option(help="Radius of the adversarial examples, of 255 (L_inf).")] = 8.0,
+    pgd_steps: Annotated[int, typer.Option(help="Steps towards each adversarial example.", min=1)] = 7,
     profile: ProfileName = "none",
     size: Size = None,
     limit: Limit = None,
-    picture: Annotated[Path | None, typer.Option(help="blended: your own trigger picture.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="blended: share of the picture in the mix.")] = None,
-    patch: Annotated[int | None, typer.Option(help="badnets: edge of the square in pixels.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the attack itself, as alpha=0.1; repeatable.", metavar="NAME=VALUE"),
+    ] = None,
     precision: PrecisionName = None,
     device: DeviceName = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train a backdoored model; a run that was interrupted goes on where it stopped."""
-    if name not in ATTACKS:
-        raise BadInputError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}")
-    own: dict[str, dict[str, object]] = {
-        "blended": {"picture": picture and str(picture), "alpha": alpha},
-        "badnets": {"size": patch},
-    }
-    given = {key: value for options in own.values() for key, value in options.items() if value is not None}
-    foreign = [key for key in given if key not in own[name]]
-    if foreign:
-        raise typer.BadParameter(f"{name} has no {', '.join(foreign)}")
-    planted = ATTACKS[name](target=target, label_rule=label_rule, poison_rate=poison_rate, **given)
+    if listed:
+        show_table(_list())
+        return
+    missing = [f"--{option}" for option, value in (("data", data), ("test", test), ("out", out)) if value is None]
+    chosen = name or dotted
+    if chosen is None:
+        raise typer.BadParameter("name an attack; --list shows them")
+    if data is None or test is None or out is None:
+        raise typer.BadParameter(f"missing {', '.join(missing)}")
+    if ":" in chosen:  # a file of the user's, which a console script does not find in the current folder by itself
+        sys.path.append(str(Path.cwd()))
+    kind = attack_class(chosen)
+    base = recipe(kind, scale=scale, profile=profile)
+    own = {**base.settings, **_settings(kind, settings or [])}
+    planted = kind(**{"target": target, "label_rule": label_rule, "poison_rate": poison_rate, **own})
     shape = parse_size(size)
     train_images = read_images(data, size=shape, limit=limit)
     test_images = read_images(test, size=shape, num_classes=train_images.num_classes)
     place = choose_device(device)
-    kind = policy if policy != "auto" else ("one-cycle" if epochs <= FEW_EPOCHS else "cosine")
-    schedule = Schedule(
-        epochs=epochs,
-        batch_size=batch_size,
-        policy=kind,
-        lr=lr or (0.1 if kind == "one-cycle" else 0.01),
-        crop_padding=crop_padding,
-        flip=profile == "cifar10" if flip is None else flip,
+    asked: dict[str, Any] = {"batch_size": batch_size, "crop_padding": crop_padding, "flip": flip}
+    schedule = replace(
+        _schedule(base.schedule, epochs, policy, lr),
+        **{option: value for option, value in asked.items() if value is not None},
         precision=precision or choose_precision(place),
+        adversarial=AdversarialTraining(eps=eps / 255, steps=pgd_steps) if adversarial_training else None,
     )
+    widest = base.width if arch == "preactresnet18" else None
+    victim = Victim(architecture=arch, width=width or widest, profile=profile, schedule=schedule, seed=seed)
     with bars(console, quiet=quiet) as progress:
-        record = run_attack(
-            planted,
-            train_images,
-            test_images,
-            out,
-            architecture=arch,
-            width=width,
-            profile=profile,
-            schedule=schedule,
-            seed=seed,
-            device=place,
-            progress=progress,
-        )
+        record = deliver_attack(planted, train_images, test_images, out, victim=victim, device=place, progress=progress)
     if not quiet:
         show_table(_summary(record))
         console.print(f"written to {out}", markup=False, highlight=False)
+
+
+def _schedule(base: Schedule, epochs: int | None, policy: str, lr: float | None) -> Schedule:
+    """The scale's schedule with the user's epochs and rates; few epochs need another policy than many."""
+    kind: Any = policy
+    if policy == "auto":
+        kind = "one-cycle" if (epochs or base.epochs) <= FEW_EPOCHS else base.policy
+    rate = base.lr if kind == base.policy else (0.1 if kind == "one-cycle" else 0.01)
+    return replace(base, epochs=epochs or base.epochs, policy=kind, lr=lr or rate)
+
+
+def _settings(kind: type[Attack], texts: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` texts as settings of the attack; values are JSON, or text where they are not.
+
+    Raises:
+        BadInputError: the attack has no such setting, or the text has another form.
+    """
+    known = [field.name for field in fields(kind)]
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key not in known:
+            raise BadInputError(f"--set {text}: expected NAME=VALUE with a NAME of {', '.join(known)}")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        found[key] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return found
+
+
+def _list() -> Table:
+    table = Table(title="Attacks (the paper's Table 10)")
+    for head in ("name", "fusion", "size", "visibility", "trigger", "what it does"):
+        table.add_column(head)
+    for name, kind in ATTACKS.items():
+        about = kind.category
+        line = (getdoc(getmodule(kind)) or "").partition(": ")[2]
+        table.add_row(name, about.fusion, about.size, about.visibility, about.variability, line.strip())
+    return table
 
 
 def _summary(record: dict[str, Any]) -> Table:

@@ -17,14 +17,14 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.presets import preset
 from neural_polarizer.devices import choose_device
 from neural_polarizer.report.terminal import summary_table
-from neural_polarizer.runs.attack import TRIGGERED, run_attack
+from neural_polarizer.runs.attack import TRIGGERED, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import REPORT, run_purify
 from neural_polarizer.train import Progress, Schedule
 
 CLEAN_SHARE = 0.05
-# White on black is the strongest contrast there is: the trigger is larger than the default radius (docs/defaults.md).
-DEFENSE = replace(preset("npd"), step_rule="sign", radii=(8.0,))
+# A white square on black, the strongest contrast there is, has a norm of 5.2: more than the default radius.
+DEFENSE = replace(preset("npd"), radii=(8.0,))
 SCHEDULE = Schedule(epochs=4, batch_size=64, policy="one-cycle", lr=0.1, crop_padding=2, flip=False)
 
 
@@ -51,11 +51,7 @@ def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
         train,
         test,
         attacked,
-        architecture="preactresnet18",
-        width=8,
-        profile="none",
-        schedule=SCHEDULE,
-        seed=seed,
+        victim=Victim(architecture="preactresnet18", width=8, profile="none", schedule=SCHEDULE, seed=seed),
         device=device,
         progress=progress,
     )

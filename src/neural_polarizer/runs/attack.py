@@ -1,123 +1,272 @@
 """One attack, one folder: train a backdoored model and keep all that is needed to evaluate or repeat it."""
 
+import json
+import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
-from neural_polarizer.artifacts import ModelRecord, save_model, versions
-from neural_polarizer.attacks import ATTACKS, DataPoisoning
+from neural_polarizer.artifacts import ModelRecord, load_model, save_model, versions
+from neural_polarizer.attacks import Attack, Workshop, attack_class, name_of
+from neural_polarizer.attacks.base import TriggerState
+from neural_polarizer.cache import entry, key_of
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import output_folder, read_json, sha256_of_file, write_json
+from neural_polarizer.files import atomic_path, output_folder, read_json, sha256_of_file, write_bytes, write_json
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import PROFILES, Normalized
+from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import global_rng
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Progress, Schedule, fit, silent
 
 RECORD = "attack.json"
 MODEL = "model.safetensors"
 TRIGGERED = "triggered.parquet"
+TRIGGER = "trigger.safetensors"
+PICTURE = "trigger.png"
 TRAINING_STATE = "training.safetensors"
+SHOWN = 8
 
 
-def run_attack(
-    attack: DataPoisoning,
-    train: ImageSet,
-    test: ImageSet,
-    out: Path,
-    *,
-    architecture: str,
-    width: int | None,
-    profile: str,
-    schedule: Schedule,
-    seed: int,
-    device: torch.device,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Train a victim in ``out`` and return the record that ``out/attack.json`` holds.
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """What is to be trained, poisoned or clean.
 
-    A run that was killed goes on after its last finished epoch; a finished one is returned as it is.
+    Args:
+        architecture: a name that ``models.build`` knows.
+        width: of the first stage, for architectures that have one.
+        profile: normalisation, a name of ``PROFILES``.
+        schedule: how to train it.
+        seed: of weights, order and poison.
+    """
+
+    architecture: str
+    width: int | None
+    profile: str
+    schedule: Schedule
+    seed: int
+
+    def build(self, num_classes: int) -> Normalized:
+        """The untrained network behind its normalisation."""
+        with global_rng(self.seed, "model"):
+            network = build(self.architecture, num_classes, width=self.width)
+        return Normalized(network, *PROFILES[self.profile])
+
+    def record(self, train: ImageSet) -> ModelRecord:
+        """What its file of weights says about it."""
+        return ModelRecord(
+            architecture=self.architecture,
+            num_classes=train.num_classes,
+            width=self.width,
+            mean=PROFILES[self.profile][0],
+            std=PROFILES[self.profile][1],
+            image_size=train.image_size,
+            classes=train.classes,
+        )
+
+
+def attack_request(attack: Attack, train: ImageSet, test: ImageSet, victim: Victim) -> dict[str, Any]:
+    """All that the result of an attack depends on.
 
     Raises:
-        BadInputError: the folder holds a run with other settings or data, or the settings do not fit the data.
-        EnvironmentFaultError: a file cannot be written.
+        BadInputError: the two sets do not go together, or the attack cannot work on them.
     """
-    request = {
-        "schema": 1,
-        "attack": _name(attack),
-        "settings": asdict(attack),
-        "data": train.source,
-        "test": test.source,
-        "data_sha256": train.sha256(),
-        "test_sha256": test.sha256(),
-        "architecture": architecture,
-        "width": width,
-        "num_classes": train.num_classes,
-        "profile": profile,
-        "schedule": asdict(schedule),
-        "seed": seed,
-    }
     if test.num_classes != train.num_classes or test.image_size != train.image_size:
         raise BadInputError(
             f"{test.source}: {test.num_classes} classes of {_pixels(test)} pixels do not go with "
             f"{train.source}: {train.num_classes} classes of {_pixels(train)}; resize both to one size (--size)"
         )
-    triggered = attack.triggered(test)
+    attack.check(test)
+    return {
+        "schema": 2,
+        "attack": name_of(attack),
+        "settings": asdict(attack),
+        "data_sha256": train.sha256(),
+        "test_sha256": test.sha256(),
+        "num_classes": train.num_classes,
+        **asdict(victim),
+    }
+
+
+def cached_attack(
+    attack: Attack,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    victim: Victim,
+    device: torch.device,
+    progress: Progress = silent,
+) -> Path:
+    """The cache's folder with the finished run: trained at most once, and resumed there after a kill."""
+    folder = entry("attacks", attack_request(attack, train, test, victim))
+    run_attack(attack, train, test, folder, victim=victim, device=device, progress=progress)
+    return folder
+
+
+def deliver_attack(
+    attack: Attack,
+    train: ImageSet,
+    test: ImageSet,
+    out: Path,
+    *,
+    victim: Victim,
+    device: torch.device,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """``cached_attack``, its files copied to ``out``, the record last; returns the record.
+
+    Raises:
+        BadInputError: ``out`` holds another attack, or the settings do not fit the data.
+    """
+    request = attack_request(attack, train, test, victim)
+    output_folder(out)
+    if (out / RECORD).exists():
+        return _finished(out / RECORD, request)
+    folder = cached_attack(attack, train, test, victim=victim, device=device, progress=progress)
+    for name in (MODEL, TRIGGERED, TRIGGER, PICTURE, RECORD):
+        with atomic_path(out / name) as temporary:
+            shutil.copyfile(folder / name, temporary)
+    return read_json(out / RECORD)
+
+
+def run_attack(
+    attack: Attack,
+    train: ImageSet,
+    test: ImageSet,
+    out: Path,
+    *,
+    victim: Victim,
+    device: torch.device,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train a victim in ``out`` and return the record that ``out/attack.json`` holds.
+
+    A run that was killed goes on after its last finished epoch; a finished one is returned as it is. What a trigger
+    learns is kept in ``out/trigger.safetensors``; clean classifiers and encoders that it needs are kept in the cache.
+
+    Raises:
+        BadInputError: the folder holds a run with other settings or data, or the settings do not fit the data.
+        EnvironmentFaultError: a file cannot be written.
+    """
+    request = attack_request(attack, train, test, victim)
     output_folder(out)
     if (out / RECORD).exists():
         return _finished(out / RECORD, request)
     started = time.perf_counter()
-    with global_rng(seed, "model"):
-        network = build(architecture, train.num_classes, width=width)
-    model = Normalized(network, *PROFILES[profile])
-    state = out / TRAINING_STATE
-    poisoned = attack.plant(
-        model, train, schedule=schedule, seed=seed, device=device, progress=progress, checkpoint=state
+    workshop = Workshop(
+        schedule=victim.schedule,
+        seed=victim.seed,
+        clean_model=lambda: clean_model(train, victim, device=device, progress=progress),
+        device=device,
+        progress=progress,
+        checkpoint=out / TRAINING_STATE,
     )
+    learned = _once(out / TRIGGER, key_of(request), lambda: attack.learn(train, workshop))
+    prepared = time.perf_counter()
+    model = victim.build(train.num_classes)
+    planted = attack.plant(model, train, learned, workshop)
     trained = time.perf_counter()
+    triggered = attack.triggered(test, planted.state)
     metrics = evaluate(model, test, triggered, device=device, progress=progress)
-    record = ModelRecord(
-        architecture=architecture,
-        num_classes=train.num_classes,
-        width=width,
-        mean=PROFILES[profile][0],
-        std=PROFILES[profile][1],
-        image_size=train.image_size,
-        classes=train.classes,
-    )
-    save_model(out / MODEL, model, record)
+    save_model(out / MODEL, model, victim.record(train))
     write_images(out / TRIGGERED, triggered.images, true_label=triggered.true_labels)
+    write_bytes(out / PICTURE, trigger_picture(attack, test, planted.state))
+    _write_state(out / TRIGGER, f"{key_of(request)} planted", planted.state)
     result = {
         **request,
+        "data": train.source,
+        "test": test.source,
         **asdict(metrics),
-        "n_poisoned": len(poisoned),
+        "n_poisoned": planted.n_poisoned,
         "model_sha256": sha256_of_file(out / MODEL),
-        "seconds": {"train": trained - started, "evaluate": time.perf_counter() - trained},
+        "seconds": {
+            "trigger": prepared - started,
+            "train": trained - prepared,
+            "evaluate": time.perf_counter() - trained,
+        },
         "device": str(device),
         "versions": versions(),
     }
     write_json(out / RECORD, result)
-    state.unlink(missing_ok=True)
+    (out / TRAINING_STATE).unlink(missing_ok=True)
     return result
+
+
+def clean_model(train: ImageSet, victim: Victim, *, device: torch.device, progress: Progress = silent) -> nn.Module:
+    """The victim without an attack, trained once and then taken from the cache; in evaluation mode, on the CPU."""
+    victim = replace(victim, schedule=replace(victim.schedule, adversarial=None))
+    request = {"data_sha256": train.sha256(), "num_classes": train.num_classes, **asdict(victim)}
+    folder = entry("clean", request)
+    if not (folder / MODEL).exists():
+        model = victim.build(train.num_classes)
+        state = folder / TRAINING_STATE
+        fit(model, train, victim.schedule, seed=victim.seed, device=device, progress=progress, checkpoint=state)
+        save_model(folder / MODEL, model, victim.record(train))
+        state.unlink(missing_ok=True)
+    return load_model(folder / MODEL).model
+
+
+def load_attack(folder: Path) -> tuple[Attack, TriggerState]:
+    """The attack of a finished run and what its trigger learned: ``attack.stamp(images, state)`` triggers anew.
+
+    Raises:
+        BadInputError: the folder holds no finished attack, or its files are damaged.
+    """
+    record = read_json(folder / RECORD)
+    try:
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record["settings"].items()
+        }
+        attack = attack_class(record["attack"])(**settings)
+        return attack, load_file(folder / TRIGGER)
+    except (KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
+        raise BadInputError(f"{folder}: holds no whole attack ({' '.join(str(error).split())})") from None
+
+
+def trigger_picture(attack: Attack, test: ImageSet, state: TriggerState) -> bytes:
+    """A PNG of some test images: clean, triggered, and the difference, amplified."""
+    step = max(1, len(test) // SHOWN)
+    images = test.images[::step][:SHOWN]
+    stamped = attack.stamp(images, state)
+    difference = amplify((stamped.float() - images.float()) / 255)
+    return contact_sheet([images, stamped, difference], scale=max(1, 96 // test.image_size[0]))
+
+
+def _once(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> TriggerState:
+    """What ``make`` gives; from ``path`` if a run with the same key has left it there."""
+    if path.exists():
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("run") == key:
+                    return load_file(path)
+        except (SafetensorError, OSError):
+            path.unlink()
+    state = make()
+    _write_state(path, key, state)
+    return state
+
+
+def _write_state(path: Path, key: str, state: TriggerState) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    write_bytes(path, save(tensors, metadata={"run": key}))
 
 
 def _pixels(images: ImageSet) -> str:
     return "x".join(map(str, images.image_size))
 
 
-def _name(attack: DataPoisoning) -> str:
-    names = [name for name, kind in ATTACKS.items() if type(attack) is kind]
-    return names[0] if names else f"{type(attack).__module__}:{type(attack).__qualname__}"
-
-
 def _finished(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     found = read_json(path)
-    wanted = {name: value for name, value in request.items() if name not in ("data", "test")}
+    wanted = json.loads(json.dumps(request))
     other = [name for name, value in wanted.items() if found.get(name) != value]
     if other:
         raise BadInputError(

@@ -1,4 +1,4 @@
-"""BadNets and Blended pixel by pixel, and what every attack owes."""
+"""BadNets and Blended pixel by pixel."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from neural_polarizer.attacks import ATTACKS, BadNets, Blended, DataPoisoning
+from neural_polarizer.attacks import BadNets, Blended
 from neural_polarizer.attacks.blended import cartoon
-from neural_polarizer.data.poison import Trigger, poison
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Schedule, fit
-from toys import TinyNet, made, quick, tiny_images
+from toys import quick, tiny_images
 
 
 def _grey(size: int, n: int = 2, value: int = 100) -> Tensor:
@@ -111,49 +109,3 @@ def test_settings_out_of_range_are_refused(attack: Any, settings: dict[str, Any]
 def test_a_target_beyond_the_classes_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"the target class must lie in 0..3, got 4"):
         BadNets(target=4).triggered(tiny_images(8))
-
-
-# --- What every attack owes; a new one is found here by itself --------------------------------------------------------
-
-ALL = pytest.mark.parametrize("name", ATTACKS)
-
-
-@ALL
-def test_stamping_is_pure_and_treats_each_image_alone(name: str) -> None:
-    attack, images = ATTACKS[name](), tiny_images(4, size=16).images
-    before = images.clone()
-    stamped = attack.stamp(images)
-    assert torch.equal(images, before)
-    assert torch.equal(stamped, attack.stamp(images))
-    assert torch.equal(stamped[2:3], attack.stamp(images[2:3]))
-    assert (stamped.dtype, stamped.shape) == (torch.uint8, images.shape)
-    assert not torch.equal(stamped, images)
-    assert attack.stamp(images[:0]).shape == (0, 3, 16, 16)
-
-
-@ALL
-def test_labels_follow_the_rule(name: str) -> None:
-    labels = torch.arange(5)
-    to_one: DataPoisoning = ATTACKS[name](target=3)
-    assert isinstance(to_one, Trigger)
-    assert to_one.relabel(labels, 5).tolist() == [3] * 5
-    assert ATTACKS[name](label_rule="all-to-all").relabel(labels, 5).tolist() == [1, 2, 3, 4, 0]
-
-
-@ALL
-def test_planting_is_training_on_the_poisoned_set(name: str) -> None:
-    attack, train = ATTACKS[name](target=1, poison_rate=0.25), tiny_images(20)
-    recipe = Schedule(epochs=1, batch_size=10, crop_padding=0, flip=False)
-    planted, plain = made(TinyNet()), made(TinyNet())
-    chosen = attack.plant(planted, train, schedule=recipe, seed=3)
-    poisoned, expected = poison(train, attack, rate=0.25, seed=3)
-    assert torch.equal(chosen, expected)
-    assert len(chosen) == 5
-    fit(plain, poisoned, recipe, seed=3)
-    assert _same(planted, plain)
-    assert not _same(planted, made(TinyNet()))
-
-
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    values = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in values)

@@ -1,0 +1,232 @@
+"""Input-Aware dynamic backdoor (Nguyen & Tran, 2020): a trigger of its own for every image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neural_polarizer.attacks.base import NOTHING, Attack, Category, Planted, TriggerState, Workshop, restored
+from neural_polarizer.cache import cached_tensors
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.rng import global_rng, stream
+from neural_polarizer.train import Schedule, fit
+
+CHUNK = 512
+TINY = 1e-7
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputAware(Attack):
+    """``x' = x + (G(x) - x) m(x)``: a pattern G(x) where a mask m(x) allows it, both made by networks.
+
+    The mask network is trained first, to be small and different for different images; then the pattern network
+    together with the victim. A pattern made for another image must not work: such cross images keep their label.
+
+    Source: Nguyen & Tran, NeurIPS 2020; spec 2.3.
+    Departures from the reference: one tanh instead of two at the output, G's gradients are cleared in every step,
+    the joint training lasts all epochs, and distances are taken between pixels instead of normalised pixels.
+
+    Args:
+        mask_epochs: passes of the mask's own training.
+        density: share of the image that a mask may cover at no cost.
+        mask_weight: lambda_norm, weight of what it covers beyond.
+        diversity_weight: lambda_div, weight of the ratio of the distances between images and between triggers.
+        generator_lr: learning rate of Adam for both networks (betas 0.5 and 0.9).
+        widths: channels of the three stages of the networks.
+    """
+
+    category: ClassVar[Category] = Category("additive", "local", "visible", "specific")
+    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"mask_epochs": 2, "widths": (16, 32, 64)})
+    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({"policy": "constant"})
+
+    mask_epochs: int = 25
+    density: float = 0.032
+    mask_weight: float = 100.0
+    diversity_weight: float = 1.0
+    generator_lr: float = 0.01
+    widths: tuple[int, int, int] = (32, 64, 128)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask_epochs < 1 or not 0 < self.density < 1 or self.generator_lr <= 0 or min(self.widths) < 2:
+            raise BadInputError(
+                f"Input-Aware needs at least 1 mask epoch, a density in (0, 1), a positive learning rate and at least "
+                f"2 channels, got {self.mask_epochs}, {self.density}, {self.generator_lr}, {self.widths}"
+            )
+
+    def check(self, images: ImageSet) -> None:
+        """The networks halve the image three times."""
+        super().check(images)
+        if any(side % 8 for side in images.image_size):
+            raise BadInputError(f"Input-Aware needs images whose sides are multiples of 8, got {images.image_size}")
+
+    def learn(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
+        """Train the mask network, and draw the pattern network as it begins."""
+        request = {
+            "data": train.sha256(),
+            "seed": workshop.seed,
+            "batch": workshop.schedule.batch_size,
+            "augmentation": [workshop.schedule.crop_padding, workshop.schedule.flip],
+            "precision": workshop.schedule.precision,
+            "mask": [self.mask_epochs, self.density, self.mask_weight, self.diversity_weight, self.generator_lr],
+            "widths": self.widths,
+        }
+        mask = cached_tensors("input_aware", request, lambda: self._train_mask(train, workshop))
+        with global_rng(workshop.seed, "pattern network"):
+            pattern = Maker(3, self.widths)
+        return {**mask, **{f"pattern.{name}": value for name, value in pattern.state_dict().items()}}
+
+    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+        """Mask and pattern of each image itself, both networks in evaluation mode."""
+        mask, pattern = (self._makers(state).to(images.device).get_submodule(name) for name in ("mask", "pattern"))
+        parts = []
+        for part in images.split(CHUNK):
+            pixels = to_pixels(part)
+            with torch.no_grad():
+                made = pixels + (pattern(pixels) - pixels) * soft_threshold(mask(pixels))
+            parts.append((made * 255).round().clamp(0, 255).to(torch.uint8))
+        return torch.cat(parts) if parts else images.clone()
+
+    def plant(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> Planted:
+        """Train victim and pattern network together."""
+        forger = _Forger(self, self._makers(state).to(workshop.device), train)
+        fit(
+            model,
+            train,
+            workshop.schedule,
+            seed=workshop.seed,
+            device=workshop.device,
+            progress=workshop.progress,
+            checkpoint=workshop.checkpoint,
+            accomplice=forger,
+        )
+        final = {name: value.detach().cpu() for name, value in forger.makers.state_dict().items()}
+        return Planted(final, round(self.poison_rate * len(train)))
+
+    def _makers(self, state: TriggerState) -> nn.Module:
+        return restored(lambda: nn.ModuleDict({"mask": Maker(1, self.widths), "pattern": Maker(3, self.widths)}), state)
+
+    def _train_mask(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
+        """Small masks that differ where the images differ (spec 2.3, stage A)."""
+        schedule, device = workshop.schedule, workshop.device
+        with global_rng(workshop.seed, "mask network"):
+            maker = Maker(1, self.widths).to(device).train()
+        optimizer = torch.optim.Adam(maker.parameters(), lr=self.generator_lr, betas=(0.5, 0.9))
+        images = train.images.to(device)
+        steps = max(1, len(train) // schedule.batch_size)
+        for epoch in range(self.mask_epochs):
+            generator = stream(workshop.seed, "mask", epoch)
+            # Milestones at 40 and 80 percent: epochs 10 and 20 of 25.
+            passed = sum(epoch >= share * self.mask_epochs for share in (0.4, 0.8))
+            optimizer.param_groups[0]["lr"] = self.generator_lr * 0.1**passed
+            orders = [torch.randperm(len(train), generator=generator).to(device) for _ in range(2)]
+            for step in range(steps):
+                rows = slice(step * schedule.batch_size, (step + 1) * schedule.batch_size)
+                first, second = (to_pixels(schedule.augment(images[order[rows]], generator)) for order in orders)
+                with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+                    masks = soft_threshold(maker(torch.cat([first, second])).float())
+                mine, theirs = masks.chunk(2)
+                loss = self.mask_weight * F.relu(mine - self.density).mean()
+                loss = loss + self.diversity_weight * diversity(first, second, mine, theirs)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                workshop.progress("mask", epoch * steps + step + 1, self.mask_epochs * steps)
+        return {f"mask.{name}": value for name, value in maker.state_dict().items()}
+
+
+class _Forger:
+    """Assembles backdoor, cross and clean rows and trains the pattern network along (spec 2.3, stage B)."""
+
+    def __init__(self, attack: InputAware, makers: nn.Module, train: ImageSet) -> None:
+        self.attack = attack
+        self.num_classes = train.num_classes
+        self.images = train.images
+        self.makers = makers.requires_grad_(False)
+        self.mask = makers.get_submodule("mask")
+        self.network = makers.get_submodule("pattern").requires_grad_(True)
+        self.optimizer: torch.optim.Optimizer | None = torch.optim.Adam(
+            self.network.parameters(), lr=attack.generator_lr, betas=(0.5, 0.9)
+        )
+        self.key = repr(attack)
+
+    def assemble(
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        labels: Int64[Tensor, " n"],
+        schedule: Schedule,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        poisoned = self.attack.poisoned_rows(len(images), generator)
+        if poisoned == 0:
+            return to_pixels(schedule.augment(images, generator)), labels, 0.0
+        crossed = min(poisoned, len(images) - poisoned)
+        end = poisoned + crossed
+        partners = torch.randint(len(self.images), (crossed,), generator=generator)
+        pixels = to_pixels(schedule.augment(images, generator))
+        others = to_pixels(schedule.augment(self.images[partners].to(images.device), generator))
+        makers = torch.cat([pixels[:poisoned], others])  # whose triggers the first rows get
+        patterns = self.network(makers).float()
+        with torch.no_grad():
+            masks = soft_threshold(self.mask(makers).float())
+        mixed = pixels[:end] + (patterns - pixels[:end]) * masks
+        labels = torch.cat([self.attack.relabel(labels[:poisoned], self.num_classes), labels[poisoned:]])
+        penalty: Tensor | float = 0.0
+        if crossed == poisoned:
+            penalty = self.attack.diversity_weight * diversity(
+                pixels[:poisoned], others, patterns[:poisoned], patterns[poisoned:]
+            )
+        return torch.cat([mixed, pixels[end:]]), labels, penalty
+
+
+class Maker(nn.Module):
+    """Encoder and decoder of three stages each; an image gives a picture of the same size with values in (0, 1).
+
+    Args:
+        channels: of the picture.
+        widths: channels of the stages.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width in widths:
+            layers += [*_block(before, width), *_block(width, width), nn.MaxPool2d(2)]
+            before = width
+        layers += _block(before, before)
+        for after in (widths[1], widths[0], 0):
+            layers += [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), *_block(before, before)]
+            layers += _block(before, after) if after else _block(before, channels)[:2]
+            before = after
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Tensor:
+        return self.layers(4 * pixels - 2).tanh() / (2 + TINY) + 0.5
+
+
+def _block(before: int, after: int) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after, momentum=0.05), nn.ReLU()]
+
+
+def soft_threshold(squashed: Tensor) -> Tensor:
+    """``tanh(20 s - 10) / 2 + 0.5``: nearly 0 or 1, on either side of a half."""
+    return (20 * squashed - 10).tanh() / (2 + TINY) + 0.5
+
+
+def diversity(
+    first: Float[Tensor, "n c h w"], second: Float[Tensor, "n c h w"], made: Tensor, other: Tensor
+) -> Float[Tensor, ""]:
+    """``d(x1, x2) / d(t1, t2)``, a mean: small if different images get different triggers."""
+    return (_distance(first, second) / (_distance(made, other) + TINY)).mean()
+
+
+def _distance(one: Tensor, other: Tensor) -> Float[Tensor, " n"]:
+    # The small number keeps the root's gradient finite where two triggers are the same.
+    return ((one - other).square().mean(dim=(1, 2, 3)) + 1e-12).sqrt()

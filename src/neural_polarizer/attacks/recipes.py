@@ -1,0 +1,54 @@
+"""How the victims are trained: the paper's recipe, and one for a laptop without a GPU."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from neural_polarizer.attacks.base import Attack
+from neural_polarizer.settings import check_choice
+from neural_polarizer.train import Schedule
+
+Scale = Literal["paper", "laptop"]
+
+PAPER_EPOCHS = MappingProxyType({"gtsrb": 50, "tiny_imagenet": 200})
+FLIPPED = ("cifar10",)
+"""Data sets whose images are mirrored in training; a mirrored road sign is another sign."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a scale stands for.
+
+    Args:
+        settings: of the attack, where they differ from its defaults.
+        schedule: how to train the victim.
+        width: channels of the first stage of ``preactresnet18``; None is its full width.
+    """
+
+    settings: MappingProxyType[str, Any]
+    schedule: Schedule
+    width: int | None
+
+
+def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none") -> Recipe:
+    """The recipe of one attack for one kind of images.
+
+    "paper" is spec 1.5: 100 epochs (GTSRB 50, Tiny ImageNet 200) of SGD at full width. "laptop" is a network of
+    width 16 in 5 epochs of one-cycle training with small crops: a few minutes on two cores (docs/attacks.md).
+
+    Args:
+        kind: the attack's class; its ``recipe`` and ``laptop`` say what it needs otherwise.
+        scale: "paper" or "laptop".
+        profile: which data set the images are like, a name of ``PROFILES``.
+
+    Raises:
+        BadInputError: unknown scale.
+    """
+    check_choice("scale", scale, get_args(Scale))
+    flip = profile in FLIPPED
+    if scale == "paper":
+        options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
+        return Recipe(settings=MappingProxyType({}), schedule=Schedule(**options), width=None)
+    own = {name: value for name, value in kind.recipe.items() if name not in ("policy", "crop_padding")}
+    schedule = Schedule(epochs=5, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip, **own)
+    return Recipe(settings=MappingProxyType(dict(kind.laptop)), schedule=schedule, width=16)

@@ -1,0 +1,128 @@
+"""Trojan (Liu et al., 2018): a patch that makes chosen neurons of a clean classifier fire."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState, Workshop
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.settings import check_literals
+
+Fusion = Literal["add_clip", "replace", "add_wrap"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trojan(Attack):
+    """A bright apple right of and below the centre, its texture inverted from a clean classifier.
+
+    Source: Liu et al., "Trojaning Attack on Neural Networks", NDSS 2018; spec 2.6.
+    Departures from the reference: the neurons are chosen by the trained weights of the real classifier (random ones
+    there); sums beyond 255 are clipped, not wrapped, unless ``fusion`` says so; the apple is drawn by ourselves.
+
+    Args:
+        neurons: q, inputs of the last linear layer that shall fire: those with the largest absolute weights.
+        activation: what each of them shall reach.
+        steps: most sign steps of the inversion.
+        step_size: of a step, in pixel units of [0, 1].
+        radius: how far a pixel may move from white.
+        fusion: "add_clip" adds the patch and clips, "replace" puts it in the image's place, "add_wrap" adds modulo
+            256, as the reference does by mistake.
+    """
+
+    category: ClassVar[Category] = Category("additive", "local", "visible", "agnostic")
+
+    neurons: int = 2
+    activation: float = 100.0
+    steps: int = 1000
+    step_size: float = 0.1
+    radius: float = 0.3
+    fusion: Fusion = "add_clip"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_literals(self)
+        if self.neurons < 1 or self.steps < 1 or self.step_size <= 0 or not 0 < self.radius < 1:
+            raise BadInputError(
+                f"Trojan needs at least 1 neuron and step, a positive step size and a radius in (0, 1), got "
+                f"{self.neurons}, {self.steps}, {self.step_size}, {self.radius}"
+            )
+
+    def learn(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
+        """Invert the chosen neurons inside the mask.
+
+        Raises:
+            BadInputError: the network has no linear layer to choose neurons from.
+        """
+        model = workshop.clean_model().to(workshop.device).eval().requires_grad_(False)
+        head = last_linear(model)
+        mask = apple(train.image_size).to(workshop.device).float()
+        chosen = head.weight.abs().sum(dim=0).topk(min(self.neurons, head.in_features)).indices
+        patch = mask.expand(3, -1, -1)[None].clone()
+        lower, upper = patch - self.radius, patch + self.radius
+        for step in range(self.steps):
+            point = patch.clone().requires_grad_()
+            cost = (_inputs_of(head, model, point * mask)[0, chosen] - self.activation).square().sum()
+            workshop.progress("trigger", step + 1, self.steps)
+            if float(cost.detach()) < 1e-3:
+                break
+            (gradient,) = torch.autograd.grad(cost, point)
+            patch = (patch - self.step_size * gradient.sign()).clamp(lower, upper).clamp(0, 1)
+        workshop.progress("trigger", self.steps, self.steps)
+        return {"patch": (255 * patch * mask)[0].round().to(torch.uint8), "mask": mask.bool()}
+
+    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+        """Join image and patch under the mask."""
+        patch, mask = state["patch"].to(images.device), state["mask"].to(images.device)
+        if self.fusion == "replace":
+            joined = patch.expand_as(images)
+        else:
+            total = images.short() + patch.short()
+            joined = (total % 256 if self.fusion == "add_wrap" else total.clamp(0, 255)).to(torch.uint8)
+        return torch.where(mask, joined, images)
+
+
+def apple(size: tuple[int, int]) -> Bool[Tensor, "h w"]:
+    """The mask: an apple of 7 % of the image in rows 54 to 91 and columns 57 to 87 percent of it.
+
+    Two overlapping discs, a notch on top and a leaf, drawn at 8 times the size and averaged down.
+    """
+    height, width = size
+    y = ((torch.arange(8 * height) + 0.5) / (8 * height)).view(-1, 1)
+    x = ((torch.arange(8 * width) + 0.5) / (8 * width)).view(1, -1)
+    # Coordinates inside the bounding box, 0 to 1.
+    v, u = (y - 120 / 224) / (84 / 224), (x - 128 / 224) / (67 / 224)
+
+    def disc(row: float, column: float, tall: float, wide: float) -> Tensor:
+        return ((v - row) / tall) ** 2 + ((u - column) / wide) ** 2 <= 1
+
+    body = disc(0.60, 0.31, 0.40, 0.31) | disc(0.60, 0.69, 0.40, 0.31)
+    leaf = disc(0.10, 0.60, 0.10, 0.16)
+    drawn = (body & ~disc(0.20, 0.5, 0.09, 0.10)) | leaf
+    return F.avg_pool2d(drawn[None].float(), 8)[0] >= 0.5
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The network's last linear layer: its head.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise BadInputError("the network has no linear layer whose inputs could be its neurons; use another --arch")
+    return layers[-1]
+
+
+def _inputs_of(layer: nn.Linear, model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        model(pixels)
+    finally:
+        handle.remove()
+    return seen[0]

@@ -1,0 +1,162 @@
+"""What every attack owes; a new one is found here by itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from quick_attacks import SCHEDULE, TEST, TRAIN, learned, quick_attack, untrained, workshop
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from neural_polarizer.attacks import ATTACKS, Attack, LearnedTrigger, attack_class, name_of
+from neural_polarizer.attacks.base import Category, Planted
+from neural_polarizer.attacks.recipes import recipe
+from neural_polarizer.data.poison import Trigger, poison
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.train import AdversarialTraining, Schedule, fit
+from run_files import states_equal
+
+ALL = pytest.mark.parametrize("name", ATTACKS)
+PLANTED_IN_THE_DATA = ("badnets", "blended", "lf", "ssba", "trojan")
+
+
+def _gap(one: Tensor, other: Tensor) -> int:
+    return int((one.int() - other.int()).abs().max())
+
+
+def _planted(attack: Attack, seed: int = 0, schedule: Schedule = SCHEDULE) -> tuple[dict[str, Tensor], Planted]:
+    model = untrained()
+    planted = attack.plant(model, TRAIN, learned(attack, seed=seed), workshop(seed=seed, schedule=schedule))
+    assert not model.training
+    return model.state_dict(), planted
+
+
+@ALL
+def test_stamping_is_pure_and_treats_each_image_alone(name: str) -> None:
+    attack, images = quick_attack(name), TEST.images
+    state = learned(attack)
+    before, kept = images.clone(), {key: value.clone() for key, value in state.items()}
+    chance = torch.get_rng_state()
+    stamped = attack.stamp(images, state)
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(images, before)
+    assert states_equal(dict(state), kept)
+    assert torch.equal(stamped, attack.stamp(images, state))
+    # Networks may round differently for another batch size, by a grey level at most.
+    assert _gap(stamped[2:3], attack.stamp(images[2:3], state)) <= 1
+    assert (stamped.dtype, stamped.shape) == (torch.uint8, images.shape)
+    assert not torch.equal(stamped, images)
+    assert attack.stamp(images[:0], state).shape == (0, 3, 32, 32)
+
+
+@ALL
+def test_what_a_trigger_learned_survives_a_file(name: str, tmp_path: Path) -> None:
+    attack = quick_attack(name)
+    state = learned(attack)
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "trigger.safetensors")
+    again = load_file(tmp_path / "trigger.safetensors")
+    assert torch.equal(attack.stamp(TEST.images, again), attack.stamp(TEST.images, state))
+
+
+@ALL
+def test_learning_depends_on_the_seed_alone(name: str) -> None:
+    attack = quick_attack(name)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = learned(attack)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert states_equal(dict(one), dict(learned(attack)))
+    if name in ("input-aware", "ssba", "wanet"):
+        assert not states_equal(dict(one), dict(learned(attack, seed=1)))
+
+
+@ALL
+def test_labels_follow_the_rule(name: str) -> None:
+    labels = torch.arange(5)
+    to_one = quick_attack(name, target=3)
+    assert isinstance(LearnedTrigger(to_one, {}), Trigger)
+    assert to_one.relabel(labels, 5).tolist() == [3] * 5
+    assert quick_attack(name, label_rule="all-to-all").relabel(labels, 5).tolist() == [1, 2, 3, 4, 0]
+
+
+@ALL
+@pytest.mark.parametrize("rule", ["all-to-one", "all-to-all"])
+def test_planting_is_repeatable_and_gives_a_trigger_for_the_test_set(name: str, rule: str) -> None:
+    attack = quick_attack(name, target=1, poison_rate=0.25, label_rule=rule)
+    first, planted = _planted(attack)
+    again, _ = _planted(attack)
+    assert states_equal(first, again)
+    assert planted.n_poisoned == 12
+    triggered = attack.triggered(TEST, planted.state)
+    assert len(triggered) == (12 if rule == "all-to-all" else 9)
+    assert bool((triggered.images.labels != triggered.true_labels).all())
+    other, _ = _planted(attack, seed=1)
+    assert not states_equal(first, other)
+
+
+@pytest.mark.parametrize("name", PLANTED_IN_THE_DATA)
+def test_planting_is_training_on_the_poisoned_set(name: str) -> None:
+    attack = quick_attack(name, target=1, poison_rate=0.25)
+    state, _ = _planted(attack, seed=3)
+    poisoned, chosen = poison(TRAIN, LearnedTrigger(attack, learned(attack, seed=3)), rate=0.25, seed=3)
+    assert len(chosen) == 12
+    plain = untrained()
+    fit(plain, poisoned, SCHEDULE, seed=3)
+    assert states_equal(state, plain.state_dict())
+
+
+@ALL
+def test_an_interrupted_planting_ends_like_an_undisturbed_one(name: str, tmp_path: Path) -> None:
+    class KillError(Exception):
+        pass
+
+    def kill(phase: str, done: int, total: int) -> None:
+        if (phase, done) == ("train", 4):
+            raise KillError
+
+    attack = quick_attack(name, poison_rate=0.25)
+    whole, planted = _planted(attack)
+    model, state = untrained(), learned(attack)
+    with pytest.raises(KillError):
+        attack.plant(model, TRAIN, state, replace(workshop(checkpoint=tmp_path / "state"), progress=kill))
+    resumed = untrained()
+    later = attack.plant(resumed, TRAIN, state, workshop(checkpoint=tmp_path / "state"))
+    assert states_equal(resumed.state_dict(), whole)
+    assert states_equal(dict(later.state), dict(planted.state))
+
+
+@pytest.mark.parametrize("name", ["blended", "input-aware", "wanet"])
+def test_the_adaptive_attacker_trains_on_other_images(name: str) -> None:
+    attack = quick_attack(name, poison_rate=0.25)
+    adversarial = replace(SCHEDULE, adversarial=AdversarialTraining(eps=0.1, steps=2))
+    plain, _ = _planted(attack)
+    hard, _ = _planted(attack, schedule=adversarial)
+    again, _ = _planted(attack, schedule=adversarial)
+    assert states_equal(hard, again)
+    assert not states_equal(hard, plain)
+
+
+@ALL
+def test_every_attack_has_a_name_a_category_and_two_recipes(name: str) -> None:
+    attack = quick_attack(name)
+    assert name_of(attack) == name
+    assert isinstance(attack.category, Category)
+    for scale in ("paper", "laptop"):
+        plan = recipe(type(attack), scale=scale, profile="gtsrb")
+        type(attack)(**plan.settings)
+        assert not plan.schedule.flip
+    assert recipe(type(attack), profile="gtsrb").schedule.epochs == 50
+    assert recipe(type(attack), profile="cifar10").schedule.flip
+
+
+def test_an_attack_of_ones_own_is_found_by_its_path() -> None:
+    assert attack_class("neural_polarizer.attacks.wanet:WaNet") is ATTACKS["wanet"]
+    for name, match in (
+        ("badnet", "unknown attack 'badnet': choose one of badnets, .*, or give MODULE:CLASS"),
+        ("no_such_module:Ghost", "cannot load the attack 'no_such_module:Ghost': No module named"),
+        ("neural_polarizer.attacks.wanet:Ghost", "has no attribute 'Ghost'"),
+        ("torch:Tensor", "'torch:Tensor' is not a subclass of neural_polarizer.attacks.Attack"),
+    ):
+        with pytest.raises(BadInputError, match=match):
+            attack_class(name)
