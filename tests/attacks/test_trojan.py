@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from quick_attacks import TRAIN, learned, workshop
+from quick_attacks import learned, workshop
 from torch import nn
 
 from neural_polarizer.attacks import Trojan
@@ -57,4 +57,3 @@ def test_the_three_fusions_by_hand() -> None:
 def test_a_network_without_a_head_is_refused() -> None:
     with pytest.raises(BadInputError, match="has no linear layer"):
         last_linear(nn.Conv2d(3, 4, 1))
-    assert len(TRAIN) == 48
