@@ -66,8 +66,8 @@ VICTIMS = (
     Planned("gtsrb", "badnets", "all-to-one", 5, 0, 3),
     Planned("gtsrb", "blended", "all-to-one", 3, 4, 3),
     Planned("gtsrb", "badnets", "all-to-all", 5, 0, 1),
-    Planned("cifar10", "badnets", "all-to-one", 4, 2, 1),
-    Planned("cifar10", "blended", "all-to-one", 4, 2, 1),
+    Planned("cifar10", "badnets", "all-to-one", 8, 2, 1),
+    Planned("cifar10", "blended", "all-to-one", 8, 2, 1),
 )
 
 
