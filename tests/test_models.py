@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.build import build, sizes_in
+from neural_polarizer.models.layers import last_linear, replace_layer, watching
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActBlock, PreActResNet18
-from toys import TinyNet, made
+from toys import TinyNet, hooks, made, tiny_model
 
 
 def _size(network: nn.Module) -> int:
@@ -140,3 +141,26 @@ def test_timm_networks_by_name_and_nothing_is_fetched() -> None:
     for name in ("hf-hub:someone/something", "no_such_net"):
         with pytest.raises(BadInputError, match=r"timm has no model|unknown architecture"):
             build(f"timm:{name}", 7)
+
+
+def test_watching_sees_what_enters_and_leaves_and_its_hooks_go_even_after_an_error() -> None:
+    model = tiny_model()
+    seen: list[tuple[str, torch.Size, torch.Size]] = []
+    with watching(model, ["network.head"], lambda name, x, y: seen.append((name, x[0].shape, y.shape))):
+        model(torch.rand(5, 3, 8, 8))
+    assert seen == [("network.head", torch.Size([5, 6]), torch.Size([5, 4]))]
+    with pytest.raises(AttributeError), watching(model, ["network.head", "network.nowhere"], lambda *_: None):
+        pass
+    with pytest.raises(RuntimeError), watching(model, ["network.head"], lambda *_: None):
+        model(torch.rand(5, 2, 8, 8))
+    assert hooks(model) == []
+
+
+def test_the_head_is_the_last_linear_layer_and_can_be_replaced() -> None:
+    model = tiny_model()
+    name, head = last_linear(model)
+    assert (name, head.out_features) == ("network.head", 4)
+    replace_layer(model, name, nn.Linear(6, 2))
+    assert model(torch.rand(5, 3, 8, 8)).shape == (5, 2)
+    with pytest.raises(BadInputError, match="has no linear layer"):
+        last_linear(nn.Conv2d(3, 4, 1))

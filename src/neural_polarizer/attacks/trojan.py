@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState, Workshop
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.layers import last_linear
 from neural_polarizer.settings import check_literals
 
 Fusion = Literal["add_clip", "replace", "add_wrap"]
@@ -59,7 +60,7 @@ class Trojan(Attack):
             BadInputError: the network has no linear layer to choose neurons from.
         """
         model = workshop.clean_model().to(workshop.device).eval().requires_grad_(False)
-        head = last_linear(model)
+        _, head = last_linear(model)
         mask = apple(train.image_size).to(workshop.device).float()
         chosen = head.weight.abs().sum(dim=0).topk(min(self.neurons, head.in_features)).indices
         patch = mask.expand(3, -1, -1)[None].clone()
@@ -104,18 +105,6 @@ def apple(size: tuple[int, int]) -> Bool[Tensor, "h w"]:
     leaf = disc(0.10, 0.60, 0.10, 0.16)
     drawn = (body & ~disc(0.20, 0.5, 0.09, 0.10)) | leaf
     return F.avg_pool2d(drawn[None].float(), 8)[0] >= 0.5
-
-
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The network's last linear layer: its head.
-
-    Raises:
-        BadInputError: there is none.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise BadInputError("the network has no linear layer whose inputs could be its neurons; use another --arch")
-    return layers[-1]
 
 
 def _inputs_of(layer: nn.Linear, model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:

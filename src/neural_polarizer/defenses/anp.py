@@ -13,6 +13,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Purified
 from neural_polarizer.defenses.fine_tuning import repaired
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.layers import replace_layer
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress, Schedule, silent
 
@@ -162,11 +163,10 @@ def _masked(model: nn.Module) -> dict[str, _NoisyNorm]:
         raise BadInputError("ANP prunes channels of batch norms, but this network has none; use another defense")
     found = {}
     for name in names:
-        parent, _, child = name.rpartition(".")
         norm = model.get_submodule(name)
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         found[name] = _NoisyNorm(norm)
-        setattr(model.get_submodule(parent), child, found[name])
+        replace_layer(model, name, found[name])
     return found
 
 

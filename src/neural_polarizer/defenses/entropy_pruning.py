@@ -12,6 +12,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Purified
 from neural_polarizer.defenses.fine_tuning import repaired
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.layers import watching
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress, silent
 
@@ -91,18 +92,13 @@ def _peaks(
     model: nn.Module, norms: dict[str, nn.BatchNorm2d], pixels: Float[Tensor, "n c h w"]
 ) -> dict[str, Float[Tensor, "k n"]]:
     """The spatial maximum of what enters each batch norm, a channel and image."""
-    names = {module: name for name, module in norms.items()}
     found: dict[str, Tensor] = {}
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found[names[module]] = inputs[0].amax(dim=(2, 3)).T.float()  # type: ignore[index]
+    def note(name: str, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        found[name] = inputs[0].amax(dim=(2, 3)).T.float()
 
-    handles = [norm.register_forward_pre_hook(note) for norm in norms.values()]
-    try:
+    with watching(model, norms, note):
         model(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -14,6 +14,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Purified
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned, repaired
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.layers import last_linear, replace_layer, watching
 from neural_polarizer.train import Progress, Schedule, silent
 
 
@@ -56,14 +57,14 @@ class FinePruning:
         started = time.perf_counter()
         pruned = copy.deepcopy(model).to(device).eval()
         name, head = last_linear(pruned)
-        features = inputs_of(head, pruned, clean, device)
+        features = inputs_of(name, pruned, clean, device)
         mask = quiet_channels(features, head, clean.labels.to(device), max_drop=self.max_drop, step=self.step)
-        _replace(pruned, name, _MaskedLinear(head, mask))
+        replace_layer(pruned, name, _MaskedLinear(head, mask))
         chosen = time.perf_counter()
         tuned = fine_tuned(pruned, clean, self.schedule, seed=seed, device=device, progress=progress)
         masked = tuned.get_submodule(name)
         assert isinstance(masked, _MaskedLinear)
-        _replace(tuned, name, masked.folded())
+        replace_layer(tuned, name, masked.folded())
         seconds = {"prune": chosen - started, "fine_tune": time.perf_counter() - chosen}
         return repaired(tuned, seconds, f"pruned {int((mask == 0).sum())} of {len(mask)} inputs of {name}")
 
@@ -111,23 +112,11 @@ def quiet_channels(
     return mask
 
 
-def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the head.
-
-    Raises:
-        BadInputError: the network has no linear layer.
-    """
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise BadInputError("the network has no linear layer to prune; use another defense")
-    return layers[-1]
-
-
 @torch.no_grad()
 def inputs_of(
-    layer: nn.Module, model: nn.Module, clean: ImageSet, device: torch.device | str, batch: int = 256
+    name: str, model: nn.Module, clean: ImageSet, device: torch.device | str, batch: int = 256
 ) -> Float[Tensor, "n d"]:
-    """What enters ``layer`` for every clean image.
+    """What enters the layer called ``name`` for every clean image.
 
     Raises:
         BadInputError: no clean images.
@@ -135,15 +124,7 @@ def inputs_of(
     if len(clean) == 0:
         raise BadInputError(f"{clean.source}: the clean set is empty; pruning needs images")
     seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
+    with watching(model, [name], lambda _name, inputs, _output: seen.append(inputs[0])):
         for images in clean.images.split(batch):
             model(to_pixels(images.to(device)))
-    finally:
-        handle.remove()
     return torch.cat(seen)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

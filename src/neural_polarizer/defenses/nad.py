@@ -2,7 +2,6 @@
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Purified
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned, repaired
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.layers import watching
 from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.train import Progress, Schedule, silent
 
@@ -131,24 +131,14 @@ def attention_sites(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> list[
     """
     seen: list[tuple[str, tuple[int, ...]]] = []
 
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                seen.append((name, tuple(output.shape[2:])))
-
-        return look
+    def note(name: str, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            seen.append((name, tuple(output.shape[2:])))
 
     # An adaptive pooling may blow a map of one pixel up to a constant one.
-    handles = [
-        module.register_forward_hook(note(name))
-        for name, module in model.named_modules()
-        if name and not isinstance(module, nn.AdaptiveAvgPool2d)
-    ]
-    try:
+    names = [name for name, module in model.named_modules() if name and not isinstance(module, nn.AdaptiveAvgPool2d)]
+    with watching(model, names, note):
         model(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
     last = {size: name for name, size in seen if size[0] * size[1] > 1}
     if not last:
         raise BadInputError("NAD needs a feature map larger than one pixel, but this network has none")
@@ -158,15 +148,6 @@ def attention_sites(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> list[
 def with_maps(model: nn.Module, names: list[str], pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits, and the outputs of the named modules, from one forward pass."""
     found: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: found.__setitem__(name, output)
-        )
-        for name in names
-    ]
-    try:
+    with watching(model, names, lambda name, _inputs, output: found.update({name: output})):
         logits = model(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
     return logits, [found[name] for name in names]

@@ -1,0 +1,48 @@
+"""Finding layers, looking at what passes through them, and putting others in their place."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from neural_polarizer.errors import BadInputError
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the head.
+
+    Raises:
+        BadInputError: the network has no linear layer.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise BadInputError(
+            "the network has no linear layer whose inputs could be pruned or chosen as neurons; use another "
+            "architecture or method"
+        )
+    return layers[-1]
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put ``layer`` in the place of the module called ``name``."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+@contextmanager
+def watching(
+    model: nn.Module, names: Iterable[str], note: Callable[[str, tuple[Any, ...], Any], None]
+) -> Iterator[None]:
+    """Call ``note(name, inputs, output)`` after every run of a named module while the block runs; hooks always go."""
+    handles = []
+    try:
+        for name in names:
+            module = model.get_submodule(name)
+            handles.append(
+                module.register_forward_hook(lambda _, inputs, output, name=name: note(name, inputs, output))
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
