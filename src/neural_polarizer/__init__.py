@@ -9,12 +9,15 @@ from neural_polarizer.attacks import Blended as Blended
 from neural_polarizer.data.images import ImageSet as ImageSet
 from neural_polarizer.data.poison import TriggeredSet as TriggeredSet
 from neural_polarizer.data.sources import read_images as read_images
+from neural_polarizer.defenses.base import Audit as Audit
 from neural_polarizer.defenses.base import Defense as Defense
+from neural_polarizer.defenses.base import Exhibit as Exhibit
 from neural_polarizer.defenses.base import Purified as Purified
 from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer as NeuralPolarizer
 from neural_polarizer.errors import BadInputError as BadInputError
 from neural_polarizer.errors import EnvironmentFaultError as EnvironmentFaultError
 from neural_polarizer.errors import NeuralPolarizerError as NeuralPolarizerError
+from neural_polarizer.errors import WrongUsageError as WrongUsageError
 from neural_polarizer.metrics import Metrics as Metrics
 from neural_polarizer.metrics import defense_effectiveness as defense_effectiveness
 from neural_polarizer.models.normalize import Normalized as Normalized

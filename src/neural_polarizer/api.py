@@ -1,6 +1,5 @@
 """The three functions most users need: ``purify``, ``load``, ``evaluate``."""
 
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from neural_polarizer import metrics
 from neural_polarizer.artifacts import load_model
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.presets import Preset, Target, preset
+from neural_polarizer.defenses.base import Defense, Purified
+from neural_polarizer.defenses.presets import Preset, Target
+from neural_polarizer.defenses.recipes import Scale, make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.settings import changed
 from neural_polarizer.train import Progress, silent
 
 
@@ -27,7 +28,8 @@ def purify(
     site: str | None = None,
     seed: int = 0,
     target: Target = None,
-    name: Preset = "shipped",
+    name: Preset | None = None,
+    scale: Scale | None = None,
     profile: str | None = None,
     device: torch.device | str | None = None,
     progress: Progress = silent,
@@ -40,29 +42,34 @@ def purify(
     Args:
         model: any module from float pixels in [0, 1], ``(n, c, h, w)``, to logits ``(n, k)``. If yours wants
             normalised pixels, pass ``neural_polarizer.Normalized(model, mean, std)``.
-        clean: an ``ImageSet``, or a data set or loader of (image, label).
-        method: "npd", "npd-tp", "npd-tu", "npd-up" or "npd-uu".
-        site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the preset's.
+        clean: an ``ImageSet``, or a data set or loader of (image, label). For "ep" with ``data="mixture"`` alone: the
+            poisoned training images.
+        method: "npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"; a baseline: "ft", "fp", "nad", "nc", "anp", "i-bau" or
+            "ep"; or the dotted path of a class, "my_lab.mine:Mine" (docs/defenses.md).
+        site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the preset's. NPD only.
         seed: fixes the order of the batches.
         target: the attacker's class, or "next" for all-to-all; for "npd-tp" and "npd-tu" alone.
-        name: which settings to start from: "shipped", "paper" or "reference".
-        profile: data set for "paper" and "reference", such as "gtsrb".
+        name: which settings to start from: "shipped" (the default), "paper" or "reference". NPD only.
+        scale: likewise for all others: "paper" (the default) or "laptop".
+        profile: which data set the images are like, such as "gtsrb"; the paper's settings depend on it.
         device: where to compute; None takes CUDA if there is one.
         progress: called as ``progress(phase, done, total)``.
-        settings: fields of ``NeuralPolarizer`` that replace the preset's, such as ``epochs=5``.
+        settings: fields of the defense's class that replace the preset's, such as ``epochs=5`` for NPD or
+            ``threshold=0.3`` for ANP.
 
     Returns:
-        The purified model (in evaluation mode), the layer, the history of the learning, seconds and notes.
+        The purified model (in evaluation mode), the layer, the history of the learning, seconds, notes, and what the
+        defense has found in the model.
 
     Raises:
         BadInputError: model, data or settings cannot be used; the message says what to do.
+        WrongUsageError: a site, target, preset or scale where none belongs (a BadInputError, too).
     """
     images = as_image_set(clean)
     place = choose_device(None if device is None else str(device))
-    changes = {"precision": choose_precision(place), **settings}
-    if site is not None:
-        changes["site"] = site
-    defense = replace(preset(method, name=name, profile=profile, target=target), **changes)
+    base = make_defense(method, name=name, scale=scale, profile=profile, target=target)
+    base = with_options(with_precision(base, choose_precision(place)), method, {"site": site})
+    defense: Defense = changed(base, settings)
     return defense.repair(model, images, seed=seed, device=place, progress=progress)
 
 

@@ -13,6 +13,12 @@ class BadInputError(NeuralPolarizerError, ValueError):
     exit_code = 3
 
 
+class WrongUsageError(BadInputError):
+    """An option that makes no sense together with another one."""
+
+    exit_code = 2
+
+
 class EnvironmentFaultError(NeuralPolarizerError, OSError):
     """The machine failed us: disk full, no permission to write, out of memory."""
 

@@ -1,8 +1,10 @@
-"""Checks that frozen settings have in common."""
+"""What frozen settings have in common: their checks, and copies with other values."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from neural_polarizer.errors import BadInputError
 
@@ -38,3 +40,62 @@ def _words(hint: Any) -> tuple[Any, ...]:
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(word for part in get_args(hint) for word in _words(part))
+
+
+def setting_names(settings: Any) -> list[str]:
+    """The fields of a dataclass, those of dataclasses in them included, as in ``schedule.epochs``."""
+    found = []
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        inner = setting_names(value) if is_dataclass(value) else []
+        found += [f"{field.name}.{name}" for name in inner] or [field.name]
+    return found
+
+
+def places(settings: Any, name: str) -> list[str]:
+    """All settings that end in ``name``: ``epochs`` may be that of the method or that of its schedule."""
+    return [place for place in setting_names(settings) if place.rpartition(".")[2] == name]
+
+
+def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a frozen dataclass with other values; names are those of ``setting_names``, or of whole fields.
+
+    Raises:
+        BadInputError: there is no such setting, or the value is of another type.
+    """
+    kind = type(settings)
+    own: dict[str, Any] = {}
+    for name, value in changes.items():
+        head, dot, rest = name.partition(".")
+        check_choice(f"a setting of {kind.__name__}", head, [field.name for field in fields(settings)])
+        if dot:
+            inner = own.get(head, getattr(settings, head))
+            if not is_dataclass(inner):
+                raise BadInputError(f"{head} of {kind.__name__} has no settings of its own, such as {rest!r}")
+            own[head] = changed(inner, {rest: value})
+            continue
+        own[head] = tuple(value) if isinstance(value, list) else value
+        hint = get_type_hints(kind)[head]
+        if not _fits(own[head], hint):
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise BadInputError(f"{name} cannot be {value!r}: expected {wanted}")
+    return replace(settings, **own)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a simple type; other types are left to the settings' own checks."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin is Literal:
+        return value in options
+    if origin is tuple:
+        wanted = options[:1] * len(value) if isinstance(value, tuple) and options[-1] is Ellipsis else options
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(wanted)
+            and all(_fits(one, option) for one, option in zip(value, wanted, strict=True))
+        )
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (bool, str, NoneType) else True

@@ -14,8 +14,9 @@ from neural_polarizer.defenses.anp import ANP, prune
 from neural_polarizer.defenses.entropy_pruning import EntropyPruning, entropy, outliers
 from neural_polarizer.defenses.fine_pruning import FinePruning, quiet_channels
 from neural_polarizer.defenses.i_bau import IBAU, hypergradient
+from neural_polarizer.defenses.inverted_triggers import Inversion, anomalies, stamp
 from neural_polarizer.defenses.nad import NAD, attention, attention_sites, with_maps
-from neural_polarizer.defenses.neural_cleanse import NeuralCleanse, anomalies, stamp
+from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
@@ -51,7 +52,8 @@ def test_pruned_columns_stay_zero_through_the_fine_tuning() -> None:
     weight = result.model.state_dict()["network.head.weight"]
     gone = int((weight == 0).all(dim=0).sum())
     assert gone > 0
-    assert f"pruned {gone} of 6 inputs of network.head" in result.notes
+    assert result.audit is not None
+    assert result.audit.summary == f"Pruned {gone} of 6 inputs of network.head."
 
 
 # --- NAD --------------------------------------------------------------------------------------------------------------
@@ -133,6 +135,34 @@ def test_the_inversion_finds_the_shortcut_and_does_not_depend_on_how_many_go_at_
     assert int(mask.argmax()) == 0
     stamped = stamp(clean.images, found[1].masks[2], found[1].patterns[2])
     assert float((Shortcut()(to_pixels(stamped)).argmax(dim=1) == 2).float().mean()) > 0.8
+
+
+def test_the_inversion_covers_every_class_of_the_model_and_may_look_at_a_few_images() -> None:
+    clean = _coloured(24)
+    two = ImageSet(clean.images[:2], clean.labels[:2], clean.classes[:2])
+    assert len(NeuralCleanse(epochs=1).invert(Shortcut(), two, seed=0).masks) == 4
+    few = NeuralCleanse(epochs=2, images=6)
+    assert_close(few.invert(Shortcut(), clean, seed=0).masks, few.invert(Shortcut(), clean, seed=0).masks)
+    all_of_them = NeuralCleanse(epochs=2).invert(Shortcut(), clean, seed=0)
+    assert not torch.equal(few.invert(Shortcut(), clean, seed=0).masks, all_of_them.masks)
+
+
+def test_the_audit_names_what_was_flagged_and_shows_the_smallest_masks_first() -> None:
+    masks = torch.tensor([0.9, 0.5, 0.1]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    patterns = torch.ones(3, 3, 2, 2)
+    found = Inversion(masks, patterns, torch.tensor([True, False, True]), torch.tensor([0.5, 0.0, math.inf]), (0, 2))
+    assert found.suspect == 2
+    audit = found.audit(("cat", "dog"))
+    assert audit.summary == "Inverted a trigger for each of 3 classes; suspiciously small: 0 (cat), 2."
+    assert audit.by_class["anomaly_index"] == [0.5, 0.0, None]
+    assert audit.by_class["flagged"] == [True, False, True]
+    assert audit.by_class["mask_size"] == pytest.approx([3.6, 2.0, 0.4])
+    (exhibit,) = audit.exhibits
+    assert exhibit.caption.endswith("the classes with the smallest masks: 2, 1 (dog), 0 (cat).")
+    assert [row[:, 0, 0, 0].tolist() for row in exhibit.rows] == [[26, 128, 230]] * 2
+    nothing = Inversion(masks, patterns, torch.ones(3, dtype=torch.bool), torch.zeros(3), ())
+    assert nothing.suspect is None
+    assert nothing.audit(()).summary.endswith("none is suspiciously small.")
 
 
 # --- ANP --------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from neural_polarizer.defenses.fine_tuning import FineTuning
 from neural_polarizer.defenses.i_bau import IBAU
 from neural_polarizer.defenses.nad import NAD
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
+from neural_polarizer.defenses.recipes import with_precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.train import Schedule
@@ -98,3 +99,52 @@ def test_fine_tuning_takes_the_whole_schedule() -> None:
         tiny_model(), tiny_images(10), seed=0, progress=lambda *step: told.append(step)
     )
     assert told == [("train", 1, 2), ("train", 2, 2)]
+
+
+@ALL
+def test_images_of_other_classes_than_the_model_knows_are_refused(name: str) -> None:
+    with pytest.raises(BadInputError, match=r"toy: has label 4, but the model knows 4 classes \(0 to 3\)"):
+        DEFENSES[name].repair(tiny_model(), tiny_images(10, num_classes=5), seed=0)
+
+
+@ALL
+def test_a_model_without_logits_for_classes_is_refused(name: str) -> None:
+    with pytest.raises(BadInputError, match="must give logits N x K"):
+        DEFENSES[name].repair(made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), tiny_images(8), seed=0)
+
+
+@pytest.mark.parametrize("name", ["ft", "fp", "nad", "nc"])
+def test_a_class_that_would_be_forgotten_is_refused(name: str) -> None:
+    clean = tiny_images(12)
+    with pytest.raises(BadInputError, match=r"no image of 2 of 4 classes, the first is 1 \(class 1\); \w+ trains all"):
+        DEFENSES[name].repair(tiny_model(), clean.select(clean.labels % 2 == 0), seed=0)
+    unnamed = ImageSet(clean.images[:2], clean.labels[:2], clean.classes[:2])
+    with pytest.raises(BadInputError, match=r"no image of 2 of 4 classes, the first is 2; \w+ trains all"):
+        DEFENSES[name].repair(tiny_model(), unnamed, seed=0)
+
+
+@pytest.mark.parametrize("name", ["anp", "i-bau", "ep"])
+def test_other_methods_work_without_images_of_some_classes(name: str) -> None:
+    clean = tiny_images(12)
+    DEFENSES[name].repair(tiny_model(), clean.select(clean.labels % 2 == 0), seed=0)
+
+
+def test_a_network_without_a_linear_layer_cannot_be_fine_pruned() -> None:
+    network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with pytest.raises(BadInputError, match="has no linear layer"):
+        DEFENSES["fp"].repair(network, tiny_images(8), seed=0)
+
+
+def test_training_that_diverges_is_an_error_and_not_a_result() -> None:
+    wild = FineTuning(schedule=replace(SHORT, lr=1e30))
+    with pytest.raises(BadInputError, match="the training diverged: weights are NaN or infinite; use a lower"):
+        wild.repair(tiny_model(), tiny_images(8), seed=0)
+
+
+@pytest.mark.parametrize("name", ["ft", "fp", "nad", "nc", "anp"])
+def test_bf16_gives_float32_weights(name: str) -> None:
+    """With one image a class, as small batches meet other code than large ones."""
+    settings = with_precision(DEFENSES[name], "bf16")
+    for count in (4, 24):
+        result = settings.repair(tiny_model(), tiny_images(count), seed=0)
+        assert {value.dtype for value in result.model.parameters()} == {torch.float32}

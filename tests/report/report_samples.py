@@ -53,6 +53,14 @@ def sample_record(**changes: Any) -> dict[str, Any]:
             for epoch in epochs
         ],
         "surrogate": {"before": 0.91, "after": 0.14, "radius": 3.0},
+        "audit": {
+            "summary": "Suspiciously small: 1 (stop).",
+            "by_class": {
+                "mask_size": [71.25, 4.5, 68.0],
+                "flagged": [False, True, False],
+                "anomaly_index": [0.5, None],
+            },
+        },
         "findings": ["this file tries to run posix.system when loaded by torch.load"],
         "warnings": ["the clean set has no images of class 12"],
         "data": {"clean": "gtsrb:train", "test": "gtsrb:test", "triggered": "folder:triggered"},

@@ -7,6 +7,7 @@ from report_samples import sample_picture, sample_record
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report.html import Picture, render_run
+from neural_polarizer.report.methods import BASELINES, POLARIZER
 
 HOSTILE = """<script>alert(1)</script>"><img src=https://evil.test/x onerror='alert(2)'>"""
 VOID = {"meta", "img", "link", "br", "hr", "path", "circle", "rect", "polyline"}
@@ -158,7 +159,7 @@ def test_any_key_may_be_null_or_missing(key: str) -> None:
 
 def test_an_empty_record_still_gives_a_page() -> None:
     text = page({}).text
-    assert "No learning history was recorded." in text
+    assert "Learning curves" not in text
     assert "No pictures were made." in text
     assert "not recorded (started from Python)" in text
 
@@ -229,3 +230,47 @@ def test_another_method_is_not_described_as_a_polarizer() -> None:
     text = page(sample_record(method="fine_tuning")).text
     assert "The defense fine_tuning was applied" in text
     assert "polarizer, was inserted" not in text
+
+
+def baseline_record(method: str, **changes: Any) -> dict[str, Any]:
+    """The record of a method that inserts nothing and learns nothing by epochs."""
+    config = {"schedule": {"epochs": 20, "batch_size": 64}}
+    return sample_record(method=method, site=None, history=[], config=config, **changes)
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_has_a_page_without_anything_of_a_polarizer(method: str) -> None:
+    parsed = page(baseline_record(method))
+    told, record = parsed.text.split("The full record")
+    assert not re.search("polarizer|new layer|inserted|learning curves", told.lower())
+    assert "site of the new layer" not in record
+    assert "network" not in parsed.values("class")
+    assert "It saw 1,935 clean images from the defender; no image with the real trigger was used." in parsed.text
+    assert "Backdoor removed" in parsed.text
+    assert "Suspiciously small: 1 (stop)." in parsed.text
+
+
+@pytest.mark.parametrize("method", POLARIZER)
+def test_every_member_of_the_family_shows_its_layer(method: str) -> None:
+    text = page(sample_record(method=method)).text
+    assert "inserted after layer4" in text
+    assert f"choose {POLARIZER[method]}, and used them" in text
+
+
+def test_what_was_found_is_shown_class_by_class() -> None:
+    text = page(sample_record(suspect=1)).text
+    assert "class mask size flagged anomaly index" in text
+    assert "0 (speed limit 20) 71.2 no 0.5" in text
+    assert "1 (stop) 4.5 yes -" in text
+    assert "suspected class 1 (stop)" in text
+    audit: Any
+    for audit in (None, {}, {"by_class": {}}, {"by_class": None, "summary": 3}, {"by_class": {"flagged": "x"}}):
+        assert "class by class" not in page(sample_record(audit=audit)).text
+
+
+def test_poisoned_training_images_are_told() -> None:
+    data = sample_record()["data"] | {"mixture": "poisoned.parquet"}
+    text = page(baseline_record("ep", mixture={"n": 2500, "sha256": "00"}, data=data)).text
+    assert "It saw 2,500 images of the poisoned training set." in text
+    assert "poisoned, for training poisoned.parquet" in text
+    assert "no image with the real trigger was used" not in text

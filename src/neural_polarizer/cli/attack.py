@@ -1,7 +1,5 @@
 """``polarizer attack``."""
 
-import json
-import sys
 from dataclasses import fields, replace
 from inspect import getdoc, getmodule
 from pathlib import Path
@@ -10,25 +8,27 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from neural_polarizer.attacks import ATTACKS, Attack, attack_class
+from neural_polarizer.attacks import ATTACKS, attack_class
 from neural_polarizer.attacks.recipes import Scale, recipe
 from neural_polarizer.cli.options import (
     Architecture,
     DeviceName,
     Limit,
+    OwnSettings,
     PrecisionName,
     ProfileName,
     Quiet,
     Seed,
     Size,
     Width,
+    look_in_current_folder,
+    parse_settings,
     parse_size,
 )
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision
-from neural_polarizer.errors import BadInputError
 from neural_polarizer.runs.attack import Victim, deliver_attack
 from neural_polarizer.train import AdversarialTraining, Schedule
 
@@ -76,10 +76,7 @@ def attack(
     profile: ProfileName = "none",
     size: Size = None,
     limit: Limit = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of the attack itself, as alpha=0.1; repeatable.", metavar="NAME=VALUE"),
-    ] = None,
+    settings: OwnSettings = None,
     precision: PrecisionName = None,
     device: DeviceName = None,
     seed: Seed = 0,
@@ -95,11 +92,10 @@ def attack(
         raise typer.BadParameter("name an attack; --list shows them")
     if data is None or test is None or out is None:
         raise typer.BadParameter(f"missing {', '.join(missing)}")
-    if ":" in chosen:  # a file of the user's, which a console script does not find in the current folder by itself
-        sys.path.append(str(Path.cwd()))
+    look_in_current_folder(chosen)
     kind = attack_class(chosen)
     base = recipe(kind, scale=scale, profile=profile)
-    own = {**base.settings, **_settings(kind, settings or [])}
+    own = {**base.settings, **parse_settings(settings or [], [field.name for field in fields(kind)])}
     planted = kind(**{"target": target, "label_rule": label_rule, "poison_rate": poison_rate, **own})
     shape = parse_size(size)
     train_images = read_images(data, size=shape, limit=limit)
@@ -128,26 +124,6 @@ def _schedule(base: Schedule, epochs: int | None, policy: str, lr: float | None)
         kind = "one-cycle" if (epochs or base.epochs) <= FEW_EPOCHS else base.policy
     rate = base.lr if kind == base.policy else (0.1 if kind == "one-cycle" else 0.01)
     return replace(base, epochs=epochs or base.epochs, policy=kind, lr=lr or rate)
-
-
-def _settings(kind: type[Attack], texts: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` texts as settings of the attack; values are JSON, or text where they are not.
-
-    Raises:
-        BadInputError: the attack has no such setting, or the text has another form.
-    """
-    known = [field.name for field in fields(kind)]
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or key not in known:
-            raise BadInputError(f"--set {text}: expected NAME=VALUE with a NAME of {', '.join(known)}")
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = value
-        found[key] = tuple(parsed) if isinstance(parsed, list) else parsed
-    return found
 
 
 def _list() -> Table:

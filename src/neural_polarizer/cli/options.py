@@ -1,7 +1,10 @@
 """Options that several commands share, each declared once."""
 
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +26,10 @@ PrecisionName = Annotated[
     Literal["fp32", "bf16"] | None, typer.Option(help="Default: bf16 where the hardware computes in it.")
 ]
 DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: cuda if there is one.")]
+OwnSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the method itself, as alpha=0.1; repeatable.", metavar="NAME=VALUE"),
+]
 Seed = Annotated[int, typer.Option(help="Fixes every random choice.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 
@@ -40,3 +47,33 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise BadInputError(f"{text!r} is not an image size such as 32 or 32x48")
     return int(height), int(width)
+
+
+def parse_settings(texts: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` texts as values by name; values are JSON, or text where they are not.
+
+    Raises:
+        BadInputError: there is no setting of that name, or the text has another form.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key not in known:
+            raise BadInputError(f"--set {text}: expected NAME=VALUE with a NAME of {', '.join(known)}")
+        try:
+            parsed = json.loads(value, parse_constant=_no_number)
+        except ValueError:
+            parsed = value
+        found[key] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is not a number")
+
+
+def look_in_current_folder(name: str) -> None:
+    """Let a dotted path lead to a file of the user's, which a console script does not find by itself."""
+    here = str(Path.cwd())
+    if ":" in name and here not in sys.path:
+        sys.path.append(here)

@@ -2,17 +2,18 @@
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
 from neural_polarizer.artifacts import load_model
+from neural_polarizer.cli.defense import Wanted, chosen_defense, profile_of
 from neural_polarizer.cli.inputs import read_evidence, triggered_path
 from neural_polarizer.cli.options import (
     DeviceName,
     Out,
+    OwnSettings,
     PrecisionName,
     ProfileName,
     Quiet,
@@ -23,12 +24,12 @@ from neural_polarizer.cli.options import (
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.defenses.presets import Target, preset
-from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.defenses import DEFENSES
+from neural_polarizer.defenses.presets import Preset
+from neural_polarizer.defenses.recipes import Scale
+from neural_polarizer.devices import choose_device
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.purify import run_purify
-
-Method = Literal["npd", "npd-tp", "npd-tu", "npd-uu", "npd-up"]
 
 
 def purify(
@@ -43,15 +44,18 @@ def purify(
         int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
     ] = None,
     profile: ProfileName | None = None,
-    method: Annotated[Method, typer.Option(help="Which of the family; npd-tp and npd-tu know the target.")] = "npd",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = "npd",
     target: Annotated[
         str | None, typer.Option(help="npd-tp, npd-tu: the attacker's class, or 'next' for all-to-all.")
     ] = None,
-    settings: Annotated[
-        Literal["shipped", "paper", "reference"],
-        typer.Option("--preset", help="Our defaults, the paper's values, or those of the authors' code."),
-    ] = "shipped",
-    site: Annotated[str | None, typer.Option(help="before:NAME or after:NAME; default: the preset's.")] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="NPD: our defaults (shipped), the paper's values, or those of the authors' code."),
+    ] = None,
+    scale: Annotated[
+        Scale | None, typer.Option(help="All other methods: the paper's settings (default), or minutes on two cores.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="NPD: before:NAME or after:NAME; default: the preset's.")] = None,
     n_clean: Annotated[
         int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)
     ] = None,
@@ -59,8 +63,13 @@ def purify(
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     radius: Annotated[
         list[float] | None,
-        typer.Option(help="Radius of the perturbations, in pixel units of [0, 1]; repeatable."),
+        typer.Option(help="NPD: radius of the perturbations, in pixel units of [0, 1]; repeatable."),
     ] = None,
+    mixture: Annotated[
+        str | None,
+        typer.Option(help="ep: poisoned training images, a data spec; it sees these instead of the clean ones."),
+    ] = None,
+    own: OwnSettings = None,
     test: Annotated[str | None, typer.Option(help="Test images, a data spec: measures ACC.")] = None,
     triggered: Annotated[Path | None, typer.Option(help="triggered.parquet: measures ASR and RA.")] = None,
     size: Size = None,
@@ -69,23 +78,34 @@ def purify(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Take the backdoor out of a classifier; writes the purified model, run.json and report.html."""
+    """Take the backdoor out of a classifier; writes the purified model, run.json and report.html.
+
+    The default method, npd, inserts one small layer; docs/defenses.md has the others.
+    """
     started = time.perf_counter()
-    defense = preset(method, name=settings, profile=profile, target=_target(target))
     place = choose_device(device)
-    changes: dict[str, Any] = {
-        "site": site,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "radii": tuple(radius) if radius else None,
-        "precision": precision or choose_precision(place),
-    }
-    defense = replace(defense, **{name: value for name, value in changes.items() if value is not None})
+    wanted = Wanted(
+        method=method,
+        preset=preset,
+        scale=scale,
+        target=target,
+        site=site,
+        epochs=epochs,
+        batch_size=batch_size,
+        radii=tuple(radius) if radius else None,
+        precision=precision,
+        mixture=mixture,
+        own=tuple(own or ()),
+    )
+    chosen_defense(wanted, profile, place)  # wrong usage is told before anything is read
     loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    defense = chosen_defense(wanted, profile or profile_of(loaded.record), place)
     shape = parse_size(size) or loaded.record.image_size
-    pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes)
+    classes = loaded.record.num_classes
+    pool = read_images(clean, size=shape, num_classes=classes)
     triggered = triggered_path(model, triggered)
-    evidence = read_evidence(test, triggered, size=pool.image_size, num_classes=loaded.record.num_classes)
+    poisoned = None if mixture is None else read_images(mixture, size=pool.image_size, num_classes=classes)
+    evidence = read_evidence(test, triggered, size=pool.image_size, num_classes=classes)
     with bars(console, quiet=quiet) as progress:
         record = run_purify(
             loaded,
@@ -97,10 +117,12 @@ def purify(
             seed=seed,
             device=place,
             evidence=evidence,
+            mixture=poisoned,
             sources={
                 "clean": clean,
                 "test": test,
                 "triggered": None if triggered is None else str(triggered),
+                "mixture": mixture,
             },
             load_seconds=time.perf_counter() - started,
             command=["polarizer", *sys.argv[1:]],
@@ -108,15 +130,8 @@ def purify(
         )
     if not quiet:
         show_table(summary_table(record))
+        if record["audit"] is not None:
+            console.print(record["audit"]["summary"], markup=False, highlight=False)
         for remark in (*record["findings"], *record["warnings"]):
             console.print(f"note: {remark}", markup=False, highlight=False)
         console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _target(text: str | None) -> Target:
-    if text is None or text == "next":
-        return "next" if text else None
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"--target {text!r}: expected a class number or 'next'") from None

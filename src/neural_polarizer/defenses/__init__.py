@@ -1,6 +1,16 @@
-"""The defenses: NPD and its family, and the baselines they are measured with."""
+"""The defenses, by name: NPD and its family, and the baselines they are measured with."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from types import MappingProxyType
+from typing import Any
 
 from neural_polarizer.defenses.anp import ANP as ANP
+from neural_polarizer.defenses.base import Audit as Audit
+from neural_polarizer.defenses.base import Defense as Defense
+from neural_polarizer.defenses.base import Exhibit as Exhibit
+from neural_polarizer.defenses.base import Purified as Purified
 from neural_polarizer.defenses.entropy_pruning import EntropyPruning as EntropyPruning
 from neural_polarizer.defenses.fine_pruning import FinePruning as FinePruning
 from neural_polarizer.defenses.fine_tuning import FineTuning as FineTuning
@@ -8,3 +18,42 @@ from neural_polarizer.defenses.i_bau import IBAU as IBAU
 from neural_polarizer.defenses.nad import NAD as NAD
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse as NeuralCleanse
 from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer as NeuralPolarizer
+from neural_polarizer.errors import BadInputError
+
+DEFENSES: Mapping[str, type[Defense]] = MappingProxyType(
+    {
+        "npd": NeuralPolarizer,
+        "npd-tp": NeuralPolarizer,
+        "npd-tu": NeuralPolarizer,
+        "npd-up": NeuralPolarizer,
+        "npd-uu": NeuralPolarizer,
+        "ft": FineTuning,
+        "fp": FinePruning,
+        "nad": NAD,
+        "nc": NeuralCleanse,
+        "anp": ANP,
+        "i-bau": IBAU,
+        "ep": EntropyPruning,
+    }
+)
+"""The settings of the NPD family are in ``presets``, those of all others in the classes and in ``recipes``."""
+
+
+def defense_class(name: str) -> type[Defense]:
+    """The defense of that name, or the class at a dotted path such as ``my_lab.mine:Mine``.
+
+    Raises:
+        BadInputError: there is no such defense, or what the path names is not one.
+    """
+    if name in DEFENSES:
+        return DEFENSES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise BadInputError(f"unknown method {name!r}: choose one of {', '.join(DEFENSES)}, or give MODULE:CLASS")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInputError(f"cannot load the method {name!r}: {error}") from None
+    if isinstance(found, type) and is_dataclass(found) and issubclass(found, Defense):
+        return found
+    raise BadInputError(f"{name!r} is not a defense: a dataclass with a method repair (docs/defenses.md)")

@@ -2,7 +2,10 @@
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.fine_tuning import repaired
+from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import replace_layer
 from neural_polarizer.rng import stream
+from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Progress, Schedule, silent
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -38,7 +41,11 @@ class ANP:
         batch_size: clean images a batch.
         crop_padding: pixels of zero padding for random crops.
         flip: mirror half of the images.
+        precision: "bf16" autocast or "fp32".
     """
+
+    # As far as the masks can move in the paper's 2,000 steps.
+    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 500, "batch_size": 64, "lr": 0.04})
 
     eps: float = 0.4
     steps: int = 1
@@ -49,8 +56,10 @@ class ANP:
     batch_size: int = 256
     crop_padding: int = 4
     flip: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if self.eps <= 0 or min(self.steps, self.iterations, self.batch_size) < 1 or not 0 <= self.alpha <= 1:
             raise BadInputError(
                 f"ANP needs a positive eps, at least 1 step, iteration and image a batch, and alpha in [0, 1], got "
@@ -69,17 +78,17 @@ class ANP:
         """A pruned copy of ``model``.
 
         Raises:
-            BadInputError: no clean images, or the network has no batch norms with weights.
+            BadInputError: fewer than two images, or the network has no batch norms with weights.
         """
-        if len(clean) == 0:
-            raise BadInputError(f"{clean.source}: the clean set is empty; ANP needs images")
         started = time.perf_counter()
+        check_images("ANP", model, clean)
         masks = self.masks(model, clean, seed=seed, device=device, progress=progress)
         pruned = copy.deepcopy(model)
         count = prune(pruned, masks, self.threshold)
         total = sum(mask.numel() for mask in masks.values())
         seconds = {"prune": time.perf_counter() - started}
-        return repaired(pruned, seconds, f"pruned {count} of {total} channels (mask at most {self.threshold})")
+        summary = f"Pruned {count} of {total} channels: those whose mask ended at {self.threshold} or below."
+        return repaired(pruned, seconds, Audit(summary, {}))
 
     def masks(
         self,
@@ -102,6 +111,11 @@ class ANP:
         noises = [noise for norm in noisy.values() for noise in (norm.on_weight, norm.on_bias)]
         augmentation = Schedule(crop_padding=self.crop_padding, flip=self.flip)
         images, labels = clean.images.to(device), clean.labels.to(device)
+
+        def loss_on(pixels: Tensor, wanted: Tensor) -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return F.cross_entropy(network(pixels).float(), wanted)
+
         for done in range(self.iterations):
             generator = stream(seed, "anp", done)
             rows = torch.randint(len(labels), (min(self.batch_size, len(labels)),), generator=generator).to(device)
@@ -110,13 +124,13 @@ class ANP:
                 start = (2 * torch.rand(noise.shape, generator=generator) - 1) * self.eps
                 noise.data.copy_(start)
             for _ in range(self.steps):
-                loss = F.cross_entropy(network(pixels), wanted)
+                loss = loss_on(pixels, wanted)
                 for noise, slope in zip(noises, torch.autograd.grad(loss, noises), strict=True):
                     noise.data.add_(self.eps / self.steps * slope.sign())
-            loss = (1 - self.alpha) * F.cross_entropy(network(pixels), wanted)
+            loss = (1 - self.alpha) * loss_on(pixels, wanted)
             for noise in noises:
                 noise.data.zero_()
-            loss = loss + self.alpha * F.cross_entropy(network(pixels), wanted)
+            loss = loss + self.alpha * loss_on(pixels, wanted)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

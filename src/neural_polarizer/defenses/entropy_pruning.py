@@ -3,17 +3,18 @@
 import copy
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.fine_tuning import repaired
+from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import watching
 from neural_polarizer.rng import stream
+from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Progress, silent
 
 
@@ -23,22 +24,26 @@ class EntropyPruning:
 
     Source: Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022; spec 4.6.
     Departures from the reference: entropies are averaged over several batches; a channel without variance is skipped.
-    **As published it sees poisoned training images**: give those as ``clean`` to reproduce it. With clean images
-    alone, as every other defense has, there is no second mode to find.
+    **As published it sees poisoned training images**: give those as ``clean``, and say so with ``data="mixture"``.
+    With clean images alone, as every other defense has, there is no second mode to find.
 
     Args:
+        data: what ``clean`` holds: the defender's "clean" images, or a "mixture" of clean and poisoned ones. It changes
+            nothing but the record.
         deviations: u, how many standard deviations below a layer's mean entropy a channel must lie.
         batch_size: images a batch.
         batches: how many of them.
         bin_width: of the histogram of standardised activations.
     """
 
+    data: Literal["clean", "mixture"] = "clean"
     deviations: float = 3.0
     batch_size: int = 256
     batches: int = 4
     bin_width: float = 0.1
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if self.batch_size < 2 or self.batches < 1 or self.bin_width <= 0:
             raise BadInputError(
                 f"EP needs at least 2 images a batch, 1 batch and a positive bin width, got {self.batch_size}, "
@@ -59,9 +64,8 @@ class EntropyPruning:
         Raises:
             BadInputError: fewer than two images, or the network has no batch norms with weights.
         """
-        if len(clean) < 2:
-            raise BadInputError(f"{clean.source}: EP needs at least 2 images, got {len(clean)}")
         started = time.perf_counter()
+        check_images("EP", model, clean)
         pruned = copy.deepcopy(model).to(device).eval()
         norms = {
             name: module
@@ -84,7 +88,8 @@ class EntropyPruning:
                 norm.bias[gone] = 0
                 count += int(gone.sum())
         total = sum(norm.num_features for norm in norms.values())
-        return repaired(pruned, {"prune": time.perf_counter() - started}, f"pruned {count} of {total} channels")
+        summary = f"Pruned {count} of {total} channels, by the entropy of what enters them on {self.data} images."
+        return repaired(pruned, {"prune": time.perf_counter() - started}, Audit(summary, {}))
 
 
 @torch.no_grad()

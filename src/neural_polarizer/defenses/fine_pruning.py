@@ -3,7 +3,9 @@
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned, repaired
+from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
+from neural_polarizer.defenses.fine_tuning import LAPTOP, RECIPE, fine_tuned
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import last_linear, replace_layer, watching
 from neural_polarizer.train import Progress, Schedule, silent
@@ -31,6 +33,8 @@ class FinePruning:
         step: share of the channels that is pruned at a time.
         schedule: of the fine-tuning.
     """
+
+    laptop: ClassVar[Mapping[str, Any]] = LAPTOP
 
     max_drop: float = 0.1
     step: float = 0.01
@@ -52,9 +56,10 @@ class FinePruning:
         """A pruned and fine-tuned copy of ``model``.
 
         Raises:
-            BadInputError: no clean images, or no linear layer at the end of the network.
+            BadInputError: fewer than two images, a class without any, or a network without a linear layer.
         """
         started = time.perf_counter()
+        check_images("FP", model, clean, every_class=True)
         pruned = copy.deepcopy(model).to(device).eval()
         name, head = last_linear(pruned)
         features = inputs_of(name, pruned, clean, device)
@@ -66,7 +71,7 @@ class FinePruning:
         assert isinstance(masked, _MaskedLinear)
         replace_layer(tuned, name, masked.folded())
         seconds = {"prune": chosen - started, "fine_tune": time.perf_counter() - chosen}
-        return repaired(tuned, seconds, f"pruned {int((mask == 0).sum())} of {len(mask)} inputs of {name}")
+        return repaired(tuned, seconds, Audit(f"Pruned {int((mask == 0).sum())} of {len(mask)} inputs of {name}.", {}))
 
 
 class _MaskedLinear(nn.Module):
@@ -116,13 +121,7 @@ def quiet_channels(
 def inputs_of(
     name: str, model: nn.Module, clean: ImageSet, device: torch.device | str, batch: int = 256
 ) -> Float[Tensor, "n d"]:
-    """What enters the layer called ``name`` for every clean image.
-
-    Raises:
-        BadInputError: no clean images.
-    """
-    if len(clean) == 0:
-        raise BadInputError(f"{clean.source}: the clean set is empty; pruning needs images")
+    """What enters the layer called ``name`` for every clean image."""
     seen: list[Tensor] = []
     with watching(model, [name], lambda _name, inputs, _output: seen.append(inputs[0])):
         for images in clean.images.split(batch):

@@ -1,19 +1,24 @@
-"""FT: all weights trained on the clean images, the control of every table; and what other defenses share with it."""
+"""FT: all weights trained on the clean images, the control of every table; other defenses end with it."""
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.defenses.base import Purified, check_images, repaired
 from neural_polarizer.train import Progress, Schedule, fit, silent
 
 RECIPE = Schedule(epochs=100, batch_size=256, lr=0.01)
 """Paper, appendix B: lr 0.01 and batches of 256 for all methods that fine-tune; 100 epochs (GTSRB: 50)."""
+
+LAPTOP: Mapping[str, Any] = MappingProxyType({"schedule.epochs": 20, "schedule.batch_size": 64})
+"""About as many steps, on a quarter of the images each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,8 @@ class FineTuning:
     Args:
         schedule: how to train; batches are never larger than the clean set.
     """
+
+    laptop: ClassVar[Mapping[str, Any]] = LAPTOP
 
     schedule: Schedule = field(default=RECIPE)
 
@@ -40,9 +47,10 @@ class FineTuning:
         """A fine-tuned copy of ``model``.
 
         Raises:
-            BadInputError: no clean images.
+            BadInputError: fewer than two images, or a class without any.
         """
         started = time.perf_counter()
+        check_images("FT", model, clean, every_class=True)
         tuned = fine_tuned(model, clean, self.schedule, seed=seed, device=device, progress=progress)
         return repaired(tuned, {"fine_tune": time.perf_counter() - started})
 
@@ -56,19 +64,8 @@ def fine_tuned(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> nn.Module:
-    """A copy of ``model``, all weights trained on ``clean``; in evaluation mode on ``device``.
-
-    Raises:
-        BadInputError: no clean images.
-    """
-    if len(clean) == 0:
-        raise BadInputError(f"{clean.source}: the clean set is empty; fine-tuning needs images")
+    """A copy of ``model``, all weights trained on ``clean``; in evaluation mode on ``device``."""
     tuned = copy.deepcopy(model).requires_grad_(True)
     batch = min(schedule.batch_size, len(clean))
     fit(tuned, clean, replace(schedule, batch_size=batch), seed=seed, device=device, progress=progress)
     return tuned.eval()
-
-
-def repaired(model: nn.Module, seconds: dict[str, float], *notes: str) -> Purified:
-    """The result of a defense that inserts nothing."""
-    return Purified(model.to("cpu").eval().requires_grad_(True), None, None, [], seconds, notes)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.fine_tuning import repaired
+from neural_polarizer.defenses.base import Purified, check_images, repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.rng import stream
@@ -69,11 +68,10 @@ class IBAU:
         """An unlearned copy of ``model``; batch-norm statistics stay as they are.
 
         Raises:
-            BadInputError: no clean images.
+            BadInputError: fewer than two images, or labels that the model does not know.
         """
-        if len(clean) == 0:
-            raise BadInputError(f"{clean.source}: the clean set is empty; i-BAU needs images")
         started = time.perf_counter()
+        check_images("i-BAU", model, clean)
         network = copy.deepcopy(model).to(device).eval().requires_grad_(True)
         weights = list(network.parameters())
         optimizer = torch.optim.Adam(weights, lr=self.lr, amsgrad=True)

@@ -2,8 +2,10 @@
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned, repaired
+from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
+from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import watching
 from neural_polarizer.rng import global_rng, stream
@@ -34,6 +36,10 @@ class NAD:
         weights: beta of the maps, the deepest last; with fewer maps the last ones count.
         power: p of ``sum_c |F_c|^p``.
     """
+
+    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"teacher.epochs": 5, "teacher.batch_size": 64, "student.epochs": 15, "student.batch_size": 64}
+    )
 
     teacher: Schedule = field(default=replace(RECIPE, epochs=10))
     student: Schedule = field(default=RECIPE)
@@ -58,17 +64,19 @@ class NAD:
         """A distilled copy of ``model``.
 
         Raises:
-            BadInputError: no clean images, or the network has no feature map larger than one pixel.
+            BadInputError: fewer than two images, a class without any, or a network without a feature map larger than
+                one pixel.
         """
         started = time.perf_counter()
+        check_images("NAD", model, clean, every_class=True)
+        student = copy.deepcopy(model).to(device).eval()
+        names = attention_sites(student, to_pixels(clean.images[:2].to(device)))[-len(self.weights) :]
         teacher = fine_tuned(model, clean, self.teacher, seed=seed, device=device, progress=progress)
         taught = time.perf_counter()
         teacher.requires_grad_(False)
-        student = copy.deepcopy(model).to(device)
-        names = attention_sites(teacher, to_pixels(clean.images[:2].to(device)))[-len(self.weights) :]
         self._distil(student, teacher, names, clean, seed=seed, device=torch.device(device), progress=progress)
         seconds = {"teacher": taught - started, "distil": time.perf_counter() - taught}
-        return repaired(student, seconds, f"attention maps of {', '.join(names)}")
+        return repaired(student, seconds, Audit(f"Compared the attention maps of {', '.join(names)}.", {}))
 
     def _distil(
         self,
@@ -96,10 +104,12 @@ class NAD:
                 for step, rows in enumerate(order[: steps * batch].split(batch)):
                     optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch * steps + step, steps)
                     pixels = to_pixels(recipe.augment(images[rows], generator))
-                    with torch.no_grad():
-                        _, wanted = with_maps(teacher, names, pixels)
-                    logits, maps = with_maps(student, names, pixels)
-                    loss = F.cross_entropy(logits, labels[rows]) + self.distance(maps, wanted)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                        with torch.no_grad():
+                            _, wanted = with_maps(teacher, names, pixels)
+                        logits, maps = with_maps(student, names, pixels)
+                    gap = self.distance([one.float() for one in maps], [other.float() for other in wanted])
+                    loss = F.cross_entropy(logits.float(), labels[rows]) + gap
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()

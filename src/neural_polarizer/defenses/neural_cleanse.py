@@ -2,40 +2,24 @@
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned, repaired
+from neural_polarizer.defenses.base import Purified, check_images, repaired
+from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
+from neural_polarizer.defenses.inverted_triggers import Inversion, anomalies, squash, stamp
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
+from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Progress, Schedule, silent
-
-TINY = 1e-7
-
-
-@dataclass(frozen=True, eq=False)
-class Inversion:
-    """What the inversion found.
-
-    Args:
-        masks: how much each pixel belongs to the trigger, ``(k, 1, h, w)`` in [0, 1].
-        patterns: its colours, ``(k, 3, h, w)`` in [0, 1].
-        reached: which classes were reached at the wanted rate.
-        anomaly: index of each class; more than 2 is suspicious where the mask is smaller than the median.
-        flagged: the suspicious classes.
-    """
-
-    masks: Tensor
-    patterns: Tensor
-    reached: Tensor
-    anomaly: Tensor
-    flagged: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +31,8 @@ class NeuralCleanse:
     never reached does not enter the statistics; the inverted trigger is not rounded to 8 bits.
 
     Args:
-        epochs: most passes over the clean images for a class.
+        images: how many of the clean images the inversion looks at; None: all.
+        epochs: passes over them for each class.
         batch_size: clean images a step.
         lr: of Adam (betas 0.5 and 0.9) on mask and pattern.
         cost: c0, weight of the mask's size at the start.
@@ -56,9 +41,22 @@ class NeuralCleanse:
         threshold: anomaly index beyond which a class is flagged.
         parallel: classes at a time.
         stamped_share: share of the clean images that carry the trigger in the unlearning.
+        precision: of the inversion, "bf16" autocast or "fp32".
         schedule: of the unlearning.
     """
 
+    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "images": 500,
+            "epochs": 30,
+            "batch_size": 50,
+            "patience": 2,
+            "schedule.epochs": 10,
+            "schedule.batch_size": 64,
+        }
+    )
+
+    images: int | None = None
     epochs: int = 80
     batch_size: int = 256
     lr: float = 0.1
@@ -68,9 +66,13 @@ class NeuralCleanse:
     threshold: float = 2.0
     parallel: int = 4
     stamped_share: float = 0.2
+    precision: Literal["fp32", "bf16"] = "fp32"
     schedule: Schedule = field(default=RECIPE)
 
     def __post_init__(self) -> None:
+        check_literals(self)
+        if self.images is not None and self.images < 1:
+            raise BadInputError(f"NC needs at least 1 image to invert triggers with, got {self.images}")
         if min(self.epochs, self.batch_size, self.patience, self.parallel) < 1 or not 0 < self.stamped_share <= 1:
             raise BadInputError(
                 f"NC needs at least 1 epoch, image a batch, pass of patience and class at a time, a share in (0, 1], "
@@ -89,18 +91,19 @@ class NeuralCleanse:
         """A copy of ``model`` with the flagged triggers unlearned; the model as it is if none is flagged.
 
         Raises:
-            BadInputError: no clean images.
+            BadInputError: fewer than two images, or a class without any.
         """
         started = time.perf_counter()
+        check_images("NC", model, clean, every_class=True)
         found = self.invert(model, clean, seed=seed, device=device, progress=progress)
         inverted = time.perf_counter()
-        indices = ", ".join(f"{value:.1f}" for value in found.anomaly.tolist())
-        note = f"anomaly index of each class: {indices}; flagged: {', '.join(map(str, found.flagged)) or 'none'}"
+        audit = found.audit(clean.classes)
         if not found.flagged:
-            return repaired(copy.deepcopy(model), {"invert": inverted - started}, note)
+            return repaired(copy.deepcopy(model), {"invert": inverted - started}, audit)
         training = self._with_triggers(clean, found, seed)
         tuned = fine_tuned(model, training, self.schedule, seed=seed, device=device, progress=progress)
-        return repaired(tuned, {"invert": inverted - started, "unlearn": time.perf_counter() - inverted}, note)
+        seconds = {"invert": inverted - started, "unlearn": time.perf_counter() - inverted}
+        return repaired(tuned, seconds, audit, found.suspect)
 
     def invert(
         self,
@@ -114,16 +117,16 @@ class NeuralCleanse:
         """A trigger for every class, and which of them are suspicious.
 
         Raises:
-            BadInputError: no clean images.
+            BadInputError: fewer than two images, or labels that the model does not know.
         """
-        if len(clean) == 0:
-            raise BadInputError(f"{clean.source}: the clean set is empty; NC needs images")
+        known = check_images("NC", model, clean)
+        shown = torch.randperm(len(clean), generator=stream(seed, "nc images"))[: self.images]
+        clean = clean if self.images is None else clean.select(shown.sort().values)
         frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         parts = []
-        classes = torch.arange(clean.num_classes)
-        for group in classes.split(self.parallel):
+        for group in torch.arange(known).split(self.parallel):
             parts.append(self._invert_some(frozen, clean, group, seed=seed, device=torch.device(device)))
-            progress("invert", int(group[-1]) + 1, clean.num_classes)
+            progress("invert", int(group[-1]) + 1, known)
         masks, patterns, reached = (torch.cat(column) for column in zip(*parts, strict=True))
         anomaly, flagged = anomalies(masks.flatten(1).sum(dim=1), reached, self.threshold)
         return Inversion(masks, patterns, reached, anomaly, flagged)
@@ -149,7 +152,8 @@ class NeuralCleanse:
                 pixels = to_pixels(clean.images[rows].to(device))
                 mask, pattern = squash(raw_mask), squash(raw_pattern)
                 stamped = (1 - mask[:, None]) * pixels + (mask * pattern)[:, None]
-                logits = model(stamped.flatten(0, 1)).float()
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    logits = model(stamped.flatten(0, 1)).float()
                 wanted = targets.repeat_interleave(len(rows))
                 losses = F.cross_entropy(logits, wanted, reduction="none").view(count, -1).mean(dim=1)
                 loss = (losses + cost * mask.flatten(1).sum(dim=1)).sum()  # the classes do not touch one another
@@ -183,36 +187,3 @@ class NeuralCleanse:
             images.append(stamp(clean.images[carriers], found.masks[target], found.patterns[target]))
             labels.append(clean.labels[carriers])
         return ImageSet(torch.cat(images), torch.cat(labels), clean.classes, clean.source)
-
-
-def squash(raw: Tensor) -> Tensor:
-    """``tanh(raw) / 2 + 0.5``, in (0, 1)."""
-    return raw.tanh() / (2 + TINY) + 0.5
-
-
-def stamp(
-    images: UInt8[Tensor, "n c h w"], mask: Float[Tensor, "1 h w"], pattern: Float[Tensor, "c h w"]
-) -> UInt8[Tensor, "n c h w"]:
-    """The images with an inverted trigger."""
-    mixed = (1 - mask) * to_pixels(images) + mask * pattern
-    return (mixed * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def anomalies(
-    sizes: Float[Tensor, " k"], reached: Tensor, threshold: float
-) -> tuple[Float[Tensor, " k"], tuple[int, ...]]:
-    """``|l - median| / MAD`` of the masks' sizes, and the classes below the median that exceed ``threshold``.
-
-    Classes that were not reached have the index 0. Where the MAD is 0, a size other than the median is infinitely
-    anomalous.
-    """
-    index = torch.zeros_like(sizes)
-    known = sizes[reached]
-    if len(known) < 3:
-        return index, ()
-    median = known.quantile(0.5)
-    deviation = 1.4826 * (known - median).abs().quantile(0.5)
-    gap = (sizes - median).abs()
-    index = torch.where(gap > 0, gap / deviation, 0.0) * reached
-    flagged = reached & (sizes <= median) & (index > threshold)
-    return index, tuple(flagged.nonzero()[:, 0].tolist())

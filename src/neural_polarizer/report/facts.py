@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neural_polarizer.report.values import items, number, seconds, table
+from neural_polarizer.report.values import class_name, items, number, seconds, table
 
 _NOT_RECORDED = "not recorded"
-RUN = ("method", "site", "seed", "device", "precision")
+RUN = ("method", "seed", "device", "precision")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def fact_tables(record: Mapping[str, Any]) -> list[FactTable]:
     timings = table(record, "seconds")
     tables = [
         FactTable("Repeat it", (("command", _command(record)),)),
-        FactTable("Run", (*_rows({key: record.get(key) for key in RUN}), ("easiest to reach", _suspect(record)))),
+        FactTable("Run", (*_rows({key: record.get(key) for key in RUN}), *_inserted(record), *_suspected(record))),
         FactTable("Model", (*_rows(model), ("sha256 of the file", _text(record.get("model_sha256"))))),
         FactTable("Images", _images(record)),
         FactTable("Settings", _rows(table(record, "config"))),
@@ -49,20 +49,28 @@ def _images(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return (
         ("clean, for training", _text(data.get("clean"))),
         ("how many", _text(record.get("n_clean"))),
+        *((("poisoned, for training", _text(data["mixture"])),) if data.get("mixture") else ()),
         ("clean, for testing", _text(data.get("test"), missing="none (--test)")),
         ("with the trigger", _text(data.get("triggered"), missing="none (--triggered)")),
     )
 
 
-def _suspect(record: Mapping[str, Any]) -> str:
-    """A class that stands out here may be the attacker's; one class always comes first, so it proves nothing."""
+def _inserted(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    site = record.get("site")
+    return () if site is None else (("site of the new layer", _text(site)),)
+
+
+def _suspected(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The class that the method took for the attacker's.
+
+    NPD names the one that is reached most easily. One class always comes first, so that proves nothing.
+    """
     suspect = record.get("suspect")
     if suspect == "next":
-        return "to each class the next one (all-to-all)"
+        return (("suspected class", "to each class the next one (all-to-all)"),)
     if not isinstance(suspect, int):
-        return "not looked for"
-    classes = items(table(record, "model"), "classes")
-    return f"{suspect} ({classes[suspect]})" if 0 <= suspect < len(classes) else str(suspect)
+        return ()
+    return (("suspected class", class_name(record, suspect)),)
 
 
 def _rows(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report import charts
+from neural_polarizer.report.audit import audit_table
 from neural_polarizer.report.facts import fact_tables
 from neural_polarizer.report.measures import measures
 from neural_polarizer.report.story import story
@@ -122,6 +123,7 @@ def _context(record: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str
         "surrogate": _surrogate(record),
         "paper": _paper(record),
         "story": story(record),
+        "audit": audit_table(record),
         "charts": _charts(record),
         "groups": _groups(pictures),
         "findings": [str(text) for text in items(record, "findings")],

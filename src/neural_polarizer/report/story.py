@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from neural_polarizer.report.audit import audit_summary
+from neural_polarizer.report.methods import BASELINES, POLARIZER
 from neural_polarizer.report.values import count, table
 
 
@@ -25,36 +27,44 @@ class Story:
 
 
 def story(record: Mapping[str, Any]) -> Story:
-    """Tell what the method did; only for ``npd`` are the details known here."""
+    """Tell what the method did; methods that are not known here are named."""
     method = str(record.get("method") or "npd")
-    if method != "npd":
-        return Story(
-            (
-                f"The defense {method} was applied to a copy of the model, with the settings listed below.",
-                "The original file was only read.",
-            ),
-            (),
-        )
+    if method not in POLARIZER:
+        return Story((*_told(record, method), "The original file was only read."), ())
     site = str(record.get("site") or "")
     where, _, layer = site.partition(":")
     if not layer:
         where, layer = "at", site
-    return Story(_sentences(record, where, layer), _stages(where, layer))
+    return Story(_sentences(record, where, layer, aim=POLARIZER[method]), _stages(where, layer))
 
 
-def _sentences(record: Mapping[str, Any], where: str, layer: str) -> tuple[str, ...]:
+def _told(record: Mapping[str, Any], method: str) -> tuple[str, ...]:
+    """What a method without a new layer did, what it saw, and what it found."""
+    applied = f"The defense {method} was applied to a copy of the model, with the settings listed below."
+    mixture, found = table(record, "mixture"), audit_summary(record)
+    if mixture:
+        seen = f"It saw {count(mixture.get('n')) or 'some'} images of the poisoned training set."
+    else:
+        seen = f"It saw {_images(record)} from the defender; no image with the real trigger was used."
+    return (*BASELINES.get(method, (applied,)), seen, *(() if found is None else (found,)))
+
+
+def _images(record: Mapping[str, Any]) -> str:
     images = count(record.get("n_clean"))
-    with_images = f"{images} clean images" if images else "a few clean images"
+    return f"{images} clean images" if images else "a few clean images"
+
+
+def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> tuple[str, ...]:
     epochs = count(table(record, "config").get("epochs"))
     for_epochs = f" for {epochs} epoch{'' if epochs == '1' else 's'}" if epochs else ""
     return (
         "Every weight of the original network was frozen, and its file was only read.",
         f"One small layer, the polarizer, was inserted {where} {layer or 'the chosen layer'}: "
         "a 1\N{MULTIPLICATION SIGN}1 convolution, which mixes the feature channels, and a batch norm.",
-        f"Only this layer was trained{for_epochs}, on {with_images} from the defender; "
+        f"Only this layer was trained{for_epochs}, on {_images(record)} from the defender; "
         "no image with the real trigger was used.",
         "Because the trigger is unknown, each step first looked for small perturbations that make the "
-        "network choose a wrong class, and used them in its place.",
+        f"network choose {aim}, and used them in its place.",
         "The layer learned to block such perturbations and to let everything else pass, "
         "so that clean images keep their answer and a trigger loses its grip.",
     )

@@ -61,6 +61,12 @@ def count(value: Any) -> str | None:
     return None if amount is None else f"{amount:,.0f}"
 
 
+def class_name(record: Mapping[str, Any], label: int) -> str:
+    """The number of a class of the model, with its name if that is known."""
+    classes = items(table(record, "model"), "classes")
+    return f"{label} ({classes[label]})" if 0 <= label < len(classes) else str(label)
+
+
 def visible(text: str) -> str:
     r"""``text`` with hidden characters spelled out as ``\uXXXX``, so that they cannot mislead the reader."""
     return "".join(_spelled(char) if unicodedata.category(char) in _HIDDEN else char for char in text)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
-from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.base import Audit, Defense, Purified
+from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
 from neural_polarizer.losses import runner_up
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.report.html import Picture
@@ -31,31 +31,35 @@ def inspect(
     model: nn.Module,
     purified: Purified,
     clean: ImageSet,
-    defense: NeuralPolarizer,
+    defense: Defense,
     evidence: Evidence,
     device: torch.device,
     seed: int,
     sample: int = 256,
 ) -> tuple[dict[str, float], list[Picture]]:
-    """Fresh targeted perturbations against both models on clean images, and pictures for the report."""
+    """Fresh targeted perturbations against both models on clean images, and pictures for the report.
+
+    NPD's are made with its own settings, all other defenses are tried with the shipped ones.
+    """
+    probe = defense if isinstance(defense, NeuralPolarizerSettings) else NeuralPolarizerSettings()
     rows = torch.randperm(len(clean), generator=stream(seed, "inspect"))[:sample]
     labels, pixels = clean.labels[rows].to(device), to_pixels(clean.images[rows].to(device))
-    radius = max(defense.radii)
+    radius = max(probe.radii)
     success = []
     perturbed = pixels
     for network in (purified.model, model):  # the original last: its perturbations are shown
         placed = network.to(device).eval()
         try:
-            perturbed, share = _attack(placed, pixels, labels, defense, radius)
+            perturbed, share = _attack(placed, pixels, labels, probe, radius)
         finally:
             network.to("cpu")
         success.append(share)
-    pictures = _pictures(pixels.cpu(), perturbed.cpu(), evidence)
+    pictures = [*_exhibits(purified.audit), *_pictures(pixels.cpu(), perturbed.cpu(), evidence)]
     return {"before": success[1], "after": success[0], "radius": radius}, pictures
 
 
 def _attack(
-    model: nn.Module, pixels: Float[Tensor, "n c h w"], labels: Tensor, defense: NeuralPolarizer, radius: float
+    model: nn.Module, pixels: Float[Tensor, "n c h w"], labels: Tensor, probe: NeuralPolarizerSettings, radius: float
 ) -> tuple[Tensor, float]:
     with torch.no_grad():
         targets = runner_up(model(pixels), labels)
@@ -63,15 +67,27 @@ def _attack(
         model,
         pixels,
         targets,
-        ball=Ball(defense.norm, radius),
-        steps=max(defense.steps, 2),
-        step_size=defense.step_size,
-        rule=defense.step_rule,
+        ball=Ball(probe.norm, radius),
+        steps=max(probe.steps, 2),
+        step_size=probe.step_size,
+        rule=probe.step_rule,
     )
     perturbed = (pixels + delta).clamp(0, 1)
     with torch.no_grad():
         share = (model(perturbed).argmax(dim=1) == targets).float().mean()
     return perturbed, float(share)
+
+
+def _exhibits(audit: Audit | None) -> list[Picture]:
+    return [
+        Picture(
+            title=exhibit.title,
+            caption=exhibit.caption,
+            png=contact_sheet(exhibit.rows, scale=max(1, 64 // exhibit.rows[0].shape[2])),
+            group="What the defense found",
+        )
+        for exhibit in (() if audit is None else audit.exhibits)
+    ]
 
 
 def _pictures(pixels: Tensor, perturbed: Tensor, evidence: Evidence) -> list[Picture]:
@@ -83,7 +99,7 @@ def _pictures(pixels: Tensor, perturbed: Tensor, evidence: Evidence) -> list[Pic
             caption="Rows: clean image, the same with a targeted perturbation against the original model (the stand-in "
             "for the unknown trigger), and the perturbation alone, amplified.",
             png=contact_sheet([_to_bytes(pixels), _to_bytes(perturbed), amplify(perturbed - pixels)], scale=scale),
-            group="Perturbations used in training",
+            group="Perturbations",
         )
     ]
     if evidence.test is not None and evidence.triggered is not None:

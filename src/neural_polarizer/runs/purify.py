@@ -1,7 +1,5 @@
-"""One purification, one folder: the purified model, the layer alone, the record and the report."""
+"""One purification, one folder: the purified model, the layer alone if there is one, the record and the report."""
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,26 +11,25 @@ import torch
 from neural_polarizer.artifacts import LoadedModel, save_model, save_polarizer, versions
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset, write_index
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
-from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import output_folder, read_json, write_json, write_text
+from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.recipes import precision_of
+from neural_polarizer.files import output_folder, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.report.html import render_run
 from neural_polarizer.runs.inspect import Evidence, inspect
+from neural_polarizer.runs.purify_checks import RECORD, check_mixture, finished, remarks, run_id, settings_of
 from neural_polarizer.train import Progress, silent
 
 PURIFIED = "purified.safetensors"
 POLARIZER = "polarizer.safetensors"
-RECORD = "run.json"
 REPORT = "report.html"
 CLEAN_INDEX = "clean_index.json"
-ATTACK_RECORD = "attack.json"
 
 
 def run_purify(
     loaded: LoadedModel,
     pool: ImageSet,
-    defense: NeuralPolarizer,
+    defense: Defense,
     out: Path,
     *,
     method: str,
@@ -41,6 +38,7 @@ def run_purify(
     device: torch.device,
     evidence: Evidence,
     sources: Mapping[str, str | None],
+    mixture: ImageSet | None = None,
     before: Metrics | None = None,
     load_seconds: float = 0.0,
     command: Sequence[str] | None = None,
@@ -62,6 +60,8 @@ def run_purify(
         device: where to compute.
         evidence: test data, for the figures before and after alone.
         sources: data specs, for the record.
+        mixture: poisoned training images, for a defense whose setting ``data`` is "mixture": it gets these instead of
+            the clean ones, and the record says so.
         before: the suspicious model's figures on ``evidence``, if known already.
         load_seconds: time spent on reading model and data, for the record.
         command: arguments with which to repeat the run, for the record.
@@ -71,21 +71,23 @@ def run_purify(
         BadInputError: the folder holds another run, or model, data or settings cannot be used.
         EnvironmentFaultError: a file cannot be written.
     """
+    check_mixture(defense, method, mixture)
     output_folder(out)
     started = time.perf_counter()
     indices = torch.arange(len(pool)) if n_clean is None else clean_subset(pool, n_clean, seed=seed)
     clean = pool.select(indices)
-    identity = _run_id(loaded, clean, defense, evidence, method, seed)
-    finished = _finished(out, identity)
-    if finished is not None:
-        return finished
-    purified = defense.repair(loaded.model, clean, seed=seed, device=device, progress=progress)
+    identity = run_id(loaded, clean, defense, evidence, mixture, method, seed)
+    found = finished(out, identity)
+    if found is not None:
+        return found
+    shown = clean if mixture is None else mixture
+    purified = defense.repair(loaded.model, shown, seed=seed, device=device, progress=progress)
     defended = time.perf_counter()
     if before is None:
         before = evaluate(loaded.model, evidence.test, evidence.triggered, device=device, progress=progress)
     after = evaluate(purified.model, evidence.test, evidence.triggered, device=device, progress=progress)
     surrogate, pictures = inspect(loaded.model, purified, clean, defense, evidence, device, seed)
-    evaluated = time.perf_counter()
+    evaluated, audit = time.perf_counter(), purified.audit
     described = replace(loaded.record, image_size=pool.image_size, classes=loaded.record.classes or pool.classes)
     record: dict[str, Any] = {
         "schema": 1,
@@ -94,7 +96,7 @@ def run_purify(
         "site": purified.site,
         "seed": seed,
         "suspect": purified.suspect,
-        "config": asdict(defense) | {"site": purified.site},
+        "config": settings_of(defense) | ({} if purified.site is None else {"site": purified.site}),
         "n_clean": len(clean),
         "before": asdict(before),
         "after": asdict(after),
@@ -107,67 +109,29 @@ def run_purify(
         },
         "history": list(purified.history),
         "surrogate": surrogate,
+        "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
         "model": {"path": str(loaded.path), **asdict(described)},
         "model_sha256": loaded.sha256,
         "data": dict(sources),
         "clean_sha256": clean.sha256(),
+        "mixture": None if mixture is None else {"n": len(mixture), "sha256": mixture.sha256()},
         "findings": list(loaded.findings),
-        "warnings": [*purified.notes, *_warnings(before, clean, described.num_classes)],
+        "warnings": [
+            *remarks(method, defense, before, clean, mixture, described.num_classes),
+            *purified.notes,
+        ],
         "device": str(device),
-        "precision": defense.precision,
+        "precision": precision_of(defense),
         "versions": versions(),
         "command": None if command is None else list(command),
     }
-    saved = replace(described, site=purified.site)
+    saved = replace(described, site=purified.site or described.site)
     save_model(out / PURIFIED, purified.model, saved)
-    assert purified.polarizer is not None
-    save_polarizer(out / POLARIZER, purified.polarizer, saved)
+    if purified.polarizer is not None:
+        save_polarizer(out / POLARIZER, purified.polarizer, saved)
+    else:  # a killed run of another method may have left one
+        (out / POLARIZER).unlink(missing_ok=True)
     write_index(out / CLEAN_INDEX, indices, pool, seed)
     write_text(out / REPORT, render_run(record, pictures))
     write_json(out / RECORD, record)
     return record
-
-
-def _run_id(
-    loaded: LoadedModel, clean: ImageSet, defense: NeuralPolarizer, evidence: Evidence, method: str, seed: int
-) -> str:
-    """A hash of all that the result depends on."""
-    test, triggered = evidence.test, evidence.triggered
-    parts = {
-        "model": [loaded.sha256, loaded.record.mean, loaded.record.std],
-        "clean": clean.sha256(),
-        "test": None if test is None else test.sha256(),
-        "triggered": None if triggered is None else triggered.images.sha256(),
-        "defense": asdict(defense),
-        "method": method,
-        "seed": seed,
-        "versions": versions(),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _finished(out: Path, identity: str) -> dict[str, Any] | None:
-    if (out / ATTACK_RECORD).exists():
-        raise BadInputError(f"{out}: holds an attack, which would be mixed up with the result; choose another --out")
-    if not (out / RECORD).exists():
-        return None
-    found = read_json(out / RECORD)
-    if found.get("run_id") == identity:
-        return found
-    raise BadInputError(
-        f"{out}: holds another run (method {found.get('method')}, seed {found.get('seed')}); "
-        "choose another --out or remove that folder"
-    )
-
-
-def _warnings(before: Metrics, clean: ImageSet, num_classes: int) -> list[str]:
-    found = []
-    if before.acc is not None and before.acc < 0.5:
-        found.append(
-            f"the model classifies only {100 * before.acc:.1f} % of the clean test images correctly before anything "
-            "was done: check --profile (normalisation) and the order of the classes"
-        )
-    empty = num_classes - int(clean.labels.unique().numel())
-    if empty > 0:
-        found.append(f"{empty} of {num_classes} classes have no clean image, so accuracy on them is not protected")
-    return found

@@ -1,0 +1,112 @@
+"""From a method's name to a defense: with the paper's settings, those for a laptop, or what the user asks for."""
+
+from collections.abc import Mapping
+from functools import reduce
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from neural_polarizer.defenses import DEFENSES, defense_class
+from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.presets import VARIANTS, Preset, Target, preset
+from neural_polarizer.errors import BadInputError, WrongUsageError
+from neural_polarizer.models.normalize import PROFILES
+from neural_polarizer.settings import changed, check_choice, places, setting_names
+
+Scale = Literal["paper", "laptop"]
+
+PAPER_EPOCHS = MappingProxyType({"gtsrb": 50})
+"""Appendix B; 100 for all other data sets."""
+
+_EPOCHS = ("student.epochs", "schedule.epochs", "epochs")
+"""What "epochs" means for a method: the first of these that it has."""
+
+_FIELD = MappingProxyType({"radius": "radii", "batch-size": "batch_size", "mixture": "data"})
+
+
+def make_defense(
+    method: str,
+    *,
+    name: Preset | None = None,
+    scale: Scale | None = None,
+    profile: str | None = None,
+    target: Target = None,
+) -> Defense:
+    """The defense that ``method`` names.
+
+    Args:
+        method: a key of ``DEFENSES``, or the dotted path of a class.
+        name: preset, for the NPD family alone; None is "shipped".
+        scale: "paper" (appendix B; the default) or "laptop" (docs/defenses.md), for all others.
+        profile: which data set the images are like, a name of ``PROFILES``.
+        target: the attacker's class or "next", for NPD-TP and NPD-TU alone.
+
+    Raises:
+        BadInputError: unknown method, scale, preset or profile, or a target is missing.
+        WrongUsageError: a preset, scale or target where none belongs.
+    """
+    if method in VARIANTS:
+        if scale is not None:
+            raise WrongUsageError(f"{method} has presets, not scales: leave the scale out")
+        return preset(method, name=name or "shipped", profile=profile, target=target)
+    kind = defense_class(method)
+    for option, value in (("preset", name), ("target", target)):
+        if value is not None:
+            raise WrongUsageError(f"{method} takes no {option}, which is for the NPD family: leave it out")
+    check_choice("scale", scale or "paper", get_args(Scale))
+    if profile is not None:
+        check_choice("profile", profile, PROFILES)
+    try:
+        defense = kind()
+    except TypeError as error:
+        raise BadInputError(f"{method}: every setting of a defense needs a default ({error})") from None
+    own: Mapping[str, Any] = getattr(kind, "laptop", {}) if scale == "laptop" else {}
+    return changed(defense, {**_of_the_data(defense, profile), **own} if method in DEFENSES else own)
+
+
+def _of_the_data(defense: Defense, profile: str | None) -> dict[str, Any]:
+    """Only CIFAR-10 is mirrored: a mirrored road sign is another sign."""
+    changes: dict[str, Any] = dict.fromkeys(places(defense, "flip"), profile == "cifar10")
+    if profile is not None and profile in PAPER_EPOCHS:
+        changes |= dict.fromkeys(_settings_for(defense, "epochs"), PAPER_EPOCHS[profile])
+    return changes
+
+
+def with_options(defense: Defense, method: str, options: Mapping[str, Any]) -> Defense:
+    """The defense with what the user asked for.
+
+    Args:
+        defense: any.
+        method: its name, for messages.
+        options: values by "site", "radius", "epochs", "batch-size", "precision" or "mixture"; None: not asked for.
+
+    Raises:
+        WrongUsageError: the method has no such setting.
+        BadInputError: a value is out of its range.
+    """
+    changes: dict[str, Any] = {}
+    for option, value in options.items():
+        if value is None:
+            continue
+        found = _settings_for(defense, option)
+        if not found:
+            has = ", ".join(setting_names(defense)) or "none"
+            raise WrongUsageError(f"{option} makes no sense for {method}, whose settings are: {has}")
+        changes |= dict.fromkeys(found, value)
+    return changed(defense, changes)
+
+
+def _settings_for(defense: Defense, option: str) -> list[str]:
+    if option == "epochs":
+        return [name for name in _EPOCHS if name in setting_names(defense)][:1]
+    return places(defense, _FIELD.get(option, option))
+
+
+def with_precision(defense: Defense, precision: str) -> Defense:
+    """The defense, computing in ``precision`` wherever it has the choice."""
+    return changed(defense, dict.fromkeys(places(defense, "precision"), precision))
+
+
+def precision_of(defense: Defense) -> str:
+    """What it computes in: "fp32", "bf16", or "mixed" if its parts differ."""
+    found = {str(reduce(getattr, place.split("."), defense)) for place in places(defense, "precision")}
+    return "mixed" if len(found) > 1 else next(iter(found), "fp32")

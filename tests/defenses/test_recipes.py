@@ -1,0 +1,158 @@
+"""The settings of the two scales, and how settings are changed by name."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from neural_polarizer.defenses import ANP, IBAU, NAD, EntropyPruning, FinePruning, FineTuning, NeuralCleanse
+from neural_polarizer.defenses.presets import preset
+from neural_polarizer.defenses.recipes import make_defense, precision_of, with_options, with_precision
+from neural_polarizer.errors import BadInputError, WrongUsageError
+from neural_polarizer.settings import changed, places, setting_names
+
+
+def made(method: str, scale: Any = None, profile: str | None = "cifar10") -> Any:
+    return make_defense(method, scale=scale, profile=profile)
+
+
+@pytest.mark.parametrize("profile", ["cifar10", "gtsrb", "tiny_imagenet", None])
+def test_paper_values(profile: str | None) -> None:
+    """Appendix B and spec 4: lr .01, batch 256, 100 epochs (GTSRB 50); ANP's threshold .4; the rest BackdoorBench's."""
+    epochs = 50 if profile == "gtsrb" else 100
+    schedules = [made(name, None, profile).schedule for name in ("ft", "fp", "nc")]
+    schedules.append(made("nad", None, profile).student)
+    for schedule in schedules:
+        assert (schedule.epochs, schedule.batch_size, schedule.lr) == (epochs, 256, 0.01)
+        assert (schedule.momentum, schedule.weight_decay, schedule.policy) == (0.9, 5e-4, "cosine")
+        assert (schedule.crop_padding, schedule.flip) == (4, profile == "cifar10")
+    nad, nc, anp = (made(name, None, profile) for name in ("nad", "nc", "anp"))
+    assert (nad.teacher.epochs, nad.teacher.flip, nad.weights) == (10, profile == "cifar10", (500.0, 1000.0, 1000.0))
+    assert (nc.images, nc.epochs, nc.batch_size, nc.cost, nc.patience, nc.threshold) == (None, 80, 256, 1e-3, 5, 2.0)
+    assert (anp.iterations, anp.batch_size, anp.lr, anp.eps, anp.threshold) == (2000, 256, 0.01, 0.4, 0.4)
+    assert (anp.alpha, anp.steps, anp.flip) == (0.2, 1, profile == "cifar10")
+    assert made("i-bau", None, profile) == IBAU(rounds=5, batch_size=256, iterations=5, lr=1e-4, portion=0.01)
+    assert made("ep", None, profile) == EntropyPruning(data="clean", deviations=3.0, batch_size=256, bin_width=0.1)
+
+
+@pytest.mark.parametrize("profile", ["cifar10", "gtsrb"])
+def test_laptop_values(profile: str) -> None:
+    """The table of docs/defenses.md."""
+    ft, fp, nad, nc, anp = (made(name, "laptop", profile) for name in ("ft", "fp", "nad", "nc", "anp"))
+    assert (ft.schedule.epochs, ft.schedule.batch_size, ft.schedule.lr) == (20, 64, 0.01)
+    assert fp.schedule == ft.schedule
+    assert (nad.teacher.epochs, nad.teacher.batch_size) == (5, 64)
+    assert (nad.student.epochs, nad.student.batch_size) == (15, 64)
+    assert (nc.images, nc.epochs, nc.batch_size, nc.patience) == (500, 30, 50, 2)
+    assert (nc.schedule.epochs, nc.schedule.batch_size) == (10, 64)
+    assert (anp.iterations, anp.batch_size, anp.lr) == (500, 64, 0.04)
+    assert anp.iterations * anp.lr == ANP().iterations * ANP().lr
+    assert {defense.flip for defense in (anp, ft.schedule, nad.teacher)} == {profile == "cifar10"}
+    for same in ("i-bau", "ep"):
+        assert made(same, "laptop", profile) == made(same, "paper", profile)
+
+
+def test_the_scale_and_the_data_set_must_be_known(unchecked: None) -> None:
+    with pytest.raises(BadInputError, match="scale cannot be 'laptpo': did you mean 'laptop'"):
+        made("ft", "laptpo")
+    with pytest.raises(BadInputError, match="profile cannot be 'tiny-imagenet'"):
+        made("ft", None, "tiny-imagenet")
+
+
+def test_settings_are_listed_with_those_inside_them() -> None:
+    assert setting_names(FinePruning())[:2] == ["max_drop", "step"]
+    assert "schedule.epochs" in setting_names(FinePruning())
+    assert "schedule" not in setting_names(FinePruning())
+    assert places(NAD(), "epochs") == ["teacher.epochs", "student.epochs"]
+    assert places(NeuralCleanse(), "epochs") == ["epochs", "schedule.epochs"]
+
+
+def test_a_change_leaves_the_rest_and_the_original_alone() -> None:
+    base = NAD()
+    found = changed(base, {"teacher.epochs": 3, "teacher.lr": 1, "weights": [1, 2]})
+    assert (found.teacher.epochs, found.teacher.lr, found.weights) == (3, 1, (1, 2))
+    assert found.student == base.student
+    assert found.teacher.batch_size == base.teacher.batch_size
+    assert base == NAD()
+    assert changed(base, {}) == base
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Every:
+    """One field of each type that settings have."""
+
+    whole: int = 1
+    real: float = 1.0
+    switch: bool = True
+    word: Literal["a", "b"] = "a"
+    maybe: int | Literal["next"] | None = None
+    some: tuple[float, ...] = ()
+    pair: tuple[int, str] = (1, "x")
+    text: str = ""
+    inner: Inner = field(default=Inner())
+    free: Any = None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("whole", 3), ("real", 2), ("real", 0.5), ("switch", False), ("word", "b"), ("maybe", 3), ("maybe", "next")),
+        *(("maybe", None), ("some", [1, 2.5]), ("some", ()), ("pair", (2, "y")), ("text", "z"), ("inner.depth", 2)),
+        *(("free", object), ("inner", Inner(5))),
+    ],
+)
+def test_values_of_the_right_type_are_taken(name: str, value: Any) -> None:
+    head, _, rest = name.partition(".")
+    found = getattr(changed(Every(), {name: value}), head)
+    assert (getattr(found, rest) if rest else found) == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("whole", 1.5), ("whole", True), ("whole", None), ("real", "1"), ("real", False), ("switch", 1)),
+        *(("word", "c"), ("maybe", "prev"), ("maybe", 1.5), ("some", ("x",)), ("some", 1), ("pair", (1,))),
+        *(("pair", (1, 2)), ("text", 3), ("inner.depth", "deep")),
+    ],
+)
+def test_values_of_another_type_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(BadInputError, match=r"cannot be .*: expected"):
+        changed(Every(), {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("hole", "a setting of Every cannot be 'hole': did you mean 'whole'"),
+        ("inner.dept", "a setting of Inner cannot be 'dept': did you mean 'depth'"),
+        ("whole.depth", "whole of Every has no settings of its own"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(name: str, match: str) -> None:
+    with pytest.raises(BadInputError, match=match):
+        changed(Every(), {name: 1})
+
+
+def test_precision_goes_wherever_there_is_a_choice() -> None:
+    for defense in (FineTuning(), NAD(), NeuralCleanse(), ANP(), preset("npd")):
+        assert precision_of(defense) == "fp32"
+        assert precision_of(with_precision(defense, "bf16")) == "bf16"
+    for fixed in (IBAU(), EntropyPruning()):
+        assert with_precision(fixed, "bf16") == fixed
+        assert precision_of(fixed) == "fp32"
+    assert precision_of(changed(NeuralCleanse(), {"precision": "bf16"})) == "mixed"
+
+
+def test_options_that_were_not_given_change_nothing() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(("site", "radius", "epochs", "batch-size", "precision", "mixture"))
+    assert with_options(FineTuning(), "ft", nothing) == FineTuning()
+    found: Any = with_options(preset("npd"), "npd", {**nothing, "radius": (1.0,), "epochs": 3, "site": "after:x"})
+    assert (found.radii, found.epochs, found.site) == ((1.0,), 3, "after:x")
+    with pytest.raises(WrongUsageError, match=r"radius makes no sense for ft, whose settings are: schedule\.epochs"):
+        with_options(FineTuning(), "ft", {"radius": (math.inf,)})
