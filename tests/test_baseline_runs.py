@@ -22,7 +22,7 @@ from neural_polarizer.defenses.presets import VARIANTS
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify
-from run_files import coloured, make_runs, purify_words, run, states_equal
+from run_files import attack_words, coloured, make_runs, purify_words, run, states_equal
 from toys import tiny_images, tiny_model
 
 Capsys = pytest.CaptureFixture[str]
@@ -164,6 +164,15 @@ def test_an_option_reaches_the_baseline(runs: Path, tmp_path: Path, capsys: Caps
         assert found == value, place
     if "precision" in name:
         assert record_in(tmp_path)["precision"] == "bf16"
+
+
+def test_the_data_set_is_known_by_the_models_normalisation(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    assert run(capsys, *attack_words(runs, tmp_path / "attack", "--profile", "cifar10", "--epochs", 1)).code == 0
+    base = words("anp", runs, tmp_path / "out")
+    assert run(capsys, base[0], tmp_path / "attack", *base[2:]).code == 0
+    assert record_in(tmp_path / "out")["config"]["flip"]
+    assert run(capsys, *words("anp", runs, tmp_path / "other")).code == 0
+    assert not record_in(tmp_path / "other")["config"]["flip"]
 
 
 WRONG: dict[str, tuple[str, tuple[object, ...]]] = {

@@ -141,7 +141,10 @@ def test_the_table_shows_means_failures_and_the_papers_figures(tmp_path: Path) -
         "| badnets | i-bau | 80.00 | 10.00 | 70.00 | 87.50 | 61 | 900 | 87.43 | 4.48 | 92.46 |",
         "| wanet | none | 90.00 | 95.00 | 5.00 | - | - | - | - | - | - |",
         "| wanet | i-bau | 60.00 | 30.00 | 50.00 | 70.00 | 81 | 900 | - | - | - |",
-        "| mean of 2 | i-bau | 70.00 | 20.00 | 60.00 | 78.75 | 71 | 900 | 88.00 | 5.00 | 92.00 |",
+        "| mean of 2 | i-bau | 70.00 | 20.00 | 60.00 | 78.75 | 71 | 900 | - | - | - |",
     ]
+    everywhere = {(victim.name, "i-bau"): cell for victim in TABLE.VICTIMS}
+    last = TABLE.report(everywhere, TABLE.read_paper(tmp_path)).splitlines()[-1]
+    assert last == "| mean of 8 | i-bau | 80.00 | 10.00 | 70.00 | 87.50 | 61 | 900 | 88.00 | 5.00 | 92.00 |"
     assert {line.count("|") for line in shown[2:]} == {12}
     assert {line.count("|") for line in TABLE.report(cells, {}).splitlines()[2:]} == {9}

@@ -28,6 +28,7 @@ from neural_polarizer.defenses import DEFENSES
 from neural_polarizer.defenses.presets import Preset
 from neural_polarizer.defenses.recipes import Scale
 from neural_polarizer.devices import choose_device
+from neural_polarizer.report.audit import audit_summary
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.purify import run_purify
 
@@ -130,8 +131,9 @@ def purify(
         )
     if not quiet:
         show_table(summary_table(record))
-        if record["audit"] is not None:
-            console.print(record["audit"]["summary"], markup=False, highlight=False)
+        found = audit_summary(record)
+        if found is not None:
+            console.print(found, markup=False, highlight=False)
         for remark in (*record["findings"], *record["warnings"]):
             console.print(f"note: {remark}", markup=False, highlight=False)
         console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
