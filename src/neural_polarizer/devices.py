@@ -24,7 +24,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_precision(device: torch.device) -> Precision:
-    """bf16 where the hardware computes in it (CUDA, AMX, AVX-512 BF16), else fp32, which is then the faster of the two."""
+    """bf16 where the hardware computes in it (CUDA, AMX, AVX-512 BF16), else fp32, which is the faster one there."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11

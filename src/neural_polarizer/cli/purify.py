@@ -26,6 +26,7 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.presets import Target, preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.report.terminal import summary_table
+from neural_polarizer.runs.fold import fold_run
 from neural_polarizer.runs.purify import run_purify
 
 Method = Literal["npd", "npd-tp", "npd-tu", "npd-uu", "npd-up"]
@@ -63,6 +64,7 @@ def purify(
     ] = None,
     test: Annotated[str | None, typer.Option(help="Test images, a data spec: measures ACC.")] = None,
     triggered: Annotated[Path | None, typer.Option(help="triggered.parquet: measures ASR and RA.")] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Also write the model without the layer, as fast.")] = False,
     size: Size = None,
     precision: PrecisionName = None,
     device: DeviceName = None,
@@ -106,9 +108,12 @@ def purify(
             command=["polarizer", *sys.argv[1:]],
             progress=progress,
         )
+        if fold:
+            record = fold_run(out, pool, evidence, device=place)
     if not quiet:
         show_table(summary_table(record))
-        for remark in (*record["findings"], *record["warnings"]):
+        folded = [record["fold"]["remark"]] if fold else []
+        for remark in (*record["findings"], *record["warnings"], *folded):
             console.print(f"note: {remark}", markup=False, highlight=False)
         console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
