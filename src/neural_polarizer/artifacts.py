@@ -103,7 +103,10 @@ def save_polarizer(path: Path, polarizer: Polarizer, record: ModelRecord) -> Non
 
 
 def _metadata(record: ModelRecord) -> dict[str, str]:
-    return {KEY: json.dumps({**asdict(record), "versions": versions()})}
+    told = asdict(record)
+    if not record.changes:  # the files of all other models stay as they were, byte for byte
+        del told["changes"]
+    return {KEY: json.dumps({**told, "versions": versions()})}
 
 
 def locate(path: Path) -> Path:
