@@ -112,7 +112,7 @@ class Plan:
                 edits.append(into_conv(user, conv))
             elif linear is not None and flat and linear.in_features % self.channels == 0:
                 edits.append(IntoLinear(linear))
-            elif keeps(user, self.modules) or (not flat and averages(user, self.modules)):
+            elif keeps(user, self.modules) or averages(user, self.modules):
                 edits += self._readers(user, into_conv, flat=flat or flattens(user, self.modules))
             elif flattens(user, self.modules):
                 edits += self._readers(user, into_conv, flat=True)
