@@ -19,7 +19,7 @@ LAYERS = (
     ("cache",),
     ("data", "models", "polarizer", "checkpoints"),
     ("surgery", "perturb", "losses"),
-    ("train", "suspects"),
+    ("train", "suspects", "folding"),
     ("metrics",),
     ("attacks", "defenses"),
     ("artifacts",),

@@ -1,6 +1,7 @@
 """Purify an image classifier that may carry a backdoor, with the evidence."""
 
 from neural_polarizer.api import evaluate as evaluate
+from neural_polarizer.api import fold as fold
 from neural_polarizer.api import load as load
 from neural_polarizer.api import purify as purify
 from neural_polarizer.attacks import Attack as Attack
@@ -18,6 +19,7 @@ from neural_polarizer.errors import BadInputError as BadInputError
 from neural_polarizer.errors import EnvironmentFaultError as EnvironmentFaultError
 from neural_polarizer.errors import NeuralPolarizerError as NeuralPolarizerError
 from neural_polarizer.errors import WrongUsageError as WrongUsageError
+from neural_polarizer.folding import Folded as Folded
 from neural_polarizer.metrics import Metrics as Metrics
 from neural_polarizer.metrics import defense_effectiveness as defense_effectiveness
 from neural_polarizer.models.normalize import Normalized as Normalized

@@ -1,4 +1,4 @@
-"""The three functions most users need: ``purify``, ``load``, ``evaluate``."""
+"""The functions most users need: ``purify``, ``fold``, ``load``, ``evaluate``."""
 
 from os import PathLike
 from pathlib import Path
@@ -10,11 +10,13 @@ from torch import nn
 from neural_polarizer import metrics
 from neural_polarizer.artifacts import load_model
 from neural_polarizer.data.convert import as_image_set
+from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses.base import Defense, Purified
 from neural_polarizer.defenses.presets import Preset, Target
 from neural_polarizer.defenses.recipes import Scale, make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.folding import Border, Folded, fold_polarizer
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.settings import changed
 from neural_polarizer.train import Progress, silent
@@ -71,6 +73,27 @@ def purify(
     base = with_options(with_precision(base, choose_precision(place)), method, {"site": site})
     defense: Defense = changed(base, settings)
     return defense.repair(model, images, seed=seed, device=place, progress=progress)
+
+
+def fold(purified: Purified | nn.Module, images: Any, *, border: Border = "exact") -> Folded:
+    """A purified model without the layer that purifies it, so that it costs what the original costs.
+
+    Args:
+        purified: what ``purify`` returned, or the model in it; left as it was.
+        images: an ``ImageSet``, or a data set or loader of (image, label), on which the logits are compared; clean
+            ones will do.
+        border: "ignored" keeps the architecture also where a convolution pads zeros, at the price of other values
+            on the border.
+
+    Returns:
+        The folded model, whether it is exact and of the original architecture, and by how much its logits deviate.
+
+    Raises:
+        BadInputError: there is no polarizer to fold, or no image.
+    """
+    model = purified.model if isinstance(purified, Purified) else purified
+    like = next(model.parameters())
+    return fold_polarizer(model, to_pixels(as_image_set(images).images).to(like), border=border)
 
 
 def load(path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from neural_polarizer.checkpoints import load_strict, read_checkpoint
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_bytes
+from neural_polarizer.models.adapted import adapt, pointwise
 from neural_polarizer.models.build import build, sizes_in
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.polarizer import Polarizer
@@ -39,6 +40,7 @@ class ModelRecord:
         image_size: height and width of the training images, if known.
         classes: class names, if known.
         site: where the polarizer sits, None for a model without one.
+        changes: of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
     """
 
     architecture: str
@@ -49,6 +51,7 @@ class ModelRecord:
     image_size: tuple[int, int] | None = None
     classes: tuple[str, ...] | None = None
     site: str | None = None
+    changes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,10 @@ def save_polarizer(path: Path, polarizer: Polarizer, record: ModelRecord) -> Non
 
 
 def _metadata(record: ModelRecord) -> dict[str, str]:
-    return {KEY: json.dumps({**asdict(record), "versions": versions()})}
+    told = asdict(record)
+    if not record.changes:  # the files of all other models stay as they were, byte for byte
+        del told["changes"]
+    return {KEY: json.dumps({**told, "versions": versions()})}
 
 
 def locate(path: Path) -> Path:
@@ -193,14 +199,20 @@ def _check_size(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) 
 def _fill(model: Normalized, record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
     backbone = {name: value for name, value in tensors.items() if not name.startswith(POLARIZER_PREFIX)}
     layer = {name[len(POLARIZER_PREFIX) :]: value for name, value in tensors.items() if name not in backbone}
+    try:
+        for name, kind in record.changes:
+            adapt(model.network, name, kind)
+    except BadInputError as error:
+        raise BadInputError(f"{file}: {error}") from None
     if record.site is None:
         load_strict(model.network, tensors, source=str(file))
         return model
     load_strict(model.network, backbone, source=str(file))
-    weight = layer.get("mix.weight")
+    weight = layer.get("mix.weight", layer.get("weight"))  # of a folded polarizer nothing but a convolution is left
     if weight is None or weight.ndim != 4 or not 1 <= weight.shape[0] <= weight.numel():
         raise BadInputError(f"{file}: says that it has a polarizer at {record.site}, but holds no weights of one")
-    polarizer = Polarizer(weight.shape[0])
+    channels, like = weight.shape[0], next(model.parameters())
+    polarizer = Polarizer(channels) if "mix.weight" in layer else pointwise(channels, like)
     load_strict(polarizer, layer, source=f"{file} (polarizer)")
     return insert(model, Site.parse(record.site), polarizer)
 
@@ -220,6 +232,7 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
             image_size=None if size is None else (int(size[0]), int(size[1])),
             classes=None if classes is None else tuple(str(name) for name in classes),
             site=None if found.get("site") is None else str(found["site"]),
+            changes=tuple((str(name), str(kind)) for name, kind in found.get("changes", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise BadInputError(f"{file}: its record of the model is damaged ({error!r})") from None

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.adapted import replace_module
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.polarizer import Polarizer
 
@@ -46,9 +47,12 @@ class Site:
 
 
 class PolarizedModule(nn.Module):
-    """A module of the network with the polarizer before or behind it, in that module's place."""
+    """A module of the network with the polarizer before or behind it, in that module's place.
 
-    def __init__(self, module: nn.Module, polarizer: Polarizer, side: Literal["before", "after"]) -> None:
+    The polarizer is a ``Polarizer``, or the 1x1 convolution that one has been folded into.
+    """
+
+    def __init__(self, module: nn.Module, polarizer: nn.Module, side: Literal["before", "after"]) -> None:
         super().__init__()
         self.module = module
         self.polarizer = polarizer
@@ -74,7 +78,7 @@ def full_name(model: nn.Module, site: Site) -> str:
     return f"network.{site.name}" if network is not model else site.name
 
 
-def insert(model: nn.Module, site: Site, polarizer: Polarizer) -> nn.Module:
+def insert(model: nn.Module, site: Site, polarizer: nn.Module) -> nn.Module:
     """A copy of ``model`` with ``polarizer`` (the very object) at ``site``; ``model`` is untouched.
 
     Raises:
@@ -82,12 +86,7 @@ def insert(model: nn.Module, site: Site, polarizer: Polarizer) -> nn.Module:
     """
     polarized = copy.deepcopy(model)
     module = polarized.get_submodule(full_name(model, site))
-    places = [
-        (parent, name) for parent in polarized.modules() for name, child in parent._modules.items() if child is module
-    ]
-    wrapped = PolarizedModule(module, polarizer, site.side)
-    for parent, name in places:  # a module can have several names
-        setattr(parent, name, wrapped)
+    replace_module(polarized, module, PolarizedModule(module, polarizer, site.side))
     return polarized
 
 
@@ -194,6 +193,15 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Polarizer) or super().is_leaf_module(m, module_qualified_name)
 
 
+def trace(model: nn.Module) -> fx.Graph:
+    """The graph of ``model``, in which polarizers and torch's own modules are single nodes.
+
+    Raises:
+        Exception: whatever a network that cannot be traced raises.
+    """
+    return _Tracer().trace(model)
+
+
 @torch.no_grad()
 def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]) -> Cut | str:
     """Cut ``model`` in front of its ``polarizer``, or say in words why that is not possible.
@@ -201,8 +209,7 @@ def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]
     The two parts are tried on ``pixels`` (evaluation mode) and must give the model's own logits.
     """
     try:
-        graph = _Tracer().trace(model)
-        parts = _split(model, graph, polarizer)
+        parts = _split(model, trace(model), polarizer)
         values = parts.prefix(pixels)
         logits, expected = parts.tail(*values), model(pixels)
     except Exception as error:  # a foreign network may raise anything while it is traced

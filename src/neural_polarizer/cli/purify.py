@@ -30,6 +30,7 @@ from neural_polarizer.defenses.recipes import Scale
 from neural_polarizer.devices import choose_device
 from neural_polarizer.report.audit import audit_summary
 from neural_polarizer.report.terminal import summary_table
+from neural_polarizer.runs.fold import fold_run
 from neural_polarizer.runs.purify import run_purify
 
 
@@ -73,6 +74,7 @@ def purify(
     own: OwnSettings = None,
     test: Annotated[str | None, typer.Option(help="Test images, a data spec: measures ACC.")] = None,
     triggered: Annotated[Path | None, typer.Option(help="triggered.parquet: measures ASR and RA.")] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Also write the model without the layer, as fast.")] = False,
     size: Size = None,
     precision: PrecisionName = None,
     device: DeviceName = None,
@@ -129,11 +131,14 @@ def purify(
             command=["polarizer", *sys.argv[1:]],
             progress=progress,
         )
+        if fold:
+            record = fold_run(out, pool, evidence, device=place)
     if not quiet:
         show_table(summary_table(record))
         found = audit_summary(record)
         if found is not None:
             console.print(found, markup=False, highlight=False)
-        for remark in (*record["findings"], *record["warnings"]):
+        folded = [record["fold"]["remark"]] if fold else []
+        for remark in (*record["findings"], *record["warnings"], *folded):
             console.print(f"note: {remark}", markup=False, highlight=False)
         console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

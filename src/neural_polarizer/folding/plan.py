@@ -1,0 +1,173 @@
+"""Which layers can take the polarizer over: a walk through the graph of the network, in both directions."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import fx, nn
+
+from neural_polarizer.folding.edits import BehindConv, Edit, InsteadOfNorm, IntoConv, IntoLinear, pads_zeros
+from neural_polarizer.folding.nodes import averages, flattens, keeps, looks_at_the_shape, sums
+from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.surgery import PolarizedModule, trace
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+class UnfoldableError(Exception):
+    """Why the polarizer cannot be folded in one way; never leaves this package."""
+
+
+class Plan:
+    """A polarized network as a graph, and what may be changed in it.
+
+    Args:
+        root: in evaluation mode, with one polarizer; the edits change it in place.
+        wrapped: the module in ``root`` that holds the polarizer.
+
+    Raises:
+        UnfoldableError: the network cannot be traced.
+    """
+
+    def __init__(self, root: nn.Module, wrapped: PolarizedModule) -> None:
+        self.root = root
+        self.wrapped = wrapped
+        try:
+            graph = trace(root)
+        except Exception as error:  # a foreign network may raise anything while it is traced
+            reason = (str(error).splitlines() or [""])[0]
+            raise UnfoldableError(f"the network cannot be traced: {type(error).__name__}: {reason}") from None
+        self.modules = {n: root.get_submodule(n.target) for n in graph.nodes if n.op == "call_module"}
+        self.calls = Counter(self.modules.values())
+        self.holders = Counter(
+            id(value) for module in root.modules() for value in module._parameters.values() if value is not None
+        )
+        self.holders.update(id(_attribute(root, node.target)) for node in graph.nodes if node.op == "get_attr")
+        (self.site,) = [node for node, module in self.modules.items() if module is wrapped.polarizer]
+        self.channels = len(next(wrapped.polarizer.parameters()))
+
+    def backwards(self) -> list[Edit]:
+        """Fold into the layers whose outputs, or their sum, the polarizer reads.
+
+        Raises:
+            UnfoldableError: something else than convolutions gives that value, or it is read elsewhere too.
+        """
+        (source,) = self.site.all_input_nodes
+        edits = self._summands(source, self.site)
+        if len({id(edit.conv) for edit in edits}) < len(edits):
+            raise UnfoldableError("one convolution gives several of the summands")
+        if len(edits) == 1 and edits[0].norm is None:
+            edits = [replace(edits[0], following=self._norm_behind(self.site))]
+        first = next((i for i, e in enumerate(edits) if e.conv.bias is not None or e.norm is not None), 0)
+        return [replace(edit, shifted=index == first) for index, edit in enumerate(edits)]
+
+    def _summands(self, node: fx.Node, reader: fx.Node) -> list[BehindConv]:
+        others = [user for user in node.users if user is not reader and not looks_at_the_shape(user)]
+        if others:
+            names = ", ".join(map(self.name, others))
+            raise UnfoldableError(f"what the layer reads, or a summand of it, is also read by {names}")
+        if sums(node):
+            return [edit for term in node.args for edit in self._summands(term, node)]  # type: ignore[arg-type]
+        if keeps(node, self.modules) or averages(node, self.modules):
+            return self._summands(node.all_input_nodes[0], node)
+        conv, norm = self._own(node, nn.Conv2d), self._own(node, nn.BatchNorm2d)
+        if norm is not None and _has_statistics(norm):
+            (source,) = node.all_input_nodes
+            if len(source.users) == 1:
+                conv = self._own(source, nn.Conv2d)
+        if conv is None or conv.groups != 1 or conv.out_channels != self.channels:
+            raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a convolution")
+        return [BehindConv(conv, norm)]
+
+    def forwards(self, *, border: bool) -> list[Edit]:
+        """Fold into the layers that read the polarizer's output, directly or after an average.
+
+        Args:
+            border: be exact where convolutions pad zeros.
+
+        Raises:
+            UnfoldableError: something else reads it.
+        """
+        edits = self._readers(self.site, self._into_conv(border))
+        if not edits:
+            raise UnfoldableError("nothing reads the layer's output")
+        return edits
+
+    def _into_conv(self, border: bool) -> Callable[[fx.Node, nn.Conv2d], IntoConv]:
+        def make(node: fx.Node, conv: nn.Conv2d) -> IntoConv:
+            return IntoConv(conv, self._norm_behind(node), border=border and pads_zeros(conv))
+
+        return make
+
+    def _readers(
+        self, node: fx.Node, into_conv: Callable[[fx.Node, nn.Conv2d], IntoConv], *, flat: bool = False
+    ) -> list[Edit]:
+        edits: list[Edit] = []
+        for user in node.users:
+            conv, linear = self._own(user, nn.Conv2d), self._own(user, nn.Linear)
+            if looks_at_the_shape(user):
+                continue
+            if conv is not None and conv.groups == 1 and not flat:
+                edits.append(into_conv(user, conv))
+            elif linear is not None and flat and linear.in_features % self.channels == 0:
+                edits.append(IntoLinear(linear))
+            elif keeps(user, self.modules) or averages(user, self.modules):
+                edits += self._readers(user, into_conv, flat=flat or flattens(user, self.modules))
+            elif flattens(user, self.modules):
+                edits += self._readers(user, into_conv, flat=True)
+            else:
+                raise UnfoldableError(f"the layer's output is read by {self.name(user)}, which cannot take it over")
+        return edits
+
+    def instead_of_norm(self) -> list[Edit]:
+        """Merge the polarizer and the batch norm that alone reads it.
+
+        Raises:
+            UnfoldableError: it is read by something else.
+        """
+        norm = self._norm_behind(self.site)
+        if norm is None:
+            raise UnfoldableError("no batch norm alone reads the layer's output")
+        return [InsteadOfNorm(norm)]
+
+    def _norm_behind(self, node: fx.Node) -> nn.BatchNorm2d | None:
+        users = list(node.users)
+        norm = self._own(users[0], nn.BatchNorm2d) if len(users) == 1 else None
+        return norm if norm is not None and _has_statistics(norm) else None
+
+    def _own(self, node: fx.Node, kind: type[Kind]) -> Kind | None:
+        """The module of ``node`` if it is of that very class, runs once, and shares its weights with nothing."""
+        module = self.modules.get(node)
+        if type(module) is not kind or self.calls[module] > 1 or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        shared = any(self.holders[id(value)] > 1 for value in module.parameters(recurse=False))
+        return None if shared else module
+
+    def name(self, node: fx.Node) -> str:
+        """What the user calls it: the layer's name in the network, or the operation."""
+        if node.op == "output":
+            return "the caller"
+        if node.op != "call_module":
+            return str(getattr(node.target, "__name__", node.target))
+        return layer_names(self.root, self.wrapped)[self.modules[node]]
+
+
+def layer_names(root: nn.Module, wrapped: PolarizedModule | None = None) -> dict[nn.Module, str]:
+    """The names that the network itself has for its modules, without the polarizer and a normalisation around it."""
+    network = root.network if isinstance(root, Normalized) else root
+    outer = next((name for name, module in network.named_modules() if module is wrapped), None)
+    inner = None if outer is None else f"{outer}.module"
+    return {
+        module: name if inner is None or not f"{name}.".startswith(f"{inner}.") else f"{outer}{name[len(inner) :]}"
+        for name, module in network.named_modules()
+    }
+
+
+def _has_statistics(norm: nn.BatchNorm2d) -> bool:
+    return norm.running_mean is not None and norm.weight is not None
+
+
+def _attribute(root: nn.Module, name: str) -> Any:
+    path, _, last = name.rpartition(".")
+    return getattr(root.get_submodule(path), last)

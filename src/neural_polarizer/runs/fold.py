@@ -1,0 +1,75 @@
+"""The folded model of a finished purification, beside the purified one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neural_polarizer.artifacts import load_model, save_model
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.subset import read_index
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import read_json, write_json
+from neural_polarizer.folding import Folded, fold_polarizer
+from neural_polarizer.metrics import evaluate
+from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purify import CLEAN_INDEX, PURIFIED, RECORD
+
+FOLDED = "folded.safetensors"
+SAMPLES = 512  # clean images on which the logits are compared; more only take longer
+
+
+def fold_run(out: Path, pool: ImageSet, evidence: Evidence, *, device: torch.device) -> dict[str, Any]:
+    """Fold the purified model in ``out``, write ``folded.safetensors``, and return the record with its ``fold``.
+
+    A model that cannot be folded leaves a remark in the record and no file; the purification stands as it is. A
+    folder that has been folded already is left alone.
+
+    Args:
+        out: the folder of a finished purification.
+        pool: the images that its clean ones were chosen from.
+        evidence: test data, for the accuracy that folding costs.
+        device: where to compute.
+
+    Raises:
+        EnvironmentFaultError: a file cannot be written.
+    """
+    record = read_json(out / RECORD)
+    if "fold" in record:
+        return record
+    try:
+        loaded = load_model(out / PURIFIED)
+        clean = pool.select(read_index(out / CLEAN_INDEX, pool)[:SAMPLES])
+        model, pixels = loaded.model.to(device), to_pixels(clean.images.to(device))
+        folded = fold_polarizer(model, pixels)
+    except BadInputError as error:
+        record["fold"] = {"exact": None, "architecture_kept": None, "remark": f"not folded: {error}"}
+        write_json(out / RECORD, record)
+        return record
+    described = replace(
+        loaded.record,
+        site=loaded.record.site if folded.site_kept else None,
+        changes=(*loaded.record.changes, *folded.changes.items()),
+    )
+    accuracy = evaluate(folded.model, evidence.test, device=device).acc
+    padded = "border" in folded.changes.values()
+    plain = fold_polarizer(model, pixels, border="ignored").deviation if padded else None
+    save_model(out / FOLDED, folded.model, described)
+    record["fold"] = _entry(folded, len(clean), accuracy, record["after"]["acc"]) | {"border_ignored": plain}
+    write_json(out / RECORD, record)
+    return record
+
+
+def _entry(folded: Folded, n_images: int, accuracy: float | None, before: float | None) -> dict[str, Any]:
+    return {
+        "exact": folded.exact,
+        "architecture_kept": folded.architecture_kept,
+        "changes": dict(folded.changes),
+        "site_kept": folded.site_kept,
+        "max_logits_deviation": folded.deviation,
+        "largest_logit": folded.largest_logit,
+        "n_images": n_images,
+        "acc_difference": None if accuracy is None or before is None else accuracy - before,
+        "remark": folded.remark,
+    }

@@ -1,0 +1,173 @@
+"""Folded models on disk, and ``polarizer purify --fold``."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import neural_polarizer
+from neural_polarizer.artifacts import KEY, ModelRecord, load_model, save_model
+from neural_polarizer.data.images import to_pixels
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.folding import Folded, fold_polarizer
+from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.runs import fold as fold_runs
+from neural_polarizer.surgery import PolarizedModule, Site, feature_channels, insert
+from run_files import coloured, main_quietly, make_runs, purify_words, run
+from toys import Untraceable, made, polarizers, tiny_images, tiny_model
+
+RECORD = ModelRecord(architecture="preactresnet18", num_classes=3, width=2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
+PIXELS = to_pixels(coloured(6, 0).images)
+SITES = {
+    "after:layer4": (),
+    "after:conv1": (("conv1", "bias"),),
+    "before:layer4": (("layer4.0.bn1", "pointwise"),),
+    "before:layer4.1.conv1": (("layer4.1.conv1", "border"),),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_runs(tmp_path_factory)
+
+
+def folded_at(site: str) -> Folded:
+    model = made(Normalized(PreActResNet18(3, 2), RECORD.mean, RECORD.std))
+    place = Site.parse(site)
+    return fold_polarizer(insert(model, place, polarizers(3, feature_channels(model, place, PIXELS))), PIXELS)
+
+
+def saved(path: Path, site: str) -> Folded:
+    folded = folded_at(site)
+    save_model(path, folded.model, replace(RECORD, changes=tuple(folded.changes.items())))
+    return folded
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_folded_model_comes_back_to_the_bit(tmp_path: Path, site: str) -> None:
+    path = tmp_path / "folded.safetensors"
+    folded = saved(path, site)
+    loaded = load_model(path)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(PIXELS), folded.model(PIXELS))
+        assert torch.equal(neural_polarizer.load(path)(PIXELS), folded.model(PIXELS))
+    assert loaded.record == replace(RECORD, changes=SITES[site])
+    assert not any(module.training for module in loaded.model.modules())
+
+
+def test_a_convolution_left_at_the_site_comes_back_to_the_bit(tmp_path: Path) -> None:
+    """What a network that cannot be traced keeps, here in one that files can name."""
+    model = made(Normalized(PreActResNet18(3, 2), RECORD.mean, RECORD.std))
+    site = Site.parse("before:layer4")
+    conv = made(nn.Conv2d(8, 8, 1))
+    inserted = insert(model, site, conv)
+    save_model(tmp_path / "folded.safetensors", inserted, replace(RECORD, site=str(site)))
+    loaded = load_model(tmp_path / "folded.safetensors").model
+    with torch.no_grad():
+        assert torch.equal(loaded(PIXELS), inserted(PIXELS))
+    (wrapped,) = [module for module in loaded.modules() if isinstance(module, PolarizedModule)]
+    assert type(wrapped.polarizer) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ([["layer9", "bias"]], r"no change 'bias' is possible at 'layer9'"),
+        ([["conv1", "bias"]] * 2, r"no change 'bias' is possible at 'conv1'"),
+        ([["conv1", "pointwise"]], r"no change 'pointwise' is possible at 'conv1'"),
+        ([["layer4.0.bn1"]], r"its record of the model is damaged"),
+        (5, r"its record of the model is damaged"),
+        ([["layer1.0.conv1", "bias"]], r"1 missing: layer1\.0\.conv1\.bias; 1 unexpected: conv1\.bias"),
+        ([], r"1 unexpected: conv1\.bias"),
+    ],
+)
+def test_a_record_with_impossible_changes_is_refused(tmp_path: Path, changes: Any, reason: str) -> None:
+    path = tmp_path / "folded.safetensors"
+    saved(path, "after:conv1")
+    with safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()[KEY])
+    save_file(load_file(path), path, {KEY: json.dumps({**record, "changes": changes})})
+    with pytest.raises(BadInputError, match=reason) as caught:
+        load_model(path)
+    assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("site", "kept"), [("before:layer4", False), ("after:layer4", True), ("before:layer4.1.conv1", False)]
+)
+def test_purify_writes_the_folded_model_too(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], site: str, kept: bool
+) -> None:
+    words = ("--site", site, "--epochs", 6, "--batch-size", 4, "--fold")
+    done = run(capsys, *purify_words(runs / "attack", runs, tmp_path / "out", *words))
+    assert (done.code, done.err) == (0, "")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    found = record["fold"]
+    assert (found["exact"], found["architecture_kept"], found["n_images"]) == (True, kept, 12)
+    assert (found["border_ignored"] is not None) == (site == "before:layer4.1.conv1")
+    assert f"note: {found['remark']}" in " ".join(done.out.split())
+    purified, folded = (load_model(tmp_path / "out" / f"{name}.safetensors") for name in ("purified", "folded"))
+    chosen = json.loads((tmp_path / "out" / "clean_index.json").read_text())["indices"]
+    clean = to_pixels(coloured(48, 0).images[chosen])
+    with torch.no_grad():
+        expected = purified.model(clean)
+        gap = float((folded.model(clean) - expected).abs().max())
+    assert found["max_logits_deviation"] == pytest.approx(gap, abs=1e-6)
+    assert gap < 1e-4 * float(expected.abs().max())
+    assert folded.record.site is None
+    test = coloured(21, 1)
+    accuracy = neural_polarizer.evaluate(folded.model, test, device="cpu").acc
+    assert accuracy is not None
+    assert found["acc_difference"] == pytest.approx(accuracy - record["after"]["acc"])
+
+
+def test_a_finished_run_can_be_folded_later_and_is_then_left_alone(runs: Path, tmp_path: Path) -> None:
+    words = purify_words(runs / "attack", runs, tmp_path)
+    main_quietly(*words)
+    assert "fold" not in json.loads((tmp_path / "run.json").read_text())
+    purified = (tmp_path / "purified.safetensors").read_bytes()
+    main_quietly(*words, "--fold")
+    folded = tmp_path / "folded.safetensors"
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    assert folded in before
+    main_quietly(*words, "--fold")
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "purified.safetensors").read_bytes() == purified
+
+
+def test_what_cannot_be_folded_is_remarked_and_stays_purified(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> Folded:
+        raise BadInputError("it has two polarizers")
+
+    monkeypatch.setattr(fold_runs, "fold_polarizer", refuse)
+    done = run(capsys, *purify_words(runs / "attack", runs, tmp_path, "--fold"))
+    assert (done.code, done.err) == (0, "")
+    assert "note: not folded: it has two polarizers" in done.out
+    assert not (tmp_path / "folded.safetensors").exists()
+    assert json.loads((tmp_path / "run.json").read_text())["fold"]["exact"] is None
+    assert load_model(tmp_path).record.site == "before:layer4"
+
+
+def test_folding_from_python() -> None:
+    images = tiny_images(16)
+    fast: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu"}
+    purified = neural_polarizer.purify(tiny_model(), images, site="after:features", **fast)
+    folded = neural_polarizer.fold(purified, images)
+    assert folded.how == "folded into head"
+    pixels = to_pixels(images.images)
+    with torch.no_grad():
+        gap = float((folded.model(pixels) - purified.model(pixels)).abs().max())
+    assert folded.deviation == pytest.approx(gap, abs=1e-6)
+    of_module = neural_polarizer.fold(purified.model.double(), images, border="ignored")
+    assert of_module.deviation < 1e-9
+    kept = neural_polarizer.fold(neural_polarizer.purify(made(Untraceable()), images, **fast), images)
+    assert kept.site_kept
