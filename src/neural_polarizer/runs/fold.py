@@ -14,7 +14,8 @@ from neural_polarizer.files import read_json, write_json
 from neural_polarizer.folding import Folded, fold_polarizer
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.runs.inspect import Evidence
-from neural_polarizer.runs.purify import CLEAN_INDEX, PURIFIED, RECORD
+from neural_polarizer.runs.purify import CLEAN_INDEX, PURIFIED
+from neural_polarizer.runs.purify_checks import RECORD
 
 FOLDED = "folded.safetensors"
 SAMPLES = 512  # clean images on which the logits are compared; more only take longer
