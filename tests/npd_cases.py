@@ -14,6 +14,8 @@ SMALL = NeuralPolarizer(
     epochs=2,
     batch_size=10,
     radii=(1.0,),
+    shared_radius=None,
+    shared_steps=None,
     lr=0.05,
     lr_policy="constant",
     asr_weight=0.4,
@@ -40,6 +42,10 @@ CASES: dict[str, NeuralPolarizer] = {
     "other weights": replace(SMALL, benign_weight=0.5, asr_weight=1.5, bce_weight=0.1, momentum=0.5, weight_decay=0.1),
     "no inner steps": replace(SMALL, steps=0),
     "suspect": replace(SMALL, suspect_share=0.4),
+    "suspect, shared radius and steps": replace(SMALL, suspect_share=0.5, shared_radius=1.5, shared_steps=3),
+    "npd-tu, shared radius and steps": replace(
+        SMALL, perturbation="universal", target=1, shared_radius=0.5, shared_steps=1
+    ),
     "suspect, universal": replace(SMALL, suspect_share=0.5, perturbation="universal"),
 }
 

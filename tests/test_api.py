@@ -158,7 +158,7 @@ def test_site_target_and_settings_reach_the_method() -> None:
     result = purify(tiny_model(), CLEAN, "npd-tp", site="before:features.3", target=1, **{**FAST, "epochs": 3})
     assert (result.site, len(result.history)) == ("before:features.3", 3)
     expected = NeuralPolarizer(
-        target=1, asr_weight=0.1, bce_weight=0.1, epochs=3, batch_size=8, site="before:features.3"
+        target=1, radii=(5.0,), steps=4, epochs=3, batch_size=8, site="before:features.3"
     ).repair(tiny_model(), CLEAN, seed=0)
     assert_same(result.model.state_dict(), expected.model.state_dict())
 

@@ -42,7 +42,8 @@ def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolari
     """Eqs. 5, 7, 8 and 10: whole forward passes, the samples projected one after another."""
     universal, sign = settings.perturbation == "universal", -1.0 if settings.goal == "targeted" else 1.0
     delta = torch.zeros_like(x[:1] if universal else x)
-    for _ in range(settings.steps):
+    alone = settings.shared_steps is None or not universal
+    for _ in range(settings.steps if alone else settings.shared_steps or 0):
         point = delta.clone().requires_grad_()
         loss = F.cross_entropy(network(_clip(x + point)), wanted, reduction="sum")
         rows = []
@@ -92,12 +93,23 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
 
 
 def _suspect(network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.Generator) -> int:
-    """What five normalised gradient steps for 32 images at once bring nearest to certainty; k is the next class."""
+    """The best of the five best of ``_scores``, with more images; k is the next class."""
+    scores = _scores(network, x, y, k, generator, list(range(k + 1)), 32)
+    five = sorted(scores, key=lambda aim: -scores[aim])[:5]
+    again = _scores(network, x, y, k, generator, five, 256)
+    return max(again, key=lambda aim: again[aim])
+
+
+def _scores(
+    network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.Generator, aims: list[int], count: int
+) -> dict[int, float]:
+    """How near to certainty five normalised gradient steps for all images at once come."""
     rho = 2.0 * math.sqrt(x[0].numel() / 3072)
-    scores = []
-    for wanted in [*(torch.full_like(y, target) for target in range(k)), (y + 1) % k]:
+    scores = {}
+    for aim in aims:
+        wanted = (y + 1) % k if aim == k else torch.full_like(y, aim)
         others = (y != wanted).nonzero().flatten()
-        others = others[torch.randperm(len(others), generator=generator)[:32]]
+        others = others[torch.randperm(len(others), generator=generator)[:count]]
         others, wanted = x[others], wanted[others]
         delta = torch.zeros_like(others[:1])
         for _ in range(5):
@@ -105,8 +117,8 @@ def _suspect(network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.
             F.cross_entropy(network(_clip(others + point)), wanted, reduction="sum").backward()
             assert point.grad is not None
             delta = _projected(delta - rho / 2 * point.grad / point.grad.norm(), rho, "l2")
-        scores.append(-float(F.cross_entropy(network((others + delta).clamp(0, 1)), wanted).detach()))
-    return scores.index(max(scores))
+        scores[aim] = -float(F.cross_entropy(network((others + delta).clamp(0, 1)), wanted).detach())
+    return scores
 
 
 def _plain_step(
@@ -136,6 +148,8 @@ def _plain_step(
         radii = torch.tensor([settings.radii[i % len(settings.radii)] for i in range(len(y))])
         if perturbation == "universal":
             radii = torch.tensor([settings.radii[done % len(settings.radii)]])
+            if settings.shared_radius is not None:
+                radii = torch.tensor([settings.shared_radius])
         if group.any():
             alike = replace(settings, perturbation=perturbation, target=None)
             delta[group] = _delta(network, x[group], wanted[group], alike, radii)

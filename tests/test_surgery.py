@@ -144,7 +144,7 @@ def test_no_hook_stays_when_the_network_raises() -> None:
     [
         (TinyNet(), "before:features.3"),
         (Residual(), "after:last"),
-        (PreActResNet18(4, width=2), "before:layer4"),
+        (PreActResNet18(4, width=2), "before:layer4.1"),
         (Normalized(TinyNet(), *MEAN_STD), "before:features.3"),
         (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3, 2)), "after:1"),
         (
@@ -346,7 +346,7 @@ def test_torchvisions_resnet18_has_its_site_in_front_of_layer4() -> None:
     torchvision = pytest.importorskip("torchvision")
     network, pixels = torchvision.models.resnet18(weights=None, num_classes=4).eval(), _pixels(2, 32)
     site = default_site(network, pixels)
-    assert str(site) == "before:layer4"
+    assert str(site) == "before:layer4.1"
     polarizer = Polarizer(feature_channels(network, site, pixels)).eval()
     parts = cut(insert(network, site, polarizer), polarizer, pixels)
     assert isinstance(parts, Cut)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -126,11 +126,12 @@ def feature_channels(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h 
 
 @torch.no_grad()
 def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
-    """In front of the stage that halves the resolution for the last time, so in front of ``layer4`` of a ResNet.
+    """In front of the last block of the stage that halves the resolution last: ``before:layer4.1`` of a ResNet-18.
 
-    The stages of common networks follow one another, so no shortcut leads around this place, and what follows it can
-    still tell the class from a feature map without the trigger (docs/defaults.md has the measurements). A network
-    without such a stage gets the layer behind its last feature map, poolings left aside.
+    Stages and their blocks follow one another, so no shortcut leads around this place, and the block behind it can
+    still tell the class from a feature map without the trigger (docs/defaults.md has the measurements). Where that
+    stage is not a sequence of blocks, the layer goes in front of the stage; a network without such a stage gets it
+    behind its last feature map, poolings left aside.
 
     Raises:
         BadInputError: no module of the network gives an N x C x H x W tensor.
@@ -157,13 +158,21 @@ def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
     stages = [
         name
         for name, entering, output in maps
-        if isinstance(entering, Tensor)
-        and entering.ndim == 4
+        if _is_map(entering)
         and entering.shape[1:] != pixels.shape[1:]
         and (entering.shape[2], output.shape[2]) == (larger, final)
     ]
     outermost = [name for name in stages if not any(name.startswith(f"{other}.") for other in stages)]
-    return Site("before", outermost[-1]) if outermost else Site("after", features[-1][0])
+    if not outermost:
+        return Site("after", features[-1][0])
+    stage = outermost[-1]
+    blocks = [name for name, entering, _ in maps if _is_map(entering) and name.rpartition(".")[0] == stage]
+    in_sequence = isinstance(network.get_submodule(stage), nn.Sequential) and len(blocks) > 1
+    return Site("before", blocks[-1] if in_sequence else stage)
+
+
+def _is_map(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.ndim == 4
 
 
 _GLOBAL = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)

@@ -1,6 +1,6 @@
 """What an attacker has probably chosen: the labels that one small perturbation of all images leads to most easily."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -14,10 +14,26 @@ Suspect = int | Literal["next"]
 """A class, for an all-to-one attack, or "next" for all-to-all, ``(y + 1) mod K``."""
 
 
-def most_reachable(scores: Float[Tensor, " m"]) -> Suspect:
-    """The suspect among the scores of ``reachability``."""
-    best = int(scores.argmax())
-    return "next" if best == len(scores) - 1 else best
+FINALISTS, CLOSER = 5, 256
+
+
+def most_reachable(
+    predict: Callable[[Tensor], Tensor],
+    images: UInt8[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    num_classes: int,
+    *,
+    generator: torch.Generator,
+) -> Suspect:
+    """The suspect: the best aim by ``reachability``, whose arguments these are.
+
+    With few images the scores are noisy, so the best few aims are measured again with more.
+    """
+    scores = reachability(predict, images, labels, num_classes, generator=generator)
+    aims = scores.topk(min(FINALISTS, len(scores))).indices.tolist()
+    again = reachability(predict, images, labels, num_classes, generator=generator, aims=aims, samples=CLOSER)
+    best = aims[int(again.argmax())]
+    return "next" if best == num_classes else best
 
 
 def reachability(
@@ -27,6 +43,7 @@ def reachability(
     num_classes: int,
     *,
     generator: torch.Generator,
+    aims: Sequence[int] | None = None,
     samples: int = 32,
     radius: float = 2.0,
     steps: int = 5,
@@ -42,19 +59,19 @@ def reachability(
         labels: their classes; a class is approached from images of the others.
         num_classes: K.
         generator: chooses the images.
+        aims: classes to aim at; K stands for the class next to each image's own. None: all K + 1.
         samples: images for each aim.
         radius: of the perturbation in L2, in pixel units of [0, 1] for images of 32 x 32 pixels with 3 channels;
             it grows with the root of the number of values.
         steps: gradient steps of half the radius each.
 
     Returns:
-        K + 1 values of at most 0: one for each class, and the last for the class next to each image's own; ``-inf``
-        for a class that all images belong to.
+        One value of at most 0 for each aim; ``-inf`` for a class that all images belong to.
     """
     values = images[0].numel()
     length = radius * (values / 3072) ** 0.5
     scores = []
-    for aim in range(num_classes + 1):
+    for aim in range(num_classes + 1) if aims is None else aims:
         wanted = (labels + 1) % num_classes if aim == num_classes else torch.full_like(labels, aim)
         others = (labels != wanted).nonzero()[:, 0]
         if len(others) == 0:

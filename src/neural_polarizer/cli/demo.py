@@ -24,7 +24,7 @@ from neural_polarizer.train import Progress, Schedule
 
 CLEAN_SHARE = 0.05
 # A white square on black, the strongest contrast there is, has a norm of 5.2: more than the default radius.
-DEFENSE = replace(preset("npd"), radii=(8.0,))
+DEFENSE = replace(preset("npd"), radii=(8.0,), shared_radius=8.0)
 SCHEDULE = Schedule(epochs=4, batch_size=64, policy="one-cycle", lr=0.1, crop_padding=2, flip=False)
 
 

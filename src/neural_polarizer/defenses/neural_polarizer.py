@@ -22,7 +22,7 @@ from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
 from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, insert
-from neural_polarizer.suspects import Suspect, most_reachable, reachability
+from neural_polarizer.suspects import Suspect, most_reachable
 from neural_polarizer.train import Progress, silent
 
 Values = tuple[Tensor, ...]
@@ -203,8 +203,7 @@ class _Learner:
         if settings.goal == "untargeted" or settings.target is not None or settings.suspect_share == 0:
             return
         generator = stream(seed, "suspect")
-        scores = reachability(self.predict, self.images, self.labels, self.num_classes, generator=generator)
-        self.suspected = most_reachable(scores)
+        self.suspected = most_reachable(self.predict, self.images, self.labels, self.num_classes, generator=generator)
 
     def optimise(self, seed: int, progress: Progress) -> list[dict[str, float]]:
         """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
@@ -287,7 +286,7 @@ class _Learner:
                 pixels[group],
                 towards[group],
                 ball=Ball(settings.norm, self._radius(int(group.sum()), done, universal)),
-                steps=settings.steps,
+                steps=settings.shared_steps if universal and settings.shared_steps is not None else settings.steps,
                 step_size=settings.step_size,
                 targeted=settings.goal == "targeted",
                 universal=universal,
@@ -316,6 +315,8 @@ class _Learner:
 
     def _radius(self, count: int, done: int, universal: bool) -> float | Tensor:
         radii = self.settings.radii
+        if universal and self.settings.shared_radius is not None:
+            return self.settings.shared_radius
         if universal or len(radii) == 1:
             return radii[done % len(radii)]
         return torch.tensor(radii, device=self.device).repeat(math.ceil(count / len(radii)))[:count]

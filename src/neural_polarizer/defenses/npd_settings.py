@@ -9,7 +9,7 @@ from neural_polarizer.losses import LossForm
 from neural_polarizer.perturb import StepRule
 from neural_polarizer.settings import check_literals
 
-MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 200, 6, 50
+MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 200, 10, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,10 @@ class NeuralPolarizerSettings:
         norm: of the perturbation, "l2" or "linf".
         radii: rho in pixel units of [0, 1]; with several, the samples of a batch (universal: the batches) take them
             in turn.
+        shared_radius: rho of a perturbation that images share (universal, or towards the suspect); None: as radii.
         step_size: alpha of the inner steps, in pixel units.
         steps: number of inner steps.
+        shared_steps: those of a perturbation that images share; None: as steps.
         step_rule: "sign", or "gradient" for normalised gradient steps of the same length.
         early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
         benign_weight: lambda_1, of L_bn.
@@ -59,26 +61,28 @@ class NeuralPolarizerSettings:
     perturbation: Literal["sample", "universal"] = "sample"
     goal: Literal["targeted", "untargeted"] = "targeted"
     target: int | Literal["next"] | None = None
-    suspect_share: float = 0.5
+    suspect_share: float = 0.75
     site: str | None = None
     init: Literal["calibrated", "default"] = "calibrated"
     epochs: int | None = None
     warmup_epochs: int = 5
     warmup_lr: float = 1e-4
     batch_size: int = 64
-    lr: float = 0.05
+    lr: float = 0.02
     lr_policy: Literal["constant", "cosine"] = "cosine"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     norm: Literal["l2", "linf"] = "l2"
-    radii: tuple[float, ...] = (5.0,)
+    radii: tuple[float, ...] = (3.0,)
+    shared_radius: float | None = 5.0
     step_size: float = 0.1
     steps: int = 2
+    shared_steps: int | None = 4
     step_rule: StepRule = "gradient"
     early_stop: float | None = None
     benign_weight: float = 1.0
-    asr_weight: float = 0.2
-    bce_weight: float = 0.2
+    asr_weight: float = 0.1
+    bce_weight: float = 0.05
     loss_form: LossForm = "stable"
     bce_label: Literal["true", "predicted"] = "true"
     bn_outer: Literal["eval", "train_clean_stats"] = "eval"
@@ -87,10 +91,14 @@ class NeuralPolarizerSettings:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        if (self.epochs or 0) < 0 or self.warmup_epochs < 0 or self.steps < 0 or self.batch_size < 1:
+        counts = (self.epochs or 0, self.warmup_epochs, self.steps, self.shared_steps or 0)
+        if min(counts) < 0 or self.batch_size < 1:
             raise BadInputError("epochs and steps must not be negative, and the batch size at least 1")
-        if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in self.radii):
-            raise BadInputError(f"radii must be finite and not negative, got {self.radii}")
+        radii = (*self.radii, self.shared_radius or 0.0)
+        if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in radii):
+            raise BadInputError(
+                f"radii must be finite and not negative, got {self.radii} and {self.shared_radius} for shared ones"
+            )
         if not 0 <= self.suspect_share <= 1:
             raise BadInputError(f"the suspect's share must lie in [0, 1], got {self.suspect_share}")
         if not (self.lr > 0 and self.step_size > 0):

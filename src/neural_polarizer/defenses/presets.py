@@ -66,8 +66,8 @@ def preset(
         raise BadInputError(f"{method} {needs}")
     variant: dict[str, Any] = {**VARIANTS[method], "target": target}
     if name == "shipped":
-        weights: dict[str, Any] = {"asr_weight": 0.1, "bce_weight": 0.1} if method in KNOWS_TARGET else {}
-        return NeuralPolarizer(**variant, **weights)
+        strength: dict[str, Any] = {"radii": (5.0,), "steps": 4} if method in KNOWS_TARGET else {}
+        return NeuralPolarizer(**variant, **strength)
     weight = 0.1 if method in KNOWS_TARGET else 0.4
     paper = NeuralPolarizer(
         **variant,
@@ -80,6 +80,8 @@ def preset(
         step_rule="sign",
         suspect_share=0.0,
         radii=(6.0,) if profile == "tiny_imagenet" else (3.0,),
+        shared_radius=None,
+        shared_steps=None,
         asr_weight=weight,
         bce_weight=weight,
     )

@@ -92,6 +92,8 @@ def with_options(defense: Defense, method: str, options: Mapping[str, Any]) -> D
             has = ", ".join(setting_names(defense)) or "none"
             raise WrongUsageError(f"{option} makes no sense for {method}, whose settings are: {has}")
         changes |= dict.fromkeys(found, value)
+        if option == "radius":  # one radius for all perturbations
+            changes |= dict.fromkeys(places(defense, "shared_radius"))
     return changed(defense, changes)
 
 
