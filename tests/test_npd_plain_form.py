@@ -92,33 +92,29 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
     return polarizer
 
 
-def _suspect(network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.Generator) -> int:
-    """The best of the five best of ``_scores``, with more images; k is the next class."""
-    scores = _scores(network, x, y, k, generator, list(range(k + 1)), 32)
-    five = sorted(scores, key=lambda aim: -scores[aim])[:5]
-    again = _scores(network, x, y, k, generator, five, 256)
-    return max(again, key=lambda aim: again[aim])
-
-
-def _scores(
-    network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.Generator, aims: list[int], count: int
-) -> dict[int, float]:
-    """How near to certainty five normalised gradient steps for all images at once come."""
-    rho = 2.0 * math.sqrt(x[0].numel() / 3072)
-    scores = {}
-    for aim in aims:
-        wanted = (y + 1) % k if aim == k else torch.full_like(y, aim)
+def _suspect(network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.Generator) -> int | None:
+    """What eight normalised gradient steps for 32 images at once push farthest over the border; k: the next class."""
+    rho = 3.0 * math.sqrt(x[0].numel() / 3072)
+    scores = []
+    for wanted in [*(torch.full_like(y, target) for target in range(k)), (y + 1) % k]:
         others = (y != wanted).nonzero().flatten()
-        others = others[torch.randperm(len(others), generator=generator)[:count]]
+        others = others[torch.randperm(len(others), generator=generator)[:32]]
         others, wanted = x[others], wanted[others]
         delta = torch.zeros_like(others[:1])
-        for _ in range(5):
+        for _ in range(8):
             point = delta.clone().requires_grad_()
             F.cross_entropy(network(_clip(others + point)), wanted, reduction="sum").backward()
             assert point.grad is not None
             delta = _projected(delta - rho / 2 * point.grad / point.grad.norm(), rho, "l2")
-        scores[aim] = -float(F.cross_entropy(network((others + delta).clamp(0, 1)), wanted).detach())
-    return scores
+        logits = network((others + delta).clamp(0, 1)).detach()
+        best = [
+            max(v for j, v in enumerate(z) if j != t) for z, t in zip(logits.tolist(), wanted.tolist(), strict=True)
+        ]
+        scores.append(float((logits[torch.arange(len(wanted)), wanted] - torch.tensor(best)).mean()))
+    first, second = sorted(scores[:k], reverse=True)[:2]
+    if first > 0 and first >= 1.5 * second:
+        return scores.index(first)
+    return k if scores[k] > 0 else None
 
 
 def _plain_step(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified
+from neural_polarizer.defenses.base import Audit, Purified
+from neural_polarizer.defenses.npd_audit import reachability_audit
 from neural_polarizer.defenses.npd_settings import MAX_EPOCHS, MIN_EPOCHS, MIN_STEPS, NeuralPolarizerSettings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
@@ -22,7 +23,7 @@ from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
 from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, insert
-from neural_polarizer.suspects import Suspect, most_reachable
+from neural_polarizer.suspects import Suspect, most_reachable, reachability
 from neural_polarizer.train import Progress, silent
 
 Values = tuple[Tensor, ...]
@@ -74,7 +75,14 @@ class NeuralPolarizer(NeuralPolarizerSettings):
         seconds = {"features": cached - started, "warm_up": warm - cached, "suspect": suspected - warm}
         seconds["optimise"] = done - suspected
         return Purified(
-            polarized, learner.polarizer, str(learner.site), history, seconds, tuple(learner.notes), learner.suspected
+            polarized,
+            learner.polarizer,
+            str(learner.site),
+            history,
+            seconds,
+            tuple(learner.notes),
+            learner.suspected,
+            learner.audit,
         )
 
 
@@ -110,6 +118,7 @@ class _Learner:
         self._check_classes(clean)
         self.values: Values = ()
         self.suspected: Suspect | None = None
+        self.audit: Audit | None = None
 
     def _cut(self, probe: Tensor) -> tuple[Callable[[Tensor], Values], Callable[..., Tensor]]:
         parts = cut(self.model, self.polarizer, probe)
@@ -198,12 +207,14 @@ class _Learner:
         self.polarizer.eval()
 
     def suspect(self, seed: int) -> None:
-        """Find the labels that are reached most easily, if the settings want a suspect."""
+        """Find the labels that are suspiciously easy to reach, if the settings want a suspect."""
         settings = self.settings
         if settings.goal == "untargeted" or settings.target is not None or settings.suspect_share == 0:
             return
         generator = stream(seed, "suspect")
-        self.suspected = most_reachable(self.predict, self.images, self.labels, self.num_classes, generator=generator)
+        scores = reachability(self.predict, self.images, self.labels, self.num_classes, generator=generator)
+        self.suspected = most_reachable(scores)
+        self.audit = reachability_audit(scores, self.suspected)
 
     def optimise(self, seed: int, progress: Progress) -> list[dict[str, float]]:
         """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""

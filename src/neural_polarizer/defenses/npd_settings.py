@@ -22,7 +22,7 @@ class NeuralPolarizerSettings:
         target: the attacker's class if known (TP, TU), "next" for ``(y + 1) mod K``, or None: the runner-up class
             of each clean image under the current polarized model (eq. 4).
         suspect_share: where no target is given, the share of each batch that gets one common perturbation towards the
-            most reachable class (``suspects.reachability``), as if it were the trigger; 0 looks for no suspect.
+            class that is suspiciously easy to reach (``suspects``), as if it were the trigger; 0 looks for none.
         site: ``before:NAME`` or ``after:NAME``; None takes ``surgery.default_site``.
         init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;
             "default" is the reference's plain batch norm with a warm-up.

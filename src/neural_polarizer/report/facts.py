@@ -61,10 +61,7 @@ def _inserted(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _suspected(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The class that the method took for the attacker's.
-
-    NPD names the one that is reached most easily. One class always comes first, so that proves nothing.
-    """
+    """The class that the method took for the attacker's, if one stood out."""
     suspect = record.get("suspect")
     if suspect == "next":
         return (("suspected class", "to each class the next one (all-to-all)"),)

@@ -1,0 +1,17 @@
+"""What NPD tells of the classes that one perturbation reaches."""
+
+import pytest
+import torch
+
+from neural_polarizer.defenses.npd_audit import reachability_audit
+
+
+@pytest.mark.parametrize(
+    ("suspect", "words"),
+    [(0, "class 0 stands out"), ("next", "all-to-all"), (None, "no class stands out")],
+)
+def test_the_summary_names_margins_and_suspect(suspect: int | None, words: str) -> None:
+    found = reachability_audit(torch.tensor([26.04, 13.8, -torch.inf, 1.6]), suspect)
+    assert "at most 26.0, into the next best class by 13.8" in found.summary
+    assert words in found.summary
+    assert found.by_class["margin"] == [pytest.approx(26.04), pytest.approx(13.8), None]
