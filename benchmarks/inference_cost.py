@@ -1,6 +1,6 @@
 """What a purified and a folded model cost at inference, against the original: latency and memory.
 
-    python benchmarks/inference_cost.py                   # preactresnet18 of full width at three sites
+    python benchmarks/inference_cost.py                   # preactresnet18 of full width at four sites
     python benchmarks/inference_cost.py --run purified/   # the model of a purification
 
 The three models take turns, one forward pass each a round, in an order that changes from round to round, so that a busy
@@ -32,7 +32,7 @@ from neural_polarizer.models.build import build
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.surgery import PolarizedModule, Site, feature_channels, insert
 
-SITES = ("before:layer4", "after:layer4", "before:layer4.1.conv1")
+SITES = ("before:layer4.1", "before:layer4", "after:layer4", "before:layer4.1.conv1")
 
 
 def polarized(network: nn.Module, text: str, pixels: Tensor) -> nn.Module:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,24 @@ def output_folder(path: Path) -> Path:
             f"cannot write to the output folder {path}: {error.strerror}; choose another --out"
         ) from None
     return path
+
+
+@contextmanager
+def result_folder(path: Path) -> Iterator[None]:
+    """``output_folder`` for a piece of work; if that fails, a folder made for it that is still empty goes again.
+
+    Raises:
+        BadInputError: it is a file, or it cannot be created or written to.
+    """
+    made = not path.exists()
+    output_folder(path)
+    try:
+        yield
+    except BaseException:
+        if made:
+            with suppress(OSError):  # it holds something
+                path.rmdir()
+        raise
 
 
 def sha256_of_file(path: Path) -> str:

@@ -29,6 +29,7 @@ from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.files import result_folder
 from neural_polarizer.runs.attack import Victim, deliver_attack
 from neural_polarizer.train import AdversarialTraining, Schedule
 
@@ -110,7 +111,7 @@ def attack(
     )
     widest = base.width if arch == "preactresnet18" else None
     victim = Victim(architecture=arch, width=width or widest, profile=profile, schedule=schedule, seed=seed)
-    with bars(console, quiet=quiet) as progress:
+    with result_folder(out), bars(console, quiet=quiet) as progress:
         record = deliver_attack(planted, train_images, test_images, out, victim=victim, device=place, progress=progress)
     if not quiet:
         show_table(_summary(record))

@@ -28,6 +28,7 @@ from neural_polarizer.defenses import DEFENSES
 from neural_polarizer.defenses.presets import Preset
 from neural_polarizer.defenses.recipes import Scale
 from neural_polarizer.devices import choose_device
+from neural_polarizer.files import result_folder
 from neural_polarizer.report.audit import audit_summary
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.fold import fold_run
@@ -109,7 +110,7 @@ def purify(
     triggered = triggered_path(model, triggered)
     poisoned = None if mixture is None else read_images(mixture, size=pool.image_size, num_classes=classes)
     evidence = read_evidence(test, triggered, size=pool.image_size, num_classes=classes)
-    with bars(console, quiet=quiet) as progress:
+    with result_folder(out), bars(console, quiet=quiet) as progress:
         record = run_purify(
             loaded,
             pool,
