@@ -20,16 +20,22 @@ from neural_polarizer.defenses.presets import PAPER_SITE, preset
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "shipped": {},
+    "before-the-stage": {"site": "before:layer4"},
     "last-feature-map": {"site": "after:layer4"},
     "paper-site": {"site": PAPER_SITE},
-    "radius-3": {"radii": (3.0,)},
+    "runner-up-only": {"suspect_share": 0.0},
+    "half-suspect": {"suspect_share": 0.5},
+    "shared-as-weak": {"shared_radius": None, "shared_steps": None},
+    "runner-up-as-strong": {"radii": (5.0,), "steps": 4},
     "sign-steps": {"step_rule": "sign"},
     "lr-0.01": {"lr": 0.01},
+    "lr-0.05": {"lr": 0.05},
     "constant-lr": {"lr_policy": "constant"},
     "plain-init": {"init": "default"},
     "batch-128": {"batch_size": 128},
     "weights-0.4": {"asr_weight": 0.4, "bce_weight": 0.4},
-    "runner-up-only": {"suspect_share": 0.0},
+    "bce-weight-0.1": {"bce_weight": 0.1},
+    "6-epochs": {"epochs": 6},
 }
 
 
