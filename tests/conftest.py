@@ -13,10 +13,12 @@ from neural_polarizer import cache, surgery
 torch.set_num_threads(1)  # the tensors of these tests are too small to share out
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests train is kept apart from what the user has trained."""
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path_factory.getbasetemp() / "polarizer_home"))
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests train is kept apart from what the user has trained, also by fixtures of whole modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(cache.VARIABLE, str(tmp_path_factory.getbasetemp() / "polarizer_home"))
+        yield
 
 
 @pytest.fixture(autouse=True)

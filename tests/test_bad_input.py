@@ -222,6 +222,10 @@ CASES: dict[str, tuple[str, Case]] = {
         "holds an attack, which would be mixed up",
         lambda r, h, o: purify_words(r / "attack", r, shutil.copytree(r / "attack", h / "attack")),
     ),
+    "purified already": (
+        "purified.safetensors: has a polarizer already, .*; purify its folded model instead",
+        lambda r, h, o: purify_words(r / "purified", r, o),
+    ),
     "attack: unknown": (
         "unknown attack 'ghost': choose one of badnets, blended",
         lambda r, h, o: ("attack", "ghost", *attack_words(r, o)[2:]),

@@ -79,7 +79,7 @@ def test_a_purification_leaves_what_it_promises(runs: Path) -> None:
     record = record_in(purified / "run.json")
     promised = "method site seed config n_clean before after der seconds history model_sha256 versions"
     assert set(promised.split()) <= record.keys()
-    assert (record["method"], record["site"], record["seed"], record["n_clean"]) == ("npd", "before:layer4", 0, 12)
+    assert (record["method"], record["site"], record["seed"], record["n_clean"]) == ("npd", "before:layer4.1", 0, 12)
     assert record["config"]["epochs"] == len(record["history"]) == 12
     assert record["model_sha256"] == sha256_of_file(runs / "attack" / "model.safetensors")
     assert {"acc", "asr", "ra"} <= record["before"].keys() == record["after"].keys()

@@ -17,7 +17,15 @@ from neural_polarizer.files import output_folder, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.report.html import render_run
 from neural_polarizer.runs.inspect import Evidence, inspect
-from neural_polarizer.runs.purify_checks import RECORD, check_mixture, finished, remarks, run_id, settings_of
+from neural_polarizer.runs.purify_checks import (
+    RECORD,
+    check_mixture,
+    check_no_layer,
+    finished,
+    remarks,
+    run_id,
+    settings_of,
+)
 from neural_polarizer.train import Progress, silent
 
 PURIFIED = "purified.safetensors"
@@ -72,6 +80,7 @@ def run_purify(
         EnvironmentFaultError: a file cannot be written.
     """
     check_mixture(defense, method, mixture)
+    check_no_layer(loaded, defense)
     output_folder(out)
     started = time.perf_counter()
     indices = torch.arange(len(pool)) if n_clean is None else clean_subset(pool, n_clean, seed=seed)

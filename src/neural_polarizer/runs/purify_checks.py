@@ -9,6 +9,7 @@ from typing import Any
 from neural_polarizer.artifacts import LoadedModel, versions
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
@@ -23,6 +24,19 @@ def settings_of(defense: Defense) -> dict[str, Any]:
     fields: Any = defense
     found: dict[str, Any] = json.loads(json.dumps(asdict(fields), default=str))
     return found
+
+
+def check_no_layer(loaded: LoadedModel, defense: Defense) -> None:
+    """One model holds one polarizer; its file could not tell two of them apart.
+
+    Raises:
+        BadInputError: ``defense`` would insert a second one.
+    """
+    if loaded.record.site is not None and isinstance(defense, NeuralPolarizer):
+        raise BadInputError(
+            f"{loaded.path}: has a polarizer already, {loaded.record.site}; purify its folded model instead, which "
+            f"polarizer purify --fold writes beside it"
+        )
 
 
 def run_id(
