@@ -134,7 +134,7 @@ def test_a_model_with_a_polarizer_keeps_it_when_it_is_fine_tuned(runs: Path, tmp
     assert (done.code, done.err) == (0, "")
     state = load_file(tmp_path / "a" / "purified.safetensors")
     assert state.keys() == load_file(runs / "purified" / "purified.safetensors").keys()
-    assert load_model(tmp_path / "a").record.site == "before:layer4"
+    assert load_model(tmp_path / "a").record.site == "before:layer4.1"
 
 
 OPTIONS: dict[str, tuple[str, tuple[object, ...], dict[str, Any]]] = {

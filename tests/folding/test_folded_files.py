@@ -154,7 +154,7 @@ def test_what_cannot_be_folded_is_remarked_and_stays_purified(
     assert "note: not folded: it has two polarizers" in done.out
     assert not (tmp_path / "folded.safetensors").exists()
     assert json.loads((tmp_path / "run.json").read_text())["fold"]["exact"] is None
-    assert load_model(tmp_path).record.site == "before:layer4"
+    assert load_model(tmp_path).record.site == "before:layer4.1"
 
 
 def test_folding_from_python() -> None:
