@@ -6,7 +6,7 @@ DATA holds ``gtsrb/`` and ``cifar10/`` with ``train.parquet`` and ``test.parquet
 is a folder below ``--out``; finished ones are not computed again, so the command can be killed and repeated, and
 ``--only`` narrows it. ``table.md`` and ``table.json`` below ``--out`` hold all finished cells.
 
-Expected time on 2 cores without matrix units: victims 35 min, "shipped" 2 min a cell, "reference" 5 min a cell (one core).
+Expected time on one core without matrix units: victims 70 min, "shipped" 2 min a cell, "reference" 5 min a cell.
 """
 
 import argparse

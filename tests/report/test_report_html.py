@@ -274,3 +274,15 @@ def test_poisoned_training_images_are_told() -> None:
     assert "It saw 2,500 images of the poisoned training set." in text
     assert "poisoned, for training poisoned.parquet" in text
     assert "no image with the real trigger was used" not in text
+
+
+@pytest.mark.parametrize("method", ["npd", "nc"])
+def test_what_was_found_is_told_in_words(method: str) -> None:
+    text = page(sample_record(method=method, audit={"summary": "Class 7 stands out."})).text
+    assert "Class 7 stands out." in text
+
+
+@pytest.mark.parametrize(("count", "folded"), [(12, False), (13, True)])
+def test_a_table_of_many_classes_is_folded_away(count: int, folded: bool) -> None:
+    text = page(sample_record(audit={"summary": "x", "by_class": {"margin": [1.5] * count}})).text
+    assert (f"All {count} classes" in text) == folded

@@ -55,7 +55,7 @@ def _images(record: Mapping[str, Any]) -> str:
 
 
 def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> tuple[str, ...]:
-    epochs = count(table(record, "config").get("epochs"))
+    epochs, found = count(table(record, "config").get("epochs")), audit_summary(record)
     for_epochs = f" for {epochs} epoch{'' if epochs == '1' else 's'}" if epochs else ""
     return (
         "Every weight of the original network was frozen, and its file was only read.",
@@ -63,6 +63,7 @@ def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> t
         "a 1\N{MULTIPLICATION SIGN}1 convolution, which mixes the feature channels, and a batch norm.",
         f"Only this layer was trained{for_epochs}, on {_images(record)} from the defender; "
         "no image with the real trigger was used.",
+        *(() if found is None else (found,)),
         "Because the trigger is unknown, each step first looked for small perturbations that make the "
         f"network choose {aim}, and used them in its place.",
         "The layer learned to block such perturbations and to let everything else pass, "
