@@ -67,7 +67,7 @@ def test_everything_that_was_recorded_is_on_the_page() -> None:
         "Recovered accuracy RA",
         "Defense effectiveness rating DER",
         "12,630 clean test images and 12,570 images with the trigger",
-        "of radius 3, each aimed at a wrong class, succeed on 91.0%",
+        "of radius 3, aimed at the suspected class or else at a wrong one, succeed on 91.0%",
         "NPD, BadNets",
         "inserted after layer4",
         "for 5 epochs, on 1,935 clean images",

@@ -15,6 +15,7 @@ from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import stream
+from neural_polarizer.suspects import Suspect
 
 SAMPLES = 8
 
@@ -39,18 +40,22 @@ def inspect(
 ) -> tuple[dict[str, float], list[Picture]]:
     """Fresh targeted perturbations against both models on clean images, and pictures for the report.
 
-    NPD's are made with its own settings, all other defenses are tried with the shipped ones.
+    They aim at the class that is known or suspected to be the attacker's, one for all images, as its trigger would;
+    without such a class each aims at its image's runner-up. NPD's are made with its own settings, all other defenses
+    are tried with the shipped ones.
     """
     probe = defense if isinstance(defense, NeuralPolarizerSettings) else NeuralPolarizerSettings()
     rows = torch.randperm(len(clean), generator=stream(seed, "inspect"))[:sample]
     labels, pixels = clean.labels[rows].to(device), to_pixels(clean.images[rows].to(device))
-    radius = max(probe.radii)
+    aim = purified.suspect if probe.target is None else probe.target
+    alone = aim is None or probe.shared_radius is None
+    radius = max(probe.radii) if alone else probe.shared_radius or 0.0
     success = []
     perturbed = pixels
     for network in (purified.model, model):  # the original last: its perturbations are shown
         placed = network.to(device).eval()
         try:
-            perturbed, share = _attack(placed, pixels, labels, probe, radius)
+            perturbed, share = _attack(placed, pixels, labels, probe, aim, radius)
         finally:
             network.to("cpu")
         success.append(share)
@@ -59,23 +64,34 @@ def inspect(
 
 
 def _attack(
-    model: nn.Module, pixels: Float[Tensor, "n c h w"], labels: Tensor, probe: NeuralPolarizerSettings, radius: float
+    model: nn.Module,
+    pixels: Float[Tensor, "n c h w"],
+    labels: Tensor,
+    probe: NeuralPolarizerSettings,
+    aim: Suspect | None,
+    radius: float,
 ) -> tuple[Tensor, float]:
+    """The perturbed images, and the share of those not of their target's class that are taken for it."""
     with torch.no_grad():
-        targets = runner_up(model(pixels), labels)
+        logits = model(pixels)
+    if aim is None:
+        targets = runner_up(logits, labels)
+    else:
+        targets = (labels + 1) % logits.shape[1] if aim == "next" else torch.full_like(labels, aim)
     delta = perturb(
         model,
         pixels,
         targets,
         ball=Ball(probe.norm, radius),
-        steps=max(probe.steps, 2),
+        steps=max(probe.steps if aim is None else probe.shared_steps or probe.steps, 2),
         step_size=probe.step_size,
+        universal=aim is not None,
         rule=probe.step_rule,
     )
     perturbed = (pixels + delta).clamp(0, 1)
     with torch.no_grad():
-        share = (model(perturbed).argmax(dim=1) == targets).float().mean()
-    return perturbed, float(share)
+        reached = (model(perturbed).argmax(dim=1) == targets)[targets != labels]
+    return perturbed, float(reached.float().mean()) if len(reached) else 0.0
 
 
 def _exhibits(audit: Audit | None) -> list[Picture]:

@@ -1,0 +1,40 @@
+"""The fresh perturbations of the report."""
+
+from typing import Literal
+
+import pytest
+import torch
+
+from neural_polarizer.defenses.base import Purified
+from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.runs.inspect import Evidence, inspect
+from toys import tiny_images, tiny_model
+
+SETTINGS = NeuralPolarizer(radii=(0.5,), shared_radius=4.0)
+
+
+@pytest.mark.parametrize(
+    ("suspect", "settings", "radius"),
+    [
+        (None, SETTINGS, 0.5),
+        (1, SETTINGS, 4.0),
+        ("next", SETTINGS, 4.0),
+        (None, NeuralPolarizer(target=1, radii=(0.5,), shared_radius=4.0), 4.0),
+        (1, NeuralPolarizer(radii=(0.5,), shared_radius=None), 0.5),
+    ],
+)
+def test_they_are_as_strong_as_those_that_were_defended_against(
+    suspect: int | Literal["next"] | None, settings: NeuralPolarizer, radius: float
+) -> None:
+    purified = Purified(tiny_model(), None, None, [], {}, (), suspect)
+    found, _ = inspect(tiny_model(), purified, tiny_images(12), settings, Evidence(), torch.device("cpu"), 0)
+    assert found["radius"] == radius
+    assert found["before"] == found["after"]  # the same network twice
+
+
+def test_images_of_the_suspected_class_do_not_count() -> None:
+    clean = tiny_images(12)
+    alone = clean.select((clean.labels == 1).nonzero()[:, 0])
+    purified = Purified(tiny_model(), None, None, [], {}, (), 1)
+    found, _ = inspect(tiny_model(), purified, alone, SETTINGS, Evidence(), torch.device("cpu"), 0)
+    assert found["before"] == 0.0
