@@ -1,6 +1,7 @@
 """What frozen settings have in common: their checks, and copies with other values."""
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from types import NoneType, UnionType
@@ -99,3 +100,25 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return isinstance(value, hint) if hint in (bool, str, NoneType) else True
+
+
+def class_named(what: str, name: str, known: Mapping[str, type]) -> Any:
+    """What ``known`` has under ``name``, or what stands at a dotted path such as ``my_lab.mine:Mine``.
+
+    Args:
+        what: the word for it in messages, such as "attack".
+        name: a key of ``known``, or MODULE:NAME.
+        known: the classes that have names.
+
+    Raises:
+        BadInputError: neither is there; whether it is a fitting class is the caller's to say.
+    """
+    if name in known:
+        return known[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise BadInputError(f"unknown {what} {name!r}: choose one of {', '.join(known)}, or give MODULE:CLASS")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInputError(f"cannot load the {what} {name!r}: {error}") from None

@@ -1,6 +1,5 @@
 """The attacks, by name."""
 
-import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -15,6 +14,7 @@ from neural_polarizer.attacks.ssba import SSBA as SSBA
 from neural_polarizer.attacks.trojan import Trojan as Trojan
 from neural_polarizer.attacks.wanet import WaNet as WaNet
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.settings import class_named
 
 ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
     {
@@ -35,15 +35,7 @@ def attack_class(name: str) -> type[Attack]:
     Raises:
         BadInputError: there is no such attack, or what the path names is not one.
     """
-    if name in ATTACKS:
-        return ATTACKS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise BadInputError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}, or give MODULE:CLASS")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInputError(f"cannot load the attack {name!r}: {error}") from None
+    found = class_named("attack", name, ATTACKS)
     if not (isinstance(found, type) and issubclass(found, Attack)):
         raise BadInputError(f"{name!r} is not a subclass of neural_polarizer.attacks.Attack")
     return found

@@ -1,6 +1,5 @@
 """The defenses, by name: NPD and its family, and the baselines they are measured with."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from neural_polarizer.defenses.nad import NAD as NAD
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse as NeuralCleanse
 from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer as NeuralPolarizer
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.settings import class_named
 
 DEFENSES: Mapping[str, type[Defense]] = MappingProxyType(
     {
@@ -45,15 +45,7 @@ def defense_class(name: str) -> type[Defense]:
     Raises:
         BadInputError: there is no such defense, or what the path names is not one.
     """
-    if name in DEFENSES:
-        return DEFENSES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise BadInputError(f"unknown method {name!r}: choose one of {', '.join(DEFENSES)}, or give MODULE:CLASS")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInputError(f"cannot load the method {name!r}: {error}") from None
+    found: Any = class_named("method", name, DEFENSES)
     if isinstance(found, type) and is_dataclass(found) and issubclass(found, Defense):
         return found
     raise BadInputError(f"{name!r} is not a defense: a dataclass with a method repair (docs/defenses.md)")
