@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # A part imports itself and the layers above its own line in this table, no neighbour and nothing further down.
 LAYERS = (
     ("errors",),
-    ("settings",),
+    ("settings", "scales"),
     ("rng", "files", "devices", "report"),
     ("cache",),
     ("data", "models", "polarizer", "checkpoints"),

@@ -14,10 +14,11 @@ from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses.base import Defense, Purified
 from neural_polarizer.defenses.presets import Preset, Target
-from neural_polarizer.defenses.recipes import Scale, make_defense, with_options, with_precision
+from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.folding import Border, Folded, fold_polarizer
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
 from neural_polarizer.train import Progress, silent
 

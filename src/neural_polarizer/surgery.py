@@ -3,8 +3,6 @@
 import copy
 import difflib
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
@@ -14,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.adapted import replace_module
+from neural_polarizer.models.layers import watching
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.polarizer import Polarizer
 
@@ -90,19 +89,6 @@ def insert(model: nn.Module, site: Site, polarizer: nn.Module) -> nn.Module:
     return polarized
 
 
-@contextmanager
-def _watch(names: dict[nn.Module, str], seen: list[tuple[str, Any, Any]]) -> Iterator[None]:
-    """Note (name, inputs, output) of every call of a named module while the block runs; hooks always go."""
-    handles = [
-        module.register_forward_hook(lambda m, args, out: seen.append((names[m], args, out))) for module in names
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def feature_channels(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h w"]) -> int:
     """C of the feature map at ``site``, found by one forward pass in evaluation mode.
@@ -110,9 +96,8 @@ def feature_channels(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h 
     Raises:
         BadInputError: the site does not exist, never runs, runs more than once, or holds no N x C x H x W tensor.
     """
-    module = model.get_submodule(full_name(model, site))
     seen: list[tuple[str, Any, Any]] = []
-    with _watch({module: site.name}, seen):
+    with watching(model, [full_name(model, site)], lambda *call: seen.append(call)):
         model(pixels)
     if len(seen) != 1:
         raise BadInputError(f"site {str(site)!r}: runs {len(seen)} times in a forward pass; it must run exactly once")
@@ -137,9 +122,9 @@ def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
         BadInputError: no module of the network gives an N x C x H x W tensor.
     """
     network = model.network if isinstance(model, Normalized) else model
-    names = {module: name for name, module in network.named_modules() if name}
+    names = [name for name, _ in network.named_modules() if name]
     seen: list[tuple[str, Any, Any]] = []
-    with _watch(names, seen):
+    with watching(network, names, lambda *call: seen.append(call)):
         model(pixels)
     calls = Counter(name for name, _, _ in seen)
     pools = [index for index, (name, _, _) in enumerate(seen) if isinstance(network.get_submodule(name), _GLOBAL)]

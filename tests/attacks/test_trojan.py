@@ -5,8 +5,8 @@ import torch
 from quick_attacks import learned, workshop
 
 from neural_polarizer.attacks import Trojan
-from neural_polarizer.attacks.trojan import _inputs_of, apple
-from neural_polarizer.models.layers import last_linear
+from neural_polarizer.attacks.trojan import apple
+from neural_polarizer.models.layers import inputs_of, last_linear
 from toys import hooks
 
 
@@ -33,13 +33,13 @@ def test_the_patch_is_bright_inside_the_mask_and_zero_outside() -> None:
 
 def test_the_inversion_drives_the_chosen_neurons_up() -> None:
     model = workshop().clean_model()
-    _, head = last_linear(model)
+    name, head = last_linear(model)
     chosen = head.weight.abs().sum(dim=0).topk(2).indices
     state = learned(Trojan(steps=60))
     white = 255 * state["mask"].expand(1, 3, -1, -1).to(torch.uint8)
     with torch.no_grad():
         before, after = (
-            _inputs_of(head, model, pixels / 255)[0, chosen].sum() for pixels in (white, state["patch"][None])
+            inputs_of(model, name, pixels / 255)[0, chosen].sum() for pixels in (white, state["patch"][None])
         )
     assert float(after) > float(before)
     assert hooks(model) == []

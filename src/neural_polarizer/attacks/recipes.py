@@ -2,17 +2,14 @@
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from neural_polarizer.attacks.base import Attack
+from neural_polarizer.scales import Scale, mirrored
 from neural_polarizer.settings import check_choice
 from neural_polarizer.train import Schedule
 
-Scale = Literal["paper", "laptop"]
-
 PAPER_EPOCHS = MappingProxyType({"gtsrb": 50, "tiny_imagenet": 200})
-FLIPPED = ("cifar10",)
-"""Data sets whose images are mirrored in training; a mirrored road sign is another sign."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none")
         BadInputError: unknown scale.
     """
     check_choice("scale", scale, get_args(Scale))
-    flip = profile in FLIPPED
+    flip = mirrored(profile)
     if scale == "paper":
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
         return Recipe(settings=MappingProxyType({}), schedule=Schedule(**options), width=None)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import Bool, UInt8
+from torch import Tensor
 from torch.nn import functional as F
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState, Workshop
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.layers import last_linear
+from neural_polarizer.models.layers import inputs_of, last_linear
 from neural_polarizer.settings import check_literals
 
 Fusion = Literal["add_clip", "replace", "add_wrap"]
@@ -60,14 +60,14 @@ class Trojan(Attack):
             BadInputError: the network has no linear layer to choose neurons from.
         """
         model = workshop.clean_model().to(workshop.device).eval().requires_grad_(False)
-        _, head = last_linear(model)
+        name, head = last_linear(model)
         mask = apple(train.image_size).to(workshop.device).float()
         chosen = head.weight.abs().sum(dim=0).topk(min(self.neurons, head.in_features)).indices
         patch = mask.expand(3, -1, -1)[None].clone()
         lower, upper = patch - self.radius, patch + self.radius
         for step in range(self.steps):
             point = patch.clone().requires_grad_()
-            cost = (_inputs_of(head, model, point * mask)[0, chosen] - self.activation).square().sum()
+            cost = (inputs_of(model, name, point * mask)[0, chosen] - self.activation).square().sum()
             workshop.progress("trigger", step + 1, self.steps)
             if float(cost.detach()) < 1e-3:
                 break
@@ -105,13 +105,3 @@ def apple(size: tuple[int, int]) -> Bool[Tensor, "h w"]:
     leaf = disc(0.10, 0.60, 0.10, 0.16)
     drawn = (body & ~disc(0.20, 0.5, 0.09, 0.10)) | leaf
     return F.avg_pool2d(drawn[None].float(), 8)[0] >= 0.5
-
-
-def _inputs_of(layer: nn.Linear, model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
-        model(pixels)
-    finally:
-        handle.remove()
-    return seen[0]

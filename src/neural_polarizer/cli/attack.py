@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.attacks import ATTACKS, attack_class
-from neural_polarizer.attacks.recipes import Scale, recipe
+from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.cli.options import (
     Architecture,
     DeviceName,
@@ -31,6 +31,7 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import result_folder
 from neural_polarizer.runs.attack import Victim, deliver_attack
+from neural_polarizer.scales import Scale
 from neural_polarizer.train import AdversarialTraining, Schedule
 
 FEW_EPOCHS = 30

@@ -26,13 +26,13 @@ from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFENSES
 from neural_polarizer.defenses.presets import Preset
-from neural_polarizer.defenses.recipes import Scale
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.report.audit import audit_summary
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.fold import fold_run
 from neural_polarizer.runs.purify import run_purify
+from neural_polarizer.scales import Scale
 
 
 def purify(

@@ -16,7 +16,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
 from neural_polarizer.defenses.fine_tuning import LAPTOP, RECIPE, fine_tuned
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.layers import last_linear, replace_layer, watching
+from neural_polarizer.models.layers import inputs_of, last_linear, replace_layer
 from neural_polarizer.train import Progress, Schedule, silent
 
 
@@ -62,7 +62,7 @@ class FinePruning:
         check_images("FP", model, clean, every_class=True)
         pruned = copy.deepcopy(model).to(device).eval()
         name, head = last_linear(pruned)
-        features = inputs_of(name, pruned, clean, device)
+        features = head_inputs(pruned, name, clean, device)
         mask = quiet_channels(features, head, clean.labels.to(device), max_drop=self.max_drop, step=self.step)
         replace_layer(pruned, name, _MaskedLinear(head, mask))
         chosen = time.perf_counter()
@@ -118,12 +118,9 @@ def quiet_channels(
 
 
 @torch.no_grad()
-def inputs_of(
-    name: str, model: nn.Module, clean: ImageSet, device: torch.device | str, batch: int = 256
+def head_inputs(
+    model: nn.Module, name: str, clean: ImageSet, device: torch.device | str, batch: int = 256
 ) -> Float[Tensor, "n d"]:
     """What enters the layer called ``name`` for every clean image."""
-    seen: list[Tensor] = []
-    with watching(model, [name], lambda _name, inputs, _output: seen.append(inputs[0])):
-        for images in clean.images.split(batch):
-            model(to_pixels(images.to(device)))
-    return torch.cat(seen)
+    parts = clean.images.split(batch)
+    return torch.cat([inputs_of(model, name, to_pixels(images.to(device))) for images in parts])

@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from functools import reduce
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from neural_polarizer.defenses import DEFENSES, defense_class
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.defenses.presets import VARIANTS, Preset, Target, preset
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.models.normalize import PROFILES
+from neural_polarizer.scales import Scale, mirrored
 from neural_polarizer.settings import changed, check_choice, places, setting_names
-
-Scale = Literal["paper", "laptop"]
 
 PAPER_EPOCHS = MappingProxyType({"gtsrb": 50})
 """Appendix B; 100 for all other data sets."""
@@ -64,8 +63,7 @@ def make_defense(
 
 
 def _of_the_data(defense: Defense, profile: str | None) -> dict[str, Any]:
-    """Only CIFAR-10 is mirrored: a mirrored road sign is another sign."""
-    changes: dict[str, Any] = dict.fromkeys(places(defense, "flip"), profile == "cifar10")
+    changes: dict[str, Any] = dict.fromkeys(places(defense, "flip"), mirrored(profile))
     if profile is not None and profile in PAPER_EPOCHS:
         changes |= dict.fromkeys(_settings_for(defense, "epochs"), PAPER_EPOCHS[profile])
     return changes

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 
@@ -46,3 +47,11 @@ def watching(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def inputs_of(model: nn.Module, name: str, pixels: Float[Tensor, "n c h w"]) -> Tensor:
+    """What enters the layer called ``name`` when ``model`` sees ``pixels``."""
+    seen: list[Tensor] = []
+    with watching(model, [name], lambda _name, inputs, _output: seen.append(inputs[0])):
+        model(pixels)
+    return seen[0]
