@@ -15,7 +15,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train import AdversarialTraining, Schedule, fit
 from run_files import coloured, states_equal
 
 Policy = Literal["cosine", "one-cycle", "constant"]
@@ -252,3 +252,9 @@ def test_fewer_images_than_a_batch_are_refused() -> None:
 def test_an_impossible_schedule_is_refused(setting: str) -> None:
     with pytest.raises(BadInputError, match="epochs and batch size must be at least 1 and lr positive"):
         replace(SCHEDULE, **{setting: 0})  # type: ignore[arg-type]
+
+
+def test_adversarial_steps_are_a_quarter_of_the_radius_but_few_steps_still_cross_the_ball() -> None:
+    found = [AdversarialTraining(eps=0.1, steps=steps) for steps in range(1, 11)]
+    assert all(each.steps * each.step_size > each.eps for each in found)
+    assert {each.step_size for each in found if each.steps >= 5} == {0.1 / 4}

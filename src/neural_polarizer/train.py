@@ -37,13 +37,18 @@ class AdversarialTraining:
 
     Args:
         eps: radius in pixel units of [0, 1].
-        steps: sign steps of eps / 4 from a random start.
+        steps: sign steps from a random start, of eps / 4; longer ones if so few could not cross the ball.
         clean_weight: share of the loss that stays on the batch as it is.
     """
 
     eps: float = 8 / 255
     steps: int = 7
     clean_weight: float = 0.0
+
+    @property
+    def step_size(self) -> float:
+        """Of one step, in pixel units."""
+        return self.eps * max(0.25, 1.25 / self.steps)
 
     def __post_init__(self) -> None:
         if self.eps <= 0 or self.steps < 1 or not 0 <= self.clean_weight <= 1:
@@ -242,7 +247,7 @@ def _adversarial(
         labels,
         ball=Ball("linf", settings.eps),
         steps=settings.steps,
-        step_size=settings.eps / 4,
+        step_size=settings.step_size,
         targeted=False,
         start=start.to(pixels),
     )

@@ -20,11 +20,13 @@ class Recipe:
         settings: of the attack, where they differ from its defaults.
         schedule: how to train the victim.
         width: channels of the first stage of ``preactresnet18``; None is its full width.
+        pgd_steps: towards each adversarial example, for the adaptive attacker.
     """
 
     settings: MappingProxyType[str, Any]
     schedule: Schedule
     width: int | None
+    pgd_steps: int
 
 
 def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none") -> Recipe:
@@ -45,7 +47,7 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none")
     flip = mirrored(profile)
     if scale == "paper":
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
-        return Recipe(settings=MappingProxyType({}), schedule=Schedule(**options), width=None)
+        return Recipe(settings=MappingProxyType({}), schedule=Schedule(**options), width=None, pgd_steps=7)
     own = {name: value for name, value in kind.recipe.items() if name not in ("policy", "crop_padding")}
     schedule = Schedule(epochs=5, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip, **own)
-    return Recipe(settings=MappingProxyType(dict(kind.laptop)), schedule=schedule, width=16)
+    return Recipe(settings=MappingProxyType(dict(kind.laptop)), schedule=schedule, width=16, pgd_steps=2)

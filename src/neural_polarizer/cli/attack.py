@@ -74,7 +74,9 @@ def attack(
         bool, typer.Option("--adversarial-training", help="The adaptive attacker: train on adversarial examples.")
     ] = False,
     eps: Annotated[float, typer.Option(help="Radius of the adversarial examples, of 255 (L_inf).")] = 8.0,
-    pgd_steps: Annotated[int, typer.Option(help="Steps towards each adversarial example.", min=1)] = 7,
+    pgd_steps: Annotated[
+        int | None, typer.Option(help="Steps towards each adversarial example; default: the scale's.", min=1)
+    ] = None,
     profile: ProfileName = "none",
     size: Size = None,
     limit: Limit = None,
@@ -104,11 +106,12 @@ def attack(
     test_images = read_images(test, size=shape, num_classes=train_images.num_classes)
     place = choose_device(device)
     asked: dict[str, Any] = {"batch_size": batch_size, "crop_padding": crop_padding, "flip": flip}
+    hardening = AdversarialTraining(eps=eps / 255, steps=pgd_steps or base.pgd_steps)
     schedule = replace(
         _schedule(base.schedule, epochs, policy, lr),
         **{option: value for option, value in asked.items() if value is not None},
         precision=precision or choose_precision(place),
-        adversarial=AdversarialTraining(eps=eps / 255, steps=pgd_steps) if adversarial_training else None,
+        adversarial=hardening if adversarial_training else None,
     )
     widest = base.width if arch == "preactresnet18" else None
     victim = Victim(architecture=arch, width=width or widest, profile=profile, schedule=schedule, seed=seed)
