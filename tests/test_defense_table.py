@@ -1,31 +1,15 @@
 """The benchmark of the defenses, on a model and images of a moment."""
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from benchmark_scripts import script
 from run_files import coloured, make_runs
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def script(name: str) -> Any:
-    """A benchmark as a module."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their types
-    spec.loader.exec_module(module)
-    return module
-
 
 TABLE = script("defense_table")
 
@@ -66,7 +50,9 @@ def test_the_victims_are_those_of_the_attack_table(victim: Any, data: Path, monk
     monkeypatch.setattr(attacks, "clean_model", lambda *_, **__: None)
     monkeypatch.setattr(attacks, "evaluate", lambda *_, **__: None)
     cell = attacks.Cell("cifar10", victim.attack, victim.rule)
-    theirs = request_of(attacks, lambda: attacks.run(cell, data, data, 0, None, 8.0), monkeypatch)
+    theirs = request_of(
+        attacks, lambda: attacks.run(cell, attacks.victim_of(cell, 0, None, 8.0), data, data), monkeypatch
+    )
     ours = request_of(TABLE, lambda: TABLE.train(victim, data, 0, None), monkeypatch)
     assert ours == theirs
     assert cell in attacks.CELLS

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from benchmark_scripts import script
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy
@@ -184,3 +185,12 @@ def test_a_run_equals_the_plain_form_of_the_algorithm(name: str) -> None:
         del state["norm.num_batches_tracked"]
     assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert largest_gap(found, Polarizer(6)) > 1e-2
+
+
+def test_the_plain_implementation_that_the_benchmark_times_learns_the_same_layer() -> None:
+    model, clean, settings = tiny_model(), tiny_images(24), replace(CASES["reference"], step_rule="sign")
+    found = polarizer_of(repaired(model, clean, settings, seed=4)).state_dict()
+    expected = script("plain_npd").plain_npd(model, clean, settings, seed=4).state_dict()
+    for state in (found, expected):
+        del state["norm.num_batches_tracked"]
+    assert_close(found, expected, rtol=1e-3, atol=1e-4)
