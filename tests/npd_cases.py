@@ -49,6 +49,11 @@ CASES: dict[str, NeuralPolarizer] = {
     "suspect, universal": replace(SMALL, suspect_share=0.5, perturbation="universal"),
 }
 
+FAST: dict[str, NeuralPolarizer] = {
+    f"fast, {name}": replace(CASES[name], speed="fast")
+    for name in ("npd", "npd-tp, all-to-all", "npd-tu", "npd-up", "npd-uu", "radii in turn", "suspect")
+}
+
 
 def repaired(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, seed: int = 0) -> Purified:
     return settings.repair(model, clean, seed=seed)

@@ -71,6 +71,7 @@ OPTIONS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
     "radius": (("--radius", 0.5, "--radius", 2), {"radii": [0.5, 2.0], "shared_radius": None, "epochs": 2}),
     "batch size": (("--batch-size", 5), {"batch_size": 5}),
     "site": (("--site", "before:layer3"), {"site": "before:layer3"}),
+    "speed": (("--speed", "fast"), {"speed": "fast"}),
     "precision": (("--precision", "bf16"), {"precision": "bf16"}),
     "paper": (
         ("--preset", "paper"),

@@ -80,7 +80,6 @@ def perturb(
         The perturbations: m = n, or m = 1 if universal. Inside the ball; not clipped to the pixel range.
     """
     delta = torch.zeros_like(pixels[:1] if universal else pixels) if start is None else ball.project(start)
-    sign = -1.0 if targeted else 1.0
     for step in range(steps):
         point = delta.requires_grad_()
         logits = predict(clip(pixels + point)).float()
@@ -88,10 +87,30 @@ def perturb(
             reached = (logits.argmax(dim=1) == labels).float().mean()
             if reached > stop_above:
                 break
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, point)  # unlike backward(), leaves every parameter's .grad alone
-        delta = ball.project(point.detach() + sign * step_size * _direction(gradient, rule))
+        delta = stepped(point, logits, labels, ball=ball, step_size=step_size, targeted=targeted, rule=rule)
     return delta.detach()
+
+
+def stepped(
+    point: Float[Tensor, "m c h w"],
+    logits: Float[Tensor, "n k"],
+    labels: Int64[Tensor, " n"],
+    *,
+    ball: Ball,
+    step_size: float,
+    targeted: bool = True,
+    rule: StepRule = "sign",
+    keep_graph: bool = False,
+) -> Float[Tensor, "m c h w"]:
+    """One projected gradient step of ``perturb`` from ``point``, which the ``logits`` depend on.
+
+    ``keep_graph`` leaves the graph of ``logits`` for one more backward pass.
+    """
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    # Unlike backward(), this leaves every parameter's .grad alone.
+    (gradient,) = torch.autograd.grad(loss, point, retain_graph=keep_graph)
+    length = -step_size if targeted else step_size
+    return ball.project(point.detach() + length * _direction(gradient, rule))
 
 
 def clip(values: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -150,7 +150,7 @@ def test_precision_goes_wherever_there_is_a_choice() -> None:
 
 
 def test_options_that_were_not_given_change_nothing() -> None:
-    nothing: dict[str, Any] = dict.fromkeys(("site", "radius", "epochs", "batch-size", "precision", "mixture"))
+    nothing: dict[str, Any] = dict.fromkeys(("site", "radius", "speed", "epochs", "batch-size", "precision", "mixture"))
     assert with_options(FineTuning(), "ft", nothing) == FineTuning()
     found: Any = with_options(preset("npd"), "npd", {**nothing, "radius": (1.0,), "epochs": 3, "site": "after:x"})
     assert (found.radii, found.epochs, found.site) == ((1.0,), 3, "after:x")

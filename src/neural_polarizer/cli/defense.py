@@ -28,6 +28,7 @@ class Wanted:
     epochs: int | None
     batch_size: int | None
     radii: tuple[float, ...] | None
+    speed: str | None
     precision: Precision | None
     mixture: str | None
     own: tuple[str, ...]
@@ -58,6 +59,7 @@ def chosen_defense(wanted: Wanted, profile: str | None, device: torch.device) ->
         "epochs": wanted.epochs,
         "batch-size": wanted.batch_size,
         "radius": wanted.radii,
+        "speed": wanted.speed,
         "precision": wanted.precision,
         "mixture": None if wanted.mixture is None else "mixture",
     }

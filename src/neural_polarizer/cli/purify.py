@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -68,6 +68,10 @@ def purify(
         list[float] | None,
         typer.Option(help="NPD: radius of the perturbations, in pixel units of [0, 1]; repeatable."),
     ] = None,
+    speed: Annotated[
+        Literal["exact", "fast"] | None,
+        typer.Option(help="NPD: the paper's algorithm (exact, the default), or our shortened one."),
+    ] = None,
     mixture: Annotated[
         str | None,
         typer.Option(help="ep: poisoned training images, a data spec; it sees these instead of the clean ones."),
@@ -97,6 +101,7 @@ def purify(
         epochs=epochs,
         batch_size=batch_size,
         radii=tuple(radius) if radius else None,
+        speed=speed,
         precision=precision,
         mixture=mixture,
         own=tuple(own or ()),

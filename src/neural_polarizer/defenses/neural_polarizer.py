@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Audit, Purified
 from neural_polarizer.defenses.npd_audit import reachability_audit
+from neural_polarizer.defenses.npd_fast import Carried
 from neural_polarizer.defenses.npd_settings import MAX_EPOCHS, MIN_EPOCHS, MIN_STEPS, NeuralPolarizerSettings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
@@ -23,7 +24,7 @@ from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
 from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, insert
-from neural_polarizer.suspects import Suspect, most_reachable, reachability
+from neural_polarizer.suspects import Suspect, most_reachable, quick_reachability, reachability
 from neural_polarizer.train import Progress, silent
 
 Values = tuple[Tensor, ...]
@@ -117,6 +118,15 @@ class _Learner:
         self.num_classes = int(output.shape[1])
         self._check_classes(clean)
         self.values: Values = ()
+        self.carried: Carried | None = None
+        if settings.speed == "fast":
+            self.carried = Carried(
+                self.images,
+                step_size=settings.step_size,
+                targeted=settings.goal == "targeted",
+                rule=settings.step_rule,
+                first_steps=self._inner_steps(universal=True),
+            )
         self.suspected: Suspect | None = None
         self.audit: Audit | None = None
 
@@ -168,7 +178,8 @@ class _Learner:
         """T, chosen by the number of images if the settings leave it open."""
         if self.settings.epochs is not None:
             return self.settings.epochs
-        return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / self.steps)))
+        epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / self.steps)))
+        return math.ceil(epochs / 2) if self.settings.speed == "fast" else epochs
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -212,7 +223,8 @@ class _Learner:
         if settings.goal == "untargeted" or settings.target is not None or settings.suspect_share == 0:
             return
         generator = stream(seed, "suspect")
-        scores = reachability(self.predict, self.images, self.labels, self.num_classes, generator=generator)
+        search = quick_reachability if settings.speed == "fast" else reachability
+        scores = search(self.predict, self.images, self.labels, self.num_classes, generator=generator)
         self.suspected = most_reachable(scores)
         self.audit = reachability_audit(scores, self.suspected)
 
@@ -236,7 +248,7 @@ class _Learner:
                     optimizer.param_groups[0]["lr"] = rate
                 loss, terms = self._outer_loss(rows, done)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward(inputs=[*self.polarizer.parameters()])  # not to the carried perturbations
                 optimizer.step()
                 for name, value in terms.items():
                     totals[name] += value * len(rows) / len(self.labels)
@@ -261,11 +273,14 @@ class _Learner:
         # Where the attacker's class is the true one, L_asr would fight L_bce1: such images stay benign (spec 3.6).
         kept = (targets != labels).nonzero()[:, 0]
         targets, wanted, predicted = targets[kept], labels[kept], logits.detach()[kept].argmax(dim=1)
-        perturbed = self._perturbed(rows[kept], wanted, targets, accused[kept], done)
-        if settings.bn_outer == "train_clean_stats":
+        towards = targets if settings.goal == "targeted" else wanted
+        if self.carried is not None:
+            adversarial = self._carried_logits(self.carried, rows[kept], towards, accused[kept], done)
+        elif settings.bn_outer == "train_clean_stats":
+            perturbed = self._perturbed(rows[kept], towards, accused[kept], done)
             logits, adversarial = self._train_mode_logits(values, perturbed)
         else:
-            adversarial = self._logits(perturbed)
+            adversarial = self._logits(self._perturbed(rows[kept], towards, accused[kept], done))
         if settings.goal == "untargeted":
             targets = runner_up(adversarial.detach(), wanted)
         benign = F.cross_entropy(logits, labels)
@@ -280,24 +295,31 @@ class _Learner:
             terms |= {"loss_asr": asr, "loss_bce": bce, "surrogate_success": fooled}
         return loss, {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
 
-    def _perturbed(self, rows: Tensor, labels: Tensor, targets: Tensor, accused: Tensor, done: int) -> Values:
-        """The inner problem on the clean images ``rows``; what the prefix gives for the perturbed ones.
+    def _groups(self, accused: Bool[Tensor, " n"]) -> Iterator[tuple[Int64[Tensor, " m"], bool]]:
+        """Places in the batch, and whether the images there share one perturbation, as the accused do."""
+        for group, universal in ((~accused, self.settings.perturbation == "universal"), (accused, True)):
+            if group.any():
+                yield group.nonzero()[:, 0], universal
 
-        The accused images share one perturbation, as they would share a trigger.
-        """
+    def _inner_steps(self, *, universal: bool) -> int:
         settings = self.settings
-        pixels = to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
-        towards = targets if settings.goal == "targeted" else labels
+        return settings.shared_steps if universal and settings.shared_steps is not None else settings.steps
+
+    def _pixels(self, rows: Tensor) -> Tensor:
+        return to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
+
+    def _perturbed(self, rows: Tensor, towards: Tensor, accused: Tensor, done: int) -> Values:
+        """The inner problem on the clean images ``rows``; what the prefix gives for the perturbed ones."""
+        settings = self.settings
+        pixels = self._pixels(rows)
         perturbed = pixels.clone()
-        for group, universal in ((~accused, settings.perturbation == "universal"), (accused, True)):
-            if not group.any():
-                continue
+        for group, universal in self._groups(accused):
             delta = perturb(
                 self.predict,
                 pixels[group],
                 towards[group],
-                ball=Ball(settings.norm, self._radius(int(group.sum()), done, universal)),
-                steps=settings.shared_steps if universal and settings.shared_steps is not None else settings.steps,
+                ball=Ball(settings.norm, self._radius(len(group), done, universal)),
+                steps=self._inner_steps(universal=universal),
                 step_size=settings.step_size,
                 targeted=settings.goal == "targeted",
                 universal=universal,
@@ -307,6 +329,20 @@ class _Learner:
             perturbed[group] = (pixels[group] + delta).clamp(0, 1)
         with torch.no_grad(), self._autocast():
             return self.prefix(perturbed)
+
+    def _carried_logits(
+        self, carried: Carried, rows: Tensor, towards: Tensor, accused: Tensor, done: int
+    ) -> Float[Tensor, "n k"]:
+        """The logits of the perturbed images ``rows`` in the fast mode."""
+        pixels = self._pixels(rows)
+        places, found = [], []
+        for group, universal in self._groups(accused):
+            ball = Ball(self.settings.norm, self._radius(len(group), done, universal))
+            places.append(group)
+            found.append(
+                carried.logits(self.predict, pixels[group], rows[group], towards[group], ball=ball, shared=universal)
+            )
+        return torch.cat(found)[torch.cat(places).argsort()] if found else pixels.new_zeros(0, self.num_classes)
 
     def _accused(self, count: int) -> Bool[Tensor, " n"]:
         """Which images of a batch aim at the suspect: the first ones, as the order is random."""

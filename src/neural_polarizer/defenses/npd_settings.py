@@ -10,6 +10,7 @@ from neural_polarizer.perturb import StepRule
 from neural_polarizer.settings import check_literals
 
 MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 200, 10, 50
+"""What the number of epochs is chosen by; the fast mode halves all three."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class NeuralPolarizerSettings:
         bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
             statistics; running ones follow the clean images alone).
         precision: "fp32", or "bf16" autocast (losses and projection stay in float32).
+        speed: "exact" begins every perturbation anew in every batch (Alg. 1 to 3). "fast" is our own
+            (docs/performance.md): it carries perturbations on from batch to batch and moves each by one step a visit.
         compile: use torch.compile (docs/defaults.md).
 
     Raises:
@@ -87,6 +90,7 @@ class NeuralPolarizerSettings:
     bce_label: Literal["true", "predicted"] = "true"
     bn_outer: Literal["eval", "train_clean_stats"] = "eval"
     precision: Literal["fp32", "bf16"] = "fp32"
+    speed: Literal["exact", "fast"] = "exact"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -103,5 +107,7 @@ class NeuralPolarizerSettings:
             raise BadInputError(f"the suspect's share must lie in [0, 1], got {self.suspect_share}")
         if not (self.lr > 0 and self.step_size > 0):
             raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
+        if self.speed == "fast" and self.bn_outer != "eval":
+            raise BadInputError('the fast mode needs bn_outer="eval"')
         if self.goal == "untargeted" and self.target is not None:
             raise BadInputError("an untargeted perturbation has no target class; leave target out")

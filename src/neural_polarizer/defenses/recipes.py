@@ -75,7 +75,8 @@ def with_options(defense: Defense, method: str, options: Mapping[str, Any]) -> D
     Args:
         defense: any.
         method: its name, for messages.
-        options: values by "site", "radius", "epochs", "batch-size", "precision" or "mixture"; None: not asked for.
+        options: values by "site", "radius", "speed", "epochs", "batch-size", "precision" or "mixture"; None: not asked
+            for.
 
     Raises:
         WrongUsageError: the method has no such setting.
