@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 ## Run the main job offline: plant a backdoor in a digit classifier, purify it, write the report.
 demo: $(INSTALLED)
@@ -12,6 +12,14 @@ demo: $(INSTALLED)
 ## Lint, types and tests.
 test: lint
 	$(BIN)/python -m pytest
+
+## The figures and pictures of docs/performance.md; needs a quiet machine and about an hour on 2 cores.
+bench: $(INSTALLED)
+	mkdir -p runs/bench
+	for name in plain ceiling scaling memory; do \
+		$(BIN)/python benchmarks/npd_speed.py $$name --json runs/bench/$$name.json || exit 1; done
+	$(BIN)/python benchmarks/inference_cost.py --json runs/bench/inference.json
+	$(BIN)/python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from neural_polarizer.artifacts import load_model
+from neural_polarizer.files import write_json
 from neural_polarizer.folding import Folded, fold_polarizer
 from neural_polarizer.models.build import build
 from neural_polarizer.polarizer import Polarizer
@@ -107,32 +108,39 @@ def peak_bytes(model: nn.Module, pixels: Tensor) -> int:
     return held.peak
 
 
-def report(models: Mapping[str, nn.Module], pixels: Tensor, rounds: int) -> None:
-    """Print a line a model; the first three rounds warm up and do not count."""
+def report(models: Mapping[str, nn.Module], pixels: Tensor, rounds: int) -> dict[str, Any]:
+    """Print a line a model and return its figures; the first three rounds warm up and do not count."""
     times: dict[str, list[float]] = {name: [] for name in models}
     names = list(models)
     for turn in range(rounds + 3):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             times[name].append(seconds(models[name], pixels))
+    figures = {}
     for name, model in models.items():
         found = times[name][3:]
         first, _, third = quantiles(found, n=4)
         ratios = [own / base for own, base in zip(found, times["original"][3:], strict=True)]
         low, _, high = quantiles(ratios, n=4)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        peak = peak_bytes(model, pixels)
+        figures[name] = {"seconds": found, "ratio": [low, median(ratios), high], "weights": weights, "peak": peak}
         print(
             f"  {name:9} median {1e3 * median(found):8.3f} ms, quartiles {1e3 * first:.3f} to {1e3 * third:.3f}; "
             f"{median(ratios):.3f} times the original ({low:.3f} to {high:.3f}); weights {weights / 1e6:.2f} MB, "
-            f"peak beyond them {peak_bytes(model, pixels) / 1e6:.2f} MB"
+            f"peak beyond them {peak / 1e6:.2f} MB"
         )
+    return figures
 
 
-def measure(title: str, purified: nn.Module, base: nn.Module, pixels: Tensor, rounds: int) -> None:
-    """Fold ``purified`` and print what all three cost."""
+def measure(title: str, purified: nn.Module, base: nn.Module, pixels: Tensor, rounds: int) -> dict[str, Any]:
+    """Fold ``purified``; print and return what all three cost."""
     folded: Folded = fold_polarizer(purified, pixels)
     print(f"{title}: {folded.remark}")
     models = {"original": base, "purified": purified, "folded": folded.model}
-    report(models, pixels.contiguous(memory_format=torch.channels_last), rounds)
+    return {
+        "remark": folded.remark,
+        **report(models, pixels.contiguous(memory_format=torch.channels_last), rounds),
+    }
 
 
 @torch.inference_mode()
@@ -145,15 +153,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="where to keep the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     card = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor()
-    print(
+    setting = (
         f"torch {torch.__version__}, python {platform.python_version()}, {platform.machine()} {card}, "
         f"{os.cpu_count()} cores, {options.threads} threads, {options.device}; float32, channels_last, "
         f"{options.batch_size} images of {options.size}x{options.size}, {options.rounds} rounds, seed 0"
     )
+    print(setting)
     pixels = torch.rand(options.batch_size, 3, options.size, options.size)
     cases = {}
     if options.run is not None:
@@ -164,10 +174,13 @@ def main() -> None:
         network = build("preactresnet18", 10, width=options.width).eval()
         title = f"preactresnet18 of width {options.width}"
         cases = {f"{title}, {site}": (polarized(network, site, pixels), network) for site in SITES}
+    found: dict[str, Any] = {"setting": setting}
     for title, (purified, base) in cases.items():
         for model in (purified, base):
             model.to(options.device).to(memory_format=torch.channels_last)
-        measure(title, purified, base, pixels.to(options.device), options.rounds)
+        found[title] = measure(title, purified, base, pixels.to(options.device), options.rounds)
+    if options.json is not None:
+        write_json(options.json, found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ a busy machine disturbs them alike; medians and the spread of the repetitions ar
 """
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -33,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
 from neural_polarizer.defenses.presets import preset
+from neural_polarizer.files import write_json
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import PROFILES, Normalized
 
@@ -184,18 +184,22 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """(e) The peak of a process that purifies 2,500 images at full width for one epoch."""
-    command = [sys.executable, __file__, "one-run", "--width", str(options.width), "--size", str(options.size)]
-    subprocess.run([*command, "--images", str(options.images)], check=True)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"  {options.images} images, width {options.width}, {options.size} pixels: peak {peak:.0f} MiB")
-    return {"peak_mib": peak}
+    """(e) The peak of a process that purifies for one epoch: small width, few images, all of them at full width."""
+    found = {}
+    for width, images in ((16, options.images), (options.width, options.images // 5), (options.width, options.images)):
+        command = [sys.executable, __file__, "one-run", "--width", str(width), "--size", str(options.size)]
+        told = subprocess.run([*command, "--images", str(images)], check=True, capture_output=True, text=True).stdout
+        name = f"{images} images, width {width}, {options.size} pixels"
+        found[name] = float(told.split()[-1])
+        print(f"  {name}: peak {found[name]:.0f} MiB", flush=True)
+    return {"peak_mib": found}
 
 
 def one_run(options: argparse.Namespace) -> dict[str, Any]:
-    """What ``memory`` measures."""
+    """What ``memory`` measures; the last word printed is the peak in MiB."""
     settings = replace(NeuralPolarizer(precision="bf16"), epochs=1)
     settings.repair(model_of(options.width), images_of(options.images, options.size), seed=0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return {}
 
 
@@ -231,7 +235,7 @@ def main() -> None:
     print(f"{options.measurement}: {setting}", flush=True)
     found = measure(options)
     if options.json is not None:
-        options.json.write_text(json.dumps({"setting": setting, **found}, indent=2) + "\n")
+        write_json(options.json, {"setting": setting, **found})
 
 
 if __name__ == "__main__":
