@@ -97,6 +97,8 @@ class Attack(ABC):
     category: ClassVar[Category]
     laptop: ClassVar[Mapping[str, Any]] = NOTHING
     """Settings that make the attack fit for the scale "laptop"."""
+    laptop_epochs: ClassVar[int] = 5
+    """Passes over the training images at that scale."""
     recipe: ClassVar[Mapping[str, Any]] = NOTHING
     """What the paper's training schedule has different for this attack."""
 

@@ -38,6 +38,7 @@ class LF(Attack):
     """
 
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
+    laptop_epochs: ClassVar[int] = 8
 
     strength: float = 0.2
     blur: float = 6.0

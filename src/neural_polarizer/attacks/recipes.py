@@ -33,10 +33,10 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none")
     """The recipe of one attack for one kind of images.
 
     "paper" is spec 1.5: 100 epochs (GTSRB 50, Tiny ImageNet 200) of SGD at full width. "laptop" is a network of
-    width 16 in 5 epochs of one-cycle training with small crops: a few minutes on two cores (docs/attacks.md).
+    width 16 in few epochs of one-cycle training with small crops: a few minutes on two cores (docs/attacks.md).
 
     Args:
-        kind: the attack's class; its ``recipe`` and ``laptop`` say what it needs otherwise.
+        kind: the attack's class; its ``recipe``, ``laptop`` and ``laptop_epochs`` say what it needs otherwise.
         scale: "paper" or "laptop".
         profile: which data set the images are like, a name of ``PROFILES``.
 
@@ -49,5 +49,5 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none")
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
         return Recipe(settings=MappingProxyType({}), schedule=Schedule(**options), width=None, pgd_steps=7)
     own = {name: value for name, value in kind.recipe.items() if name not in ("policy", "crop_padding")}
-    schedule = Schedule(epochs=5, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip, **own)
+    schedule = Schedule(epochs=kind.laptop_epochs, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip, **own)
     return Recipe(settings=MappingProxyType(dict(kind.laptop)), schedule=schedule, width=16, pgd_steps=2)
