@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest
 
-## The figures and pictures of docs/performance.md; needs a quiet machine and about an hour on 2 cores.
+## All measurements of speed, and their pictures in docs/pictures; needs a quiet machine and time.
 bench: $(INSTALLED)
 	mkdir -p runs/bench
 	for name in plain ceiling scaling memory; do \
