@@ -45,6 +45,13 @@ def test_diversity_is_small_where_triggers_differ() -> None:
     assert bool(triggers.grad.isfinite().all())
 
 
+def test_the_loss_of_the_mask_by_hand() -> None:
+    """100 times 0.1 beyond the density, and images 4 x 0.5 apart after normalisation over masks 0.4 apart."""
+    black, grey = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
+    mine, theirs = torch.full((2, 1, 4, 4), 0.132), torch.full((2, 1, 4, 4), 0.532)
+    assert float(InputAware().mask_loss(black, grey, mine, theirs)) == pytest.approx(100 * 0.1 + 2 / 0.4, rel=1e-4)
+
+
 def test_training_the_mask_makes_it_small() -> None:
     attack = InputAware(mask_epochs=12, widths=(8, 8, 8))
     state = learned(attack)

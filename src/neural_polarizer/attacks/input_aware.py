@@ -30,7 +30,7 @@ class InputAware(Attack):
 
     Source: Nguyen & Tran, NeurIPS 2020; spec 2.3.
     Departures from the reference: one tanh instead of two at the output, G's gradients are cleared in every step,
-    the joint training lasts all epochs, and distances are taken between pixels instead of normalised pixels.
+    the joint training lasts all epochs, and images are normalised alike whatever the data set.
 
     Args:
         mask_epochs: passes of the mask's own training.
@@ -42,7 +42,10 @@ class InputAware(Attack):
     """
 
     category: ClassVar[Category] = Category("additive", "local", "visible", "specific")
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"mask_epochs": 2, "widths": (16, 32, 64)})
+    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"mask_epochs": 2, "widths": (8, 16, 32), "generator_lr": 0.003}
+    )
+    laptop_epochs: ClassVar[int] = 8
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({"policy": "constant"})
 
     mask_epochs: int = 25
@@ -75,6 +78,7 @@ class InputAware(Attack):
             "augmentation": [workshop.schedule.crop_padding, workshop.schedule.flip],
             "precision": workshop.schedule.precision,
             "mask": [self.mask_epochs, self.density, self.mask_weight, self.diversity_weight, self.generator_lr],
+            "pairs": "normalised, within a batch",
             "widths": self.widths,
         }
         mask = cached_tensors("input_aware", request, lambda: self._train_mask(train, workshop))
@@ -109,6 +113,17 @@ class InputAware(Attack):
         final = {name: value.detach().cpu() for name, value in forger.makers.state_dict().items()}
         return Planted(final, round(self.poison_rate * len(train)))
 
+    def mask_loss(
+        self, first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"], mine: Tensor, theirs: Tensor
+    ) -> Float[Tensor, ""]:
+        """``lambda_norm mean(relu(m - density)) + lambda_div d(x1, x2) / d(m1, m2)`` (spec 2.3, stage A).
+
+        Images are normalised first: on their scale depends how much the masks may cover.
+        """
+        excess = F.relu(mine - self.density).mean()
+        differences = diversity(normalised(first), normalised(second), mine, theirs)
+        return self.mask_weight * excess + self.diversity_weight * differences
+
     def _makers(self, state: TriggerState) -> nn.Module:
         return restored(lambda: nn.ModuleDict({"mask": Maker(1, self.widths), "pattern": Maker(3, self.widths)}), state)
 
@@ -125,15 +140,13 @@ class InputAware(Attack):
             # Milestones at 40 and 80 percent: epochs 10 and 20 of 25.
             passed = sum(epoch >= share * self.mask_epochs for share in (0.4, 0.8))
             optimizer.param_groups[0]["lr"] = self.generator_lr * 0.1**passed
-            orders = [torch.randperm(len(train), generator=generator).to(device) for _ in range(2)]
-            for step in range(steps):
-                rows = slice(step * schedule.batch_size, (step + 1) * schedule.batch_size)
-                first, second = (to_pixels(schedule.augment(images[order[rows]], generator)) for order in orders)
+            order = torch.randperm(len(train), generator=generator).to(device)
+            for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
+                pixels = to_pixels(schedule.augment(images[rows], generator))
                 with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
-                    masks = soft_threshold(maker(torch.cat([first, second])).float())
-                mine, theirs = masks.chunk(2)
-                loss = self.mask_weight * F.relu(mine - self.density).mean()
-                loss = loss + self.diversity_weight * diversity(first, second, mine, theirs)
+                    masks = soft_threshold(maker(pixels).float())
+                # Every image is compared with the next one of its batch: half as many masks as with two batches.
+                loss = self.mask_loss(pixels, pixels.roll(1, 0), masks, masks.roll(1, 0))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -208,7 +221,12 @@ class Maker(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Tensor:
-        return self.layers(4 * pixels - 2).tanh() / (2 + TINY) + 0.5
+        return self.layers(normalised(pixels)).tanh() / (2 + TINY) + 0.5
+
+
+def normalised(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """About what the mean and the standard deviation of a data set of photographs give: 1/2 and 1/4 for all."""
+    return 4 * pixels - 2
 
 
 def _block(before: int, after: int) -> list[nn.Module]:
