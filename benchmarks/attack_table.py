@@ -35,6 +35,8 @@ from neural_polarizer.train import AdversarialTraining
 
 ALL_TO_ALL = ("badnets", "blended", "input-aware", "lf", "ssba")
 ADAPTIVE = ("blended", "input-aware", "lf", "ssba")
+FAINT = ("ssba",)
+"""Lost in adversarial examples of triggered images; the adaptive attacker spares those."""
 ON_GTSRB = ("badnets", "blended", "wanet")
 SHOWN = 1000
 
@@ -65,11 +67,12 @@ CELLS = (
 def victim_of(cell: Cell, seed: int, epochs: int | None, eps: float) -> Victim:
     """What the cell trains."""
     plan = recipe(ATTACKS[cell.attack], scale="laptop", profile=cell.data)
+    hardening = AdversarialTraining(eps=eps / 255, steps=plan.pgd_steps, spare_triggered=cell.attack in FAINT)
     schedule = replace(
         plan.schedule,
         epochs=epochs or plan.schedule.epochs,
         precision=choose_precision(choose_device(None)),
-        adversarial=AdversarialTraining(eps=eps / 255, steps=plan.pgd_steps) if cell.adaptive else None,
+        adversarial=hardening if cell.adaptive else None,
     )
     return Victim(architecture="preactresnet18", width=plan.width, profile=cell.data, schedule=schedule, seed=seed)
 

@@ -165,10 +165,12 @@ def test_a_setting_that_an_attack_does_not_have_is_refused(runs: Path, tmp_path:
 
 
 def test_the_scales_and_the_adaptive_attacker_reach_the_record(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
-    words = attack_words(runs, tmp_path / "a", "--scale", "laptop", "--adversarial-training", "--eps", 4)
+    words = attack_words(
+        runs, tmp_path / "a", "--scale", "laptop", "--adversarial-training", "--eps", 4, "--spare-triggered"
+    )
     assert run(capsys, *words).code == 0
     schedule = json.loads((tmp_path / "a" / "attack.json").read_text())["schedule"]
-    assert schedule["adversarial"] == {"eps": 4 / 255, "steps": 2, "clean_weight": 0.0}
+    assert schedule["adversarial"] == {"eps": 4 / 255, "steps": 2, "clean_weight": 0.0, "spare_triggered": True}
     assert (schedule["policy"], schedule["lr"], schedule["crop_padding"]) == ("one-cycle", 0.1, 2)
 
 

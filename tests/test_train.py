@@ -15,7 +15,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.train import AdversarialTraining, Schedule, fit
+from neural_polarizer.train import AdversarialTraining, Assembled, Schedule, fit
 from run_files import coloured, states_equal
 
 Policy = Literal["cosine", "one-cycle", "constant"]
@@ -258,3 +258,29 @@ def test_adversarial_steps_are_a_quarter_of_the_radius_but_few_steps_still_cross
     found = [AdversarialTraining(eps=0.1, steps=steps) for steps in range(1, 11)]
     assert all(each.steps * each.step_size > each.eps for each in found)
     assert {each.step_size for each in found if each.steps >= 5} == {0.1 / 4}
+
+
+class Marker:
+    """An accomplice that calls the first five rows of every batch triggered, and changes nothing."""
+
+    network = nn.Module()
+    optimizer: torch.optim.Optimizer | None = None
+    key = "marker"
+
+    def assemble(self, images: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Assembled:
+        return Assembled(images / 255, labels, 0.0, 5)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+@pytest.mark.parametrize("by_accomplice", [False, True])
+def test_triggered_images_are_spared_by_adversarial_training_if_asked(spare: bool, by_accomplice: bool) -> None:
+    hardening = AdversarialTraining(eps=0.1, steps=1, spare_triggered=spare)
+    schedule = replace(SCHEDULE, batch_size=20, epochs=1, crop_padding=0, flip=False, adversarial=hardening)
+    recorder = Recorder()
+    marked = torch.arange(20) >= 15
+    fit(recorder, DATA, schedule, seed=1, triggered=marked, accomplice=Marker() if by_accomplice else None)
+    originals = (DATA.images / 255).flatten(1)
+    equal = (recorder.seen[-1].flatten(1)[:, None] == originals).all(dim=2)  # of each trained row, to each image
+    untouched = equal.any(dim=1).tolist() if by_accomplice else equal.any(dim=0).tolist()
+    wanted = [row < 5 for row in range(20)] if by_accomplice else marked.tolist()
+    assert untouched == (wanted if spare else [False] * 20)

@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -39,11 +40,13 @@ class AdversarialTraining:
         eps: radius in pixel units of [0, 1].
         steps: sign steps from a random start, of eps / 4; longer ones if so few could not cross the ball.
         clean_weight: share of the loss that stays on the batch as it is.
+        spare_triggered: leave triggered images as they are. Perturbing them hides a faint trigger from the victim.
     """
 
     eps: float = 8 / 255
     steps: int = 7
     clean_weight: float = 0.0
+    spare_triggered: bool = False
 
     @property
     def step_size(self) -> float:
@@ -123,6 +126,22 @@ class Schedule:
         return self.lr
 
 
+class Assembled(NamedTuple):
+    """A batch to train on.
+
+    Args:
+        pixels: float, in [0, 1].
+        labels: int64.
+        penalty: a loss of the accomplice's own.
+        triggered: the first so many rows carry the trigger and the attacker's label.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    penalty: Tensor | float
+    triggered: int
+
+
 @runtime_checkable
 class Accomplice(Protocol):
     """What an attack puts into the training loop if it poisons every batch anew.
@@ -137,10 +156,8 @@ class Accomplice(Protocol):
     optimizer: torch.optim.Optimizer | None
     key: str
 
-    def assemble(
-        self, images: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor | float]:
-        """The batch to train on (float pixels, int64 labels) and a loss of its own, from uint8 images and labels."""
+    def assemble(self, images: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Assembled:
+        """The batch to train on, from uint8 images and labels."""
         ...
 
 
@@ -154,6 +171,7 @@ def fit(
     progress: Progress = silent,
     checkpoint: Path | None = None,
     accomplice: Accomplice | None = None,
+    triggered: Bool[Tensor, " n"] | None = None,
 ) -> None:
     """Train ``model`` in place by cross-entropy; leaves it on ``device`` in evaluation mode.
 
@@ -169,6 +187,7 @@ def fit(
         progress: told about every step.
         checkpoint: a safetensors file, written after each epoch and read at the start if it is of this very run.
         accomplice: poisons every batch and augments it; its network is trained along and left in training mode.
+        triggered: which of ``data`` carry a trigger, for adversarial training that spares them; None is none.
 
     Raises:
         BadInputError: fewer images than one batch, or ``checkpoint`` is damaged or belongs to another run.
@@ -192,6 +211,7 @@ def fit(
             optimizers["accomplice."] = accomplice.optimizer
     first = 0 if checkpoint is None else _resume(checkpoint, run, networks, optimizers)
     images, labels = data.images.to(device), data.labels.to(device)
+    marked = torch.zeros_like(labels, dtype=torch.bool) if triggered is None else triggered.to(device)
     model.train()
     for epoch in range(first, schedule.epochs):
         generator = stream(seed, "train", epoch)
@@ -200,7 +220,7 @@ def fit(
             for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.lr_at(epoch * steps + step, steps)
-                loss = _loss(model, images[rows], labels[rows], schedule, generator, accomplice)
+                loss = _loss(model, images[rows], labels[rows], marked[rows], schedule, generator, accomplice)
                 for each in optimizers.values():
                     each.zero_grad()
                 loss.backward()
@@ -216,6 +236,7 @@ def _loss(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
+    triggered: Bool[Tensor, " n"],
     schedule: Schedule,
     generator: torch.Generator,
     accomplice: Accomplice | None,
@@ -225,12 +246,16 @@ def _loss(
         if accomplice is None:
             pixels = to_pixels(schedule.augment(images, generator))
         else:
-            pixels, labels, penalty = accomplice.assemble(images, labels, schedule, generator)
+            pixels, labels, penalty, first = accomplice.assemble(images, labels, schedule, generator)
+            triggered = torch.arange(len(labels), device=labels.device) < first
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         if schedule.adversarial is None:
             return F.cross_entropy(model(pixels).float(), labels) + penalty
         share = schedule.adversarial.clean_weight
-        moved = (pixels + _adversarial(model, pixels.detach(), labels, schedule.adversarial, generator)).clamp(0, 1)
+        delta = _adversarial(model, pixels.detach(), labels, schedule.adversarial, generator)
+        if schedule.adversarial.spare_triggered:
+            delta = delta.masked_fill(triggered.view(-1, 1, 1, 1), 0)
+        moved = (pixels + delta).clamp(0, 1)
         loss = (1 - share) * F.cross_entropy(model(moved).float(), labels) + penalty
         return loss + share * F.cross_entropy(model(pixels).float(), labels) if share else loss
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from quick_attacks import SCHEDULE, TEST, TRAIN, learned, quick_attack, untraine
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from neural_polarizer.attacks import ATTACKS, Attack, LearnedTrigger, attack_class, name_of
+from neural_polarizer.attacks import ATTACKS, Attack, LearnedTrigger, attack_class, base, name_of
 from neural_polarizer.attacks.base import Category, Planted
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.data.poison import Trigger, poison
@@ -135,6 +136,16 @@ def test_the_adaptive_attacker_trains_on_other_images(name: str) -> None:
     again, _ = _planted(attack, schedule=adversarial)
     assert states_equal(hard, again)
     assert not states_equal(hard, plain)
+
+
+def test_planting_marks_the_images_with_a_trigger(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(base, "fit", lambda model, data, schedule, **options: given.update(options, data=data))
+    attack = quick_attack("blended", poison_rate=0.25)
+    attack.plant(untrained(), TRAIN, learned(attack), workshop())
+    changed = (given["data"].images != TRAIN.images).flatten(1).any(dim=1)
+    assert torch.equal(given["triggered"], changed)
+    assert int(changed.sum()) == round(0.25 * len(TRAIN))
 
 
 @ALL

@@ -73,7 +73,8 @@ def test_a_batch_has_backdoor_cross_and_clean_rows_in_this_order() -> None:
     forger = _Forger(attack, makers, TRAIN)
     makers.eval()
     images, labels = TRAIN.images[:8], TRAIN.labels[:8]
-    pixels, wanted, penalty = forger.assemble(images, labels, PLAIN, stream(0, "batch"))
+    pixels, wanted, penalty, triggered = forger.assemble(images, labels, PLAIN, stream(0, "batch"))
+    assert triggered == 2
     assert wanted.tolist() == [3, 3, *labels[2:].tolist()]
     assert_close(pixels[4:], to_pixels(images[4:]))
     state = makers.state_dict()

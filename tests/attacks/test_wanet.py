@@ -48,8 +48,8 @@ def test_a_batch_has_backdoor_noise_and_clean_rows_in_this_order() -> None:
     state = learned(attack)
     warper = _Warper(attack, state, TRAIN, workshop())
     images, labels = TRAIN.images[:8], TRAIN.labels[:8]
-    pixels, wanted, penalty = warper.assemble(images, labels, PLAIN, stream(0, "batch"))
-    assert penalty == 0.0
+    pixels, wanted, penalty, triggered = warper.assemble(images, labels, PLAIN, stream(0, "batch"))
+    assert (penalty, triggered) == (0.0, 2)
     assert wanted.tolist() == [3, 3, *labels[2:].tolist()]
     assert_close((pixels[:2] * 255).round().to(torch.uint8), attack.stamp(images[:2], state))
     changed = (pixels - images / 255).abs().amax(dim=(1, 2, 3)) > 1e-4
@@ -64,9 +64,9 @@ def test_every_image_is_augmented_by_itself_and_after_the_warp() -> None:
     warper = _Warper(attack, state, TRAIN, workshop())
     same = TRAIN.images[:1].expand(8, -1, -1, -1)
     turned = Schedule(crop_padding=5, crop_share=0.8, rotation=10.0, flip=True)
-    pixels, _, _ = warper.assemble(same, TRAIN.labels[:1].expand(8), turned, stream(0, "batch"))
+    pixels = warper.assemble(same, TRAIN.labels[:1].expand(8), turned, stream(0, "batch")).pixels
     assert len({round(float(image.sum()), 3) for image in pixels}) > 4
-    still, _, _ = warper.assemble(same, TRAIN.labels[:1].expand(8), PLAIN, stream(0, "batch"))
+    still = warper.assemble(same, TRAIN.labels[:1].expand(8), PLAIN, stream(0, "batch")).pixels
     assert_close(still, still[:1].expand(8, -1, -1, -1))
 
 

@@ -154,6 +154,7 @@ class Attack(ABC):
     def plant(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "Planted":
         """Train ``model`` in place with the backdoor; leaves it in evaluation mode."""
         poisoned, chosen = poison(train, LearnedTrigger(self, state), rate=self.poison_rate, seed=workshop.seed)
+        triggered = torch.zeros(len(train), dtype=torch.bool).index_fill(0, chosen, True)
         fit(
             model,
             poisoned,
@@ -162,6 +163,7 @@ class Attack(ABC):
             device=workshop.device,
             progress=workshop.progress,
             checkpoint=workshop.checkpoint,
+            triggered=triggered,
         )
         return Planted(state, len(chosen))
 

@@ -15,7 +15,7 @@ from neural_polarizer.cache import cached_tensors
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import global_rng, stream
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train import Assembled, Schedule, fit
 
 CHUNK = 512
 TINY = 1e-7
@@ -175,10 +175,10 @@ class _Forger:
         labels: Int64[Tensor, " n"],
         schedule: Schedule,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor | float]:
+    ) -> Assembled:
         poisoned = self.attack.poisoned_rows(len(images), generator)
         if poisoned == 0:
-            return to_pixels(schedule.augment(images, generator)), labels, 0.0
+            return Assembled(to_pixels(schedule.augment(images, generator)), labels, 0.0, 0)
         crossed = min(poisoned, len(images) - poisoned)
         end = poisoned + crossed
         partners = torch.randint(len(self.images), (crossed,), generator=generator)
@@ -195,7 +195,7 @@ class _Forger:
             penalty = self.attack.diversity_weight * diversity(
                 pixels[:poisoned], others, patterns[:poisoned], patterns[poisoned:]
             )
-        return torch.cat([mixed, pixels[end:]]), labels, penalty
+        return Assembled(torch.cat([mixed, pixels[end:]]), labels, penalty, poisoned)
 
 
 class Maker(nn.Module):

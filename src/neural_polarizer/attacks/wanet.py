@@ -14,7 +14,7 @@ from neural_polarizer.attacks.base import NOTHING, Attack, Category, Planted, Tr
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train import Assembled, Schedule, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class _Warper:
         labels: Int64[Tensor, " n"],
         schedule: Schedule,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, float]:
+    ) -> Assembled:
         poisoned = self.attack.poisoned_rows(len(images), generator)
         noisy = min(int(poisoned * self.attack.noise_ratio), len(images) - poisoned)
         pixels = to_pixels(images)
@@ -117,7 +117,7 @@ class _Warper:
         shaken = (self.field + noise / self.size[0]).clamp(-1, 1)
         warped = [warp(pixels[:poisoned], self.field), warp(pixels[poisoned:end], shaken), pixels[end:]]
         labels = torch.cat([self.attack.relabel(labels[:poisoned], self.num_classes), labels[poisoned:]])
-        return schedule.augment(torch.cat(warped), generator), labels, 0.0
+        return Assembled(schedule.augment(torch.cat(warped), generator), labels, 0.0, poisoned)
 
 
 def warp(pixels: Float[Tensor, "n c h w"], field: Float[Tensor, "m h w 2"]) -> Float[Tensor, "n c h w"]:

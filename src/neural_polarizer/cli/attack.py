@@ -77,6 +77,10 @@ def attack(
     pgd_steps: Annotated[
         int | None, typer.Option(help="Steps towards each adversarial example; default: the scale's.", min=1)
     ] = None,
+    spare_triggered: Annotated[
+        bool,
+        typer.Option("--spare-triggered", help="No adversarial examples of triggered images: keeps faint triggers."),
+    ] = False,
     profile: ProfileName = "none",
     size: Size = None,
     limit: Limit = None,
@@ -106,7 +110,7 @@ def attack(
     test_images = read_images(test, size=shape, num_classes=train_images.num_classes)
     place = choose_device(device)
     asked: dict[str, Any] = {"batch_size": batch_size, "crop_padding": crop_padding, "flip": flip}
-    hardening = AdversarialTraining(eps=eps / 255, steps=pgd_steps or base.pgd_steps)
+    hardening = AdversarialTraining(eps=eps / 255, steps=pgd_steps or base.pgd_steps, spare_triggered=spare_triggered)
     schedule = replace(
         _schedule(base.schedule, epochs, policy, lr),
         **{option: value for option, value in asked.items() if value is not None},
