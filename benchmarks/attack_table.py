@@ -34,9 +34,11 @@ from neural_polarizer.runs.attack import PICTURE, RECORD, Victim, cached_attack,
 from neural_polarizer.train import AdversarialTraining
 
 ALL_TO_ALL = ("badnets", "blended", "input-aware", "lf", "ssba")
-ADAPTIVE = ("blended", "input-aware", "lf", "ssba")
-FAINT = ("ssba",)
-"""Lost in adversarial examples of triggered images; the adaptive attacker spares those."""
+ADAPTIVE = {
+    **{name: AdversarialTraining(eps=4 / 255) for name in ("blended", "input-aware", "lf")},
+    # A trigger so faint is lost in stronger perturbations, and in any of the triggered images.
+    "ssba": AdversarialTraining(eps=3 / 255, spare_triggered=True),
+}
 ON_GTSRB = ("badnets", "blended", "wanet")
 SHOWN = 1000
 
@@ -64,15 +66,14 @@ CELLS = (
 )
 
 
-def victim_of(cell: Cell, seed: int, epochs: int | None, eps: float) -> Victim:
+def victim_of(cell: Cell, seed: int, epochs: int | None) -> Victim:
     """What the cell trains."""
     plan = recipe(ATTACKS[cell.attack], scale="laptop", profile=cell.data)
-    hardening = AdversarialTraining(eps=eps / 255, steps=plan.pgd_steps, spare_triggered=cell.attack in FAINT)
     schedule = replace(
         plan.schedule,
         epochs=epochs or plan.schedule.epochs,
         precision=choose_precision(choose_device(None)),
-        adversarial=hardening if cell.adaptive else None,
+        adversarial=replace(ADAPTIVE[cell.attack], steps=plan.pgd_steps) if cell.adaptive else None,
     )
     return Victim(architecture="preactresnet18", width=plan.width, profile=cell.data, schedule=schedule, seed=seed)
 
@@ -141,7 +142,6 @@ def main() -> None:
     parser.add_argument("--only", default="", help="words that a cell's name must contain, as 'cifar10 a2a'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--eps", type=float, default=4.0, help="of the adaptive attacker, of 255")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
     options = parser.parse_args()
     wanted = [cell for cell in CELLS if all(word in cell.name for word in options.only.split())]
@@ -149,7 +149,7 @@ def main() -> None:
     with ProcessPoolExecutor(
         options.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
     ) as pool:
-        cells = {cell: victim_of(cell, options.seed, options.epochs, options.eps) for cell in wanted}
+        cells = {cell: victim_of(cell, options.seed, options.epochs) for cell in wanted}
         alike: dict[Victim, list[Cell]] = defaultdict(list)  # all that are compared with one clean model
         for cell, victim in cells.items():
             alike[replace(victim, schedule=replace(victim.schedule, adversarial=None))].append(cell)

@@ -50,9 +50,7 @@ def test_the_victims_are_those_of_the_attack_table(victim: Any, data: Path, monk
     monkeypatch.setattr(attacks, "clean_model", lambda *_, **__: None)
     monkeypatch.setattr(attacks, "evaluate", lambda *_, **__: None)
     cell = attacks.Cell("cifar10", victim.attack, victim.rule)
-    theirs = request_of(
-        attacks, lambda: attacks.run(cell, attacks.victim_of(cell, 0, None, 8.0), data, data), monkeypatch
-    )
+    theirs = request_of(attacks, lambda: attacks.run(cell, attacks.victim_of(cell, 0, None), data, data), monkeypatch)
     ours = request_of(TABLE, lambda: TABLE.train(victim, data, 0, None), monkeypatch)
     assert ours == theirs
     assert cell in attacks.CELLS
