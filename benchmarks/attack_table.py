@@ -35,7 +35,8 @@ from neural_polarizer.train import AdversarialTraining
 
 ALL_TO_ALL = ("badnets", "blended", "input-aware", "lf", "ssba")
 ADAPTIVE = {
-    **{name: AdversarialTraining(eps=4 / 255) for name in ("blended", "input-aware", "lf")},
+    **{name: AdversarialTraining(eps=4 / 255) for name in ("blended", "input-aware")},
+    "lf": AdversarialTraining(eps=3 / 255),
     # A trigger so faint is lost in stronger perturbations, and in any of the triggered images.
     "ssba": AdversarialTraining(eps=3 / 255, spare_triggered=True),
 }
