@@ -52,6 +52,22 @@ def test_the_loss_of_the_mask_by_hand() -> None:
     assert float(InputAware().mask_loss(black, grey, mine, theirs)) == pytest.approx(100 * 0.1 + 2 / 0.4, rel=1e-4)
 
 
+def test_the_mask_is_compared_with_that_of_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.Tensor, ...]] = []
+    loss = InputAware.mask_loss
+
+    def watched(self: InputAware, *given: torch.Tensor) -> torch.Tensor:
+        seen.append(given)
+        return loss(self, *given)
+
+    monkeypatch.setattr(InputAware, "mask_loss", watched)
+    learned(InputAware(mask_epochs=1, widths=(8, 8, 8), density=0.07))  # of no other test, so not in the cache
+    first, second, mine, theirs = seen[0]
+    assert not bool((first == second).flatten(1).all(dim=1).any())
+    assert torch.equal(first.roll(1, 0), second)
+    assert torch.equal(mine.roll(1, 0), theirs)
+
+
 def test_training_the_mask_makes_it_small() -> None:
     attack = InputAware(mask_epochs=12, widths=(8, 8, 8))
     state = learned(attack)

@@ -30,7 +30,8 @@ class InputAware(Attack):
 
     Source: Nguyen & Tran, NeurIPS 2020; spec 2.3.
     Departures from the reference: one tanh instead of two at the output, G's gradients are cleared in every step,
-    the joint training lasts all epochs, and images are normalised alike whatever the data set.
+    the joint training lasts all epochs, images are normalised alike whatever the data set, and the training of the mask
+    pairs the images of one batch, not of two.
 
     Args:
         mask_epochs: passes of the mask's own training.
