@@ -27,7 +27,7 @@ from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.devices import choose_device, choose_precision, keep_freed_memory
 from neural_polarizer.files import output_folder, read_json, write_json, write_text
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.runs.attack import PICTURE, RECORD, Victim, cached_attack, clean_model, load_attack
@@ -136,6 +136,11 @@ def report(out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def start_worker() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -148,7 +153,7 @@ def main() -> None:
     wanted = [cell for cell in CELLS if all(word in cell.name for word in options.only.split())]
     # One process a cell, as the peak of memory is the process's.
     with ProcessPoolExecutor(
-        options.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
+        options.workers, get_context("spawn"), initializer=start_worker, max_tasks_per_child=1
     ) as pool:
         cells = {cell: victim_of(cell, options.seed, options.epochs) for cell in wanted}
         alike: dict[Victim, list[Cell]] = defaultdict(list)  # all that are compared with one clean model

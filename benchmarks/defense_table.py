@@ -36,7 +36,7 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import Defense
 from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS
 from neural_polarizer.defenses.recipes import make_defense, with_precision
-from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.devices import choose_device, choose_precision, keep_freed_memory
 from neural_polarizer.errors import NeuralPolarizerError
 from neural_polarizer.files import output_folder, read_json, write_json, write_text
 from neural_polarizer.metrics import Metrics
@@ -231,6 +231,11 @@ def write_tables(out: Path, paper: Paper) -> str:
     return text
 
 
+def start_worker() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -250,7 +255,7 @@ def main() -> None:
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}")
     # One process a job, as the peak of memory is the process's.
     with ProcessPoolExecutor(
-        options.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
+        options.workers, get_context("spawn"), initializer=start_worker, max_tasks_per_child=1
     ) as pool:
         trained = {pool.submit(train, victim, options.data, options.seed, options.epochs): victim for victim in victims}
         jobs = {}

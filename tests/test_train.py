@@ -111,6 +111,13 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path, data: ImageSet, sch
     assert state.read_bytes() == before
 
 
+def test_the_state_of_a_run_with_other_triggered_rows_is_refused(tmp_path: Path) -> None:
+    state = half_way(tmp_path / "state.safetensors")
+    marked = torch.zeros(len(DATA), dtype=torch.bool)
+    with pytest.raises(BadInputError, match="belongs to a run with another model"):
+        fit(plain(), DATA, SCHEDULE, seed=1, checkpoint=state, triggered=marked)
+
+
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     def model(width: int, mean: float) -> nn.Module:
         torch.manual_seed(5)

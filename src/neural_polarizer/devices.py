@@ -1,5 +1,6 @@
-"""Choosing a device and a precision; only the command line and ``purify`` do so."""
+"""Choosing a device, a precision and how memory is kept; only the command line and ``purify`` do so."""
 
+import ctypes
 from typing import Literal
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from neural_polarizer.errors import BadInputError
 
 Precision = Literal["fp32", "bf16"]
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -29,3 +31,16 @@ def choose_precision(device: torch.device) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees; returns whether that took effect (CPU, glibc only).
+
+    By default every large tensor is fetched from the system and given back, and its first use costs a page fault for
+    each 4 KiB. It is a setting of the whole process, so the library never calls this, only commands do.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))

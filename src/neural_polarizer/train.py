@@ -202,7 +202,7 @@ def fit(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
     )
-    run = "" if checkpoint is None else _run_id(model, data, schedule, seed, accomplice)
+    run = "" if checkpoint is None else _run_id(model, data, schedule, seed, accomplice, triggered)
     networks: dict[str, nn.Module] = {"model": model}
     optimizers: dict[str, torch.optim.Optimizer] = {"model.": optimizer}
     if accomplice is not None:
@@ -280,11 +280,20 @@ def _adversarial(
     return delta
 
 
-def _run_id(model: nn.Module, data: ImageSet, schedule: Schedule, seed: int, accomplice: Accomplice | None) -> str:
+def _run_id(
+    model: nn.Module,
+    data: ImageSet,
+    schedule: Schedule,
+    seed: int,
+    accomplice: Accomplice | None,
+    triggered: Bool[Tensor, " n"] | None,
+) -> str:
     """A hash of all that the result depends on: settings, data, and the untrained networks with the normalisation."""
     key = "" if accomplice is None else accomplice.key
     settings = json.dumps([asdict(schedule), seed, data.sha256(), key], sort_keys=True)
     digest = hashlib.sha256(settings.encode())
+    if triggered is not None:
+        digest.update(triggered.cpu().numpy().tobytes())
     for network in (model,) if accomplice is None else (model, accomplice.network):
         for name, value in (*network.named_parameters(), *network.named_buffers()):
             digest.update(f"{name} {tuple(value.shape)}".encode())

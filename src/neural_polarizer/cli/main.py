@@ -13,6 +13,7 @@ from neural_polarizer.cli.demo import demo
 from neural_polarizer.cli.evaluate import evaluate
 from neural_polarizer.cli.output import errors
 from neural_polarizer.cli.purify import purify
+from neural_polarizer.devices import keep_freed_memory
 from neural_polarizer.errors import NeuralPolarizerError
 
 FAULT, INTERRUPTED = 4, 130
@@ -63,6 +64,7 @@ def root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code (docs/cli.md lists them)."""
+    keep_freed_memory()
     try:
         app(arguments, standalone_mode=True)
     except NeuralPolarizerError as error:
