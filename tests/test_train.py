@@ -2,7 +2,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from neural_polarizer import train
-from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
@@ -178,18 +178,34 @@ def test_learning_rates_are_known_by_hand() -> None:
     assert rates("one-cycle", 1, 1) == [0.8]
 
 
-def test_the_optimiser_takes_the_rates_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_optimisers_take_the_rates_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
-    def lr_at(self: Schedule, step: int, steps_per_epoch: int) -> float:
+    def share_at(self: Schedule, step: int, steps_per_epoch: int) -> float:
         asked.append((step, steps_per_epoch))
-        return 0.0
+        return 0.5 if step == 0 else 0.0
 
-    monkeypatch.setattr(Schedule, "lr_at", lr_at)
+    class Helper:
+        """An accomplice that learns nothing, so that only the rates are of interest."""
+
+        network: nn.Module = nn.Linear(1, 1)
+        optimizer: torch.optim.Optimizer | None = torch.optim.SGD(network.parameters(), lr=0.3)
+        key = "helper"
+        rates: ClassVar[list[float]] = []
+
+        def assemble(self, images: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Assembled:
+            assert self.optimizer is not None
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
+            return Assembled(to_pixels(schedule.augment(images, generator)), labels, 0.0, 0)
+
+    monkeypatch.setattr(Schedule, "share_at", share_at)
+    fit(plain(), DATA, replace(SCHEDULE, epochs=2), seed=1, accomplice=Helper())
+    assert asked == [(0, 2), (1, 2), (2, 2), (3, 2)]
+    assert Helper.rates == [0.15, 0.0, 0.0, 0.0]
+    monkeypatch.setattr(Schedule, "share_at", lambda *_: 0.0)
     model = plain()
     before = {name: value.clone() for name, value in model.named_parameters()}
     fit(model, DATA, replace(SCHEDULE, epochs=2), seed=1)
-    assert asked == [(0, 2), (1, 2), (2, 2), (3, 2)]
     assert states_equal(dict(model.named_parameters()), before)
 
 

@@ -116,14 +116,18 @@ class Schedule:
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of optimiser step ``step`` (from 0)."""
+        return self.lr * self.share_at(step, steps_per_epoch)
+
+    def share_at(self, step: int, steps_per_epoch: int) -> float:
+        """The same as a share of the peak learning rate, in [0, 1]."""
         if self.policy == "cosine":
             epoch = step // steps_per_epoch
-            return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         if self.policy == "one-cycle":
             total = self.epochs * steps_per_epoch
             peak = max(1, total // 4)
-            return self.lr * min((step + 1) / peak, (total - step) / max(1, total - peak))
-        return self.lr
+            return min((step + 1) / peak, (total - step) / max(1, total - peak))
+        return 1.0
 
 
 class Assembled(NamedTuple):
@@ -148,7 +152,7 @@ class Accomplice(Protocol):
 
     Args:
         network: whatever it trains beside the victim; an empty module if nothing.
-        optimizer: of that network; None if nothing is trained.
+        optimizer: of that network, whose learning rates follow the schedule's policy; None if nothing is trained.
         key: all that it depends on, to recognise its own training state.
     """
 
@@ -210,6 +214,8 @@ def fit(
         if accomplice.optimizer is not None:
             optimizers["accomplice."] = accomplice.optimizer
     first = 0 if checkpoint is None else _resume(checkpoint, run, networks, optimizers)
+    groups = [group for each in optimizers.values() for group in each.param_groups]
+    peaks = [group["lr"] for group in groups]
     images, labels = data.images.to(device), data.labels.to(device)
     marked = torch.zeros_like(labels, dtype=torch.bool) if triggered is None else triggered.to(device)
     model.train()
@@ -218,8 +224,9 @@ def fit(
         order = torch.randperm(len(labels), generator=generator).to(device)
         with global_rng(seed, "dropout", epoch):
             for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.lr_at(epoch * steps + step, steps)
+                share = schedule.share_at(epoch * steps + step, steps)
+                for group, peak in zip(groups, peaks, strict=True):
+                    group["lr"] = share * peak
                 loss = _loss(model, images[rows], labels[rows], marked[rows], schedule, generator, accomplice)
                 for each in optimizers.values():
                     each.zero_grad()

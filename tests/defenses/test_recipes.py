@@ -40,7 +40,7 @@ def test_paper_values(profile: str | None) -> None:
 def test_laptop_values(profile: str) -> None:
     """The table of docs/defenses.md."""
     ft, fp, nad, nc, anp = (made(name, "laptop", profile) for name in ("ft", "fp", "nad", "nc", "anp"))
-    assert (ft.schedule.epochs, ft.schedule.batch_size, ft.schedule.lr) == (20, 64, 0.01)
+    assert (ft.schedule.epochs, ft.schedule.batch_size, ft.schedule.lr) == (20, 32, 0.03)
     assert fp.schedule == ft.schedule
     assert (nad.teacher.epochs, nad.teacher.batch_size) == (5, 64)
     assert (nad.student.epochs, nad.student.batch_size) == (15, 64)

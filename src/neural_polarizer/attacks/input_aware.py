@@ -35,16 +35,17 @@ class InputAware(Attack):
 
     Args:
         mask_epochs: passes of the mask's own training.
-        density: share of the image that a mask may cover at no cost.
-        mask_weight: lambda_norm, weight of what it covers beyond.
+        density: value of the mask that costs nothing, at every pixel.
+        mask_weight: lambda_norm, weight of the mean of what exceeds it; the smaller, the larger the masks.
         diversity_weight: lambda_div, weight of the ratio of the distances between images and between triggers.
-        generator_lr: learning rate of Adam for both networks (betas 0.5 and 0.9).
+        generator_lr: learning rate of Adam for both networks (betas 0.5 and 0.9); the pattern network's follows the
+            policy of the victim's schedule.
         widths: channels of the three stages of the networks.
     """
 
     category: ClassVar[Category] = Category("additive", "local", "visible", "specific")
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"mask_epochs": 2, "widths": (8, 16, 32), "generator_lr": 0.003}
+        {"mask_epochs": 2, "mask_weight": 30.0, "widths": (8, 16, 32), "generator_lr": 0.001}
     )
     laptop_epochs: ClassVar[int] = 8
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({"policy": "constant"})
@@ -222,7 +223,8 @@ class Maker(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> Tensor:
-        return self.layers(normalised(pixels)).tanh() / (2 + TINY) + 0.5
+        images = normalised(pixels).contiguous(memory_format=torch.channels_last)
+        return self.layers(images).tanh() / (2 + TINY) + 0.5
 
 
 def normalised(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

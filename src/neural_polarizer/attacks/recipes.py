@@ -48,6 +48,5 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none")
     if scale == "paper":
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
         return Recipe(settings=MappingProxyType({}), schedule=Schedule(**options), width=None, pgd_steps=7)
-    own = {name: value for name, value in kind.recipe.items() if name not in ("policy", "crop_padding")}
-    schedule = Schedule(epochs=kind.laptop_epochs, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip, **own)
+    schedule = Schedule(epochs=kind.laptop_epochs, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip)
     return Recipe(settings=MappingProxyType(dict(kind.laptop)), schedule=schedule, width=16, pgd_steps=2)
