@@ -49,7 +49,7 @@ def test_laptop_values(profile: str) -> None:
     assert (anp.iterations, anp.batch_size, anp.lr) == (500, 64, 0.04)
     assert anp.iterations * anp.lr == ANP().iterations * ANP().lr
     assert {defense.flip for defense in (anp, ft.schedule, nad.teacher)} == {profile == "cifar10"}
-    assert made("i-bau", "laptop", profile) == IBAU(rounds=3, batch_size=128)
+    assert made("i-bau", "laptop", profile) == IBAU(rounds=3, batch_size=128, lr=1e-3)
     assert made("ep", "laptop", profile) == made("ep", "paper", profile)
 
 
