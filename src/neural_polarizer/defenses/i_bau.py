@@ -41,7 +41,7 @@ class IBAU:
         portion: share of a batch that carries the perturbation in the outer problem.
     """
 
-    # Smaller batches, so that fewer rounds have as many steps as the paper's; larger ones, as for FT.
+    # Smaller batches, so that fewer rounds have as many steps as the paper's, and a larger rate, as FT.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 3, "batch_size": 128, "lr": 1e-3})
 
     rounds: int = 5
