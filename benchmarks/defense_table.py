@@ -47,7 +47,6 @@ from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify_checks import settings_of
 from neural_polarizer.settings import changed
 
-DATA_SET = "cifar10"
 CLEAN_SHARE = 0.05
 METHODS = ("ft", "fp", "nad", "nc", "anp", "i-bau", "ep", "npd", "npd-tp", "npd-tu")
 RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
@@ -62,6 +61,7 @@ class Planted:
 
     attack: str
     rule: LabelRule = "all-to-one"
+    data: str = "cifar10"
 
     @property
     def name(self) -> str:
@@ -75,18 +75,19 @@ VICTIMS = (
 )
 
 
-def images(data: Path, split: str) -> ImageSet:
-    return read_images(str(data / DATA_SET / f"{split}.parquet"))
+def images(data: Path, planted: Planted, split: str) -> ImageSet:
+    return read_images(str(data / planted.data / f"{split}.parquet"))
 
 
 def train(planted: Planted, data: Path, seed: int, epochs: int | None) -> Path:
     """The victim's folder in the cache; the same request as ``attack_table.py`` makes."""
     device = choose_device(None)
-    plan = recipe(ATTACKS[planted.attack], scale="laptop", profile=DATA_SET)
+    plan = recipe(ATTACKS[planted.attack], scale="laptop", profile=planted.data)
     schedule = replace(plan.schedule, epochs=epochs or plan.schedule.epochs, precision=choose_precision(device))
-    victim = Victim(architecture="preactresnet18", width=plan.width, profile=DATA_SET, schedule=schedule, seed=seed)
+    victim = Victim(architecture="preactresnet18", width=plan.width, profile=planted.data, schedule=schedule, seed=seed)
     attack = ATTACKS[planted.attack](**plan.settings, label_rule=planted.rule)
-    return cached_attack(attack, images(data, "train"), images(data, "test"), victim=victim, device=device)
+    train, test = (images(data, planted, split) for split in ("train", "test"))
+    return cached_attack(attack, train, test, victim=victim, device=device)
 
 
 def defense_for(method: str, planted: Planted, device: torch.device) -> Defense:
@@ -95,7 +96,7 @@ def defense_for(method: str, planted: Planted, device: torch.device) -> Defense:
         target: Any = "next" if planted.rule == "all-to-all" else 0
         defense = make_defense(method, target=target if method in KNOWS_TARGET else None)
     else:
-        defense = make_defense(method, scale="laptop", profile=DATA_SET)
+        defense = make_defense(method, scale="laptop", profile=planted.data)
     found: Defense = changed(
         with_precision(defense, choose_precision(device)), {"data": "mixture"} if method == "ep" else {}
     )
@@ -103,10 +104,24 @@ def defense_for(method: str, planted: Planted, device: torch.device) -> Defense:
 
 
 def purify(planted: Planted, method: str, folder: Path, data: Path, out: Path, seed: int) -> dict[str, Any]:
-    """One cell, kept in ``out``; a failure is a cell with its error, and is tried again next time."""
+    """One cell of the table, kept in ``out``."""
     device = choose_device(None)
-    defense = defense_for(method, planted, device)
-    place = output_folder(out / planted.name / method)
+    place = out / planted.name / method
+    return cell(planted, method, defense_for(method, planted, device), folder, data, place, seed, device)
+
+
+def cell(
+    planted: Planted,
+    method: str,
+    defense: Defense,
+    folder: Path,
+    data: Path,
+    out: Path,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """One purification, kept in ``out``; a failure is a cell with its error, and is tried again next time."""
+    place = output_folder(out)
     victim = read_json(folder / RECORD)
     request = {
         "victim": planted.name,
@@ -122,25 +137,33 @@ def purify(planted: Planted, method: str, folder: Path, data: Path, out: Path, s
             return known
     (place / purify_run.RECORD).unlink(missing_ok=True)  # of other settings, or of a run that was killed at its end
     try:
-        record = _purified(defense, method, folder, data, place, seed, device)
+        record = _purified(planted, defense, method, folder, data, place, seed, device)
         spent = sum(value for phase, value in record["seconds"].items() if phase not in NOT_THE_DEFENSE)
         result = {key: record[key] for key in ("before", "after", "der", "audit", "suspect", "warnings", "precision")}
-        cell = {
+        found = {
             **request,
             **result,
             "seconds": spent,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
     except NeuralPolarizerError as error:
-        cell = {**request, "error": str(error)}
-    write_json(place / CELL, cell)
-    return cell
+        found = {**request, "error": str(error)}
+    write_json(place / CELL, found)
+    return found
 
 
 def _purified(
-    defense: Defense, method: str, folder: Path, data: Path, place: Path, seed: int, device: torch.device
+    planted: Planted,
+    defense: Defense,
+    method: str,
+    folder: Path,
+    data: Path,
+    place: Path,
+    seed: int,
+    device: torch.device,
 ) -> dict[str, Any]:
-    pool, test, victim = images(data, "train"), images(data, "test"), read_json(folder / RECORD)
+    pool, test = (images(data, planted, split) for split in ("train", "test"))
+    victim = read_json(folder / RECORD)
     count = int(len(pool) * CLEAN_SHARE) // pool.num_classes * pool.num_classes
     triggered = read_triggered(folder / TRIGGERED, size=pool.image_size, num_classes=pool.num_classes)
     return purify_run.run_purify(

@@ -29,6 +29,7 @@ def test_kept_memory_is_not_fetched_again() -> None:
     if took_effect == "False":
         pytest.skip("this C library has no mallopt")
     (plain,) = faults("plain")
-    # Five tensors would cost 81,920 faults; large pages may make the plain run cheap as well.
-    assert int(kept) < 8192
+    # Five tensors would cost 81,920 faults; the first may still have to be fetched, where something small has taken the
+    # place of the one before. Large pages may make the plain run cheap as well.
+    assert int(kept) < 40960
     assert int(kept) <= int(plain)

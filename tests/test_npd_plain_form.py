@@ -2,7 +2,9 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ from toys import (
     tiny_images,
     tiny_model,
 )
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 # --- The plain form ---------------------------------------------------------------------------------------------------
 
@@ -77,8 +81,19 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
                 optimizer.zero_grad()
                 F.cross_entropy(network(x[rows]), y[rows]).backward()
                 optimizer.step()
-    looks = settings.suspect_share > 0 and settings.target is None and settings.goal == "targeted"
-    suspect = _suspect(network, x, y, k, stream(seed, "suspect")) if looks else None
+    polarizer.eval()
+    blind, suspect, aim, share = settings.target is None and settings.goal == "targeted", None, None, 0.0
+    if blind and settings.suspect and settings.speed == "exact":
+        margins = _margins(network, x, y, k, stream(seed, "suspect"), 32, _in_pixels)
+        first, second = sorted(margins[:k], reverse=True)[:2]
+        suspect = k if margins[k] > 0 else None
+        suspect = margins.index(first) if first > 0 and first >= 1.5 * second else suspect
+    if settings.feature_share > 0:
+        share = 1.0 if blind and settings.suspect and suspect is None else settings.feature_share
+    share = 1.0 if settings.speed == "fast" else share
+    if blind and share > 0:
+        margins = _margins(network, x, y, k, stream(seed, "aim"), 256, partial(_in_features, polarizer))
+        aim = margins.index(max(margins))
     optimizer = torch.optim.SGD(
         polarizer.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -89,33 +104,78 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
     for done, rows in enumerate(batches):
         if settings.lr_policy == "cosine":
             optimizer.param_groups[0]["lr"] = settings.lr * math.cos(math.pi / 2 * done / len(batches)) ** 2
-        _plain_step(network, polarizer, optimizer, (x[rows], y[rows], k), settings, done, suspect)
+        _plain_step(network, polarizer, optimizer, (x[rows], y[rows], k), settings, done, (suspect, aim, share))
     return polarizer
 
 
-def _suspect(network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.Generator) -> int | None:
-    """What eight normalised gradient steps for 32 images at once push farthest over the border; k: the next class."""
-    rho = 3.0 * math.sqrt(x[0].numel() / 3072)
-    scores = []
+def _margins(
+    network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.Generator, count: int, attack: Attack
+) -> list[float]:
+    """How far over the border one perturbation of many images gets to each label; the last: the next class."""
+    margins = []
     for wanted in [*(torch.full_like(y, target) for target in range(k)), (y + 1) % k]:
         others = (y != wanted).nonzero().flatten()
-        others = others[torch.randperm(len(others), generator=generator)[:32]]
-        others, wanted = x[others], wanted[others]
-        delta = torch.zeros_like(others[:1])
-        for _ in range(8):
-            point = delta.clone().requires_grad_()
-            F.cross_entropy(network(_clip(others + point)), wanted, reduction="sum").backward()
-            assert point.grad is not None
-            delta = _projected(delta - rho / 2 * point.grad / point.grad.norm(), rho, "l2")
-        logits = network((others + delta).clamp(0, 1)).detach()
+        others = others[torch.randperm(len(others), generator=generator)[:count]]
+        logits, wanted = attack(network, x[others], wanted[others]), wanted[others]
         best = [
             max(v for j, v in enumerate(z) if j != t) for z, t in zip(logits.tolist(), wanted.tolist(), strict=True)
         ]
-        scores.append(float((logits[torch.arange(len(wanted)), wanted] - torch.tensor(best)).mean()))
-    first, second = sorted(scores[:k], reverse=True)[:2]
-    if first > 0 and first >= 1.5 * second:
-        return scores.index(first)
-    return k if scores[k] > 0 else None
+        margins.append(float((logits[torch.arange(len(wanted)), wanted] - torch.tensor(best)).mean()))
+    return margins
+
+
+def _in_pixels(network: nn.Module, x: Tensor, wanted: Tensor) -> Tensor:
+    """Eight normalised gradient steps of half the radius for all images at once."""
+    rho = 3.0 * math.sqrt(x[0].numel() / 3072)
+    delta = torch.zeros_like(x[:1])
+    for _ in range(8):
+        point = delta.clone().requires_grad_()
+        F.cross_entropy(network(_clip(x + point)), wanted, reduction="sum").backward()
+        assert point.grad is not None
+        delta = _projected(delta - rho / 2 * point.grad / point.grad.norm(), rho, "l2")
+    return network((x + delta).clamp(0, 1)).detach()
+
+
+def _in_features(polarizer: Polarizer, network: nn.Module, x: Tensor, wanted: Tensor) -> Tensor:
+    shift = _shift(polarizer, network, x, wanted, [0] * len(x), radius=0.2, steps=8)
+    return _moved(polarizer, network, x, shift).detach()
+
+
+def _moved(polarizer: Polarizer, network: nn.Module, x: Tensor, shift: Tensor) -> Tensor:
+    """The logits when each image's features are moved by ``shift`` times their norm."""
+
+    def move(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (torch.stack([f + f.norm() * s for f, s in zip(args[0], shift, strict=True)]),)
+
+    handle = polarizer.register_forward_pre_hook(move)
+    logits: Tensor = network(x)
+    handle.remove()
+    return logits
+
+
+def _shift(
+    polarizer: Polarizer,
+    network: nn.Module,
+    x: Tensor,
+    wanted: Tensor,
+    groups: list[int],
+    *,
+    radius: float,
+    steps: int,
+    sign: float = -1.0,
+) -> Tensor:
+    """Normalised gradient steps of 1.5 radii in all, one group of images after another."""
+    shift = torch.zeros(len(x), 6, 4, 4)
+    for group in set(groups):
+        mine = torch.tensor([each == group for each in groups])
+        delta = torch.zeros(6, 4, 4)
+        for _ in range(steps):
+            point = delta.clone().requires_grad_()
+            logits = _moved(polarizer, network, x[mine], point.expand(int(mine.sum()), -1, -1, -1))
+            (slope,) = torch.autograd.grad(F.cross_entropy(logits, wanted[mine], reduction="sum"), point)
+            delta = _projected(delta + sign * 1.5 * radius / steps * slope / slope.norm(), radius, "l2")
+        shift[mine] = delta
+    return shift
 
 
 def _plain_step(
@@ -125,44 +185,56 @@ def _plain_step(
     batch: tuple[Tensor, Tensor, int],
     settings: NeuralPolarizer,
     done: int,
-    suspect: int | None,
+    aims: tuple[int | None, int | None, float],
 ) -> None:
-    x, y, k = batch
+    (x, y, k), (suspect, aim, share) = batch, aims
     polarizer.eval()
     logits = network(x).detach()
     targets = logits.scatter(1, y[:, None], -math.inf).argmax(dim=1)
-    first = torch.arange(len(y)) < (0 if suspect is None else round(settings.suspect_share * len(y)))
-    if suspect is not None:
-        targets[first] = ((y + 1) % k)[first] if suspect == k else suspect
+    features = torch.arange(len(y)) < round(share * len(y))
+    for known, some in ((suspect, ~features), (aim, features)):
+        if known is not None:
+            targets[some] = ((y + 1) % k)[some] if known == k else known
     if settings.target == "next":
         targets = (y + 1) % k
     elif settings.target is not None:
         targets = torch.full_like(y, settings.target)
     kept = targets != y
     wanted = targets if settings.goal == "targeted" else y
-    delta = torch.zeros_like(x)
-    for group, perturbation in ((kept & ~first, settings.perturbation), (kept & first, "universal")):
+    x_bad, shift = x.clone(), torch.zeros(len(x), 6, 4, 4)
+    pixels, features = kept & ~features, kept & features
+    if pixels.any():
+        perturbation = settings.perturbation if suspect is None else "universal"
         radii = torch.tensor([settings.radii[i % len(settings.radii)] for i in range(len(y))])
         if perturbation == "universal":
             radii = torch.tensor([settings.radii[done % len(settings.radii)]])
             if settings.shared_radius is not None:
                 radii = torch.tensor([settings.shared_radius])
-        if group.any():
-            alike = replace(settings, perturbation=perturbation, target=None)
-            delta[group] = _delta(network, x[group], wanted[group], alike, radii)
-    delta = delta[kept]
-    x_bad = (x[kept] + delta).clamp(0, 1)
+        alike = replace(settings, perturbation=perturbation, target=None)
+        delta = _delta(network, x[pixels], wanted[pixels], alike, radii)
+        x_bad[pixels] = (x[pixels] + delta).clamp(0, 1)
+    if features.any():
+        common = (
+            len(y) if settings.perturbation == "universal" else round(settings.feature_common * int(features.sum()))
+        )
+        groups = [int(t) if i < common else -1 - i for i, t in enumerate(wanted[features])]
+        sign = -1.0 if settings.goal == "targeted" else 1.0
+        radius, steps = settings.feature_radius, settings.feature_steps
+        shift[features] = _shift(
+            polarizer, network, x[features], wanted[features], groups, radius=radius, steps=steps, sign=sign
+        )
+    x_bad, shift = x_bad[kept], shift[kept]
     if settings.bn_outer == "train_clean_stats":
         polarizer.train()
         benign = F.cross_entropy(network(x), y)
         clean_statistics = copy.deepcopy(dict(polarizer.named_buffers()))
         polarizer.norm.momentum = 0.0
-        z = network(x_bad)
+        z = _moved(polarizer, network, x_bad, shift)
         polarizer.norm.momentum = 0.1
         assert_close(polarizer.norm.running_var, clean_statistics["norm.running_var"])
         polarizer.eval()
     else:
-        benign, z = F.cross_entropy(network(x), y), network(x_bad)
+        benign, z = F.cross_entropy(network(x), y), _moved(polarizer, network, x_bad, shift)
     if settings.goal == "untargeted":
         targets = z.detach().scatter(1, y[:, None], -math.inf).argmax(dim=1)
     predicted = logits[kept].argmax(dim=1) if settings.bce_label == "predicted" else None

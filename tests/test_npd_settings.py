@@ -33,8 +33,10 @@ from toys import (
         ({"lr": 0.0}, "lr and step size must be positive, got 0.0 and 0.1"),
         ({"step_size": -0.1}, "lr and step size must be positive"),
         ({"lr": math.nan}, "lr and step size must be positive"),
-        ({"suspect_share": 1.5}, r"the suspect's share must lie in \[0, 1\], got 1.5"),
-        ({"suspect_share": math.nan}, "the suspect's share must lie in"),
+        ({"feature_steps": -1}, "epochs and steps must not be negative"),
+        ({"feature_radius": math.nan}, "radii must be finite.* and nan for features"),
+        ({"feature_share": 1.5}, r"must lie in \[0, 1\], got 1.5 and 0.75"),
+        ({"feature_common": math.nan}, r"must lie in \[0, 1\], got 0.5 and nan"),
         ({"goal": "untargeted", "target": 1}, "has no target class; leave target out"),
     ],
 )

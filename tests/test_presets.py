@@ -64,7 +64,8 @@ def test_paper_values(method: str, profile: str | None) -> None:
     assert (found.step_size, found.steps, found.step_rule, found.early_stop) == (0.1, 2, "sign", None)
     assert (found.benign_weight, found.asr_weight, found.bce_weight) == (1.0, weight, weight)
     assert (found.site, found.init, found.bn_outer) == ("before:layer4.1.conv1", "default", "eval")
-    assert (found.loss_form, found.bce_label, found.suspect_share) == ("stable", "true", 0.0)
+    assert (found.loss_form, found.bce_label) == ("stable", "true")
+    assert (found.suspect, found.feature_share, found.speed) == (False, 0.0, "exact")
     assert (found.shared_radius, found.shared_steps) == (None, None)  # eq. 10 has the ball and steps of eq. 8
 
 

@@ -1,12 +1,20 @@
 """The class that is easiest to reach."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.rng import stream
-from neural_polarizer.suspects import most_reachable, reachability
+from neural_polarizer.suspects import Suspect, attack_in_pixels, easiest, most_reachable, reachability
 from toys import tiny_images
+
+
+def margins(predict: Callable[[Tensor], Tensor], clean: ImageSet, *, steps: int = 8) -> Tensor:
+    attack = attack_in_pixels(predict, clean.images, steps=steps)
+    return reachability(attack, clean.labels, 4, generator=stream(0, "suspects"), samples=32)
 
 
 class Doors(nn.Module):
@@ -24,10 +32,10 @@ class Doors(nn.Module):
 def test_the_class_with_the_widest_door_is_found() -> None:
     clean = tiny_images(40)
     for chosen in range(4):
-        scores = reachability(Doors(chosen, 8.0), clean.images, clean.labels, 4, generator=stream(0, "doors"))
+        scores = margins(Doors(chosen, 8.0), clean)
         assert most_reachable(scores) == chosen
         assert scores.shape == (5,)
-    even = reachability(Doors(0, 1.0), clean.images, clean.labels, 4, generator=stream(0, "doors"))
+    even = margins(Doors(0, 1.0), clean)
     assert float(even[:4].max() - even[:4].min()) < 0.1
     assert most_reachable(even) is None
 
@@ -45,7 +53,8 @@ def test_an_all_to_all_rule_is_found() -> None:
     images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
     images[torch.arange(40), 0, labels] = 255
     assert Turntable()(images / 255).argmax(dim=1).equal(labels)
-    assert most_reachable(reachability(Turntable(), images, labels, 4, generator=stream(0, "turn"))) == "next"
+    found = margins(Turntable(), ImageSet(images, labels, ("a", "b", "c", "d"), "turntable"))
+    assert most_reachable(found) == easiest(found) == "next"
 
 
 def test_a_class_is_approached_from_the_others_and_one_that_is_all_there_is_cannot_be() -> None:
@@ -56,10 +65,10 @@ def test_a_class_is_approached_from_the_others_and_one_that_is_all_there_is_cann
         return Doors(0, 1.0)(pixels)
 
     clean = tiny_images(8)
-    reachability(watch, clean.images, clean.labels, 4, generator=stream(0, "doors"), steps=1)
+    margins(watch, clean, steps=1)
     assert [len(pixels) for pixels in seen] == [6] * 8 + [8] * 2
     alone = clean.select(clean.labels == 2)
-    scores = reachability(watch, alone.images, alone.labels, 4, generator=stream(0, "doors"))
+    scores = margins(watch, alone)
     assert scores[2] == -torch.inf
     assert bool(scores[[0, 1, 3, 4]].isfinite().all())
 
@@ -74,7 +83,7 @@ def test_the_radius_is_kept_and_grows_with_the_image() -> None:
             return Doors(0, 1.0)(pixels)
 
         images = torch.zeros(6, 3, size, size, dtype=torch.uint8)
-        reachability(watch, images, torch.zeros(6, dtype=torch.int64), 4, generator=stream(0, "doors"))
+        margins(watch, ImageSet(images, torch.zeros(6, dtype=torch.int64), ("a", "b", "c", "d"), "black"))
         longest = max(float(pixels[0].norm()) for pixels in seen)
         limit = 3 * (3 * size * size / 3072) ** 0.5
         assert limit / 2 < longest <= limit * 1.0001
@@ -93,3 +102,8 @@ def test_the_radius_is_kept_and_grows_with_the_image() -> None:
 )
 def test_only_what_stands_out_is_accused(scores: tuple[float, ...], suspect: object) -> None:
     assert most_reachable(torch.tensor(scores)) == suspect
+
+
+@pytest.mark.parametrize(("scores", "aim"), [((-4.0, -2.0, -3.0, -2.5), 1), ((-4.0, -2.0, -torch.inf, -1.0), "next")])
+def test_the_easiest_aim_need_not_stand_out(scores: tuple[float, ...], aim: Suspect) -> None:
+    assert easiest(torch.tensor(scores)) == aim

@@ -1,7 +1,7 @@
 """The inner problem: adversarial perturbations that stand in for the unknown trigger (paper eqs. 5, 8, 10)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from neural_polarizer.errors import BadInputError
 
 StepRule = Literal["sign", "gradient"]
+
+STRIDE = 1.5
+"""How far the steps of ``perturb_features`` would lead, in radii."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,44 @@ def perturb(
                 break
         delta = stepped(point, logits, labels, ball=ball, step_size=step_size, targeted=targeted, rule=rule)
     return delta.detach()
+
+
+def perturb_features(
+    predict: Callable[[Tensor], Tensor],
+    shape: Sequence[int],
+    labels: Int64[Tensor, " n"],
+    groups: Int64[Tensor, " n"],
+    *,
+    radius: float,
+    steps: int,
+    targeted: bool = True,
+) -> Float[Tensor, "n c h w"]:
+    """Perturbations of a feature map: projected normalised gradient steps in an L2 ball, as ``perturb`` has for pixels.
+
+    All lengths are in units of each image's own feature norm. This is our own (docs/performance.md): what triggers of
+    any kind do to pixels, the layers in front of the feature map have made a direction there.
+
+    Args:
+        predict: shifts ``(n, c, h, w)`` of the feature maps, in these units, to logits; deterministic.
+        shape: of one image's feature map, ``(c, h, w)``.
+        labels: targets (targeted) or true labels (untargeted).
+        groups: images with the same number have one perturbation in common, from their summed gradient.
+        radius: of the ball.
+        steps: number of steps, 0 or more; together they are STRIDE radii long.
+        targeted: descend (True) or ascend (False).
+
+    Returns:
+        The shifts, one for each image.
+    """
+    names, owner = groups.unique(return_inverse=True)
+    shift = torch.zeros(len(names), *shape, device=labels.device)
+    step_size = STRIDE * radius / max(steps, 1) / math.prod(shape) ** 0.5
+    for _ in range(steps):
+        point = shift.requires_grad_()
+        logits = predict(point[owner]).float()
+        ball = Ball("l2", radius)
+        shift = stepped(point, logits, labels, ball=ball, step_size=step_size, targeted=targeted, rule="gradient")
+    return shift.detach()[owner]
 
 
 def stepped(

@@ -1,5 +1,8 @@
 """The layer itself (paper section 3.2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,3 +51,18 @@ class Polarizer(nn.Module):
         self.norm.running_var.copy_(var)
         self.norm.weight.copy_((self.norm.running_var + self.norm.eps).sqrt())
         self.norm.bias.copy_(self.norm.running_mean)
+
+
+@contextmanager
+def shifted(polarizer: Polarizer, shift: Float[Tensor, "n c h w"]) -> Iterator[None]:
+    """While it lasts, what enters the layer is moved by ``shift``, in units of each image's own norm there."""
+
+    def add(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        length = args[0].detach().float().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return (args[0] + length * shift,)
+
+    handle = polarizer.register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()

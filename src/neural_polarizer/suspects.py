@@ -1,6 +1,6 @@
 """What an attacker has probably chosen: the labels that one small perturbation of all images leads to most easily."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,7 +15,6 @@ Suspect = int | Literal["next"]
 
 
 OUTLIER = 1.5
-FINALISTS = 6
 
 
 def most_reachable(scores: Float[Tensor, " m"]) -> Suspect | None:
@@ -31,17 +30,24 @@ def most_reachable(scores: Float[Tensor, " m"]) -> Suspect | None:
     return "next" if float(scores[-1]) > 0 else None
 
 
+def easiest(scores: Float[Tensor, " m"]) -> Suspect:
+    """The aim with the largest of the scores of ``reachability``, whether it stands out or not."""
+    best = int(scores.argmax())
+    return "next" if best == len(scores) - 1 else best
+
+
+SharedAttack = Callable[[Int64[Tensor, " m"], Int64[Tensor, " m"]], Float[Tensor, "m k"]]
+"""Rows of the clean set and a label for each -> the logits of those images under the one perturbation, shared by all of
+them, that leads to these labels."""
+
+
 def reachability(
-    predict: Callable[[Tensor], Tensor],
-    images: UInt8[Tensor, "n c h w"],
+    attack: SharedAttack,
     labels: Int64[Tensor, " n"],
     num_classes: int,
     *,
     generator: torch.Generator,
-    samples: int = 32,
-    radius: float = 3.0,
-    steps: int = 8,
-    aims: Sequence[int] | None = None,
+    samples: int,
 ) -> Float[Tensor, " m"]:
     """How far one perturbation for all images gets: the mean margin of the labels that it aims at.
 
@@ -51,35 +57,52 @@ def reachability(
     (docs/defaults.md), in the spirit of Neural Cleanse.
 
     Args:
-        predict: pixels in [0, 1] to logits ``(n, k)``; in evaluation mode.
-        images: clean images, uint8.
-        labels: their classes; a class is approached from images of the others.
+        attack: makes the perturbations.
+        labels: the classes of the clean images; a class is approached from images of the others.
         num_classes: K.
         generator: chooses the images.
         samples: images for each aim.
-        radius: of the perturbation in L2, in pixel units of [0, 1] for images of 32 x 32 pixels with 3 channels;
-            it grows with the root of the number of values.
-        steps: gradient steps of half the radius each.
-        aims: classes to try, K for the class next to each image's own; None tries all K + 1 in turn.
 
     Returns:
-        A margin for each aim; ``-inf`` for a class that all images belong to.
+        K + 1 margins: one for each class, then for the class next to each image's own; ``-inf`` for a class that all
+        images belong to.
     """
-    values = images[0].numel()
-    length = radius * (values / 3072) ** 0.5
     scores = []
-    for aim in range(num_classes + 1) if aims is None else aims:
+    for aim in range(num_classes + 1):
         wanted = (labels + 1) % num_classes if aim == num_classes else torch.full_like(labels, aim)
         others = (labels != wanted).nonzero()[:, 0]
         if len(others) == 0:
-            scores.append(torch.tensor(-torch.inf, device=images.device))
+            scores.append(torch.tensor(-torch.inf, device=labels.device))
             continue
         rows = others[torch.randperm(len(others), generator=generator)[:samples].to(others.device)]
+        logits = attack(rows, wanted[rows]).float()
+        reached = logits.gather(1, wanted[rows, None])[:, 0]
+        others_best = logits.scatter(1, wanted[rows, None], -torch.inf).amax(dim=1)
+        scores.append((reached - others_best).mean())
+    return torch.stack(scores)
+
+
+def attack_in_pixels(
+    predict: Callable[[Tensor], Tensor], images: UInt8[Tensor, "n c h w"], *, radius: float = 3.0, steps: int = 8
+) -> SharedAttack:
+    """Perturbations of pixels.
+
+    Args:
+        predict: pixels in [0, 1] to logits; in evaluation mode.
+        images: the clean images, uint8.
+        radius: in L2, in pixel units of [0, 1] for images of 32 x 32 pixels with 3 channels; it grows with the root
+            of the number of values.
+        steps: gradient steps of half the radius each.
+    """
+    values = images[0].numel()
+    length = radius * (values / 3072) ** 0.5
+
+    def attack(rows: Tensor, wanted: Tensor) -> Tensor:
         pixels = to_pixels(images[rows]).contiguous(memory_format=torch.channels_last)
         delta = perturb(
             predict,
             pixels,
-            wanted[rows],
+            wanted,
             ball=Ball("l2", length),
             steps=steps,
             step_size=length / 2 / values**0.5,
@@ -87,26 +110,6 @@ def reachability(
             rule="gradient",
         )
         with torch.no_grad():
-            logits = predict((pixels + delta).clamp(0, 1)).float()
-        reached = logits.gather(1, wanted[rows, None])[:, 0]
-        others_best = logits.scatter(1, wanted[rows, None], -torch.inf).amax(dim=1)
-        scores.append((reached - others_best).mean())
-    return torch.stack(scores)
+            return predict((pixels + delta).clamp(0, 1))
 
-
-def quick_reachability(
-    predict: Callable[[Tensor], Tensor],
-    images: UInt8[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
-    num_classes: int,
-    *,
-    generator: torch.Generator,
-) -> Float[Tensor, " m"]:
-    """``reachability`` in two rounds: few images and steps for all aims, then in full for the best classes and "next".
-
-    The margins of the others are those of the first round, which are smaller than they would be in the second.
-    """
-    scores = reachability(predict, images, labels, num_classes, generator=generator, samples=16, steps=3)
-    best = [*scores[:-1].topk(min(FINALISTS, num_classes)).indices.tolist(), num_classes]
-    scores[best] = reachability(predict, images, labels, num_classes, generator=generator, aims=best)
-    return scores
+    return attack

@@ -5,6 +5,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,16 +17,28 @@ from torch.nn import functional as F
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Audit, Purified
 from neural_polarizer.defenses.npd_audit import reachability_audit
-from neural_polarizer.defenses.npd_fast import Carried
 from neural_polarizer.defenses.npd_settings import MAX_EPOCHS, MIN_EPOCHS, MIN_STEPS, NeuralPolarizerSettings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
-from neural_polarizer.perturb import Ball, perturb
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.perturb import Ball, perturb, perturb_features
+from neural_polarizer.polarizer import Polarizer, shifted
 from neural_polarizer.rng import stream
 from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, insert
-from neural_polarizer.suspects import Suspect, most_reachable, quick_reachability, reachability
+from neural_polarizer.suspects import (
+    SharedAttack,
+    Suspect,
+    attack_in_pixels,
+    easiest,
+    most_reachable,
+    reachability,
+)
 from neural_polarizer.train import Progress, silent
+
+PIXEL_SAMPLES, FEATURE_SAMPLES = 32, 256
+"""Images for each label that ``_Learner.suspect`` tries."""
+
+SEARCH_RADIUS, SEARCH_STEPS = 0.2, 8
+"""Of its perturbations of features, as ``feature_radius`` and ``feature_steps``."""
 
 Values = tuple[Tensor, ...]
 
@@ -111,23 +124,19 @@ class _Learner:
         self.model = insert(frozen, self.site, self.polarizer).to(memory_format=torch.channels_last)
         self.prefix, self.tail = self._cut(probe)
         self.predict = torch.compile(self._predict) if settings.compile else self._predict
+        entered: list[Tensor] = []
+        handle = self.polarizer.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
         with torch.no_grad():
             output = self.model(probe)
+        handle.remove()
+        self.feature_shape = tuple(entered[0].shape[1:])
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise BadInputError("the model must give logits N x K, one for every class")
         self.num_classes = int(output.shape[1])
         self._check_classes(clean)
         self.values: Values = ()
-        self.carried: Carried | None = None
-        if settings.speed == "fast":
-            self.carried = Carried(
-                self.images,
-                step_size=settings.step_size,
-                targeted=settings.goal == "targeted",
-                rule=settings.step_rule,
-                first_steps=self._inner_steps(universal=True),
-            )
         self.suspected: Suspect | None = None
+        self.feature_aim: Suspect | None = None
         self.audit: Audit | None = None
 
     def _cut(self, probe: Tensor) -> tuple[Callable[[Tensor], Values], Callable[..., Tensor]]:
@@ -151,8 +160,9 @@ class _Learner:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
-    def _logits(self, values: Values) -> Float[Tensor, "n k"]:
-        with self._autocast():
+    def _logits(self, values: Values, shift: Tensor | None = None) -> Float[Tensor, "n k"]:
+        moved = nullcontext() if shift is None else shifted(self.polarizer, shift)
+        with self._autocast(), moved:
             return self.tail(*values).float()
 
     def _predict(self, pixels: Tensor) -> Float[Tensor, "n k"]:
@@ -178,8 +188,7 @@ class _Learner:
         """T, chosen by the number of images if the settings leave it open."""
         if self.settings.epochs is not None:
             return self.settings.epochs
-        epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / self.steps)))
-        return math.ceil(epochs / 2) if self.settings.speed == "fast" else epochs
+        return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / self.steps)))
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -218,15 +227,28 @@ class _Learner:
         self.polarizer.eval()
 
     def suspect(self, seed: int) -> None:
-        """Find the labels that are suspiciously easy to reach, if the settings want a suspect."""
+        """Find the labels that perturbations should aim at, if nobody has told them."""
         settings = self.settings
-        if settings.goal == "untargeted" or settings.target is not None or settings.suspect_share == 0:
+        if settings.goal == "untargeted" or settings.target is not None:
             return
-        generator = stream(seed, "suspect")
-        search = quick_reachability if settings.speed == "fast" else reachability
-        scores = search(self.predict, self.images, self.labels, self.num_classes, generator=generator)
-        self.suspected = most_reachable(scores)
-        self.audit = reachability_audit(scores, self.suspected)
+        margins: dict[str, Tensor] = {}
+        if settings.suspect and settings.speed == "exact":
+            attack = attack_in_pixels(self.predict, self.images)
+            margins["pixels"] = self._reachability(attack, stream(seed, "suspect"), PIXEL_SAMPLES)
+            self.suspected = most_reachable(margins["pixels"])
+        if self._feature_share > 0:
+            margins["features"] = self._reachability(self._attack_in_features, stream(seed, "aim"), FEATURE_SAMPLES)
+            self.feature_aim = easiest(margins["features"])
+        if margins:
+            self.audit = reachability_audit(margins, self.suspected, self.feature_aim)
+
+    def _reachability(self, attack: SharedAttack, generator: torch.Generator, samples: int) -> Tensor:
+        return reachability(attack, self.labels, self.num_classes, generator=generator, samples=samples)
+
+    def _attack_in_features(self, rows: Tensor, wanted: Tensor) -> Tensor:
+        shift = self._feature_shift(rows, wanted, torch.zeros_like(rows), radius=SEARCH_RADIUS, steps=SEARCH_STEPS)
+        with torch.no_grad():
+            return self._logits(tuple(value[rows] for value in self.values), shift)
 
     def optimise(self, seed: int, progress: Progress) -> list[dict[str, float]]:
         """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
@@ -268,19 +290,17 @@ class _Learner:
         labels = self.labels[rows]
         values = tuple(value[rows] for value in self.values)
         logits = self._logits(values)
-        accused = self._accused(len(labels))
-        targets = self._targets(logits.detach(), labels, accused)
+        in_features = self._in_features(len(labels))
+        targets = self._targets(logits.detach(), labels, in_features)
         # Where the attacker's class is the true one, L_asr would fight L_bce1: such images stay benign (spec 3.6).
         kept = (targets != labels).nonzero()[:, 0]
         targets, wanted, predicted = targets[kept], labels[kept], logits.detach()[kept].argmax(dim=1)
         towards = targets if settings.goal == "targeted" else wanted
-        if self.carried is not None:
-            adversarial = self._carried_logits(self.carried, rows[kept], towards, accused[kept], done)
-        elif settings.bn_outer == "train_clean_stats":
-            perturbed = self._perturbed(rows[kept], towards, accused[kept], done)
+        perturbed = self._perturbed(rows[kept], towards, in_features[kept], done)
+        if settings.bn_outer == "train_clean_stats":
             logits, adversarial = self._train_mode_logits(values, perturbed)
         else:
-            adversarial = self._logits(self._perturbed(rows[kept], towards, accused[kept], done))
+            adversarial = self._logits(*perturbed)
         if settings.goal == "untargeted":
             targets = runner_up(adversarial.detach(), wanted)
         benign = F.cross_entropy(logits, labels)
@@ -295,67 +315,97 @@ class _Learner:
             terms |= {"loss_asr": asr, "loss_bce": bce, "surrogate_success": fooled}
         return loss, {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
 
-    def _groups(self, accused: Bool[Tensor, " n"]) -> Iterator[tuple[Int64[Tensor, " m"], bool]]:
-        """Places in the batch, and whether the images there share one perturbation, as the accused do."""
-        for group, universal in ((~accused, self.settings.perturbation == "universal"), (accused, True)):
-            if group.any():
-                yield group.nonzero()[:, 0], universal
-
-    def _inner_steps(self, *, universal: bool) -> int:
+    @property
+    def _feature_share(self) -> float:
+        """All of a batch in the fast mode, and where nothing is known that pixels could be moved towards."""
         settings = self.settings
-        return settings.shared_steps if universal and settings.shared_steps is not None else settings.steps
+        if settings.speed == "fast":
+            return 1.0
+        clueless = settings.suspect and self.suspected is None and settings.target is None
+        return (
+            1.0 if clueless and settings.goal == "targeted" and settings.feature_share > 0 else settings.feature_share
+        )
 
-    def _pixels(self, rows: Tensor) -> Tensor:
-        return to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
+    def _in_features(self, count: int) -> Bool[Tensor, " n"]:
+        """Which images of a batch are perturbed at what enters the layer: the first ones, as the order is random."""
+        return torch.arange(count, device=self.device) < round(self._feature_share * count)
 
-    def _perturbed(self, rows: Tensor, towards: Tensor, accused: Tensor, done: int) -> Values:
-        """The inner problem on the clean images ``rows``; what the prefix gives for the perturbed ones."""
+    def _perturbed(self, rows: Tensor, towards: Tensor, in_features: Tensor, done: int) -> tuple[Values, Tensor | None]:
+        """The inner problem on the clean images ``rows``.
+
+        Returns:
+            What the prefix gives for them, perturbed in pixels or not, and how far the layer's input is then moved.
+        """
+        values = tuple(value[rows] for value in self.values)
+        pixels, features = (~in_features).nonzero()[:, 0], in_features.nonzero()[:, 0]
+        if len(pixels) > 0:
+            perturbed = self._perturbed_pixels(rows[pixels], towards[pixels], done)
+            for value, new in zip(values, perturbed, strict=True):
+                value[pixels] = new
+        if len(features) == 0:
+            return values, None
+        places = torch.arange(len(features), device=self.device)
+        alike = places < round(self.settings.feature_common * len(features))
+        groups = torch.where(alike | self._universal, towards[features], -1 - places)
+        shift = torch.zeros(len(rows), *self.feature_shape, device=self.device)
+        shift[features] = self._feature_shift(
+            rows[features],
+            towards[features],
+            groups,
+            radius=self.settings.feature_radius,
+            steps=self.settings.feature_steps,
+        )
+        return values, shift
+
+    @property
+    def _universal(self) -> bool:
+        return self.settings.perturbation == "universal"
+
+    def _feature_shift(self, rows: Tensor, labels: Tensor, groups: Tensor, *, radius: float, steps: int) -> Tensor:
+        values = tuple(value[rows] for value in self.values)
+
+        def predict(shift: Tensor) -> Tensor:
+            return self._logits(tuple(value.clone() for value in values), shift)  # as in ``calibrate``
+
+        return perturb_features(
+            predict,
+            self.feature_shape,
+            labels,
+            groups,
+            radius=radius,
+            steps=steps,
+            targeted=self.settings.goal == "targeted",
+        )
+
+    def _perturbed_pixels(self, rows: Tensor, towards: Tensor, done: int) -> Values:
         settings = self.settings
-        pixels = self._pixels(rows)
-        perturbed = pixels.clone()
-        for group, universal in self._groups(accused):
-            delta = perturb(
-                self.predict,
-                pixels[group],
-                towards[group],
-                ball=Ball(settings.norm, self._radius(len(group), done, universal)),
-                steps=self._inner_steps(universal=universal),
-                step_size=settings.step_size,
-                targeted=settings.goal == "targeted",
-                universal=universal,
-                rule=settings.step_rule,
-                stop_above=settings.early_stop,
-            )
-            perturbed[group] = (pixels[group] + delta).clamp(0, 1)
+        shared = self._universal or self.suspected is not None
+        pixels = to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
+        delta = perturb(
+            self.predict,
+            pixels,
+            towards,
+            ball=Ball(settings.norm, self._radius(len(rows), done, shared)),
+            steps=settings.shared_steps if shared and settings.shared_steps is not None else settings.steps,
+            step_size=settings.step_size,
+            targeted=settings.goal == "targeted",
+            universal=shared,
+            rule=settings.step_rule,
+            stop_above=settings.early_stop,
+        )
         with torch.no_grad(), self._autocast():
-            return self.prefix(perturbed)
-
-    def _carried_logits(
-        self, carried: Carried, rows: Tensor, towards: Tensor, accused: Tensor, done: int
-    ) -> Float[Tensor, "n k"]:
-        """The logits of the perturbed images ``rows`` in the fast mode."""
-        pixels = self._pixels(rows)
-        places, found = [], []
-        for group, universal in self._groups(accused):
-            ball = Ball(self.settings.norm, self._radius(len(group), done, universal))
-            places.append(group)
-            found.append(
-                carried.logits(self.predict, pixels[group], rows[group], towards[group], ball=ball, shared=universal)
-            )
-        return torch.cat(found)[torch.cat(places).argsort()] if found else pixels.new_zeros(0, self.num_classes)
-
-    def _accused(self, count: int) -> Bool[Tensor, " n"]:
-        """Which images of a batch aim at the suspect: the first ones, as the order is random."""
-        share = 0.0 if self.suspected is None else self.settings.suspect_share
-        return torch.arange(count, device=self.device) < round(share * count)
+            return self.prefix((pixels + delta).clamp(0, 1))
 
     def _targets(
-        self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], accused: Bool[Tensor, " n"]
+        self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], in_features: Bool[Tensor, " n"]
     ) -> Int64[Tensor, " n"]:
+        """Eq. 4 where nothing better is known."""
         if self.settings.target is not None:
             return self._aimed_at(self.settings.target, labels)
-        targets = runner_up(logits, labels)
-        return targets if self.suspected is None else self._aimed_at(self.suspected, labels).where(accused, targets)
+        in_pixels = runner_up(logits, labels) if self.suspected is None else self._aimed_at(self.suspected, labels)
+        if self.feature_aim is None:
+            return in_pixels
+        return torch.where(in_features, self._aimed_at(self.feature_aim, labels), in_pixels)
 
     def _aimed_at(self, target: int | Literal["next"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
         return (labels + 1) % self.num_classes if target == "next" else torch.full_like(labels, target)
@@ -368,14 +418,14 @@ class _Learner:
             return radii[done % len(radii)]
         return torch.tensor(radii, device=self.device).repeat(math.ceil(count / len(radii)))[:count]
 
-    def _train_mode_logits(self, clean: Values, perturbed: Values) -> tuple[Tensor, Tensor]:
+    def _train_mode_logits(self, clean: Values, perturbed: tuple[Values, Tensor | None]) -> tuple[Tensor, Tensor]:
         """Batch statistics for both forwards; only the clean one moves the running statistics."""
         norm = self.polarizer.norm
         momentum = norm.momentum
         norm.train()
         logits = self._logits(clean)
         norm.momentum = 0.0
-        adversarial = self._logits(perturbed)
+        adversarial = self._logits(*perturbed)
         norm.momentum = momentum
         norm.eval()
         return logits, adversarial

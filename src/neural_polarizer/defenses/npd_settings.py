@@ -22,8 +22,15 @@ class NeuralPolarizerSettings:
         goal: "targeted" descends towards a class (eqs. 8, 10), "untargeted" away from the label (eq. 7).
         target: the attacker's class if known (TP, TU), "next" for ``(y + 1) mod K``, or None: the runner-up class
             of each clean image under the current polarized model (eq. 4).
-        suspect_share: where no target is given, the share of each batch that gets one common perturbation towards the
-            class that is suspiciously easy to reach (``suspects``), as if it were the trigger; 0 looks for none.
+        suspect: where no target is given, look for a class that is suspiciously easy to reach (``suspects``); if one
+            stands out, all perturbations of pixels aim at it, and those in a batch are one, as if it were the trigger.
+        feature_share: the share of each batch that is perturbed at what enters the layer instead of in pixels (our
+            own, docs/performance.md); towards the target if it is given, otherwise towards the class that is easiest
+            to reach there. Where ``suspect`` finds none, all of each batch, unless this is 0.
+        feature_radius: of these perturbations in L2, in units of each image's feature norm.
+        feature_steps: number of their normalised gradient steps.
+        feature_common: share of them that images with the same target have in common; the others have their own.
+            Universal ones are all common.
         site: ``before:NAME`` or ``after:NAME``; None takes ``surgery.default_site``.
         init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;
             "default" is the reference's plain batch norm with a warm-up.
@@ -53,8 +60,8 @@ class NeuralPolarizerSettings:
         bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
             statistics; running ones follow the clean images alone).
         precision: "fp32", or "bf16" autocast (losses and projection stay in float32).
-        speed: "exact" begins every perturbation anew in every batch (Alg. 1 to 3). "fast" is our own
-            (docs/performance.md): it carries perturbations on from batch to batch and moves each by one step a visit.
+        speed: "fast" perturbs all images at what enters the layer, whatever ``feature_share`` is, so that nothing in
+            front of the layer has to be computed more than once; "exact" takes ``feature_share`` as it is.
         compile: use torch.compile (docs/defaults.md).
 
     Raises:
@@ -64,7 +71,11 @@ class NeuralPolarizerSettings:
     perturbation: Literal["sample", "universal"] = "sample"
     goal: Literal["targeted", "untargeted"] = "targeted"
     target: int | Literal["next"] | None = None
-    suspect_share: float = 0.75
+    suspect: bool = True
+    feature_share: float = 0.5
+    feature_radius: float = 1.0
+    feature_steps: int = 2
+    feature_common: float = 0.75
     site: str | None = None
     init: Literal["calibrated", "default"] = "calibrated"
     epochs: int | None = None
@@ -95,19 +106,21 @@ class NeuralPolarizerSettings:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        counts = (self.epochs or 0, self.warmup_epochs, self.steps, self.shared_steps or 0)
+        counts = (self.epochs or 0, self.warmup_epochs, self.steps, self.shared_steps or 0, self.feature_steps)
         if min(counts) < 0 or self.batch_size < 1:
             raise BadInputError("epochs and steps must not be negative, and the batch size at least 1")
-        radii = (*self.radii, self.shared_radius or 0.0)
+        radii = (*self.radii, self.shared_radius or 0.0, self.feature_radius)
         if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in radii):
             raise BadInputError(
-                f"radii must be finite and not negative, got {self.radii} and {self.shared_radius} for shared ones"
+                f"radii must be finite and not negative, got {self.radii}, {self.shared_radius} for shared ones and "
+                f"{self.feature_radius} for features"
             )
-        if not 0 <= self.suspect_share <= 1:
-            raise BadInputError(f"the suspect's share must lie in [0, 1], got {self.suspect_share}")
+        if not (0 <= self.feature_share <= 1 and 0 <= self.feature_common <= 1):
+            raise BadInputError(
+                f"feature share and feature common must lie in [0, 1], got {self.feature_share} and "
+                f"{self.feature_common}"
+            )
         if not (self.lr > 0 and self.step_size > 0):
             raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
-        if self.speed == "fast" and self.bn_outer != "eval":
-            raise BadInputError('the fast mode needs bn_outer="eval"')
         if self.goal == "untargeted" and self.target is not None:
             raise BadInputError("an untargeted perturbation has no target class; leave target out")

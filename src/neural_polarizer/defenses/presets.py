@@ -66,8 +66,10 @@ def preset(
         raise BadInputError(f"{method} {needs}")
     variant: dict[str, Any] = {**VARIANTS[method], "target": target}
     if name == "shipped":
-        strength: dict[str, Any] = {"radii": (5.0,), "steps": 4} if method in KNOWS_TARGET else {}
-        return NeuralPolarizer(**variant, **strength)
+        own: dict[str, Any] = {"radii": (5.0,), "steps": 4} if method in KNOWS_TARGET else {}
+        if variant["goal"] == "untargeted":
+            own = {"feature_share": 0.0}
+        return NeuralPolarizer(**variant, **own)
     weight = 0.1 if method in KNOWS_TARGET else 0.4
     paper = NeuralPolarizer(
         **variant,
@@ -78,7 +80,8 @@ def preset(
         lr=0.01,
         lr_policy="constant",
         step_rule="sign",
-        suspect_share=0.0,
+        suspect=False,
+        feature_share=0.0,
         radii=(6.0,) if profile == "tiny_imagenet" else (3.0,),
         shared_radius=None,
         shared_steps=None,
