@@ -2,7 +2,8 @@
 
     python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
 
-Takes whichever of plain.json, ceiling.json, scaling.json, memory.json and inference.json are there.
+Takes whichever of plain.json, fast.json, ceiling.json, scaling.json, memory.json, inference.json and modes.json (of
+``npd_modes.py``) are there.
 """
 
 import argparse
@@ -28,6 +29,33 @@ def plain(axes: Axes, found: dict[str, Any]) -> str:
     axes.bar_label(bars, [f" {seconds:.1f} s, {base / seconds:.1f}x" for seconds in times.values()])
     axes.set_xlim(0, 1.3 * base)
     return "seconds, the same epochs of NPD"
+
+
+def fast(axes: Axes, found: dict[str, Any]) -> str:
+    """Seconds of a whole run."""
+    plain(axes, found)
+    return "seconds, a whole run of NPD"
+
+
+def modes(axes: Axes, found: dict[str, Any]) -> str:
+    """DER of every victim and mode: the mean of the seeds, with the smallest and the largest."""
+    colours = {"pixels": "#c98a3b", "shipped": OTHER, "fast": COLOUR}
+    for place, of_modes in enumerate(found["der"].values()):
+        for shift, (mode, ders) in enumerate(of_modes.items()):
+            middle, low, high = (100 * value for value in (sum(ders) / len(ders), min(ders), max(ders)))
+            axes.errorbar(
+                middle,
+                place + 0.2 * (shift - 1),
+                xerr=[[middle - low], [high - middle]],
+                fmt="o",
+                markersize=4,
+                color=colours[mode],
+                label=mode if place == 0 else None,
+            )
+        axes.axhline(place + 0.5, color="whitesmoke", linewidth=0.8)
+    axes.set_yticks(range(len(found["der"])), list(found["der"]))
+    axes.legend(frameon=False)
+    return "DER, percent (three seeds: mean, smallest and largest)"
 
 
 def ceiling(axes: Axes, found: dict[str, Any]) -> str:
@@ -70,6 +98,8 @@ def inference(axes: Axes, found: dict[str, Any]) -> str:
 
 PLOTS: dict[str, Callable[[Axes, dict[str, Any]], str]] = {
     "plain": plain,
+    "fast": fast,
+    "modes": modes,
     "ceiling": ceiling,
     "scaling": scaling,
     "memory": memory,

@@ -4,25 +4,31 @@ import pytest
 import torch
 
 from neural_polarizer.defenses.npd_audit import reachability_audit
+from neural_polarizer.suspects import Suspect
+
+PIXELS, FEATURES = torch.tensor([26.04, 13.8, -torch.inf, 1.6]), torch.tensor([-2.5, -1.5, -torch.inf, -1.75])
+MARGINS = {"margin": [pytest.approx(26.04), pytest.approx(13.8), None], "margin_in_features": [-2.5, -1.5, None]}
 
 
 @pytest.mark.parametrize(
     ("suspect", "words"),
-    [(0, "class 0 stands out"), ("next", "all-to-all"), (None, "no class stands out")],
+    [
+        (0, "by 13.8: class 0 stands out"),
+        (
+            "next",
+            "by 13.8. What enters the layer is moved most easily towards the class next to each image's own: susp",
+        ),
+        (None, "by 13.8: no class stands out. What enters the layer is moved most easily towards class 1, so"),
+    ],
 )
-def test_the_summary_names_margins_and_suspect(suspect: int | None, words: str) -> None:
-    found = reachability_audit({"pixels": torch.tensor([26.04, 13.8, -torch.inf, 1.6])}, suspect, None)
-    assert "at most 26.0, into the next best class by 13.8" in found.summary
+def test_the_summary_names_margins_suspect_and_aim(suspect: Suspect | None, words: str) -> None:
+    found = reachability_audit({"pixels": PIXELS, "features": FEATURES}, suspect)
+    assert "at most 26.0, into the next best class" in found.summary
     assert words in found.summary
-    assert "enters the layer" not in found.summary
-    assert found.by_class == {"margin": [pytest.approx(26.04), pytest.approx(13.8), None]}
+    assert found.by_class == MARGINS
 
 
-@pytest.mark.parametrize(
-    ("aim", "words"), [(1, "towards class 1, so"), ("next", "towards the class next to each image's own")]
-)
-def test_the_summary_names_the_aim_in_features(aim: int | None, words: str) -> None:
-    found = reachability_audit({"features": torch.tensor([-2.5, -1.5, -1.75])}, None, aim)
-    assert words in found.summary
-    assert "stands out" not in found.summary
+def test_without_a_suspect_to_look_for_there_is_only_the_aim() -> None:
+    found = reachability_audit({"features": torch.tensor([-2.5, -1.5, -1.0])}, None)
+    assert found.summary.startswith("What enters the layer is moved most easily towards the class next to each image's")
     assert found.by_class == {"margin_in_features": [-2.5, -1.5]}

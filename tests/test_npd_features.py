@@ -89,7 +89,7 @@ def passes(monkeypatch: pytest.MonkeyPatch, **changes: object) -> int:
 
 
 def test_the_fast_mode_computes_what_lies_in_front_of_the_layer_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert passes(monkeypatch, speed="fast", suspect=True) == 0
+    assert passes(monkeypatch, speed="fast") == 0
     assert passes(monkeypatch, feature_share=1.0) == 0
     half, none = passes(monkeypatch, feature_share=0.5, target=1), passes(monkeypatch, target=1)
     assert 0.3 * none < half < 0.7 * none
@@ -99,7 +99,7 @@ def test_the_fast_mode_computes_what_lies_in_front_of_the_layer_once(monkeypatch
 def test_where_no_class_stands_out_all_is_done_in_features_unless_there_are_none(
     monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr(npd, "most_reachable", lambda scores: None)
+    monkeypatch.setattr(npd, "standing_out", lambda pixels, features: None)
     settings = replace(MOVED, suspect=True, feature_share=share)
     expected = replace(MOVED, speed="fast") if share else MOVED
     found, other = (polarizer_of(repaired(tiny_model(), tiny_images(24), each)) for each in (settings, expected))

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -83,17 +83,21 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
                 optimizer.step()
     polarizer.eval()
     blind, suspect, aim, share = settings.target is None and settings.goal == "targeted", None, None, 0.0
-    if blind and settings.suspect and settings.speed == "exact":
-        margins = _margins(network, x, y, k, stream(seed, "suspect"), 32, _in_pixels)
+    if blind and (settings.suspect or settings.feature_share > 0 or settings.speed == "fast"):
+        attack = partial(_in_features, polarizer)
+        reached = _margins(network, x, y, k, stream(seed, "aim"), attack, 256, range(k + 1))
+        aim = max(reached, key=reached.__getitem__)
+    if blind and settings.suspect:
+        generator = stream(seed, "suspect")
+        once = _margins(network, x, y, k, generator, partial(_in_pixels, steps=3), 16, range(k + 1))
+        order = [*_by_size([once[label] for label in range(k)]), k]
+        margins = list({**once, **_margins(network, x, y, k, generator, _in_pixels, 32, order)}.values())
         first, second = sorted(margins[:k], reverse=True)[:2]
-        suspect = k if margins[k] > 0 else None
-        suspect = margins.index(first) if first > 0 and first >= 1.5 * second else suspect
+        suspect = k if aim == k else margins.index(first) if first > 0 and first >= 1.5 * second else None
+        aim = aim if suspect is None else suspect
     if settings.feature_share > 0:
         share = 1.0 if blind and settings.suspect and suspect is None else settings.feature_share
     share = 1.0 if settings.speed == "fast" else share
-    if blind and share > 0:
-        margins = _margins(network, x, y, k, stream(seed, "aim"), 256, partial(_in_features, polarizer))
-        aim = margins.index(max(margins))
     optimizer = torch.optim.SGD(
         polarizer.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -109,26 +113,39 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
 
 
 def _margins(
-    network: nn.Module, x: Tensor, y: Tensor, k: int, generator: torch.Generator, count: int, attack: Attack
-) -> list[float]:
-    """How far over the border one perturbation of many images gets to each label; the last: the next class."""
-    margins = []
-    for wanted in [*(torch.full_like(y, target) for target in range(k)), (y + 1) % k]:
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    k: int,
+    generator: torch.Generator,
+    attack: Attack,
+    count: int,
+    aims: Iterable[int],
+) -> dict[int, float]:
+    """How far over the border one perturbation of many images gets to each label; k is the next class."""
+    margins = {}
+    for aim in aims:
+        wanted = (y + 1) % k if aim == k else torch.full_like(y, aim)
         others = (y != wanted).nonzero().flatten()
         others = others[torch.randperm(len(others), generator=generator)[:count]]
         logits, wanted = attack(network, x[others], wanted[others]), wanted[others]
         best = [
             max(v for j, v in enumerate(z) if j != t) for z, t in zip(logits.tolist(), wanted.tolist(), strict=True)
         ]
-        margins.append(float((logits[torch.arange(len(wanted)), wanted] - torch.tensor(best)).mean()))
+        margins[aim] = float((logits[torch.arange(len(wanted)), wanted] - torch.tensor(best)).mean())
     return margins
 
 
-def _in_pixels(network: nn.Module, x: Tensor, wanted: Tensor) -> Tensor:
-    """Eight normalised gradient steps of half the radius for all images at once."""
+def _by_size(margins: Sequence[float]) -> list[int]:
+    """The places of the six largest, the largest first."""
+    return sorted(range(len(margins)), key=lambda place: -margins[place])[:6]
+
+
+def _in_pixels(network: nn.Module, x: Tensor, wanted: Tensor, steps: int = 8) -> Tensor:
+    """Normalised gradient steps of half the radius for all images at once."""
     rho = 3.0 * math.sqrt(x[0].numel() / 3072)
     delta = torch.zeros_like(x[:1])
-    for _ in range(8):
+    for _ in range(steps):
         point = delta.clone().requires_grad_()
         F.cross_entropy(network(_clip(x + point)), wanted, reduction="sum").backward()
         assert point.grad is not None

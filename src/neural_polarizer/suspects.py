@@ -1,6 +1,7 @@
 """What an attacker has probably chosen: the labels that one small perturbation of all images leads to most easily."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,19 +16,7 @@ Suspect = int | Literal["next"]
 
 
 OUTLIER = 1.5
-
-
-def most_reachable(scores: Float[Tensor, " m"]) -> Suspect | None:
-    """The suspect among the scores of ``reachability``, if any of them stands out.
-
-    A class is one whose margin exceeds all others OUTLIER times. "next" is one if no class is and its margin is
-    positive: one perturbation that moves most images to a class of their own is nothing that a network learns by
-    itself.
-    """
-    best, second = scores[:-1].topk(2).values.tolist()
-    if best > 0 and best >= OUTLIER * second:
-        return int(scores[:-1].argmax())
-    return "next" if float(scores[-1]) > 0 else None
+FINALISTS = 6
 
 
 def easiest(scores: Float[Tensor, " m"]) -> Suspect:
@@ -36,9 +25,35 @@ def easiest(scores: Float[Tensor, " m"]) -> Suspect:
     return "next" if best == len(scores) - 1 else best
 
 
-SharedAttack = Callable[[Int64[Tensor, " m"], Int64[Tensor, " m"]], Float[Tensor, "m k"]]
-"""Rows of the clean set and a label for each -> the logits of those images under the one perturbation, shared by all of
-them, that leads to these labels."""
+def standing_out(pixels: Float[Tensor, " m"], features: Float[Tensor, " m"]) -> Suspect | None:
+    """The suspect, by the scores of ``reachability`` for perturbations of pixels and of features, if there is one.
+
+    It is "next" if no class is easier to reach in features: one perturbation that moves most images to a class of
+    their own is nothing that a network learns by itself. Otherwise it is a class whose margin in pixels is positive
+    and exceeds all others OUTLIER times.
+    """
+    if easiest(features) == "next":
+        return "next"
+    best, second = pixels[:-1].topk(2).values.tolist()
+    return int(pixels[:-1].argmax()) if best > 0 and best >= OUTLIER * second else None
+
+
+SharedAttack = Callable[[Int64[Tensor, " m"], Int64[Tensor, " m"], int], Float[Tensor, "m k"]]
+"""Rows of the clean set, a label for each, and a number of steps -> the logits of those images under the one
+perturbation, shared by all of them, that leads to these labels."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is spent on each aim.
+
+    Args:
+        samples: images.
+        steps: of the attack.
+    """
+
+    samples: int
+    steps: int
 
 
 def reachability(
@@ -47,7 +62,8 @@ def reachability(
     num_classes: int,
     *,
     generator: torch.Generator,
-    samples: int,
+    effort: Effort,
+    first: Effort | None = None,
 ) -> Float[Tensor, " m"]:
     """How far one perturbation for all images gets: the mean margin of the labels that it aims at.
 
@@ -61,43 +77,48 @@ def reachability(
         labels: the classes of the clean images; a class is approached from images of the others.
         num_classes: K.
         generator: chooses the images.
-        samples: images for each aim.
+        effort: what is spent on each aim; with ``first`` only on "the next class" and on the FINALISTS classes that
+            the first round is best for. The others keep its margins, which are smaller than they would be.
+        first: what the first round spends on each aim.
 
     Returns:
         K + 1 margins: one for each class, then for the class next to each image's own; ``-inf`` for a class that all
         images belong to.
     """
-    scores = []
-    for aim in range(num_classes + 1):
+
+    def margin(aim: int, spent: Effort) -> Tensor:
         wanted = (labels + 1) % num_classes if aim == num_classes else torch.full_like(labels, aim)
         others = (labels != wanted).nonzero()[:, 0]
         if len(others) == 0:
-            scores.append(torch.tensor(-torch.inf, device=labels.device))
-            continue
-        rows = others[torch.randperm(len(others), generator=generator)[:samples].to(others.device)]
-        logits = attack(rows, wanted[rows]).float()
+            return torch.tensor(-torch.inf, device=labels.device)
+        rows = others[torch.randperm(len(others), generator=generator)[: spent.samples].to(others.device)]
+        logits = attack(rows, wanted[rows], spent.steps).float()
         reached = logits.gather(1, wanted[rows, None])[:, 0]
         others_best = logits.scatter(1, wanted[rows, None], -torch.inf).amax(dim=1)
-        scores.append((reached - others_best).mean())
-    return torch.stack(scores)
+        return (reached - others_best).mean()
+
+    scores = torch.stack([margin(aim, first or effort) for aim in range(num_classes + 1)])
+    if first is not None:
+        for aim in (*scores[:-1].topk(min(FINALISTS, num_classes)).indices.tolist(), num_classes):
+            scores[aim] = margin(aim, effort)
+    return scores
 
 
 def attack_in_pixels(
-    predict: Callable[[Tensor], Tensor], images: UInt8[Tensor, "n c h w"], *, radius: float = 3.0, steps: int = 8
+    predict: Callable[[Tensor], Tensor], images: UInt8[Tensor, "n c h w"], *, radius: float = 3.0
 ) -> SharedAttack:
-    """Perturbations of pixels.
+    """Perturbations of pixels, by gradient steps of half the radius each.
 
     Args:
         predict: pixels in [0, 1] to logits; in evaluation mode.
         images: the clean images, uint8.
         radius: in L2, in pixel units of [0, 1] for images of 32 x 32 pixels with 3 channels; it grows with the root
             of the number of values.
-        steps: gradient steps of half the radius each.
     """
     values = images[0].numel()
     length = radius * (values / 3072) ** 0.5
 
-    def attack(rows: Tensor, wanted: Tensor) -> Tensor:
+    def attack(rows: Tensor, wanted: Tensor, steps: int) -> Tensor:
         pixels = to_pixels(images[rows]).contiguous(memory_format=torch.channels_last)
         delta = perturb(
             predict,

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,20 +26,20 @@ from neural_polarizer.polarizer import Polarizer, shifted
 from neural_polarizer.rng import stream
 from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, insert
 from neural_polarizer.suspects import (
-    SharedAttack,
+    Effort,
     Suspect,
     attack_in_pixels,
     easiest,
-    most_reachable,
     reachability,
+    standing_out,
 )
 from neural_polarizer.train import Progress, silent
 
-PIXEL_SAMPLES, FEATURE_SAMPLES = 32, 256
-"""Images for each label that ``_Learner.suspect`` tries."""
+SEARCH_FIRST, SEARCH_IN_PIXELS, SEARCH_IN_FEATURES = Effort(16, 3), Effort(32, 8), Effort(256, 8)
+"""What ``_Learner.suspect`` spends on each aim."""
 
-SEARCH_RADIUS, SEARCH_STEPS = 0.2, 8
-"""Of its perturbations of features, as ``feature_radius`` and ``feature_steps``."""
+SEARCH_RADIUS = 0.2
+"""Of its perturbations of features, in the units of ``feature_radius``."""
 
 Values = tuple[Tensor, ...]
 
@@ -231,22 +232,21 @@ class _Learner:
         settings = self.settings
         if settings.goal == "untargeted" or settings.target is not None:
             return
-        margins: dict[str, Tensor] = {}
-        if settings.suspect and settings.speed == "exact":
-            attack = attack_in_pixels(self.predict, self.images)
-            margins["pixels"] = self._reachability(attack, stream(seed, "suspect"), PIXEL_SAMPLES)
-            self.suspected = most_reachable(margins["pixels"])
-        if self._feature_share > 0:
-            margins["features"] = self._reachability(self._attack_in_features, stream(seed, "aim"), FEATURE_SAMPLES)
-            self.feature_aim = easiest(margins["features"])
-        if margins:
-            self.audit = reachability_audit(margins, self.suspected, self.feature_aim)
+        if not settings.suspect and self._feature_share == 0:
+            return
+        search = partial(reachability, labels=self.labels, num_classes=self.num_classes)
+        in_features = search(self._attack_in_features, generator=stream(seed, "aim"), effort=SEARCH_IN_FEATURES)
+        margins = {"features": in_features}
+        if settings.suspect:
+            attack, generator = attack_in_pixels(self.predict, self.images), stream(seed, "suspect")
+            in_pixels = search(attack, generator=generator, effort=SEARCH_IN_PIXELS, first=SEARCH_FIRST)
+            margins = {"pixels": in_pixels, "features": in_features}
+            self.suspected = standing_out(in_pixels, in_features)
+        self.feature_aim = easiest(in_features) if self.suspected is None else self.suspected
+        self.audit = reachability_audit(margins, self.suspected)
 
-    def _reachability(self, attack: SharedAttack, generator: torch.Generator, samples: int) -> Tensor:
-        return reachability(attack, self.labels, self.num_classes, generator=generator, samples=samples)
-
-    def _attack_in_features(self, rows: Tensor, wanted: Tensor) -> Tensor:
-        shift = self._feature_shift(rows, wanted, torch.zeros_like(rows), radius=SEARCH_RADIUS, steps=SEARCH_STEPS)
+    def _attack_in_features(self, rows: Tensor, wanted: Tensor, steps: int) -> Tensor:
+        shift = self._feature_shift(rows, wanted, torch.zeros_like(rows), radius=SEARCH_RADIUS, steps=steps)
         with torch.no_grad():
             return self._logits(tuple(value[rows] for value in self.values), shift)
 

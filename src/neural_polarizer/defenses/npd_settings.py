@@ -23,10 +23,10 @@ class NeuralPolarizerSettings:
         target: the attacker's class if known (TP, TU), "next" for ``(y + 1) mod K``, or None: the runner-up class
             of each clean image under the current polarized model (eq. 4).
         suspect: where no target is given, look for a class that is suspiciously easy to reach (``suspects``); if one
-            stands out, all perturbations of pixels aim at it, and those in a batch are one, as if it were the trigger.
+            stands out, perturbations aim at it, and those of pixels in a batch are one, as if it were the trigger.
         feature_share: the share of each batch that is perturbed at what enters the layer instead of in pixels (our
-            own, docs/performance.md); towards the target if it is given, otherwise towards the class that is easiest
-            to reach there. Where ``suspect`` finds none, all of each batch, unless this is 0.
+            own, docs/performance.md); towards the target or suspect, otherwise towards the class that is easiest to
+            reach there. Where ``suspect`` finds none, all of each batch, unless this is 0.
         feature_radius: of these perturbations in L2, in units of each image's feature norm.
         feature_steps: number of their normalised gradient steps.
         feature_common: share of them that images with the same target have in common; the others have their own.
@@ -60,8 +60,8 @@ class NeuralPolarizerSettings:
         bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
             statistics; running ones follow the clean images alone).
         precision: "fp32", or "bf16" autocast (losses and projection stay in float32).
-        speed: "fast" perturbs all images at what enters the layer, whatever ``feature_share`` is, so that nothing in
-            front of the layer has to be computed more than once; "exact" takes ``feature_share`` as it is.
+        speed: "fast" perturbs all images at what enters the layer, whatever ``feature_share`` is, so that what lies
+            in front of the layer is needed once, and for the suspect; "exact" takes ``feature_share`` as it is.
         compile: use torch.compile (docs/defaults.md).
 
     Raises:
