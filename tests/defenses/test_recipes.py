@@ -42,8 +42,8 @@ def test_laptop_values(profile: str) -> None:
     ft, fp, nad, nc, anp = (made(name, "laptop", profile) for name in ("ft", "fp", "nad", "nc", "anp"))
     assert (ft.schedule.epochs, ft.schedule.batch_size, ft.schedule.lr) == (20, 32, 0.03)
     assert fp.schedule == ft.schedule
-    assert (nad.teacher.epochs, nad.teacher.batch_size) == (5, 64)
-    assert (nad.student.epochs, nad.student.batch_size) == (15, 64)
+    assert (nad.teacher.epochs, nad.teacher.batch_size, nad.teacher.lr) == (5, 32, 0.03)
+    assert (nad.student.epochs, nad.student.batch_size, nad.student.lr) == (15, 32, 0.03)
     assert (nc.images, nc.epochs, nc.batch_size, nc.patience) == (500, 30, 50, 2)
     assert (nc.schedule.epochs, nc.schedule.batch_size) == (10, 64)
     assert (anp.iterations, anp.batch_size, anp.lr) == (500, 64, 0.04)

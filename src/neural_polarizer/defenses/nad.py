@@ -38,7 +38,14 @@ class NAD:
     """
 
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"teacher.epochs": 5, "teacher.batch_size": 64, "student.epochs": 15, "student.batch_size": 64}
+        {
+            "teacher.epochs": 5,
+            "teacher.batch_size": 32,
+            "teacher.lr": 0.03,
+            "student.epochs": 15,
+            "student.batch_size": 32,
+            "student.lr": 0.03,
+        }
     )
 
     teacher: Schedule = field(default=replace(RECIPE, epochs=10))

@@ -270,7 +270,7 @@ class _Learner:
                     optimizer.param_groups[0]["lr"] = rate
                 loss, terms = self._outer_loss(rows, done)
                 optimizer.zero_grad()
-                loss.backward(inputs=[*self.polarizer.parameters()])  # not to the carried perturbations
+                loss.backward()
                 optimizer.step()
                 for name, value in terms.items():
                     totals[name] += value * len(rows) / len(self.labels)

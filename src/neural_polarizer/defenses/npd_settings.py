@@ -21,7 +21,7 @@ class NeuralPolarizerSettings:
         perturbation: "sample" gives each image its own, "universal" one to each batch (TU, UU).
         goal: "targeted" descends towards a class (eqs. 8, 10), "untargeted" away from the label (eq. 7).
         target: the attacker's class if known (TP, TU), "next" for ``(y + 1) mod K``, or None: the runner-up class
-            of each clean image under the current polarized model (eq. 4).
+            of each clean image under the current polarized model (eq. 4), or what the next two settings lead to.
         suspect: where no target is given, look for a class that is suspiciously easy to reach (``suspects``); if one
             stands out, perturbations aim at it, and those of pixels in a batch are one, as if it were the trigger.
         feature_share: the share of each batch that is perturbed at what enters the layer instead of in pixels (our
