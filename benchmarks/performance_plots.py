@@ -55,7 +55,7 @@ def modes(axes: Axes, found: dict[str, Any]) -> str:
         axes.axhline(place + 0.5, color="whitesmoke", linewidth=0.8)
     axes.set_yticks(range(len(found["der"])), list(found["der"]))
     axes.legend(frameon=False)
-    return "DER, percent (three seeds: mean, smallest and largest)"
+    return "DER, percent (mean, smallest and largest of the seeds)"
 
 
 def ceiling(axes: Axes, found: dict[str, Any]) -> str:
