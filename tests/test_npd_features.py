@@ -96,10 +96,10 @@ def test_the_fast_mode_computes_what_lies_in_front_of_the_layer_once(monkeypatch
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_where_no_class_stands_out_all_is_done_in_features_unless_there_are_none(
+def test_where_pixels_have_no_aim_all_is_done_in_features_unless_there_are_none(
     monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr(npd, "standing_out", lambda pixels, features: None)
+    monkeypatch.setattr(npd, "aim_of_pixels", lambda pixels, features: None)
     settings = replace(MOVED, suspect=True, feature_share=share)
     expected = replace(MOVED, speed="fast") if share else MOVED
     found, other = (polarizer_of(repaired(tiny_model(), tiny_images(24), each)) for each in (settings, expected))

@@ -9,7 +9,15 @@ from torch.testing import assert_close
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.rng import stream
-from neural_polarizer.suspects import Effort, Suspect, attack_in_pixels, easiest, reachability, standing_out
+from neural_polarizer.suspects import (
+    Effort,
+    Suspect,
+    aim_of_pixels,
+    attack_in_pixels,
+    easiest,
+    reachability,
+    standing_out,
+)
 from toys import tiny_images
 
 
@@ -106,6 +114,21 @@ def test_only_what_stands_out_is_accused(
     pixels: tuple[float, ...], features: tuple[float, ...], suspect: object
 ) -> None:
     assert standing_out(torch.tensor(pixels), torch.tensor(features)) == suspect
+
+
+@pytest.mark.parametrize(
+    ("pixels", "features", "aim"),
+    [
+        ((6.0, 2.8, 5.1, 1.6), (-4.2, -3.6, -2.5, -6.0), None),  # each search has its own class
+        ((6.0, 2.8, 5.1, 1.6), (-2.5, -3.6, -4.2, -6.0), 0),  # nothing stands out, but both say 0
+        ((9.0, 2.8, 5.1, 1.6), (-4.2, -3.6, -2.5, -6.0), 0),  # the suspect, whatever features say
+        ((9.0, 2.8, 5.1, 1.6), (-4.2, -3.6, -2.5, -1.0), "next"),
+    ],
+)
+def test_pixels_aim_at_the_suspect_or_where_both_searches_agree(
+    pixels: tuple[float, ...], features: tuple[float, ...], aim: Suspect | None
+) -> None:
+    assert aim_of_pixels(torch.tensor(pixels), torch.tensor(features)) == aim
 
 
 @pytest.mark.parametrize(("scores", "aim"), [((-4.0, -2.0, -3.0, -2.5), 1), ((-4.0, -2.0, -torch.inf, -1.0), "next")])

@@ -38,6 +38,16 @@ def standing_out(pixels: Float[Tensor, " m"], features: Float[Tensor, " m"]) -> 
     return int(pixels[:-1].argmax()) if best > 0 and best >= OUTLIER * second else None
 
 
+def aim_of_pixels(pixels: Float[Tensor, " m"], features: Float[Tensor, " m"]) -> Suspect | None:
+    """The labels that perturbations of pixels should aim at: the suspect, or a class that both searches agree on.
+
+    A class that is the easiest to reach in pixels and in features is worth an attempt, but need not stand out, and a
+    clean model can have one: that is why it is no suspect.
+    """
+    suspect, best = standing_out(pixels, features), int(pixels[:-1].argmax())
+    return best if suspect is None and easiest(features) == best else suspect
+
+
 SharedAttack = Callable[[Int64[Tensor, " m"], Int64[Tensor, " m"], int], Float[Tensor, "m k"]]
 """Rows of the clean set, a label for each, and a number of steps -> the logits of those images under the one
 perturbation, shared by all of them, that leads to these labels."""

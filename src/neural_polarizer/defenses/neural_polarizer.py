@@ -28,6 +28,7 @@ from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_chann
 from neural_polarizer.suspects import (
     Effort,
     Suspect,
+    aim_of_pixels,
     attack_in_pixels,
     easiest,
     reachability,
@@ -137,6 +138,7 @@ class _Learner:
         self._check_classes(clean)
         self.values: Values = ()
         self.suspected: Suspect | None = None
+        self.pixel_aim: Suspect | None = None
         self.feature_aim: Suspect | None = None
         self.audit: Audit | None = None
 
@@ -242,7 +244,8 @@ class _Learner:
             in_pixels = search(attack, generator=generator, effort=SEARCH_IN_PIXELS, first=SEARCH_FIRST)
             margins = {"pixels": in_pixels, "features": in_features}
             self.suspected = standing_out(in_pixels, in_features)
-        self.feature_aim = easiest(in_features) if self.suspected is None else self.suspected
+            self.pixel_aim = aim_of_pixels(in_pixels, in_features)
+        self.feature_aim = easiest(in_features) if self.pixel_aim is None else self.pixel_aim
         self.audit = reachability_audit(margins, self.suspected)
 
     def _attack_in_features(self, rows: Tensor, wanted: Tensor, steps: int) -> Tensor:
@@ -321,7 +324,7 @@ class _Learner:
         settings = self.settings
         if settings.speed == "fast":
             return 1.0
-        clueless = settings.suspect and self.suspected is None and settings.target is None
+        clueless = settings.suspect and self.pixel_aim is None and settings.target is None
         return (
             1.0 if clueless and settings.goal == "targeted" and settings.feature_share > 0 else settings.feature_share
         )
@@ -379,7 +382,7 @@ class _Learner:
 
     def _perturbed_pixels(self, rows: Tensor, towards: Tensor, done: int) -> Values:
         settings = self.settings
-        shared = self._universal or self.suspected is not None
+        shared = self._universal or self.pixel_aim is not None
         pixels = to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
         delta = perturb(
             self.predict,
@@ -402,7 +405,7 @@ class _Learner:
         """Eq. 4 where nothing better is known."""
         if self.settings.target is not None:
             return self._aimed_at(self.settings.target, labels)
-        in_pixels = runner_up(logits, labels) if self.suspected is None else self._aimed_at(self.suspected, labels)
+        in_pixels = runner_up(logits, labels) if self.pixel_aim is None else self._aimed_at(self.pixel_aim, labels)
         if self.feature_aim is None:
             return in_pixels
         return torch.where(in_features, self._aimed_at(self.feature_aim, labels), in_pixels)
