@@ -194,7 +194,7 @@ def _flops(run: Callable[[], object]) -> int:
 
 def scaling(options: argparse.Namespace) -> dict[str, Any]:
     """(d) One epoch of the shipped NPD: images, width and size, one at a time."""
-    settings = replace(NeuralPolarizer(precision="bf16"), epochs=1, suspect_share=0.0)
+    settings = replace(NeuralPolarizer(precision="bf16"), epochs=1, suspect=False, feature_share=0.0)
     cases = [(count, 16, 32) for count in (250, 500, 1000, 2500, 5000)]
     cases += [(1000, width, 32) for width in (32, 64)] + [(1000, 16, 64)]
     found = {}
