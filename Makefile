@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench nightly clean
 
 ## Run the main job offline: plant a backdoor in a digit classifier, purify it, write the report.
 demo: $(INSTALLED)
@@ -21,6 +21,11 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/npd_speed.py fast --width 16 --json runs/bench/fast.json
 	$(BIN)/python benchmarks/inference_cost.py --json runs/bench/inference.json
 	$(BIN)/python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
+
+## What takes too long for every change: all attacks against all defenses at toy scale, and their report.
+nightly: test
+	$(BIN)/polarizer bench run smoke --out runs/smoke
+	$(BIN)/polarizer bench report smoke --results runs/smoke --out runs/site
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,9 +15,11 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.build import build, sizes_in
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.polarizer import Polarizer, Structure
+from neural_polarizer.structures import make_polarizer
 from neural_polarizer.surgery import Site, feature_channels, insert
 from run_files import coloured, states_equal, stirred
+from toys import made
 
 PIXELS = to_pixels(coloured(6, 0).images)
 RECORD = ModelRecord(
@@ -74,6 +76,20 @@ def test_a_polarized_model_comes_back_to_the_bit(tmp_path: Path, site: str) -> N
     backbone = {name: value for name, value in tensors.items() if not name.startswith("polarizer.")}
     assert states_equal(backbone, model.network.state_dict())
     assert states_equal(load_file(tmp_path / "polarizer.safetensors"), polarizer.state_dict())
+
+
+@pytest.mark.parametrize("structure", get_args(Structure))
+def test_a_layer_of_any_structure_comes_back_to_the_bit(tmp_path: Path, structure: Structure) -> None:
+    layer, path = make_polarizer(structure, (16, 2, 2), torch.Generator()), tmp_path / "purified.safetensors"
+    made(layer, 1)
+    model = made(Normalized(PreActResNet18(3, 2), RECORD.mean, RECORD.std))
+    purified, record = insert(model, Site.parse("after:layer4"), layer), replace(RECORD, site="after:layer4")
+    save_model(path, purified, record)
+    loaded = load_model(path)
+    assert torch.equal(logits(loaded.model), logits(purified))
+    assert not torch.allclose(logits(purified), logits(model))
+    assert loaded.record == replace(record, structure=structure)
+    assert record_of(path).get("structure") == (None if structure == "conv-bn" else structure)
 
 
 def test_saving_changes_neither_the_model_nor_its_file_between_calls(tmp_path: Path) -> None:
@@ -192,6 +208,21 @@ def test_a_polarizer_without_its_weights_is_refused(tmp_path: Path) -> None:
         ours(tmp_path / "c", site=site, polarizer__mix__weight=torch.zeros(2**40, 0, 1, 1)), "holds no weights of one"
     )
     refused(ours(tmp_path / "d", site=site, polarizer__extra=torch.ones(1)), "1 unexpected: extra")
+
+
+@pytest.mark.parametrize(
+    ("structure", "reason"),
+    [
+        ("osae", r"its record of the model is damaged \(ValueError.*no structure 'osae' of a polarizer is known"),
+        (["osad"], r"its record of the model is damaged .*no structure \['osad'\]"),
+        ("linear", "says that it has a polarizer at after:layer4, but holds no weights of one"),
+        ("osdn", "do not fit this architecture: .* missing: squeeze.weight"),
+    ],
+)
+def test_a_structure_that_the_weights_are_not_of_is_refused(tmp_path: Path, structure: object, reason: str) -> None:
+    path = ours(tmp_path / "a", site="after:layer4")
+    save_file(load_file(path), path, {KEY: json.dumps({**record_of(path), "structure": structure})})
+    refused(path, reason)
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,18 @@ LAYERS = (
     ("rng", "files", "devices", "report"),
     ("cache",),
     ("data", "models", "polarizer", "checkpoints"),
-    ("surgery", "perturb", "losses"),
+    ("surgery", "perturb", "losses", "structures"),
     ("train", "suspects", "folding"),
     ("metrics",),
-    ("attacks", "defenses"),
+    ("attacks", "defenses", "analysis"),
     ("artifacts",),
     ("runs", "api"),
+    ("bench",),
     ("__init__",),
     ("cli",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-OPTIONAL = ("torchvision", "timm", "datasets", "mlxtend", "matplotlib", "pandas")
+OPTIONAL = ("ray", "torchvision", "timm", "datasets", "mlxtend", "matplotlib", "pandas", "captum")
 RUNS_CODE = {"torch.load", "torch.jit.load", "torch.hub.load", "marshal.loads", "pandas.read_pickle"}
 MAY_BE_TOLD = {"eval", "exec", "compile", "__import__"}
 PICKLES = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve"}

@@ -165,6 +165,17 @@ def test_boosted_cross_entropy_by_hand() -> None:
     assert_close(boosted_cross_entropy(logits, true, positive_labels=second).item(), -math.log(0.3) - math.log(0.7))
 
 
+def test_the_terms_of_boosted_cross_entropy_by_hand() -> None:
+    logits = tensor([[math.log(6.0), math.log(3.0), 0.0], [0.0, math.log(7.0), math.log(2.0)]])  # .6 .3 .1; .1 .7 .2
+    labels, other = tensor([0, 2]), tensor([1, 1])
+    true_class = boosted_cross_entropy(logits, labels, positive_labels=other, terms="true-class")
+    assert_close(true_class.item(), -(math.log(0.3) + math.log(0.7)) / 2)
+    runner = boosted_cross_entropy(logits, labels, positive_labels=other, terms="runner-up")
+    assert_close(runner.item(), -(math.log(0.7) + math.log(0.3)) / 2)
+    clamped = boosted_cross_entropy(logits, labels, "clamped", terms="runner-up")
+    assert_close(clamped.item(), -(math.log(0.7001) + math.log(0.3001)) / 2)
+
+
 def test_the_choice_of_the_best_wrong_class_carries_no_gradient() -> None:
     logits, labels = _logits(11)
     logits.requires_grad_()

@@ -38,6 +38,10 @@ from toys import (
         ({"feature_share": 1.5}, r"must lie in \[0, 1\], got 1.5 and 0.75"),
         ({"feature_common": math.nan}, r"must lie in \[0, 1\], got 0.5 and nan"),
         ({"goal": "untargeted", "target": 1}, "has no target class; leave target out"),
+        *(
+            ({"structure": name, "bn_outer": "train_clean_stats"}, f"structure {name} has no batch norm to train with")
+            for name in ("linear", "linear-light", "conv", "mlp")
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], match: str) -> None:
@@ -59,6 +63,8 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], match: str) 
         "bce_label",
         "bn_outer",
         "precision",
+        "structure",
+        "bce_terms",
     ],
 )
 def test_misspelt_settings_are_refused(setting: str, unchecked: None) -> None:

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import save
@@ -18,7 +18,8 @@ from neural_polarizer.files import write_bytes
 from neural_polarizer.models.adapted import adapt, pointwise
 from neural_polarizer.models.build import build, sizes_in
 from neural_polarizer.models.normalize import PROFILES, Normalized
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.polarizer import Polarizer, Structure
+from neural_polarizer.structures import polarizer_for
 from neural_polarizer.surgery import PolarizedModule, Site, insert
 
 KEY = "neural_polarizer"
@@ -41,6 +42,7 @@ class ModelRecord:
         classes: class names, if known.
         site: where the polarizer sits, None for a model without one.
         changes: of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
+        structure: of the polarizer; saving reads it off the layer.
     """
 
     architecture: str
@@ -52,6 +54,7 @@ class ModelRecord:
     classes: tuple[str, ...] | None = None
     site: str | None = None
     changes: tuple[tuple[str, str], ...] = ()
+    structure: Structure = "conv-bn"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,19 +96,23 @@ def network_tensors(network: nn.Module) -> dict[str, Tensor]:
 def save_model(path: Path, model: nn.Module, record: ModelRecord) -> None:
     """Write the weights of ``model`` (the normalisation goes into the record) as safetensors, atomically."""
     network = model.network if isinstance(model, Normalized) else model
+    layers = [module.polarizer for module in network.modules() if isinstance(module, PolarizedModule)]
+    structures: list[Structure] = [layer.structure for layer in layers if isinstance(layer, Polarizer)]
+    record = replace(record, structure=structures[0] if structures else "conv-bn")
     write_bytes(path, save(network_tensors(network), metadata=_metadata(record)))
 
 
 def save_polarizer(path: Path, polarizer: Polarizer, record: ModelRecord) -> None:
     """Write the layer alone."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in polarizer.state_dict().items()}
-    write_bytes(path, save(tensors, metadata=_metadata(record)))
+    write_bytes(path, save(tensors, metadata=_metadata(replace(record, structure=polarizer.structure))))
 
 
 def _metadata(record: ModelRecord) -> dict[str, str]:
     told = asdict(record)
-    if not record.changes:  # the files of all other models stay as they were, byte for byte
-        del told["changes"]
+    for name, usual in (("changes", ()), ("structure", "conv-bn")):
+        if told[name] == usual:  # the files of all other models stay as they were, byte for byte
+            del told[name]
     return {KEY: json.dumps({**told, "versions": versions()})}
 
 
@@ -208,11 +215,12 @@ def _fill(model: Normalized, record: ModelRecord, tensors: Mapping[str, Tensor],
         load_strict(model.network, tensors, source=str(file))
         return model
     load_strict(model.network, backbone, source=str(file))
-    weight = layer.get("mix.weight", layer.get("weight"))  # of a folded polarizer nothing but a convolution is left
-    if weight is None or weight.ndim != 4 or not 1 <= weight.shape[0] <= weight.numel():
+    polarizer: nn.Module | None = polarizer_for(record.structure, layer)
+    folded = layer.get("weight")  # of a folded polarizer nothing but a convolution is left
+    if polarizer is None and folded is not None and folded.ndim == 4 and 1 <= len(folded) <= folded.numel():
+        polarizer = pointwise(len(folded), next(model.parameters()))
+    if polarizer is None:
         raise BadInputError(f"{file}: says that it has a polarizer at {record.site}, but holds no weights of one")
-    channels, like = weight.shape[0], next(model.parameters())
-    polarizer = Polarizer(channels) if "mix.weight" in layer else pointwise(channels, like)
     load_strict(polarizer, layer, source=f"{file} (polarizer)")
     return insert(model, Site.parse(record.site), polarizer)
 
@@ -233,9 +241,16 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
             classes=None if classes is None else tuple(str(name) for name in classes),
             site=None if found.get("site") is None else str(found["site"]),
             changes=tuple((str(name), str(kind)) for name, kind in found.get("changes", ())),
+            structure=_structure(found.get("structure", "conv-bn")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise BadInputError(f"{file}: its record of the model is damaged ({error!r})") from None
     if not (len(record.mean) == len(record.std) == 3 and all(map(math.isfinite, record.mean + record.std))):
         raise BadInputError(f"{file}: its record of the model is damaged (mean and std are not three numbers each)")
     return record
+
+
+def _structure(name: Any) -> Structure:
+    if name not in get_args(Structure):
+        raise ValueError(f"no structure {name!r} of a polarizer is known")
+    return name

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LossForm = Literal["stable", "clamped"]
+BceTerms = Literal["both", "true-class", "runner-up"]
 
 
 def runner_up(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
@@ -43,6 +44,7 @@ def boosted_cross_entropy(
     labels: Int64[Tensor, " n"],
     form: LossForm = "stable",
     positive_labels: Int64[Tensor, " n"] | None = None,
+    terms: BceTerms = "both",
 ) -> Float[Tensor, ""]:
     """L_bce: cross-entropy plus a margin against the best wrong class (eq. 3); a batch mean.
 
@@ -51,8 +53,11 @@ def boosted_cross_entropy(
         labels: their true labels.
         form: of the margin term.
         positive_labels: other labels for the cross-entropy term alone, such as the model's own predictions.
+        terms: "true-class" is the cross-entropy L_bce1 alone, "runner-up" the margin L_bce2 alone (paper Table 3).
     """
     logits = logits.float()
     wrong = runner_up(logits.detach(), labels)
+    if terms == "runner-up":
+        return log_one_minus(logits, wrong, form).mean()
     positive = F.cross_entropy(logits, labels if positive_labels is None else positive_labels)
-    return positive + log_one_minus(logits, wrong, form).mean()
+    return positive if terms == "true-class" else positive + log_one_minus(logits, wrong, form).mean()

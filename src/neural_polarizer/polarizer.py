@@ -1,13 +1,17 @@
-"""The layer itself (paper section 3.2)."""
+"""The layer itself (paper section 3.2), and what others that take its place have in common with it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
+
+Structure = Literal["conv-bn", "conv-bn-x2", "linear", "linear-light", "conv", "mlp", "osad", "osdn"]
+"""What the layer is made of: "conv-bn" is the paper's and ours, the others are in ``structures``."""
 
 
 class Polarizer(nn.Module):
@@ -22,6 +26,8 @@ class Polarizer(nn.Module):
     Args:
         channels: C, the channels of the feature map it is put on.
     """
+
+    structure: Structure = "conv-bn"
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,6 +58,11 @@ class Polarizer(nn.Module):
         self.norm.weight.copy_((self.norm.running_var + self.norm.eps).sqrt())
         self.norm.bias.copy_(self.norm.running_mean)
 
+    @property
+    def inner_norms(self) -> Sequence[nn.BatchNorm2d]:
+        """The batch norms, in their order, whose inputs are not the features that ``calibrate`` knows."""
+        return ()
+
 
 @contextmanager
 def shifted(polarizer: Polarizer, shift: Float[Tensor, "n c h w"]) -> Iterator[None]:
@@ -66,3 +77,22 @@ def shifted(polarizer: Polarizer, shift: Float[Tensor, "n c h w"]) -> Iterator[N
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def batch_statistics(polarizer: Polarizer, *, follow: bool) -> Iterator[None]:
+    """While it lasts, the layer's batch norms standardise each batch by itself; afterwards they do not.
+
+    ``follow`` lets the running statistics move towards those of the batch.
+    """
+    norms = [module for module in polarizer.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = norm.momentum if follow else 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum

@@ -1,6 +1,7 @@
 """Folding, compared with the purified network itself; every polarizer here is far from the identity."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.folding import Folded, fold_polarizer
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.polarizer import Structure
+from neural_polarizer.structures import make_polarizer
 from neural_polarizer.surgery import PolarizedModule, Site, feature_channels, insert
 from toys import TinyNet, Untraceable, made, polarizers, quick, snapshot, tiny_model
 
@@ -133,6 +136,15 @@ def test_a_singular_polarizer_folds_before_a_padded_convolution() -> None:
     folded = fold_polarizer(model, pixels)
     assert_close(folded.model(pixels), model(pixels), rtol=1e-4, atol=1e-4)
     assert folded.changes == {"layer4.1.conv1": "border"}
+
+
+@pytest.mark.parametrize("structure", [name for name in get_args(Structure) if name != "conv-bn"])
+def test_a_layer_of_another_structure_is_refused_in_one_line(structure: Structure) -> None:
+    layer = make_polarizer(structure, (16, 2, 2), torch.Generator())
+    model = insert(made(preact()), Site.parse("after:layer4"), layer)
+    with pytest.raises(BadInputError, match=f"a layer of structure {structure} cannot be folded, only conv-bn") as seen:
+        fold_polarizer(model, pixels_of())
+    assert "\n" not in str(seen.value)
 
 
 def test_without_the_border_the_interior_is_exact_and_the_architecture_kept() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from neural_polarizer import __version__
 from neural_polarizer.cli.attack import attack
+from neural_polarizer.cli.bench import COMMANDS as BENCH_COMMANDS
 from neural_polarizer.cli.demo import demo
 from neural_polarizer.cli.evaluate import evaluate
 from neural_polarizer.cli.output import errors
@@ -44,6 +45,10 @@ app = typer.Typer(
 )
 for command in (attack, purify, evaluate, demo):
     app.command()(_interruptible(command))
+bench = typer.Typer(no_args_is_help=True, help="Tables and figures: run suites of cells, look at them, publish them.")
+for name, part in BENCH_COMMANDS.items():
+    bench.command(name)(_interruptible(part))
+app.add_typer(bench, name="bench")
 
 
 def _version(wanted: bool) -> bool:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.losses import LossForm
+from neural_polarizer.losses import BceTerms, LossForm
 from neural_polarizer.perturb import StepRule
+from neural_polarizer.polarizer import Structure
 from neural_polarizer.settings import check_literals
+from neural_polarizer.structures import WITHOUT_NORM
 
 MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 200, 10, 50
 """What the number of epochs is chosen by; the fast mode halves all three."""
@@ -32,6 +34,8 @@ class NeuralPolarizerSettings:
         feature_common: share of them that images with the same target have in common; the others have their own.
             Universal ones are all common.
         site: ``before:NAME`` or ``after:NAME``; None takes ``surgery.default_site``.
+        structure: what the layer is made of (``structures``): "conv-bn" is the paper's; "conv-bn-x2", "linear", "osad"
+            and "osdn" are the others of its Table 13; "linear-light", "conv" and "mlp" are of the authors' code.
         init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;
             "default" is the reference's plain batch norm with a warm-up.
         epochs: T, outer passes over the clean images; None takes as many as give MIN_STEPS steps, but at least
@@ -53,8 +57,9 @@ class NeuralPolarizerSettings:
         step_rule: "sign", or "gradient" for normalised gradient steps of the same length.
         early_stop: end the inner steps once more than this share of a batch is classified as its target; None: never.
         benign_weight: lambda_1, of L_bn.
-        asr_weight: lambda_2, of L_asr.
+        asr_weight: lambda_2, of L_asr; where this and the next are 0, nothing is perturbed and no suspect looked for.
         bce_weight: lambda_3, of L_bce.
+        bce_terms: of L_bce: "both", or "true-class" (L_bce1) or "runner-up" (L_bce2) alone (paper Table 3).
         loss_form: "stable", or "clamped" as in the reference code.
         bce_label: label of L_bce1: the "true" one (paper) or the "predicted" one (reference code).
         bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
@@ -77,6 +82,7 @@ class NeuralPolarizerSettings:
     feature_steps: int = 2
     feature_common: float = 0.75
     site: str | None = None
+    structure: Structure = "conv-bn"
     init: Literal["calibrated", "default"] = "calibrated"
     epochs: int | None = None
     warmup_epochs: int = 5
@@ -97,6 +103,7 @@ class NeuralPolarizerSettings:
     benign_weight: float = 1.0
     asr_weight: float = 0.1
     bce_weight: float = 0.05
+    bce_terms: BceTerms = "both"
     loss_form: LossForm = "stable"
     bce_label: Literal["true", "predicted"] = "true"
     bn_outer: Literal["eval", "train_clean_stats"] = "eval"
@@ -124,3 +131,10 @@ class NeuralPolarizerSettings:
             raise BadInputError(f"lr and step size must be positive, got {self.lr} and {self.step_size}")
         if self.goal == "untargeted" and self.target is not None:
             raise BadInputError("an untargeted perturbation has no target class; leave target out")
+        if self.bn_outer == "train_clean_stats" and self.structure in WITHOUT_NORM:
+            raise BadInputError(f"structure {self.structure} has no batch norm to train with; leave bn_outer at eval")
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether perturbed images have a part in the loss."""
+        return self.asr_weight != 0 or self.bce_weight != 0

@@ -78,7 +78,7 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
             architecture but is exact in the interior only.
 
     Raises:
-        BadInputError: ``model`` holds no polarizer or several, or there are no images.
+        BadInputError: ``model`` holds no polarizer, several, or one of another structure, or there are no images.
     """
     _sole_polarizer(model)
     if len(pixels) == 0:
@@ -136,6 +136,11 @@ def _sole_polarizer(model: nn.Module) -> PolarizedModule:
     found = [m for m in model.modules() if isinstance(m, PolarizedModule) and isinstance(m.polarizer, Polarizer)]
     if len(found) != 1:
         raise BadInputError(f"folding needs a model with exactly one polarizer; this one has {len(found)}")
+    layer = found[0].polarizer
+    if type(layer) is not Polarizer:
+        raise BadInputError(
+            f"a layer of structure {layer.structure} cannot be folded, only conv-bn can; use the model as it is"
+        )
     return found[0]
 
 

@@ -72,10 +72,11 @@ def render_run(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
             f"the run record has schema {schema!r} but this version reads schema {_SCHEMA}; "
             "use the version of neural-polarizer that wrote it"
         )
-    return _environment().get_template("run.html.jinja").render(_context(record, pictures))
+    return make_environment().get_template("run.html.jinja").render(_context(record, pictures))
 
 
-def _environment() -> Environment:
+def make_environment() -> Environment:
+    """The templates of this folder: all text is escaped, a name that is not given is an error."""
     environment = Environment(
         loader=PackageLoader("neural_polarizer", "report"),
         autoescape=True,
@@ -125,7 +126,7 @@ def _context(record: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str
         "story": story(record),
         "audit": audit_table(record),
         "charts": _charts(record),
-        "groups": _groups(pictures),
+        "groups": group_pictures(pictures),
         "findings": [str(text) for text in items(record, "findings")],
         "warnings": [str(text) for text in items(record, "warnings")],
         "facts": fact_tables(record),
@@ -156,7 +157,8 @@ def _charts(record: Mapping[str, Any]) -> list[charts.Chart]:
     return [chart for chart in drawn if chart is not None]
 
 
-def _groups(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+def group_pictures(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    """Pictures by their group, both in the order in which they come."""
     groups: dict[str, list[Picture]] = {}
     for picture in pictures:
         groups.setdefault(picture.group, []).append(picture)

@@ -1,0 +1,1 @@
+"""The benchmark: suites of cells, each computed once and kept as one record."""

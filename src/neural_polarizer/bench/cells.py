@@ -1,0 +1,142 @@
+"""The cells of the benchmark: frozen descriptions of all that one record depends on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from neural_polarizer.attacks import Attack, name_of
+from neural_polarizer.cache import key_of
+from neural_polarizer.defenses import Defense
+from neural_polarizer.report.results import Label
+from neural_polarizer.runs.attack import Victim
+from neural_polarizer.runs.purify_checks import settings_of
+
+SCHEMA = 1
+_LENGTH = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What all cells have in common: an id that hashes ``request``, and the id of the victim that they need."""
+
+    @property
+    def kind(self) -> str:
+        """The sort of cell."""
+        raise NotImplementedError
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """All that the result depends on, as JSON."""
+        raise NotImplementedError
+
+    @property
+    def needs(self) -> "VictimCell | None":
+        """The victim that must be there first."""
+        return None
+
+    @cached_property
+    def id(self) -> str:
+        """The cell's name: a hash of all that its result depends on."""
+        return key_of({"schema": SCHEMA, "kind": self.kind, **self.request})[:_LENGTH]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VictimCell(Cell):
+    """A backdoored model.
+
+    Args:
+        data: name of the data set.
+        images: use only so many training images; None: all.
+        attack: its settings.
+        victim: the network and how it is trained.
+    """
+
+    data: str
+    images: int | None
+    attack: Attack
+    victim: Victim
+
+    @property
+    def kind(self) -> str:
+        return "victim"
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        return {
+            "data": self.data,
+            "images": self.images,
+            "attack": {"name": name_of(self.attack), **asdict(self.attack)},
+            "victim": asdict(self.victim),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurificationCell(Cell):
+    """A victim after a defense; with another ``kind``, an analysis of the two.
+
+    Args:
+        victim: what is purified.
+        method: the defense's name.
+        defense: its settings.
+        n_clean: number of clean images; 0: 5 % of the training images, the same number for each class.
+        seed: fixes the clean images and the run.
+        what: "purification", or the analysis that is made of it.
+    """
+
+    victim: VictimCell
+    method: str
+    defense: Defense
+    n_clean: int
+    seed: int
+    what: str = "purification"
+
+    @property
+    def kind(self) -> str:
+        return self.what
+
+    @property
+    def needs(self) -> VictimCell:
+        return self.victim
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        return {
+            "victim": self.victim.id,
+            "method": self.method,
+            "defense": settings_of(self.defense),
+            "n_clean": self.n_clean,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LemmaCell(Cell):
+    """The numerical check of Lemma 1, which needs no images.
+
+    Args:
+        seed: of its samples.
+    """
+
+    seed: int
+
+    @property
+    def kind(self) -> str:
+        return "lemma1"
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell at its place in a suite.
+
+    Args:
+        cell: what is computed.
+        labels: its values on the suite's axes.
+    """
+
+    cell: Cell
+    labels: Mapping[str, Label]

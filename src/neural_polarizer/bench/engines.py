@@ -1,0 +1,135 @@
+"""Where cells are computed: in this process, or by Ray on one machine or a cluster."""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from neural_polarizer.bench.cells import Cell
+from neural_polarizer.bench.schedule import Engine, Record, failed_record
+from neural_polarizer.bench.store import Store
+from neural_polarizer.errors import BadInputError
+
+Compute = Callable[[Cell], Record]
+RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one cell needs of a machine.
+
+    Args:
+        cpus: threads of torch as well.
+        gpus: may be a fraction.
+        memory: in bytes; 0 leaves it open.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+    memory: int = 0
+
+
+class InlineEngine:
+    """One cell after the other in this process."""
+
+    slots = 1
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._queue: deque[Cell] = deque()
+
+    def submit(self, cell: Cell) -> None:
+        self._queue.append(cell)
+
+    def next(self) -> tuple[Cell, Record]:
+        cell = self._queue.popleft()
+        return cell, self._compute(cell)
+
+
+class RayEngine:
+    """Ray tasks, one a cell; a lost worker's cell is tried again."""
+
+    def __init__(self, ray: Any, compute: Compute, store: Store, resources: Resources) -> None:
+        self._ray = ray
+        self._store = store
+        self._running: dict[Any, Cell] = {}
+        options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": RETRIES}
+        if resources.memory:
+            options["memory"] = resources.memory
+        self._compute = ray.put(compute)
+        self._task = ray.remote(**options)(_computed)
+        there = ray.cluster_resources()
+        fits = there.get("CPU", 0) // resources.cpus
+        if resources.gpus:
+            fits = min(fits, there.get("GPU", 0) // resources.gpus)
+        if fits < 1:
+            raise BadInputError(
+                f"no room for a cell of {resources.cpus} CPUs and {resources.gpus:g} GPUs: the cluster has "
+                f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}"
+            )
+        self.slots = int(2 * fits)  # one in reserve for each, so that no worker waits for the driver
+
+    def submit(self, cell: Cell) -> None:
+        self._running[self._task.remote(self._compute, cell)] = cell
+
+    def next(self) -> tuple[Cell, Record]:
+        done, _ = self._ray.wait(list(self._running), num_returns=1)
+        cell = self._running.pop(done[0])
+        try:
+            return cell, self._ray.get(done[0])
+        except self._ray.exceptions.RayError as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            record = failed_record(cell, f"its worker was lost, {RETRIES + 1} times: {first}")
+            self._store.write(record)
+            return cell, record
+
+
+def _computed(compute: Compute, cell: Cell) -> Record:
+    return compute(cell)
+
+
+@contextmanager
+def ray_engine(
+    compute: Compute, store: Store, resources: Resources, *, address: str | None, workers: int | None
+) -> Iterator[Engine]:
+    """Ray on this machine, or the cluster at ``address``; started and stopped with the block.
+
+    Args:
+        compute: what is done with a cell.
+        store: for the records of lost cells; a folder must be one that all machines see.
+        resources: of one cell.
+        address: of a running cluster, or "auto"; None starts one here.
+        workers: CPUs of a cluster started here; None takes all.
+
+    Raises:
+        BadInputError: Ray is not installed, there is no cluster at the address, or it is too small.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise BadInputError(
+            "Ray is not installed: pip install 'neural-polarizer[ray]', or use --engine inline"
+        ) from None
+    try:
+        ray.init(
+            address=address,
+            num_cpus=workers if address is None else None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={
+                "env_vars": {
+                    "OMP_NUM_THREADS": str(resources.cpus),
+                    "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), *sys.path))),
+                }
+            },
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise BadInputError(f"no Ray cluster at {address!r}: {error}") from None
+    try:
+        yield RayEngine(ray, compute, store, resources)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,133 @@
+"""From a suite to its cells: names become settings, by the recipes of its scale."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from neural_polarizer.attacks import attack_class
+from neural_polarizer.attacks.recipes import recipe
+from neural_polarizer.bench.cells import Cell, LemmaCell, Planned, PurificationCell, VictimCell
+from neural_polarizer.bench.smoke import SMOKE_DATA, small_attack, small_defense, small_victim
+from neural_polarizer.bench.suite import AXES, BenchScale, Suite
+from neural_polarizer.data.poison import LabelRule
+from neural_polarizer.defenses import Defense
+from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Target
+from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
+from neural_polarizer.errors import BadInputError, NeuralPolarizerError
+from neural_polarizer.models.normalize import PROFILES
+from neural_polarizer.report.results import Label
+from neural_polarizer.runs.attack import Victim
+from neural_polarizer.scales import Scale
+from neural_polarizer.settings import changed
+from neural_polarizer.train import AdversarialTraining
+
+ALL_TO_ALL = "-a2a"
+NO_DEFENSE = "none"
+
+
+def planned(suite: Suite, scale: BenchScale | None = None) -> list[Planned]:
+    """All cells of a suite, each once, in its order; a victim stands before those that need it.
+
+    Args:
+        suite: what to plan.
+        scale: instead of the suite's own.
+
+    Raises:
+        BadInputError: a name or a setting in the suite makes no sense.
+    """
+    scale = scale or suite.scale
+    if suite.kind == "lemma1":
+        seeds = [seed for grid in suite.grids for seed in grid.get("seed", (0,))]
+        return [Planned(LemmaCell(seed=int(seed)), {"defense": NO_DEFENSE, "seed": seed}) for seed in seeds]
+    try:
+        return _planned(suite, scale)
+    except NeuralPolarizerError as error:
+        raise BadInputError(f"suite {suite.name}: {error}") from None
+
+
+def _planned(suite: Suite, scale: BenchScale) -> list[Planned]:
+    found: dict[tuple[str, tuple[Label, ...]], Planned] = {}
+    victims: dict[str, VictimCell] = {}
+    for labels in _points(suite):
+        victim = _victim(suite, scale, labels)
+        victim = victims.setdefault(victim.id, victim)
+        before = {**labels, "defense": NO_DEFENSE, "variant": "", "site": "", "seed": labels["victim_seed"]}
+        cells: list[tuple[Cell, Mapping[str, Label]]] = [(victim, before)]
+        if labels["defense"] != NO_DEFENSE:
+            cells.append((_purification(suite, scale, labels, victim), labels))
+        for cell, own in cells:
+            found.setdefault((cell.id, tuple(own.values())), Planned(cell, own))
+    return list(found.values())
+
+
+def _points(suite: Suite) -> Iterator[dict[str, Label]]:
+    for grid in suite.grids:
+        axes = [grid.get(axis, (default,)) for axis, (_, default) in AXES.items()]
+        for values in product(*axes):
+            yield dict(zip(AXES, values, strict=True))
+
+
+def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> VictimCell:
+    name, rule = split_rule(str(labels["attack"]))
+    kind, data = attack_class(name), str(labels["data"]) if scale != "smoke" else SMOKE_DATA
+    profile = data if data in PROFILES else "none"
+    plan = recipe(kind, scale=_recipes(scale), profile=profile)
+    settings = {**plan.settings, **suite.attack_options.get(name, {})}
+    spared = bool(settings.pop("spare_triggered", False))
+    pgd_steps = int(settings.pop("pgd_steps", plan.pgd_steps))
+    eps = float(settings.pop("eps", 8.0))
+    hardening = AdversarialTraining(eps=eps / 255, steps=pgd_steps, spare_triggered=spared)
+    attack = changed(kind(poison_rate=float(labels["poison_rate"]), label_rule=rule), settings)
+    architecture = str(labels["model"])
+    victim = Victim(
+        architecture=architecture,
+        width=plan.width if architecture == "preactresnet18" else None,
+        profile=profile,
+        schedule=replace(
+            plan.schedule, precision=suite.precision, adversarial=hardening if labels["adaptive"] else None
+        ),
+        seed=int(labels["victim_seed"]),
+    )
+    cell = VictimCell(data=data, images=None, attack=attack, victim=victim)
+    if scale == "smoke":
+        attack, (victim, images) = small_attack(attack, name), small_victim(victim)
+        cell = VictimCell(data=data, images=images, attack=attack, victim=victim)
+    return cell
+
+
+def split_rule(name: str) -> tuple[str, LabelRule]:
+    """An attack's own name and its label rule, from a name such as ``blended-a2a``."""
+    return (name.removesuffix(ALL_TO_ALL), "all-to-all") if name.endswith(ALL_TO_ALL) else (name, "all-to-one")
+
+
+def _purification(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell) -> PurificationCell:
+    method, n_clean = str(labels["defense"]), int(labels["n_clean"])
+    defense = _defense(method, scale, victim)
+    defense = with_precision(defense, suite.precision)
+    if method == "ep":  # as published: it sees poisoned training images
+        defense = changed(defense, {"data": "mixture"})
+    options = {**suite.defense_options.get(method, {}), **suite.variants[str(labels["variant"])]}
+    defense = changed(defense, options)
+    if labels["site"]:
+        named = suite.sites.get(str(labels["model"]), {})
+        defense = with_options(defense, method, {"site": named.get(str(labels["site"]), str(labels["site"]))})
+    if scale == "smoke":
+        defense, n_clean = small_defense(defense, method), min(n_clean, 50)
+    return PurificationCell(
+        victim=victim, method=method, defense=defense, n_clean=n_clean, seed=int(labels["seed"]), what=suite.kind
+    )
+
+
+def _defense(method: str, scale: BenchScale, victim: VictimCell) -> Defense:
+    if method not in VARIANTS:
+        return make_defense(method, scale=_recipes(scale), profile=victim.victim.profile)
+    target: Target = "next" if victim.attack.label_rule == "all-to-all" else victim.attack.target
+    name: Any = "paper" if scale == "paper" else "shipped"
+    return make_defense(
+        method, name=name, profile=victim.victim.profile, target=target if method in KNOWS_TARGET else None
+    )
+
+
+def _recipes(scale: BenchScale) -> Scale:
+    return "paper" if scale == "paper" else "laptop"

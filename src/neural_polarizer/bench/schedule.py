@@ -1,0 +1,109 @@
+"""Which cells are missing, and in which order they are computed."""
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from neural_polarizer.bench.cells import Cell, VictimCell
+from neural_polarizer.bench.store import Store
+from neural_polarizer.bench.work import NEEDED, described
+
+Record = dict[str, Any]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Computes cells somewhere."""
+
+    @property
+    def slots(self) -> int:
+        """How many cells it takes at a time."""
+        ...
+
+    def submit(self, cell: Cell) -> None:
+        """Begin with a cell."""
+        ...
+
+    def next(self) -> tuple[Cell, Record]:
+        """Wait for one of the cells that were submitted; a cell that was lost has a failed record."""
+        ...
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Is told of what happens."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell is computed now."""
+        ...
+
+    def finished(self, cell: Cell, record: Record) -> None:
+        """A cell has its record."""
+        ...
+
+
+def current(cells: Iterable[Cell], store: Store) -> dict[str, Record]:
+    """The records that hold, by id: of this form, and of the victims that are there now.
+
+    A purification whose victim has been trained anew, to other weights, does not count.
+    """
+    cells = list(cells)
+    victims = {cell.needs.id for cell in cells if cell.needs is not None}
+    found = store.records({cell.id for cell in cells} | victims)
+    weights = {name: (found[name].get("result") or {}).get("model_sha256") for name in victims & found.keys()}
+
+    def holds(cell: Cell) -> bool:
+        if cell.id not in found:
+            return False
+        result, needed = found[cell.id].get("result") or {}, cell.needs
+        return needed is None or not result or weights.get(needed.id) in (None, result.get("model_sha256"))
+
+    return {cell.id: found[cell.id] for cell in cells if holds(cell)}
+
+
+def missing(cells: Sequence[Cell], records: Mapping[str, Record], store: Store) -> list[Cell]:
+    """The cells to compute: those without a finished record, and victims whose artefacts these need.
+
+    A failed cell is tried again.
+    """
+    todo = [cell for cell in cells if records.get(cell.id, {}).get("status") != "done"]
+    needed = {cell.needs.id: cell.needs for cell in todo if cell.needs is not None}
+    whole = store.with_artefacts(needed, NEEDED)
+    again = {name: victim for name, victim in needed.items() if name not in whole}
+    again |= {cell.id: cell for cell in todo if isinstance(cell, VictimCell)}
+    return [*again.values(), *(cell for cell in todo if not isinstance(cell, VictimCell))]
+
+
+def run(todo: Sequence[Cell], engine: Engine, store: Store, listener: Listener) -> None:
+    """Compute all of ``todo``; cells wait for their victim, and fail with it."""
+    victims = {cell.id for cell in todo if isinstance(cell, VictimCell)}
+    ready: deque[Cell] = deque()
+    waiting: defaultdict[str, list[Cell]] = defaultdict(list)
+    for cell in todo:
+        if cell.needs is not None and cell.needs.id in victims:
+            waiting[cell.needs.id].append(cell)
+        else:
+            ready.append(cell)
+    running = 0
+    while ready or running:
+        while ready and running < engine.slots:
+            cell = ready.popleft()
+            engine.submit(cell)
+            listener.started(cell)
+            running += 1
+        cell, record = engine.next()
+        running -= 1
+        listener.finished(cell, record)
+        released = waiting.pop(cell.id, [])
+        if record["status"] == "done":
+            ready.extend(released)
+            continue
+        for lost in released:
+            failed = failed_record(lost, f"its victim {cell.id} failed: {record['error']}")
+            store.write(failed)
+            listener.finished(lost, failed)
+
+
+def failed_record(cell: Cell, error: str) -> Record:
+    """The record of a cell that could not even begin, or did not come back."""
+    return {**described(cell), "status": "failed", "error": error, "result": None, "provenance": {}}

@@ -1,0 +1,56 @@
+"""The smallest form of attacks and defenses: no result to be believed, but every step of it is taken."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from neural_polarizer.attacks import Attack
+from neural_polarizer.defenses import Defense
+from neural_polarizer.defenses.presets import VARIANTS
+from neural_polarizer.runs.attack import Victim
+from neural_polarizer.settings import changed
+
+SMOKE_DATA = "digits"
+SMOKE_IMAGES = 1000
+SMOKE_WIDTH = 4
+
+_ATTACKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "input-aware": {"mask_epochs": 1, "widths": (4, 4, 4)},
+        "lf": {"images": 6, "passes": 2},
+        "ssba": {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0},
+        "trojan": {"steps": 20},
+    }
+)
+_DEFENSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "ft": {"schedule.epochs": 1},
+        "fp": {"schedule.epochs": 1, "step": 0.2},
+        "nad": {"teacher.epochs": 1, "student.epochs": 1},
+        "nc": {"images": 40, "epochs": 2, "batch_size": 20, "schedule.epochs": 1},
+        "anp": {"iterations": 10},
+        "i-bau": {"rounds": 1, "iterations": 1},
+    }
+)
+
+
+def small_attack(attack: Attack, name: str) -> Attack:
+    """The attack in a moment."""
+    found: Attack = changed(attack, _ATTACKS.get(name, {}))
+    return found
+
+
+def small_victim(victim: Victim) -> tuple[Victim, int]:
+    """The victim in a moment, and the number of its training images."""
+    hardening = victim.schedule.adversarial
+    schedule = replace(victim.schedule, epochs=1, batch_size=32, adversarial=hardening and replace(hardening, steps=1))
+    width = SMOKE_WIDTH if victim.architecture == "preactresnet18" else None
+    return replace(victim, width=width, schedule=schedule), SMOKE_IMAGES
+
+
+def small_defense(defense: Defense, method: str) -> Defense:
+    """The defense in a moment; methods of one's own stay as they are."""
+    own: Mapping[str, Any] = {"epochs": 2} if method in VARIANTS else _DEFENSES.get(method, {})
+    found: Defense = changed(defense, own)
+    return found

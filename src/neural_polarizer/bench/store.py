@@ -1,0 +1,142 @@
+"""Where records and artefacts lie: a folder, or any address that fsspec knows."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from neural_polarizer.cache import home
+from neural_polarizer.errors import BadInputError, EnvironmentFaultError
+from neural_polarizer.files import atomic_path, output_folder, write_text
+
+RECORDS, ARTEFACTS = "records", "artefacts"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The results of the benchmark: ``records/ID.json``, and ``artefacts/ID/`` for what other cells need.
+
+    Every file is written whole or not at all: under another name and then renamed in a folder, in one request
+    elsewhere.
+
+    Args:
+        url: a folder, or an address such as ``s3://bucket/results`` (the package for its protocol must be installed).
+    """
+
+    url: str
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The folder, if it is one of this machine."""
+        return None if "://" in self.url else Path(self.url)
+
+    @cached_property
+    def _remote(self) -> tuple[Any, str]:
+        try:
+            return fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise BadInputError(f"{self.url}: {error}") from None
+
+    def prepare(self) -> None:
+        """Make sure that records can be written.
+
+        Raises:
+            BadInputError: they cannot.
+        """
+        if self.folder is not None:
+            output_folder(self.folder / RECORDS)
+            return
+        files, root = self._remote
+        try:
+            files.makedirs(f"{root}/{RECORDS}", exist_ok=True)
+        except OSError as error:
+            raise BadInputError(f"{self.url}: cannot be written to ({error})") from None
+
+    def records(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Those of the records that are there and whole, by id."""
+        if self.folder is not None:
+            folder = self.folder / RECORDS
+            there = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
+            found = {name: there[f"{name}.json"].read_bytes() for name in ids if f"{name}.json" in there}
+        else:
+            files, _ = self._remote
+            listed = {path.rpartition("/")[2]: path for path in self._listed(RECORDS)}
+            wanted = {listed[f"{name}.json"]: name for name in ids if f"{name}.json" in listed}
+            found = {wanted[path]: text for path, text in files.cat(list(wanted)).items()} if wanted else {}
+        return {name: record for name, text in found.items() if (record := _parsed(text)) is not None}
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Keep one record, in the place of an older one."""
+        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        name = f"{RECORDS}/{record['id']}.json"
+        if self.folder is not None:
+            write_text(self.folder / name, text)
+            return
+        files, root = self._remote
+        try:
+            files.pipe(f"{root}/{name}", text.encode())
+        except OSError as error:
+            raise EnvironmentFaultError(f"{self.url}: cannot write {name} ({error})") from error
+
+    def keep(self, name: str, paths: Iterable[Path]) -> None:
+        """Keep files as the artefacts of the cell ``name``."""
+        if self.folder is not None:
+            place = output_folder(self.folder / ARTEFACTS / name)
+            for path in paths:
+                with atomic_path(place / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
+            return
+        files, root = self._remote
+        files.makedirs(f"{root}/{ARTEFACTS}/{name}", exist_ok=True)
+        for path in paths:
+            files.put_file(str(path), f"{root}/{ARTEFACTS}/{name}/{path.name}")
+
+    def with_artefacts(self, names: Iterable[str], wanted: Iterable[str]) -> set[str]:
+        """Which of the cells ``names`` have the files ``wanted`` among their artefacts."""
+        listed = tuple(wanted)
+        if self.folder is not None:
+            place = self.folder / ARTEFACTS
+            return {name for name in names if all((place / name / each).is_file() for each in listed)}
+        files, root = self._remote
+        return {name for name in names if all(files.exists(f"{root}/{ARTEFACTS}/{name}/{each}") for each in listed)}
+
+    def fetch(self, name: str) -> Path:
+        """A folder of this machine with the artefacts of the cell ``name``.
+
+        Raises:
+            BadInputError: there are none.
+        """
+        if self.folder is not None:
+            place = self.folder / ARTEFACTS / name
+            if not place.is_dir():
+                raise BadInputError(f"{place}: the artefacts of this cell are gone; delete its record and run again")
+            return place
+        files, _ = self._remote
+        place = output_folder(home() / "fetched" / name)
+        for path in self._listed(f"{ARTEFACTS}/{name}"):
+            target = place / path.rpartition("/")[2]
+            if not target.exists():
+                with atomic_path(target) as temporary:
+                    files.get_file(path, str(temporary))
+        return place
+
+    def _listed(self, name: str) -> list[str]:
+        files, root = self._remote
+        try:
+            return [str(path) for path in files.ls(f"{root}/{name}", detail=False)]
+        except FileNotFoundError:
+            return []
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A record, or None where a file is no JSON object: such a cell is computed anew."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "status" in found else None

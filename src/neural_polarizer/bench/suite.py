@@ -1,0 +1,222 @@
+"""A suite: the TOML file that names the cells of a table or figure."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.report.results import Label, Layout
+from neural_polarizer.settings import check_choice
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the same parser, from its own package
+    import tomli as tomllib
+
+Kind = Literal["purification", "gradcam", "distances", "lemma1"]
+BenchScale = Literal["paper", "laptop", "smoke"]
+"""The paper's settings; minutes a cell on one core; or a moment, on digits, to see that everything works."""
+
+AXES: Mapping[str, tuple[type, Label]] = MappingProxyType(
+    {
+        "data": (str, "cifar10"),
+        "model": (str, "preactresnet18"),
+        "attack": (str, "badnets"),
+        "poison_rate": (float, 0.1),
+        "adaptive": (bool, False),
+        "victim_seed": (int, 0),
+        "defense": (str, "npd"),
+        "variant": (str, ""),
+        "site": (str, ""),
+        "n_clean": (int, 0),
+        "seed": (int, 0),
+    }
+)
+"""What a grid can vary, with the type and the value where it says nothing; 0 clean images are 5 % of the training
+images, an empty site is the method's own. An attack's name may end in "-a2a", for all-to-all."""
+
+_KEYS = ("title", "kind", "paper", "scale", "precision", "grid", "variants", "sites", "options", "table")
+_OPTIONS = ("attack", "defense")
+_TABLE = ("rows", "columns", "values")
+VALUES = (
+    *("acc", "asr", "ra", "der", "seconds", "peak_mb"),
+    *("distance_targeted", "distance_untargeted", "distance_ratio"),
+    *("trigger_area", "cam_in_trigger_before", "cam_in_trigger_after"),
+    *("covariance_before", "covariance_after", "accuracy_before", "accuracy_after"),
+)
+"""What a table can show of a cell's result; the analyses have their own (``analyses``)."""
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """The cells of one table or figure, as its file names them.
+
+    Args:
+        name: the file's name without its ending.
+        title: a heading.
+        about: the comment at the head of the file: command, expected time, expected result.
+        kind: what is done to every victim.
+        paper: name of the paper's table to stand beside ours; "" for none.
+        scale: what the settings are for.
+        precision: of training and purification, "bf16" autocast or "fp32".
+        grids: each is the product of its axes; the suite is all of them.
+        variants: settings of defenses, by the name that the axis "variant" has for them.
+        sites: insertion sites by model and by the name that the axis "site" has for them.
+        attack_options: settings of attacks, by name.
+        defense_options: settings of defenses, by name.
+        layout: of the table.
+    """
+
+    name: str
+    title: str
+    about: str
+    kind: Kind
+    paper: str
+    scale: BenchScale
+    precision: Literal["bf16", "fp32"]
+    grids: tuple[Mapping[str, tuple[Label, ...]], ...]
+    variants: Mapping[str, Settings]
+    sites: Mapping[str, Mapping[str, str]]
+    attack_options: Mapping[str, Settings]
+    defense_options: Mapping[str, Settings]
+    layout: Layout
+
+
+def suite_names() -> list[str]:
+    """The suites that come with the package."""
+    folder = files("neural_polarizer.bench") / "suites"
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """The suite called ``name``, or the one in the TOML file at that path.
+
+    Raises:
+        BadInputError: there is none, or a key or value in it makes no sense; the nearest valid one is named.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{name}: the suite cannot be read ({error})") from None
+        return parse_suite(text, path.stem)
+    check_choice("suite", name, suite_names())
+    return parse_suite((files("neural_polarizer.bench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), name)
+
+
+def parse_suite(text: str, name: str) -> Suite:
+    """The suite that a file's text describes.
+
+    Raises:
+        BadInputError: see ``load_suite``.
+    """
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInputError(f"suite {name}: {error}") from None
+    try:
+        return _suite(found, text, name)
+    except BadInputError as error:
+        raise BadInputError(f"suite {name}: {error}") from None
+
+
+def _suite(found: dict[str, Any], text: str, name: str) -> Suite:
+    _check_keys("a key", found, _KEYS)
+    options, table = _table(found, "options"), _table(found, "table")
+    _check_keys("a key of options", options, _OPTIONS)
+    _check_keys("a key of table", table, _TABLE)
+    kind, scale, precision = found.get("kind", "purification"), found.get("scale", "laptop"), found.get("precision")
+    check_choice("kind", kind, get_args(Kind))
+    check_choice("scale", scale, get_args(BenchScale))
+    check_choice("precision", precision or "bf16", ("bf16", "fp32"))
+    blocks = found.get("grid", [])
+    if not isinstance(blocks, list) or not blocks:
+        raise BadInputError("it needs at least one [[grid]]")
+    variants = {"": {}, **_tables(found, "variants")}
+    grids = tuple(_grid(block) for block in blocks)
+    for grid in grids:
+        for variant in grid.get("variant", ()):
+            check_choice("variant", variant, variants)
+    for value in (values := _words(table, "values", ("acc", "asr"))):
+        check_choice("a value of the table", value, VALUES)
+    layout = Layout(_axes(table, "rows", ("attack",)), _axes(table, "columns", ("defense",)), values)
+    return Suite(
+        name=name,
+        title=str(found.get("title", name)),
+        about="\n".join(_head(text)),
+        kind=kind,
+        paper=str(found.get("paper", "")),
+        scale=scale,
+        precision=precision or "bf16",
+        grids=grids,
+        variants=variants,
+        sites=_tables(found, "sites"),
+        attack_options=_tables(options, "attack"),
+        defense_options=_tables(options, "defense"),
+        layout=layout,
+    )
+
+
+def _grid(block: Any) -> Mapping[str, tuple[Label, ...]]:
+    if not isinstance(block, dict):
+        raise BadInputError("write grids as [[grid]], with the axes below")
+    _check_keys("an axis", block, AXES)
+    found: dict[str, tuple[Label, ...]] = {}
+    for axis, given in block.items():
+        wanted, _ = AXES[axis]
+        values = given if isinstance(given, list) else [given]
+        fits = (int, float) if wanted is float else (wanted,)
+        if not values or any(
+            not isinstance(value, fits) or (wanted is not bool and isinstance(value, bool)) for value in values
+        ):
+            raise BadInputError(f"{axis} must be one or more of {wanted.__name__}, got {given!r}")
+        found[axis] = tuple(wanted(value) for value in values)
+    return found
+
+
+def _check_keys(what: str, found: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str]) -> None:
+    for key in found:
+        check_choice(what, key, known)
+
+
+def _table(found: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = found.get(key, {})
+    if not isinstance(value, dict):
+        raise BadInputError(f"{key} must be a table, got {value!r}")
+    return value
+
+
+def _tables(found: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    value = _table(found, key)
+    return {name: _table(value, name) for name in value}
+
+
+def _words(table: Mapping[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    value = table.get(key, list(default))
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise BadInputError(f"{key} of table must be a list of words, got {value!r}")
+    return tuple(value)
+
+
+def _axes(table: Mapping[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    words = _words(table, key, default)
+    for word in words:
+        check_choice(f"one of the {key}", word, AXES)
+    return words
+
+
+def _head(text: str) -> list[str]:
+    """The comment at the head of a file."""
+    found = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        found.append(line.removeprefix("#").removeprefix(" "))
+    return found

@@ -1,0 +1,181 @@
+"""One cell, computed: the only place of the benchmark where networks are trained and measured."""
+
+import tempfile
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neural_polarizer.artifacts import load_model, versions
+from neural_polarizer.attacks.base import LearnedTrigger
+from neural_polarizer.bench import analyses
+from neural_polarizer.bench.cells import SCHEMA, Cell, LemmaCell, PurificationCell, VictimCell
+from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
+from neural_polarizer.bench.sources import Sources
+from neural_polarizer.bench.store import Store
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.poison import poison, read_triggered
+from neural_polarizer.data.subset import clean_subset
+from neural_polarizer.defenses import Purified
+from neural_polarizer.devices import choose_device
+from neural_polarizer.errors import BadInputError, NeuralPolarizerError
+from neural_polarizer.files import read_json
+from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.rng import stream
+from neural_polarizer.runs.attack import MODEL, PICTURE, RECORD, TRIGGER, TRIGGERED, cached_attack, load_attack
+
+CLEAN_SHARE = 0.05
+NEEDED = (MODEL, TRIGGERED, TRIGGER, RECORD)
+"""The artefacts of a victim without which nothing can be made of it."""
+
+_RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every cell is computed with.
+
+    Args:
+        store: where records and artefacts go.
+        sources: where the data sets lie.
+        device: where to compute; None chooses one.
+        threads: of torch; None leaves them alone.
+    """
+
+    store: Store
+    sources: Sources
+    device: str | None = None
+    threads: int | None = None
+
+    def compute(self, cell: Cell) -> dict[str, Any]:
+        """Compute a cell and keep its record, which is returned; an error becomes a record with its text."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        started, begun = datetime.now(timezone.utc), time.perf_counter()
+        reset_peak_memory()
+        device = choose_device(self.device)
+        result: dict[str, Any] | None = None
+        error = None
+        try:
+            result = self._result(cell, device)
+            if not isinstance(cell, VictimCell):  # which may come from the cache
+                result["peak_mb"] = peak_memory() / 2**20
+        except NeuralPolarizerError as raised:
+            error = str(raised)
+        except Exception as raised:  # a method of someone else's may raise anything; the other cells go on
+            error = f"{type(raised).__name__}: {raised} ({_where(raised)})"
+        record = {
+            **described(cell),
+            "status": "done" if error is None else "failed",
+            "error": error,
+            "result": result,
+            "provenance": {
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": time.perf_counter() - begun,
+                "versions": versions(),
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+            },
+        }
+        self.store.write(record)
+        return record
+
+    def _result(self, cell: Cell, device: torch.device) -> dict[str, Any]:
+        if isinstance(cell, VictimCell):
+            return self._planted(cell, device)
+        if isinstance(cell, PurificationCell):
+            return self._made_of_victim(cell, device)
+        assert isinstance(cell, LemmaCell)
+        return self._with_pictures(cell, *analyses.lemma1(cell.seed))
+
+    def _planted(self, cell: VictimCell, device: torch.device) -> dict[str, Any]:
+        train, test = self.sources.read(cell.data, cell.images)
+        folder = cached_attack(cell.attack, train, test, victim=cell.victim, device=device)
+        record = read_json(folder / RECORD)
+        self.store.keep(cell.id, [folder / name for name in (*NEEDED, PICTURE)])
+        return {
+            **{rate: record[rate] for rate in _RATES},
+            "seconds": record["seconds"]["trigger"] + record["seconds"]["train"],
+            "phases": record["seconds"],
+            "model_sha256": record["model_sha256"],
+            "data_sha256": {"train": record["data_sha256"], "test": record["test_sha256"]},
+        }
+
+    def _made_of_victim(self, cell: PurificationCell, device: torch.device) -> dict[str, Any]:
+        folder = self.store.fetch(cell.victim.id)
+        train, test = self.sources.read(cell.victim.data, cell.victim.images)
+        victim = read_json(folder / RECORD)
+        if victim["data_sha256"] != train.sha256() or victim["test_sha256"] != test.sha256():
+            raise BadInputError(
+                f"{train.source}: these are not the images that the victim in {folder} was trained on; choose another "
+                "--out for them"
+            )
+        model, trigger = load_model(folder / MODEL).model, LearnedTrigger(*load_attack(folder))
+        weights = {"model_sha256": victim["model_sha256"]}
+        if cell.kind == "distances":
+            study = analyses.distances(model, cell.defense, test, trigger, device)
+            return self._with_pictures(cell, *study) | weights
+        clean = train.select(clean_subset(train, cell.n_clean or _five_percent(train), seed=cell.seed))
+        shown = clean
+        if getattr(cell.defense, "data", None) == "mixture":
+            shown = _mixture(trigger, train, len(clean), cell.seed)
+        purified = cell.defense.repair(model, shown, seed=cell.seed, device=device)
+        triggered = read_triggered(folder / TRIGGERED, size=train.image_size, num_classes=train.num_classes)
+        before = Metrics(**{rate: victim[rate] for rate in _RATES})
+        after = evaluate(purified.model, test, triggered, device=device)
+        result = {
+            **asdict(after),
+            "before": asdict(before),
+            "der": defense_effectiveness(before, after),
+            "seconds": sum(purified.seconds.values()),
+            "phases": dict(purified.seconds),
+            "n_clean": len(clean),
+            **_findings(purified),
+            **weights,
+        }
+        if cell.kind == "gradcam":
+            result |= self._with_pictures(cell, *analyses.gradcam(model, purified.model, test, trigger, device))
+        return result
+
+    def _with_pictures(self, cell: Cell, result: dict[str, Any], pictures: analyses.Pictures) -> dict[str, Any]:
+        """Keep the pictures as the cell's artefacts; the result names them."""
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / name for name in pictures]
+            for path, png in zip(paths, pictures.values(), strict=True):
+                path.write_bytes(png)
+            self.store.keep(cell.id, paths)
+        return {**result, "pictures": list(pictures)}
+
+
+def described(cell: Cell) -> dict[str, Any]:
+    """What a record says of the cell itself."""
+    return {"schema": SCHEMA, "id": cell.id, "kind": cell.kind, "request": cell.request}
+
+
+def _findings(purified: Purified) -> dict[str, Any]:
+    audit = purified.audit
+    return {
+        "site": purified.site,
+        "suspect": purified.suspect,
+        "audit": None if audit is None else audit.summary,
+        "notes": list(purified.notes),
+    }
+
+
+def _five_percent(train: ImageSet) -> int:
+    return max(1, int(len(train) * CLEAN_SHARE) // train.num_classes) * train.num_classes
+
+
+def _mixture(trigger: LearnedTrigger, train: ImageSet, count: int, seed: int) -> ImageSet:
+    """A random part of the training set, poisoned at the victim's rate with its trigger."""
+    rows = torch.randperm(len(train), generator=stream(seed, "mixture"))[:count]
+    return poison(train.select(rows), trigger, rate=trigger.attack.poison_rate, seed=seed)[0]
+
+
+def _where(raised: BaseException) -> str:
+    last = traceback.extract_tb(raised.__traceback__)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}"

@@ -1,0 +1,177 @@
+"""``polarizer bench``: suites of cells, computed once, and their report."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from neural_polarizer.bench.cells import Cell, Planned, VictimCell
+from neural_polarizer.bench.engines import InlineEngine, Resources, ray_engine
+from neural_polarizer.bench.grid import planned
+from neural_polarizer.bench.publish import publish
+from neural_polarizer.bench.results import states, suite_result
+from neural_polarizer.bench.schedule import Engine, current, missing
+from neural_polarizer.bench.schedule import run as run_cells
+from neural_polarizer.bench.sources import parse_sources
+from neural_polarizer.bench.store import Store
+from neural_polarizer.bench.suite import AXES, BenchScale, Suite, load_suite, suite_names
+from neural_polarizer.bench.work import Bench
+from neural_polarizer.cli.bench_view import watching
+from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
+from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.settings import check_choice
+
+Suites = Annotated[list[str], typer.Argument(help="Names of suites, or files ending in .toml; 'list' shows them.")]
+Results = Annotated[str, typer.Option(help="Folder with the records and artefacts, or an address that fsspec knows.")]
+ScaleName = Annotated[BenchScale | None, typer.Option(help="Instead of the suite's own scale.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="Cells with this value on an axis alone; repeatable.", metavar="AXIS=VALUE"),
+]
+
+
+def run(
+    suites: Suites,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder with NAME/train.parquet and NAME/test.parquet, or NAME=TRAIN,TEST; repeatable."),
+    ] = None,
+    out: Results = "results",
+    scale: ScaleName = None,
+    only: Only = None,
+    engine: Annotated[Literal["ray", "inline"], typer.Option(help="Ray, or one cell after the other here.")] = "ray",
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: start one here.")] = None,
+    workers: Annotated[int | None, typer.Option(help="CPUs of a Ray started here; default: all.", min=1)] = None,
+    cpus: Annotated[int, typer.Option(help="CPUs, and threads, of a cell.", min=1)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs of a cell; may be a fraction.", min=0)] = 0.0,
+    memory: Annotated[float, typer.Option(help="Memory of a cell in GB; 0 leaves it open.", min=0)] = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the suites and count their cells.")] = False,
+    device: DeviceName = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compute what is missing; a run that was killed goes on where it stopped."""
+    found = _chosen(suites, scale, only)
+    cells = list({each.cell.id: each.cell for each in found}.values())
+    store = Store(out)
+    records = current(cells, store)
+    todo = missing(cells, records, store)
+    if dry_run:
+        if not quiet:
+            show_table(_plan(cells, todo))
+        return
+    sources = parse_sources(data or [])
+    sources.check(sorted({cell.data for cell in todo if isinstance(cell, VictimCell)} | _data_of(todo)))
+    store.prepare()
+    work = Bench(store, sources, device, cpus)
+    with (
+        _engine(engine, work, store, Resources(cpus, gpus, round(memory * 1e9)), address, workers) as place,
+        watching(console, found, records, total=len(cells), todo=todo, quiet=quiet) as listener,
+    ):
+        run_cells(todo, place, store, listener)
+    failed = [record for record in current(cells, store).values() if record["status"] == "failed"]
+    if not quiet:
+        console.print(f"{len(cells)} cells, {len(todo)} computed, {len(failed)} failed; records in {out}", markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def status(suites: Suites, out: Results = "results", scale: ScaleName = None) -> None:
+    """How many cells of a suite are there."""
+    table = Table()
+    for head in ("suite", "cells", "done", "failed", "missing"):
+        table.add_column(head, justify="left" if head == "suite" else "right")
+    for suite in _loaded(suites):
+        counts = states(suite, Store(out), scale)
+        table.add_row(
+            suite.name, str(sum(counts.values())), *(str(counts[state]) for state in ("done", "failed", "missing"))
+        )
+    show_table(table)
+
+
+def report(
+    suites: Suites,
+    out: Annotated[Path, typer.Option(help="Folder for the site.")],
+    results: Results = "results",
+    scale: ScaleName = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a static site with the tables, ours beside the paper's."""
+    store = Store(results)
+    publish([suite_result(suite, store, scale) for suite in _loaded(suites)], store, out)
+    if not quiet:
+        console.print(f"written to {out / 'index.html'}", markup=False, highlight=False)
+
+
+def list_suites() -> None:
+    """The suites that come with the package."""
+    table = Table()
+    for head in ("name", "what", "cells", "victims"):
+        table.add_column(head)
+    for name in suite_names():
+        suite = load_suite(name)
+        cells = {each.cell.id: each.cell for each in planned(suite)}.values()
+        victims = sum(isinstance(cell, VictimCell) for cell in cells)
+        table.add_row(name, suite.title, str(len(cells)), str(victims))
+    show_table(table)
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
+    {"run": run, "status": status, "report": report, "list": list_suites}
+)
+"""What can follow ``polarizer bench``."""
+
+
+def _loaded(names: Sequence[str]) -> list[Suite]:
+    """The suites of that name; "paper" stands for all of the paper's."""
+    known = suite_names()
+    wanted = [each for name in names for each in (_paper_suites(known) if name == "paper" else [name])]
+    found = [load_suite(name) for name in dict.fromkeys(wanted)]
+    for suite in found:
+        for label in (label for grid in suite.grids for axis in ("attack", "defense") for label in grid.get(axis, ())):
+            look_in_current_folder(str(label))
+    return found
+
+
+def _paper_suites(known: Sequence[str]) -> list[str]:
+    return [name for name in known if name.startswith(("table", "fig", "lemma"))]
+
+
+def _chosen(names: Sequence[str], scale: BenchScale | None, only: Sequence[str] | None) -> list[Planned]:
+    found = [each for suite in _loaded(names) for each in planned(suite, scale)]
+    wanted: dict[str, set[str]] = {}
+    for text in only or []:
+        axis, equals, value = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--only {text!r}: expected AXIS=VALUE")
+        check_choice("an axis", axis, AXES)
+        wanted.setdefault(axis, set()).add(value)
+    return [each for each in found if all(str(each.labels.get(axis, "")) in values for axis, values in wanted.items())]
+
+
+def _data_of(todo: Sequence[Cell]) -> set[str]:
+    return {cell.needs.data for cell in todo if cell.needs is not None}
+
+
+def _plan(cells: Sequence[Cell], todo: Sequence[Cell]) -> Table:
+    table = Table()
+    for head in ("kind", "cells", "to compute"):
+        table.add_column(head, justify="left" if head == "kind" else "right")
+    for kind in dict.fromkeys(cell.kind for cell in cells):
+        counts = [sum(cell.kind == kind for cell in some) for some in (cells, todo)]
+        table.add_row(kind, *map(str, counts))
+    return table
+
+
+@contextmanager
+def _engine(
+    name: str, work: Bench, store: Store, resources: Resources, address: str | None, workers: int | None
+) -> Iterator[Engine]:
+    if name == "inline":
+        yield InlineEngine(work.compute)
+        return
+    with ray_engine(work.compute, store, resources, address=address, workers=workers) as engine:
+        yield engine

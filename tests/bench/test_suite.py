@@ -1,0 +1,195 @@
+"""Suites: what their files may say, and which cells come of it."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from bench_cases import TWO_BY_THREE, cells_of
+
+from neural_polarizer.bench.cells import PurificationCell, VictimCell
+from neural_polarizer.bench.grid import planned
+from neural_polarizer.bench.paper import paper_values
+from neural_polarizer.bench.suite import load_suite, parse_suite, suite_names
+from neural_polarizer.defenses import EntropyPruning, NeuralPolarizer
+from neural_polarizer.errors import BadInputError
+
+PAPER = {
+    *(f"table{number:02}" for number in range(1, 16)),
+    *("fig03", "fig04", "fig05-07", "lemma1"),
+}
+
+
+def test_every_table_and_figure_of_the_paper_has_its_suite() -> None:
+    assert set(suite_names()) >= PAPER | {"smoke"}
+
+
+@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("scale", ["paper", "laptop", "smoke"])
+def test_every_suite_can_be_planned_at_every_scale(name: str, scale: str) -> None:
+    suite = load_suite(name)
+    cells = planned(suite, scale)  # type: ignore[arg-type]
+    assert cells
+    assert f"polarizer bench run {name}" in suite.about
+    assert "Expected" in suite.about or "Times compare" in suite.about
+    ids = [each.cell.id for each in cells]
+    for place, each in enumerate(cells):
+        needed = each.cell.needs
+        assert needed is None or needed.id in ids[:place]
+
+
+@pytest.mark.parametrize(
+    ("name", "victims", "purifications"),
+    [("table01", 8, 8 * 6 + 8 * 9), ("table05", 20, 20), ("table06", 3, 27), ("table08", 4, 8), ("fig03", 3, 51)],
+)
+def test_the_size_of_a_suite_is_that_of_the_papers_table(name: str, victims: int, purifications: int) -> None:
+    cells = {each.cell.id: each.cell for each in planned(load_suite(name))}
+    kinds = Counter(cell.kind for cell in cells.values())
+    assert kinds == {"victim": victims, "purification": purifications}
+
+
+def test_suites_share_cells_and_a_changed_option_makes_others() -> None:
+    ids = {name: {each.cell.id for each in planned(load_suite(name))} for name in ("table01", "table04", "table06")}
+    assert len(ids["table01"] & ids["table04"]) == 6 + 6  # the victims, and NPD on them
+    assert len(ids["table01"] & ids["table06"]) == 3  # the victims alone: other numbers of clean images
+    base = {cell.id for cell in cells_of(TWO_BY_THREE)}
+    other = {cell.id for cell in cells_of(TWO_BY_THREE + "\n[options.defense.npd]\nlr = 0.01\n")}
+    assert len(base & other) == 2 + 6
+    assert {cell.id for cell in cells_of(TWO_BY_THREE + "\n[options.attack.blended]\nalpha = 0.1\n")} & base == {
+        cell.id for cell in cells_of(TWO_BY_THREE.replace(', "blended"', ""))
+    }
+
+
+def test_labels_become_settings() -> None:
+    text = """
+[[grid]]
+data = ["gtsrb"]
+attack = ["badnets-a2a"]
+adaptive = true
+poison_rate = 0.05
+defense = ["npd-tp", "ep"]
+n_clean = 430
+[options.attack.badnets]
+eps = 4.0
+"""
+    victim, first, second = cells_of(text)
+    assert isinstance(victim, VictimCell)
+    assert (victim.attack.label_rule, victim.attack.poison_rate, victim.victim.profile) == ("all-to-all", 0.05, "gtsrb")
+    assert victim.victim.schedule.adversarial is not None
+    assert victim.victim.schedule.adversarial.eps == pytest.approx(4 / 255)
+    assert isinstance(first, PurificationCell)
+    assert isinstance(first.defense, NeuralPolarizer)
+    assert (first.defense.target, first.defense.precision, first.n_clean) == ("next", "bf16", 430)
+    assert isinstance(second, PurificationCell)
+    assert isinstance(second.defense, EntropyPruning)
+    assert second.defense.data == "mixture"
+
+
+def test_an_axis_names_sites_and_variants() -> None:
+    text = """
+[[grid]]
+site = ["deep", "after:layer2"]
+variant = ["", "slow"]
+[sites.preactresnet18]
+deep = "before:layer4.1"
+[variants.slow]
+lr = 0.001
+"""
+    found = [cell.defense for cell in cells_of(text) if isinstance(cell, PurificationCell)]
+    assert all(isinstance(defense, NeuralPolarizer) for defense in found)
+    assert [(defense.site, defense.lr) for defense in found if isinstance(defense, NeuralPolarizer)] == [
+        ("before:layer4.1", 0.02),
+        ("after:layer2", 0.02),
+        ("before:layer4.1", 0.001),
+        ("after:layer2", 0.001),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("titel = 'x'\n[[grid]]\n", "a key cannot be 'titel': did you mean 'title'"),
+        ("[[grid]]\natack = ['badnets']\n", "an axis cannot be 'atack': did you mean 'attack'"),
+        ("[[grid]]\nattack = ['badnet']\n", "unknown attack 'badnet'"),
+        ("[[grid]]\ndefense = ['npdd']\n", "unknown method 'npdd'"),
+        ("[[grid]]\nseed = ['0']\n", "seed must be one or more of int"),
+        ("[[grid]]\nseed = [true]\n", "seed must be one or more of int"),
+        ("[[grid]]\nvariant = ['fast']\n", "variant cannot be 'fast'"),
+        ("[[grid]]\n[variants.x]\nlrr = 1\n[[grid]]\nvariant = ['x']\n", "cannot be 'lrr'"),
+        ("[[grid]]\n[options.defense.npd]\nlr = 'x'\n", "lr cannot be 'x'"),
+        ("[[grid]]\n[table]\nrows = ['atack']\n", "did you mean 'attack'"),
+        ("[[grid]]\n[table]\nvalues = ['acc', 'speed']\n", "a value of the table cannot be 'speed'"),
+        ("title = 'x'\n", "at least one [[grid]]"),
+        ("grid = 3\n", "at least one [[grid]]"),
+        ("[[grid]\n", "suite test: "),
+        ("scale = 'lap'\n[[grid]]\n", "did you mean 'laptop'"),
+        ("variants = 3\n[[grid]]\n", "variants must be a table"),
+        ("[[grid]]\nseed = []\n", "seed must be one or more of int"),
+    ],
+)
+def test_what_a_file_says_wrong_is_told_in_a_line(text: str, words: str) -> None:
+    with pytest.raises(BadInputError) as raised:
+        cells_of(text)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value).strip() or text == "[[grid]\n"
+
+
+def test_a_suite_can_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("# Mine.\n# More.\n" + TWO_BY_THREE)
+    suite = load_suite(str(tmp_path / "mine.toml"))
+    assert (suite.name, suite.title, suite.about) == ("mine", "Two", "Mine.\nMore.")
+    with pytest.raises(BadInputError, match="cannot be read"):
+        load_suite(str(tmp_path / "other.toml"))
+    with pytest.raises(BadInputError, match="suite cannot be 'table1': did you mean"):
+        load_suite("table1")
+
+
+# --- The paper's numbers ----------------------------------------------------------------------------------------------
+
+
+def test_the_papers_numbers_stand_at_the_places_of_our_cells() -> None:
+    """Every one of them that our suite has a cell for is found there, and they are those of the paper."""
+    named = ("data", "model", "site", "attack", "defense", "poison_rate", "n_clean", "variant", "adaptive")
+    for name, expected in {
+        "table01": 8 * 10,
+        "table03": 18,
+        "table05": 40,
+        "table06": 27,
+        "table07": 12,
+        "table13": 35,
+        "table15": 2 * 4 * 6,
+    }.items():
+        suite = load_suite(name)
+        ours = [each.labels for each in planned(suite)]
+        met = [
+            value
+            for value in paper_values(name)
+            if any(
+                all(labels[axis] == wanted for axis, wanted in value.labels.items() if axis in named) for labels in ours
+            )
+        ]
+        assert len(met) == expected, name
+    one = next(
+        value
+        for value in paper_values("table01")
+        if (value.labels["attack"], value.labels["defense"]) == ("wanet", "i-bau")
+    )
+    assert one.values.keys() == {"acc", "asr", "der"}
+
+
+def test_numbers_that_are_illegible_are_left_out_and_slips_are_mended() -> None:
+    table = {(value.labels["attack"], value.labels["defense"]): value.values for value in paper_values("table04")}
+    assert table["badnets", "npd-uu"] == {"asr": pytest.approx(0.001)}
+    six = {
+        tuple(value.labels[axis] for axis in ("attack", "defense", "n_clean")): value.values
+        for value in paper_values("table06")
+    }
+    assert six["badnets", "i-bau", 250]["der"] == pytest.approx(0.83)
+    with pytest.raises(BadInputError, match="no table 'table16'"):
+        paper_values("table16")
+
+
+def test_the_parsed_suite_is_what_the_text_says() -> None:
+    suite = parse_suite(TWO_BY_THREE, "two")
+    assert suite.scale == "smoke"
+    assert suite.layout.rows == ("attack",)
+    assert suite.grids[0]["seed"] == (0, 1, 2)
