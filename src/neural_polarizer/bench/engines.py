@@ -128,7 +128,9 @@ def ray_engine(
             },
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BadInputError(f"no Ray cluster at {address!r}: {error}") from None
+        raise BadInputError(
+            f"no Ray cluster at {address!r}: {error}; if it asks for a token, set RAY_AUTH_MODE=token here as well"
+        ) from None
     try:
         yield RayEngine(ray, compute, store, resources)
     finally:

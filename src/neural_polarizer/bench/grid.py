@@ -3,16 +3,15 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 from neural_polarizer.attacks import attack_class
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.bench.cells import Cell, LemmaCell, Planned, PurificationCell, VictimCell
-from neural_polarizer.bench.smoke import SMOKE_DATA, small_attack, small_defense, small_victim
+from neural_polarizer.bench.smoke import SMOKE_CLEAN, SMOKE_DATA, small_attack, small_defense, small_victim
 from neural_polarizer.bench.suite import AXES, BenchScale, Suite
 from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.defenses import Defense
-from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Target
+from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Preset, Target
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 from neural_polarizer.models.normalize import PROFILES
@@ -24,6 +23,8 @@ from neural_polarizer.train import AdversarialTraining
 
 ALL_TO_ALL = "-a2a"
 NO_DEFENSE = "none"
+VICTIM_AXES = ("data", "model", "attack", "poison_rate", "adaptive", "victim_seed")
+DEFENSE_AXES = ("defense", "variant", "site")
 
 
 def planned(suite: Suite, scale: BenchScale | None = None) -> list[Planned]:
@@ -48,14 +49,20 @@ def planned(suite: Suite, scale: BenchScale | None = None) -> list[Planned]:
 
 def _planned(suite: Suite, scale: BenchScale) -> list[Planned]:
     found: dict[tuple[str, tuple[Label, ...]], Planned] = {}
-    victims: dict[str, VictimCell] = {}
+    victims: dict[tuple[Label, ...], VictimCell] = {}
+    defenses: dict[tuple[Label, ...], Defense] = {}  # the same for all seeds, which are most of a large grid
     for labels in _points(suite):
-        victim = _victim(suite, scale, labels)
-        victim = victims.setdefault(victim.id, victim)
+        of_victim = tuple(labels[axis] for axis in VICTIM_AXES)
+        if of_victim not in victims:
+            victims[of_victim] = _victim(suite, scale, labels)
+        victim = victims[of_victim]
         before = {**labels, "defense": NO_DEFENSE, "variant": "", "site": "", "seed": labels["victim_seed"]}
         cells: list[tuple[Cell, Mapping[str, Label]]] = [(victim, before)]
         if labels["defense"] != NO_DEFENSE:
-            cells.append((_purification(suite, scale, labels, victim), labels))
+            of_defense = (*of_victim, *(labels[axis] for axis in DEFENSE_AXES))
+            if of_defense not in defenses:
+                defenses[of_defense] = _defense(suite, scale, labels, victim)
+            cells.append((_purification(suite, scale, labels, victim, defenses[of_defense]), labels))
         for cell, own in cells:
             found.setdefault((cell.id, tuple(own.values())), Planned(cell, own))
     return list(found.values())
@@ -101,10 +108,23 @@ def split_rule(name: str) -> tuple[str, LabelRule]:
     return (name.removesuffix(ALL_TO_ALL), "all-to-all") if name.endswith(ALL_TO_ALL) else (name, "all-to-one")
 
 
-def _purification(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell) -> PurificationCell:
-    method, n_clean = str(labels["defense"]), int(labels["n_clean"])
-    defense = _defense(method, scale, victim)
-    defense = with_precision(defense, suite.precision)
+def _purification(
+    suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell, defense: Defense
+) -> PurificationCell:
+    n_clean = int(labels["n_clean"])
+    return PurificationCell(
+        victim=victim,
+        method=str(labels["defense"]),
+        defense=defense,
+        n_clean=min(n_clean, SMOKE_CLEAN) if scale == "smoke" else n_clean,
+        seed=int(labels["seed"]),
+        what=suite.kind,
+    )
+
+
+def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell) -> Defense:
+    method = str(labels["defense"])
+    defense = with_precision(_by_name(method, scale, victim), suite.precision)
     if method == "ep":  # as published: it sees poisoned training images
         defense = changed(defense, {"data": "mixture"})
     options = {**suite.defense_options.get(method, {}), **suite.variants[str(labels["variant"])]}
@@ -112,18 +132,14 @@ def _purification(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], 
     if labels["site"]:
         named = suite.sites.get(str(labels["model"]), {})
         defense = with_options(defense, method, {"site": named.get(str(labels["site"]), str(labels["site"]))})
-    if scale == "smoke":
-        defense, n_clean = small_defense(defense, method), min(n_clean, 50)
-    return PurificationCell(
-        victim=victim, method=method, defense=defense, n_clean=n_clean, seed=int(labels["seed"]), what=suite.kind
-    )
+    return small_defense(defense, method) if scale == "smoke" else defense
 
 
-def _defense(method: str, scale: BenchScale, victim: VictimCell) -> Defense:
+def _by_name(method: str, scale: BenchScale, victim: VictimCell) -> Defense:
     if method not in VARIANTS:
         return make_defense(method, scale=_recipes(scale), profile=victim.victim.profile)
     target: Target = "next" if victim.attack.label_rule == "all-to-all" else victim.attack.target
-    name: Any = "paper" if scale == "paper" else "shipped"
+    name: Preset = "paper" if scale == "paper" else "shipped"
     return make_defense(
         method, name=name, profile=victim.victim.profile, target=target if method in KNOWS_TARGET else None
     )

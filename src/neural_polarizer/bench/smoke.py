@@ -14,6 +14,7 @@ from neural_polarizer.settings import changed
 SMOKE_DATA = "digits"
 SMOKE_IMAGES = 1000
 SMOKE_WIDTH = 4
+SMOKE_CLEAN = 50
 
 _ATTACKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
