@@ -2,11 +2,12 @@
 
     python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
 
-Takes whichever of plain.json, fast.json, ceiling.json, scaling.json, memory.json, inference.json and modes.json (of
-``npd_modes.py``) are there.
+Takes whichever of plain.json, fast.json, ceiling.json, scaling.json, memory.json, inference.json and modes.csv (of
+``polarizer bench report modes``) are there.
 """
 
 import argparse
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -38,24 +39,34 @@ def fast(axes: Axes, found: dict[str, Any]) -> str:
 
 
 def modes(axes: Axes, found: dict[str, Any]) -> str:
-    """DER of every victim and mode: the mean of the seeds, with the smallest and the largest."""
-    colours = {"pixels": "#c98a3b", "shipped": OTHER, "fast": COLOUR}
+    """DER of every victim and mode: the mean of the seeds and their spread."""
+    colours = {"pixels": "#c98a3b", "": OTHER, "fast": COLOUR}
     for place, of_modes in enumerate(found["der"].values()):
-        for shift, (mode, ders) in enumerate(of_modes.items()):
-            middle, low, high = (100 * value for value in (sum(ders) / len(ders), min(ders), max(ders)))
+        for shift, (mode, (middle, spread)) in enumerate(of_modes.items()):
             axes.errorbar(
-                middle,
+                100 * middle,
                 place + 0.2 * (shift - 1),
-                xerr=[[middle - low], [high - middle]],
+                xerr=100 * spread,
                 fmt="o",
                 markersize=4,
                 color=colours[mode],
-                label=mode if place == 0 else None,
+                label=(mode or "shipped") if place == 0 else None,
             )
         axes.axhline(place + 0.5, color="whitesmoke", linewidth=0.8)
     axes.set_yticks(range(len(found["der"])), list(found["der"]))
     axes.legend(frameon=False)
-    return "DER, percent (mean, smallest and largest of the seeds)"
+    return "DER, percent (mean and standard deviation of the seeds)"
+
+
+def read_modes(path: Path) -> dict[str, Any]:
+    """Mean and spread of the DER by victim and by mode, from the table in long form."""
+    der: dict[str, dict[str, tuple[float, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["value"] == "der" and row["mean"] and row["attack"] != "mean":
+                values = (float(row["mean"]), float(row["spread"] or 0))
+                der.setdefault(f"{row['data']}, {row['attack']}", {})[row["variant"]] = values
+    return {"setting": "", "der": der}
 
 
 def ceiling(axes: Axes, found: dict[str, Any]) -> str:
@@ -115,10 +126,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["svg.hashsalt"] = "neural-polarizer"  # the same figures give the same file
     for name, draw in PLOTS.items():
-        path = options.results / f"{name}.json"
+        path = options.results / f"{name}.{'csv' if name == 'modes' else 'json'}"
         if not path.exists():
             continue
-        found = read_json(path)
+        found = read_modes(path) if name == "modes" else read_json(path)
         setting = found.pop("setting")
         figure = Figure(figsize=(8, 0.9 + 0.32 * max(4, len(next(iter(found.values()), {})))), layout="constrained")
         axes = figure.subplots()

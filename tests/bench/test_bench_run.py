@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from neural_polarizer.attacks import BadNets
+from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
 from neural_polarizer.bench.sources import parse_sources
+from neural_polarizer.bench.work import mixture
 from neural_polarizer.errors import BadInputError
-from run_files import run, write_data
+from run_files import coloured, run, write_data
 
 Capsys = pytest.CaptureFixture[str]
 SMALL = ("--only", "attack=badnets", "--only", "defense=ft", "--only", "defense=none", "--only", "defense=npd")
@@ -151,6 +154,14 @@ def test_a_purification_refuses_other_images_than_its_victim_was_trained_on(tmp_
     done = run(capsys, *words, "--only", "defense=npd", "--data", f"digits={test},{train}")
     assert done.code == 1
     assert "not the images that the victim" in done.out
+
+
+def test_ep_sees_a_part_of_the_training_set_with_the_victims_trigger_at_its_rate() -> None:
+    """As published; every other defense sees clean images alone."""
+    mixed = mixture(LearnedTrigger(BadNets(poison_rate=0.2), {}), coloured(48, 0), 20, 0)
+    corners = (mixed.images[:, :, -1, -1] == 255).all(dim=1)  # brighter than any clean image
+    assert len(mixed) == 20
+    assert mixed.labels[corners].tolist() == [0] * 4
 
 
 def test_a_killed_run_goes_on_and_loses_nothing(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class Bench:
         clean = train.select(clean_subset(train, cell.n_clean or _five_percent(train), seed=cell.seed))
         shown = clean
         if getattr(cell.defense, "data", None) == "mixture":
-            shown = _mixture(trigger, train, len(clean), cell.seed)
+            shown = mixture(trigger, train, len(clean), cell.seed)
         purified = cell.defense.repair(model, shown, seed=cell.seed, device=device)
         triggered = read_triggered(folder / TRIGGERED, size=train.image_size, num_classes=train.num_classes)
         before = Metrics(**{rate: victim[rate] for rate in _RATES})
@@ -170,7 +170,7 @@ def _five_percent(train: ImageSet) -> int:
     return max(1, int(len(train) * CLEAN_SHARE) // train.num_classes) * train.num_classes
 
 
-def _mixture(trigger: LearnedTrigger, train: ImageSet, count: int, seed: int) -> ImageSet:
+def mixture(trigger: LearnedTrigger, train: ImageSet, count: int, seed: int) -> ImageSet:
     """A random part of the training set, poisoned at the victim's rate with its trigger."""
     rows = torch.randperm(len(train), generator=stream(seed, "mixture"))[:count]
     return poison(train.select(rows), trigger, rate=trigger.attack.poison_rate, seed=seed)[0]
