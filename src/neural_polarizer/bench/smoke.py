@@ -12,7 +12,7 @@ from neural_polarizer.runs.attack import Victim
 from neural_polarizer.settings import changed
 
 SMOKE_DATA = "digits"
-SMOKE_IMAGES = 1000
+SMOKE_IMAGES, FEWER_IMAGES = 1000, 100
 SMOKE_WIDTH = 4
 SMOKE_CLEAN = 50
 
@@ -46,8 +46,9 @@ def small_victim(victim: Victim) -> tuple[Victim, int]:
     """The victim in a moment, and the number of its training images."""
     hardening = victim.schedule.adversarial
     schedule = replace(victim.schedule, epochs=1, batch_size=32, adversarial=hardening and replace(hardening, steps=1))
-    width = SMOKE_WIDTH if victim.architecture == "preactresnet18" else None
-    return replace(victim, width=width, schedule=schedule), SMOKE_IMAGES
+    if victim.architecture == "preactresnet18":
+        return replace(victim, width=SMOKE_WIDTH, schedule=schedule), SMOKE_IMAGES
+    return replace(victim, schedule=schedule), FEWER_IMAGES  # a network that cannot be made small
 
 
 def small_defense(defense: Defense, method: str) -> Defense:
