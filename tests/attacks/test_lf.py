@@ -31,6 +31,14 @@ def test_deepfool_crosses_a_linear_border_by_the_shortest_way() -> None:
     assert_close(push, 1.02 * torch.tensor([[[[0.2, -0.2]]]]))
 
 
+def test_deepfool_gives_up_where_logits_are_no_numbers() -> None:
+    """A push can grow until the classifier overflows; the largest of its logits means nothing then."""
+    assert (
+        deepfool(lambda pixels: pixels.sum() * torch.tensor([[torch.nan, 1.0]]), torch.ones(1, 1, 1, 2), 0, steps=5)
+        is None
+    )
+
+
 def test_deepfool_reaches_the_target_among_several_classes_or_says_so() -> None:
     model, _ = _linear()
     pixels = torch.randn(1, 3, 2, 2, generator=stream(1, "pixels"))

@@ -112,13 +112,16 @@ def deepfool(
     difference of two logits is differentiated.
 
     Returns:
-        ``(1 + overshoot) r``, or None if the target was not reached in ``steps`` steps.
+        ``(1 + overshoot) r``, or None if the target was not reached in ``steps`` steps, or the push grew beyond all
+        bounds, as it does where a classifier hardly depends on its input.
     """
     total = torch.zeros_like(pixels)
     start: int | None = None
     for _ in range(steps):
         point = (pixels + (1 + overshoot) * total).requires_grad_()
         logits = predict(point)[0]
+        if not logits.isfinite().all():
+            return None
         best = int(logits.argmax())
         if best == target:
             return (1 + overshoot) * total

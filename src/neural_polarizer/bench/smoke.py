@@ -19,7 +19,7 @@ SMOKE_CLEAN = 50
 _ATTACKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "input-aware": {"mask_epochs": 1, "widths": (4, 4, 4)},
-        "lf": {"images": 6, "passes": 2},
+        "lf": {"images": 20, "passes": 2, "deepfool_steps": 30},
         "ssba": {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0},
         "trojan": {"steps": 20},
     }
