@@ -82,7 +82,9 @@ class RayEngine:
             return cell, self._ray.get(done[0])
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            record = failed_record(cell, f"its worker was lost, {RETRIES + 1} times: {first}")
+            record = failed_record(
+                cell, f"it did not come back from Ray, which tries a lost worker's cell {RETRIES} times more: {first}"
+            )
             self._store.write(record)
             return cell, record
 
