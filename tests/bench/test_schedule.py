@@ -60,7 +60,7 @@ def test_a_record_that_is_damaged_or_of_another_victim_is_computed_anew(store: S
     run_missing(cells, store, InlineEngine(work))
     folder = Path(store.url) / "records"
     (folder / f"{cells[2].id}.json").write_text("{")
-    (folder / f"{cells[3].id}.json").write_text("[]")
+    (folder / f"{cells[3].id}.json").write_text('["status"]')
     other = fake_record(cells[0])
     other["result"]["model_sha256"] = "other weights"
     store.write(other)
