@@ -31,7 +31,8 @@ from neural_polarizer.files import write_json
 from neural_polarizer.folding import Folded, fold_polarizer
 from neural_polarizer.models.build import build
 from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.surgery import PolarizedModule, Site, feature_channels, insert
+from neural_polarizer.sites import features_at
+from neural_polarizer.surgery import PolarizedModule, Site, insert
 
 SITES = ("before:layer4.1", "before:layer4", "after:layer4", "before:layer4.1.conv1")
 
@@ -39,7 +40,7 @@ SITES = ("before:layer4.1", "before:layer4", "after:layer4", "before:layer4.1.co
 def polarized(network: nn.Module, text: str, pixels: Tensor) -> nn.Module:
     """``network`` with a polarizer near the identity."""
     site = Site.parse(text)
-    polarizer = Polarizer(feature_channels(network, site, pixels))
+    polarizer = Polarizer(features_at(network, site, pixels).channels)
     with torch.no_grad():
         polarizer.mix.weight.add_(0.02 * torch.randn_like(polarizer.mix.weight))
         assert polarizer.norm.running_mean is not None

@@ -16,7 +16,8 @@ from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
 from neural_polarizer.perturb import clip
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
-from neural_polarizer.surgery import Site, feature_channels, insert
+from neural_polarizer.sites import features_at
+from neural_polarizer.surgery import Site, insert
 
 
 def plain_npd(
@@ -45,7 +46,7 @@ def plain_npd(
     assert settings.site is not None
     site = Site.parse(settings.site)
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    polarizer = Polarizer(feature_channels(frozen, site, pixels[:2])).eval()
+    polarizer = Polarizer(features_at(frozen, site, pixels[:2]).channels).eval()
     network = insert(frozen, site, polarizer).to(memory_format=layout)
 
     def predict(x: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from neural_polarizer.artifacts import KEY, LoadedModel, ModelRecord, load_model, locate, save_model, save_polarizer
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.features import Features
 from neural_polarizer.models.build import build, sizes_in
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.polarizer import Polarizer, Structure
+from neural_polarizer.sites import features_at
 from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import Site, feature_channels, insert
+from neural_polarizer.surgery import Site, insert
 from run_files import coloured, states_equal, stirred
 from toys import made
 
@@ -39,7 +41,7 @@ def victim(classes: int = 3, width: int = 2) -> Normalized:
 
 def polarized(model: nn.Module, text: str) -> tuple[nn.Module, Polarizer]:
     site = Site.parse(text)
-    polarizer = Polarizer(feature_channels(model, site, PIXELS))
+    polarizer = Polarizer(features_at(model, site, PIXELS).channels)
     stirred(polarizer, 1)
     return insert(model, site, polarizer), polarizer
 
@@ -80,7 +82,10 @@ def test_a_polarized_model_comes_back_to_the_bit(tmp_path: Path, site: str) -> N
 
 @pytest.mark.parametrize("structure", get_args(Structure))
 def test_a_layer_of_any_structure_comes_back_to_the_bit(tmp_path: Path, structure: Structure) -> None:
-    layer, path = make_polarizer(structure, (16, 2, 2), torch.Generator()), tmp_path / "purified.safetensors"
+    layer, path = (
+        make_polarizer(structure, Features((16, 2, 2), "NCHW"), torch.Generator()),
+        tmp_path / "purified.safetensors",
+    )
     made(layer, 1)
     model = made(Normalized(PreActResNet18(3, 2), RECORD.mean, RECORD.std))
     purified, record = insert(model, Site.parse("after:layer4"), layer), replace(RECORD, site="after:layer4")

@@ -186,7 +186,7 @@ CASES: dict[str, tuple[str, Case]] = {
         lambda r, h, o: purify_words(r / "attack", r, o, "--site", "layer4"),
     ),
     "site without a feature map": (
-        "needs a feature map N x C x H x W",
+        "these are the logits",
         lambda r, h, o: purify_words(r / "attack", r, o, "--site", "after:linear"),
     ),
     "target beyond the classes": (

@@ -81,7 +81,7 @@ def test_misspelt_settings_are_refused(setting: str, unchecked: None) -> None:
         (replace(SMALL, target=-1), r"the target class must lie in 0..3, got -1"),
         (replace(SMALL, site="after:featurs"), r"no such module; the nearest names are features"),
         (replace(SMALL, site="features"), "expected before:NAME or after:NAME"),
-        (replace(SMALL, site="after:head"), r"needs a feature map N x C x H x W, found \(4, 4\)"),
+        (replace(SMALL, site="after:head"), "these are the logits; choose a place in front of the head"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(settings: NeuralPolarizer, match: str) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.features import Features
 from neural_polarizer.polarizer import Polarizer, Structure, batch_statistics
 from neural_polarizer.structures import (
     DualAttentionDenoiser,
@@ -25,7 +26,7 @@ SHAPE = (32, 2, 3)
 
 
 def new(structure: Structure, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Polarizer:
-    return make_polarizer(structure, shape, torch.Generator().manual_seed(seed)).eval()
+    return make_polarizer(structure, Features(tuple(shape), "NCHW"), torch.Generator().manual_seed(seed)).eval()
 
 
 def features(n: int = 5) -> Tensor:
@@ -125,7 +126,7 @@ def test_affine_layers_and_the_mlp_are_their_formulas() -> None:
         assert_close(layer(x), expected)
 
 
-def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _pointwise(conv: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
     mixed = torch.einsum("dc,nchw->ndhw", conv.weight[:, :, 0, 0], x)
     return mixed if conv.bias is None else mixed + conv.bias.view(-1, 1, 1)
 

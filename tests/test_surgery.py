@@ -13,66 +13,15 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, full_name, insert
-from toys import Residual, TinyNet, Untraceable, hooks, made, polarizers, snapshot, tiny_model
+from neural_polarizer.sites import features_at
+from neural_polarizer.surgery import Cut, Site, cut, full_name, insert
+from toys import Residual, TinyNet, Untraceable, made, polarizers, snapshot, tiny_model
 
 MEAN_STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 def _pixels(n: int = 3, size: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(5)).to(dtype)
-
-
-class _Odd(nn.Module):
-    """Modules that no polarizer fits: run twice, never, or without an N x C x H x W tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-        self.twice = nn.ReLU()
-        self.never = nn.Conv2d(3, 3, 1)
-        self.pair = _Pair()
-        self.flat = nn.Flatten()
-        self.rows = nn.Flatten(2)
-        self.keyword = _Keyword()
-        self.head = nn.LazyLinear(2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.twice(self.twice(self.conv(images)))
-        features = self.keyword(features=self.pair(features)[0])
-        self.rows(features)
-        return self.head(self.flat(features))
-
-
-class _Pair(nn.Module):
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return features, features
-
-
-class _Keyword(nn.Module):
-    def forward(self, *, features: Tensor) -> Tensor:
-        return features + 1
-
-
-class _SharedReLU(nn.Module):
-    """The tutorials' habit: one ReLU object for all layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
-        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
-        self.relu = nn.ReLU()
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.relu(self.conv2(self.relu(self.conv1(images))))
-        return self.head(features.mean(dim=(2, 3)))
-
-
-def _odd() -> nn.Module:
-    network = _Odd()
-    network(_pixels(size=8))
-    return network.eval()
 
 
 def test_sites_are_read_and_written_alike() -> None:
@@ -94,86 +43,13 @@ def test_an_unknown_site_names_the_nearest_modules() -> None:
     with pytest.raises(BadInputError, match=r"'after:qqqq': no such module; the nearest names are .*linear"):
         insert(network, Site("after", "qqqq"), Polarizer(2))
     with pytest.raises(BadInputError, match="no such module"):
-        feature_channels(network, Site("after", ""), _pixels())
+        features_at(network, Site("after", ""), _pixels())
 
 
 def test_a_normalisation_around_the_network_is_not_counted() -> None:
     network = TinyNet()
     assert full_name(network, Site("after", "features.0")) == "features.0"
     assert full_name(Normalized(network, *MEAN_STD), Site("after", "features.0")) == "network.features.0"
-
-
-@pytest.mark.parametrize(
-    ("site", "match"),
-    [
-        ("after:twice", r"'after:twice': runs 2 times in a forward pass; it must run exactly once"),
-        ("before:never", "runs 0 times"),
-        ("after:pair", r"needs a feature map N x C x H x W, found tuple"),
-        ("after:head", r"found \(3, 2\)"),
-        ("after:rows", r"found \(3, 3, 64\)"),
-        ("before:head", r"found \(3, 192\)"),
-        ("before:keyword", "found NoneType"),
-    ],
-)
-def test_unusable_sites_are_refused_and_no_hook_stays(site: str, match: str) -> None:
-    network = _odd()
-    with pytest.raises(BadInputError, match=match):
-        feature_channels(network, Site.parse(site), _pixels(size=8))
-    assert hooks(network) == []
-
-
-def test_channels_on_both_sides_of_a_module() -> None:
-    network = made(TinyNet(width=6))
-    for site, channels in {"before:features.0": 3, "after:features.0": 6, "before:pool": 6, "after:pool": 6}.items():
-        assert feature_channels(network, Site.parse(site), _pixels()) == channels
-
-
-def test_no_hook_stays_when_the_network_raises() -> None:
-    network = made(TinyNet())
-    for look in (
-        lambda: feature_channels(network, Site("after", "features.0"), torch.rand(2, 5, 8, 8)),
-        lambda: default_site(network, torch.rand(2, 5, 8, 8)),
-    ):
-        with pytest.raises(RuntimeError, match="channels"):
-            look()
-    assert hooks(network) == []
-
-
-@pytest.mark.parametrize(
-    ("network", "expected"),
-    [
-        (TinyNet(), "before:features.3"),
-        (Residual(), "after:last"),
-        (PreActResNet18(4, width=2), "before:layer4.1"),
-        (Normalized(TinyNet(), *MEAN_STD), "before:features.3"),
-        (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3, 2)), "after:1"),
-        (
-            nn.Sequential(
-                nn.Conv2d(3, 4, 3),
-                nn.Conv2d(4, 4, 3, 2),
-                nn.Conv2d(4, 4, 2, 2),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Conv2d(4, 2, 1),
-            ),
-            "before:2",
-        ),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(196, 2)), "after:0"),
-    ],
-    ids=["tiny", "residual", "preact", "normalized", "three channels", "head behind the pooling", "sequential"],
-)
-def test_the_default_site_is_in_front_of_the_last_stage(network: nn.Module, expected: str) -> None:
-    assert str(default_site(network.eval(), _pixels())) == expected
-
-
-def test_the_default_site_can_be_used_where_one_relu_serves_all_layers() -> None:
-    network = made(_SharedReLU())
-    site = default_site(network, _pixels())
-    assert feature_channels(network, site, _pixels()) == 4
-
-
-def test_networks_without_feature_maps_have_no_site() -> None:
-    with pytest.raises(BadInputError, match="no feature maps N x C x H x W"):
-        default_site(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), _pixels())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -203,7 +79,9 @@ def test_insertion_applies_the_very_polarizer_there_and_leaves_the_network_alone
 def test_a_freshly_inserted_polarizer_keeps_the_logits(site: str) -> None:
     network, pixels = made(PreActResNet18(4, width=2)), _pixels()
     place = Site.parse(site)
-    polarized = insert(network, place, Polarizer(feature_channels(network, place, pixels)).eval()).requires_grad_(False)
+    polarized = insert(network, place, Polarizer(features_at(network, place, pixels).channels).eval()).requires_grad_(
+        False
+    )
     expected = network(pixels).detach()
     assert float((polarized(pixels) - expected).abs().max()) < 1e-3 * float(expected.abs().max())
 
@@ -261,7 +139,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 def test_the_two_parts_of_a_cut_give_the_networks_logits(name: str, site: str, wrapped: bool) -> None:
     network, pixels, place = NETWORKS[name][0](), _pixels(7), Site.parse(site)
     network = made(Normalized(network, *MEAN_STD) if wrapped else network)
-    polarizer = polarizers(3, feature_channels(network, place, pixels))
+    polarizer = polarizers(3, features_at(network, place, pixels).channels)
     polarized = insert(network, place, polarizer)
     parts = cut(polarized, polarizer, pixels[:2])
     assert isinstance(parts, Cut)
@@ -340,14 +218,3 @@ def test_a_polarized_network_can_be_copied_and_its_state_loaded() -> None:
     fresh = insert(network, Site("after", "features"), Polarizer(6)).eval()
     fresh.load_state_dict(polarized.state_dict())
     assert_close(fresh(pixels), polarized(pixels), rtol=0.0, atol=0.0)
-
-
-def test_torchvisions_resnet18_has_its_site_in_front_of_layer4() -> None:
-    torchvision = pytest.importorskip("torchvision")
-    network, pixels = torchvision.models.resnet18(weights=None, num_classes=4).eval(), _pixels(2, 32)
-    site = default_site(network, pixels)
-    assert str(site) == "before:layer4.1"
-    polarizer = Polarizer(feature_channels(network, site, pixels)).eval()
-    parts = cut(insert(network, site, polarizer), polarizer, pixels)
-    assert isinstance(parts, Cut)
-    assert_close(parts.tail(*parts.prefix(pixels)), network(pixels), rtol=1e-3, atol=1e-3)

@@ -1,6 +1,7 @@
 """Purify an image classifier that may carry a backdoor, with the evidence."""
 
 from neural_polarizer.api import evaluate as evaluate
+from neural_polarizer.api import export as export
 from neural_polarizer.api import fold as fold
 from neural_polarizer.api import load as load
 from neural_polarizer.api import purify as purify
@@ -19,6 +20,7 @@ from neural_polarizer.errors import BadInputError as BadInputError
 from neural_polarizer.errors import EnvironmentFaultError as EnvironmentFaultError
 from neural_polarizer.errors import NeuralPolarizerError as NeuralPolarizerError
 from neural_polarizer.errors import WrongUsageError as WrongUsageError
+from neural_polarizer.exporting import Exported as Exported
 from neural_polarizer.folding import Folded as Folded
 from neural_polarizer.metrics import Metrics as Metrics
 from neural_polarizer.metrics import defense_effectiveness as defense_effectiveness

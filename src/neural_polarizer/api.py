@@ -1,4 +1,4 @@
-"""The functions most users need: ``purify``, ``fold``, ``load``, ``evaluate``."""
+"""The functions most users need: ``purify``, ``fold``, ``export``, ``load``, ``evaluate``."""
 
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,8 @@ from neural_polarizer.defenses.base import Defense, Purified
 from neural_polarizer.defenses.presets import Preset, Target
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
+from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.folding import Border, Folded, fold_polarizer
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.scales import Scale
@@ -95,6 +97,44 @@ def fold(purified: Purified | nn.Module, images: Any, *, border: Border = "exact
     model = purified.model if isinstance(purified, Purified) else purified
     like = next(model.parameters())
     return fold_polarizer(model, to_pixels(as_image_set(images).images).to(like), border=border)
+
+
+def export(
+    model: Purified | nn.Module | str | PathLike[str],
+    path: str | PathLike[str],
+    images: Any,
+    *,
+    to: FormatName | None = None,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write a model for use elsewhere, without its polarizer where that is exact, and check what was written.
+
+    Args:
+        model: what ``purify`` returned, the model in it, or a saved model, as for ``load``; left as it was.
+        path: the file to write; replaced if it exists.
+        images: an ``ImageSet``, or a data set or loader of (image, label), on which the logits are compared; clean
+            ones will do. A graph is for images of their size.
+        to: "safetensors", "state-dict", "onnx" or "pt2"; None goes by the ending of ``path``. docs/export.md says what
+            each of them holds.
+        tolerance: by how much a logit may differ.
+
+    Returns:
+        The path, what became of the polarizer, and by how much the logits differ.
+
+    Raises:
+        BadInputError: the model or the images cannot be used, a package is missing, the network cannot be captured as
+            a graph, or the file gives other logits and was not kept.
+        WrongUsageError: an ending that tells no format, or another one than ``to`` (a BadInputError, too).
+        EnvironmentFaultError: the file cannot be written.
+    """
+    target = Path(path)
+    name = format_of(target, to)
+    record = None
+    if isinstance(model, (str, PathLike)):
+        loaded = load_model(Path(model))
+        model, record = loaded.model, loaded.record
+    module = model.model if isinstance(model, Purified) else model
+    return export_model(module, target, name, as_image_set(images), record, tolerance=tolerance)
 
 
 def load(path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None) -> nn.Module:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
@@ -13,11 +14,24 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from neural_polarizer.checkpoints import load_strict, read_checkpoint
+from neural_polarizer.checkpoints.reader import Checkpoint
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_bytes
-from neural_polarizer.models.adapted import adapt, pointwise
-from neural_polarizer.models.build import build, sizes_in
-from neural_polarizer.models.normalize import PROFILES, Normalized
+from neural_polarizer.folding import Folded
+from neural_polarizer.foreign import (
+    assumptions,
+    fitted,
+    hub_folder,
+    names_in_files,
+    renamed_back,
+    suggestion,
+)
+from neural_polarizer.models.adapted import adapt, pointwise, square_linear
+from neural_polarizer.models.architecture import Architecture
+from neural_polarizer.models.build import build, sizes_in, skeleton
+from neural_polarizer.models.hub_folder import HubFolder
+from neural_polarizer.models.normalize import Normalized, normalisation_named
+from neural_polarizer.models.preprocessing import own_preprocessing
 from neural_polarizer.polarizer import Polarizer, Structure
 from neural_polarizer.structures import polarizer_for
 from neural_polarizer.surgery import PolarizedModule, Site, insert
@@ -33,7 +47,7 @@ class ModelRecord:
     """What one must know to use a file of weights.
 
     Args:
-        architecture: a name that ``models.build`` knows.
+        architecture: a name that ``models.build`` knows, with its options.
         num_classes: K.
         width: of the first stage, for architectures that have one.
         mean: of the normalisation inside the model, a channel.
@@ -43,6 +57,7 @@ class ModelRecord:
         site: where the polarizer sits, None for a model without one.
         changes: of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
         structure: of the polarizer; saving reads it off the layer.
+        config: of a classifier of transformers, what builds it, as JSON (``models.hugging_face``).
     """
 
     architecture: str
@@ -55,6 +70,7 @@ class ModelRecord:
     site: str | None = None
     changes: tuple[tuple[str, str], ...] = ()
     structure: Structure = "conv-bn"
+    config: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +111,37 @@ def network_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def save_model(path: Path, model: nn.Module, record: ModelRecord) -> None:
     """Write the weights of ``model`` (the normalisation goes into the record) as safetensors, atomically."""
+    write_bytes(path, model_bytes(model, record))
+
+
+def model_bytes(model: nn.Module, record: ModelRecord, also: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """The safetensors file from which ``load_model`` makes ``model`` again.
+
+    Args:
+        model: its normalisation goes into the record.
+        record: what the file says about it.
+        also: further metadata, for other readers.
+    """
     network = model.network if isinstance(model, Normalized) else model
-    layers = [module.polarizer for module in network.modules() if isinstance(module, PolarizedModule)]
+    names, tensors = names_in_files(record.architecture, record.config), network_tensors(network)
+    tensors = {names.get(name, name): value for name, value in tensors.items()}
+    return save(tensors, metadata={**also, **_metadata(with_structure(record, model))})
+
+
+def with_structure(record: ModelRecord, model: nn.Module) -> ModelRecord:
+    """``record`` with the structure of the polarizer in ``model``."""
+    layers = [module.polarizer for module in model.modules() if isinstance(module, PolarizedModule)]
     structures: list[Structure] = [layer.structure for layer in layers if isinstance(layer, Polarizer)]
-    record = replace(record, structure=structures[0] if structures else "conv-bn")
-    write_bytes(path, save(network_tensors(network), metadata=_metadata(record)))
+    return replace(record, structure=structures[0] if structures else "conv-bn")
+
+
+def folded_record(record: ModelRecord, folded: Folded) -> ModelRecord:
+    """The record of a folded model, from that of the purified one."""
+    return replace(
+        record,
+        site=record.site if folded.site_kept else None,
+        changes=(*record.changes, *folded.changes.items()),
+    )
 
 
 def save_polarizer(path: Path, polarizer: Polarizer, record: ModelRecord) -> None:
@@ -110,7 +152,7 @@ def save_polarizer(path: Path, polarizer: Polarizer, record: ModelRecord) -> Non
 
 def _metadata(record: ModelRecord) -> dict[str, str]:
     told = asdict(record)
-    for name, usual in (("changes", ()), ("structure", "conv-bn")):
+    for name, usual in (("changes", ()), ("structure", "conv-bn"), ("config", None)):
         if told[name] == usual:  # the files of all other models stay as they were, byte for byte
             del told[name]
     return {KEY: json.dumps({**told, "versions": versions()})}
@@ -145,29 +187,32 @@ def load_model(
     """Read a model without ever unpickling anything.
 
     Args:
-        path: a checkpoint, an attack's folder or a purification's folder.
-        architecture: needed for files that are not ours; the file never chooses it.
+        path: a checkpoint, an attack's folder, a purification's folder, or the folder of a classifier of transformers
+            (``transformers:FOLDER`` where that is not plain).
+        architecture: needed for files that neither are ours nor lie in a folder that says it; the weights never
+            choose it.
         num_classes: only checked, as the file's head tells it.
-        profile: normalisation, a name of ``PROFILES``, for files that do not say; "none" otherwise.
+        profile: normalisation, a name of ``PROFILES`` or MEAN/STD. Where a file that is not ours comes without one,
+            that of the library's own configuration is taken, or none; a remark says which.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or does not fit the architecture.
     """
-    file = locate(Path(path))
+    hub = hub_folder(str(path), ours=FILES[0])
+    file = locate(Path(path)) if hub is None else hub.weights
     checkpoint = read_checkpoint(file)
-    tensors = checkpoint.tensors
-    ours = _our_record(checkpoint.metadata.get(KEY), file)
-    if ours is not None:
-        record = ours
-    elif architecture is None:
-        raise BadInputError(
-            f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
-        )
-    else:
-        record = ModelRecord(architecture=architecture, num_classes=0)
-    if architecture is not None and architecture != record.architecture:
+    record, remarks = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...]()
+    ours = record is not None
+    if record is None:
+        record, remarks = _foreign_record(checkpoint, file, hub, architecture, profile)
+    if architecture is not None and Architecture.parse(architecture) != Architecture.parse(record.architecture):
         raise BadInputError(f"{file}: is a {record.architecture}, not a {architecture}; leave --arch out")
-    found, width = sizes_in(record.architecture, tensors)
+    names = names_in_files(record.architecture, record.config)
+    tensors = renamed_back(checkpoint.tensors, names)
+    if not ours:
+        tensors, told = fitted(tensors, record.architecture, record.config, file)
+        remarks = (*told, *remarks)
+    found, width = sizes_in(record.architecture, tensors, config=record.config)
     classes = num_classes or found or record.num_classes
     if not classes:
         raise BadInputError(
@@ -176,24 +221,76 @@ def load_model(
         )
     if found is not None and num_classes is not None and found != num_classes:
         raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
-    record = replace(record, num_classes=classes, width=width)
+    named = record.classes if ours or record.classes is None or len(record.classes) == classes else None
+    record = replace(record, num_classes=classes, width=width, classes=named)
     if profile is not None:
-        if profile not in PROFILES:
-            raise BadInputError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
-        record = replace(record, mean=PROFILES[profile][0], std=PROFILES[profile][1])
+        mean, std = normalisation_named(profile)
+        record = replace(record, mean=mean, std=std)
     _check_size(record, tensors, file)
-    network = build(record.architecture, record.num_classes, width=record.width)
-    model = _fill(Normalized(network, record.mean, record.std), record, tensors, file)
-    return LoadedModel(model.eval(), record, checkpoint.sha256, file, checkpoint.findings)
+    model = assemble(record, tensors, file)
+    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks))
+
+
+def assemble(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
+    """A new network of the kind that ``record`` names, filled with ``tensors``, behind its normalisation.
+
+    Args:
+        record: what is known about the model.
+        tensors: by their names in the network; all that it needs, and nothing else.
+        file: where they come from, for the errors.
+
+    Raises:
+        BadInputError: architecture, record and tensors do not go together.
+    """
+    network = build(record.architecture, record.num_classes, width=record.width, config=record.config)
+    return _fill(Normalized(network, record.mean, record.std), record, tensors, file).eval()
+
+
+@torch.no_grad()
+def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
+    """Send one black image through the model, so that a wrong size is told before any work is spent.
+
+    Raises:
+        BadInputError: the network refuses it, or gives no logits for it.
+    """
+    height, width = image_size
+    said = f"{loaded.path}: a {loaded.record.architecture} cannot take images of {height}x{width} pixels"
+    try:
+        logits = loaded.model(torch.zeros(1, 3, height, width))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInputError(f"{said} ({reason}); give --size, or another --arch") from None
+    if not isinstance(logits, Tensor) or logits.shape != (1, loaded.record.num_classes):
+        raise BadInputError(f"{said}: it gives no {loaded.record.num_classes} logits for an image")
+
+
+def _foreign_record(
+    checkpoint: Checkpoint, file: Path, hub: HubFolder | None, architecture: str | None, profile: str | None
+) -> tuple[ModelRecord, tuple[str, ...]]:
+    """What the user, or the folder, says of a file that is not ours, and a remark on what was assumed."""
+    if hub is not None:
+        own, classes, config, named = hub.preprocessing, hub.classes, hub.config, hub.architecture
+    elif architecture is not None:
+        named, classes, config = str(Architecture.parse(architecture)), None, None
+        skeleton(named, 2)  # a name that nothing is known by ends here
+        own = own_preprocessing(named)
+    else:
+        raise BadInputError(
+            f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
+            f"{suggestion(checkpoint.metadata)}"
+        )
+    record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config)
+    if own is not None:
+        record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
+    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None)
 
 
 def _check_size(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> None:
     """Refuse sizes that a small file claims, before memory is spent on a network of that size."""
     held = sum(tensor.numel() for tensor in tensors.values())
     try:
-        with torch.device("meta"):
-            network = build(record.architecture, record.num_classes, width=record.width)
-        needed = sum(tensor.numel() for tensor in network.state_dict().values())
+        network = skeleton(record.architecture, record.num_classes, width=record.width, config=record.config)
+        needed = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
     except (RuntimeError, OverflowError):  # more numbers than can be counted
         needed = 1 << 63
     if needed > 2 * held + SPARE_NUMBERS:
@@ -216,9 +313,9 @@ def _fill(model: Normalized, record: ModelRecord, tensors: Mapping[str, Tensor],
         return model
     load_strict(model.network, backbone, source=str(file))
     polarizer: nn.Module | None = polarizer_for(record.structure, layer)
-    folded = layer.get("weight")  # of a folded polarizer nothing but a convolution is left
-    if polarizer is None and folded is not None and folded.ndim == 4 and 1 <= len(folded) <= folded.numel():
-        polarizer = pointwise(len(folded), next(model.parameters()))
+    folded = layer.get("weight")  # of a folded polarizer nothing but a convolution or a linear layer is left
+    if polarizer is None and folded is not None and folded.ndim in (2, 4) and 1 <= len(folded) <= folded.numel():
+        polarizer = (pointwise if folded.ndim == 4 else square_linear)(len(folded), next(model.parameters()))
     if polarizer is None:
         raise BadInputError(f"{file}: says that it has a polarizer at {record.site}, but holds no weights of one")
     load_strict(polarizer, layer, source=f"{file} (polarizer)")
@@ -242,6 +339,7 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
             site=None if found.get("site") is None else str(found["site"]),
             changes=tuple((str(name), str(kind)) for name, kind in found.get("changes", ())),
             structure=_structure(found.get("structure", "conv-bn")),
+            config=None if found.get("config") is None else str(found["config"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise BadInputError(f"{file}: its record of the model is damaged ({error!r})") from None

@@ -36,13 +36,12 @@ class Ball:
         if not isinstance(self.radius, Tensor) and not self.radius >= 0:
             raise BadInputError(f"the radius must not be negative, got {self.radius}")
 
-    def project(self, delta: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    def project(self, delta: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """The nearest perturbation inside the ball, for each sample."""
-        radius = torch.as_tensor(self.radius, dtype=delta.dtype, device=delta.device).view(-1, 1, 1, 1)
+        radius = torch.as_tensor(self.radius, dtype=delta.dtype, device=delta.device).view(-1, *[1] * (delta.ndim - 1))
         if self.norm == "linf":
             return delta.clamp(-radius, radius)
-        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return delta * (radius / length.clamp_min(1e-12)).clamp_max(1)
+        return delta * (radius / each_length(delta).clamp_min(1e-12)).clamp_max(1)
 
 
 def perturb(
@@ -103,15 +102,15 @@ def perturb_features(
     radius: float,
     steps: int,
     targeted: bool = True,
-) -> Float[Tensor, "n c h w"]:
-    """Perturbations of a feature map: projected normalised gradient steps in an L2 ball, as ``perturb`` has for pixels.
+) -> Float[Tensor, "n ..."]:
+    """Perturbations of features: projected normalised gradient steps in an L2 ball, as ``perturb`` has for pixels.
 
     All lengths are in units of each image's own feature norm. This is our own (docs/performance.md): what triggers of
-    any kind do to pixels, the layers in front of the feature map have made a direction there.
+    any kind do to pixels, the layers in front of the features have made a direction there.
 
     Args:
-        predict: shifts ``(n, c, h, w)`` of the feature maps, in these units, to logits; deterministic.
-        shape: of one image's feature map, ``(c, h, w)``.
+        predict: shifts ``(n, *shape)`` of the features, in these units, to logits; deterministic.
+        shape: of one image's features.
         labels: targets (targeted) or true labels (untargeted).
         groups: images with the same number have one perturbation in common, from their summed gradient.
         radius: of the ball.
@@ -133,7 +132,7 @@ def perturb_features(
 
 
 def stepped(
-    point: Float[Tensor, "m c h w"],
+    point: Float[Tensor, "m ..."],
     logits: Float[Tensor, "n k"],
     labels: Int64[Tensor, " n"],
     *,
@@ -142,7 +141,7 @@ def stepped(
     targeted: bool = True,
     rule: StepRule = "sign",
     keep_graph: bool = False,
-) -> Float[Tensor, "m c h w"]:
+) -> Float[Tensor, "m ..."]:
     """One projected gradient step of ``perturb`` from ``point``, which the ``logits`` depend on.
 
     ``keep_graph`` leaves the graph of ``logits`` for one more backward pass.
@@ -164,8 +163,12 @@ def clip(values: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     return torch.where(inside, values, values.detach().clamp(0, 1))
 
 
-def _direction(gradient: Float[Tensor, "m c h w"], rule: StepRule) -> Float[Tensor, "m c h w"]:
+def each_length(values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    """The L2 norm of each row of a batch, in a shape that multiplies it."""
+    return values.flatten(1).norm(dim=1).view(-1, *[1] * (values.ndim - 1))
+
+
+def _direction(gradient: Float[Tensor, "m ..."], rule: StepRule) -> Float[Tensor, "m ..."]:
     if rule == "sign":
         return gradient.sign()
-    length = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)
-    return gradient / length * math.prod(gradient.shape[1:]) ** 0.5
+    return gradient / each_length(gradient).clamp_min(1e-12) * math.prod(gradient.shape[1:]) ** 0.5

@@ -9,34 +9,54 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.perturb import each_length
 
 Structure = Literal["conv-bn", "conv-bn-x2", "linear", "linear-light", "conv", "mlp", "osad", "osdn"]
 """What the layer is made of: "conv-bn" is the paper's and ours, the others are in ``structures``."""
 
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
 
 class Polarizer(nn.Module):
-    """The linear layer g_theta of the paper: a 1x1 convolution and batch norm that start out as the identity.
+    """The linear layer g_theta of the paper: a linear map of the channels and batch norm, the identity at first.
 
-    In training mode the batch norm standardises each channel; in evaluation mode the layer is an affine map per
-    pixel, and until it has seen data it is the identity up to ``1 / sqrt(1 + eps)``.
+    In training mode the batch norm standardises each channel; in evaluation mode the layer is an affine map of the
+    channels, the same at every place, and until it has seen data it is the identity up to ``1 / sqrt(1 + eps)``.
 
-    Source: Zhu et al., NeurIPS 2023, section 3.2 and Fig. 2; spec 3.1.  Departures: none.
-    Shape: ``(n, channels, h, w)`` to the same shape.
+    Source: Zhu et al., NeurIPS 2023, section 3.2 and Fig. 2; spec 3.1.  Departures: where the channels are the last
+    axis, the 1x1 convolution is the same map as a linear layer.
+    Shape: ``(n, channels, h, w)``, or ``(n, ..., channels)`` if ``channels_last``, to the same shape.
 
     Args:
-        channels: C, the channels of the feature map it is put on.
+        channels: C, the channels of the features it is put on.
+        channels_last: whether they are the last axis, as in token sequences and flat features.
     """
 
     structure: Structure = "conv-bn"
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, channels_last: bool = False) -> None:
         super().__init__()
-        self.mix = nn.utils.skip_init(nn.Conv2d, channels, channels, kernel_size=1, bias=False)  # draws nothing
-        self.norm = nn.BatchNorm2d(channels)
-        nn.init.dirac_(self.mix.weight)
+        # Neither draws random numbers.
+        self.mix: nn.Conv2d | nn.Linear
+        self.norm: Norm
+        if channels_last:
+            self.mix = nn.utils.skip_init(nn.Linear, channels, channels, bias=False)
+            self.norm = nn.BatchNorm1d(channels)
+            nn.init.eye_(self.mix.weight)
+        else:
+            self.mix = nn.utils.skip_init(nn.Conv2d, channels, channels, kernel_size=1, bias=False)
+            self.norm = nn.BatchNorm2d(channels)
+            nn.init.dirac_(self.mix.weight)
 
-    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return self.norm(self.mix(features))
+    def forward(self, features: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        if not self.channels_last:
+            return self.norm(self.mix(features))
+        return self.norm(self.mix(features).flatten(0, -2)).view_as(features)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether it mixes the last axis instead of the second."""
+        return isinstance(self.mix, nn.Linear)
 
     @torch.no_grad()
     def calibrate(self, mean: Float[Tensor, " c"], var: Float[Tensor, " c"]) -> None:
@@ -46,11 +66,11 @@ class Polarizer(nn.Module):
         them (spec 3.4). Only the norm changes.
 
         Raises:
-            BadInputError: the convolution has been trained already, so no norm can restore the identity.
+            BadInputError: the linear map has been trained already, so no norm can restore the identity.
         """
-        weight = self.mix.weight[:, :, 0, 0]
+        weight = self.mix.weight.flatten(1)
         if not torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device)):
-            raise BadInputError("only a polarizer whose convolution is still the identity can be calibrated")
+            raise BadInputError("only a polarizer whose linear map is still the identity can be calibrated")
         assert self.norm.running_mean is not None
         assert self.norm.running_var is not None
         self.norm.running_mean.copy_(mean)
@@ -59,18 +79,17 @@ class Polarizer(nn.Module):
         self.norm.bias.copy_(self.norm.running_mean)
 
     @property
-    def inner_norms(self) -> Sequence[nn.BatchNorm2d]:
+    def inner_norms(self) -> Sequence[Norm]:
         """The batch norms, in their order, whose inputs are not the features that ``calibrate`` knows."""
         return ()
 
 
 @contextmanager
-def shifted(polarizer: Polarizer, shift: Float[Tensor, "n c h w"]) -> Iterator[None]:
+def shifted(polarizer: Polarizer, shift: Float[Tensor, "n ..."]) -> Iterator[None]:
     """While it lasts, what enters the layer is moved by ``shift``, in units of each image's own norm there."""
 
     def add(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        length = args[0].detach().float().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return (args[0] + length * shift,)
+        return (args[0] + each_length(args[0].detach().float()) * shift,)
 
     handle = polarizer.register_forward_pre_hook(add)
     try:
@@ -85,7 +104,7 @@ def batch_statistics(polarizer: Polarizer, *, follow: bool) -> Iterator[None]:
 
     ``follow`` lets the running statistics move towards those of the batch.
     """
-    norms = [module for module in polarizer.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in polarizer.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()

@@ -43,6 +43,24 @@ def _words(hint: Any) -> tuple[Any, ...]:
     return tuple(word for part in get_args(hint) for word in _words(part))
 
 
+def told(settings: Any) -> Any:
+    """A dataclass of settings as a dictionary, as ``asdict`` has it, but without *later* fields at their default.
+
+    A field that came later than files and keys made of these settings is marked so (``metadata={"later": True}``): what
+    does not use it keeps its old key.
+    """
+    if isinstance(settings, (tuple, list)):
+        return type(settings)(map(told, settings))
+    if not is_dataclass(settings):
+        return settings
+    values = {field: getattr(settings, field.name) for field in fields(settings)}
+    return {
+        field.name: told(value)
+        for field, value in values.items()
+        if not (field.metadata.get("later") and value == field.default)
+    }
+
+
 def setting_names(settings: Any) -> list[str]:
     """The fields of a dataclass, those of dataclasses in them included, as in ``schedule.epochs``."""
     found = []

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.polarizer import Polarizer, Structure
+from neural_polarizer.features import Features
+from neural_polarizer.polarizer import Norm, Polarizer, Structure
 
 WITHOUT_NORM: tuple[Structure, ...] = ("linear", "linear-light", "conv", "mlp")
 
@@ -27,18 +28,26 @@ _SIZED_BY: Mapping[Structure, str] = MappingProxyType(
 """The tensor whose shape tells the size of the layer."""
 
 
-def make_polarizer(structure: Structure, shape: Sequence[int], generator: torch.Generator) -> Polarizer:
+def make_polarizer(structure: Structure, features: Features, generator: torch.Generator) -> Polarizer:
     """A new layer; all but "osdn" begin as the identity ("mlp" where no feature is negative).
 
     Args:
         structure: which.
-        shape: of one image's feature map, ``(c, h, w)``.
+        features: that it is put on.
         generator: draws the weights of "osad" and "osdn"; the others draw nothing.
+
+    Raises:
+        BadInputError: the structure is made for feature maps N x C x H x W alone, and these are others.
     """
-    channels = shape[0]
+    channels, shape = features.channels, features.shape
+    if features.layout != "NCHW" and structure != "conv-bn":
+        raise BadInputError(
+            f"structure {structure} needs a feature map N x C x H x W, and the site has features {features.layout}; "
+            "take another site or conv-bn"
+        )
     match structure:
         case "conv-bn":
-            return Polarizer(channels)
+            return Polarizer(channels, channels_last=features.layout != "NCHW")
         case "conv-bn-x2":
             return StackedPolarizer(channels)
         case "linear":
@@ -61,9 +70,12 @@ def polarizer_for(structure: Structure, tensors: Mapping[str, Tensor]) -> Polari
     sized = tensors.get(name)
     if sized is None or sized.numel() == 0:
         return None
+    if structure == "conv-bn" and sized.ndim == 2:
+        return Polarizer(len(sized), channels_last=True) if len(sized) ** 2 == sized.numel() else None
     # A convolution here has at least a quarter of a square's weights: a small file cannot make a huge layer.
     fits = sized.ndim == 3 if name == "scale" else sized.ndim == 4 and len(sized) ** 2 <= 4 * sized.numel()
-    return make_polarizer(structure, sized.shape[:3], torch.Generator()) if fits else None
+    shape = tuple(sized.shape[:3])
+    return make_polarizer(structure, Features(shape, "NCHW"), torch.Generator()) if fits else None
 
 
 class OtherStructure(Polarizer):
@@ -76,6 +88,11 @@ class OtherStructure(Polarizer):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)  # without the polarizer's parts
+
+    @property
+    def channels_last(self) -> bool:
+        """Never."""
+        return False
 
     def calibrate(self, mean: Float[Tensor, " c"], var: Float[Tensor, " c"]) -> None:
         """Change nothing: no norm of this layer reads the features themselves."""
@@ -217,7 +234,7 @@ class SelfAttentionDenoiser(OtherStructure):
         return features + self.norm(self.out(seen.unflatten(2, features.shape[2:])))
 
     @property
-    def inner_norms(self) -> Sequence[nn.BatchNorm2d]:
+    def inner_norms(self) -> Sequence[Norm]:
         return (self.norm,)
 
 
@@ -258,7 +275,7 @@ class DualAttentionDenoiser(OtherStructure):
         return (update + features).relu()
 
     @property
-    def inner_norms(self) -> Sequence[nn.BatchNorm2d]:
+    def inner_norms(self) -> Sequence[Norm]:
         return (self.norm, self.spatial_norm)
 
 

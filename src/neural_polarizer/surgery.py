@@ -2,9 +2,8 @@
 
 import copy
 import difflib
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,6 @@ from torch import Tensor, fx, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.adapted import replace_module
-from neural_polarizer.models.layers import watching
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.polarizer import Polarizer
 
@@ -48,7 +46,7 @@ class Site:
 class PolarizedModule(nn.Module):
     """A module of the network with the polarizer before or behind it, in that module's place.
 
-    The polarizer is a ``Polarizer``, or the 1x1 convolution that one has been folded into.
+    The polarizer is a ``Polarizer``, or the 1x1 convolution or linear layer that one has been folded into.
     """
 
     def __init__(self, module: nn.Module, polarizer: nn.Module, side: Literal["before", "after"]) -> None:
@@ -56,6 +54,12 @@ class PolarizedModule(nn.Module):
         self.module = module
         self.polarizer = polarizer
         self.side = side
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # networks ask their parts for sizes and the like
+            return getattr(super().__getattr__("module"), name)
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.side == "before":
@@ -87,87 +91,6 @@ def insert(model: nn.Module, site: Site, polarizer: nn.Module) -> nn.Module:
     module = polarized.get_submodule(full_name(model, site))
     replace_module(polarized, module, PolarizedModule(module, polarizer, site.side))
     return polarized
-
-
-@torch.no_grad()
-def feature_channels(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h w"]) -> int:
-    """C of the feature map at ``site``, found by one forward pass in evaluation mode.
-
-    Raises:
-        BadInputError: the site does not exist, never runs, runs more than once, or holds no N x C x H x W tensor.
-    """
-    seen: list[tuple[str, Any, Any]] = []
-    with watching(model, [full_name(model, site)], lambda *call: seen.append(call)):
-        model(pixels)
-    if len(seen) != 1:
-        raise BadInputError(f"site {str(site)!r}: runs {len(seen)} times in a forward pass; it must run exactly once")
-    _, args, output = seen[0]
-    value = output if site.side == "after" else (args[0] if args else None)
-    if not isinstance(value, Tensor) or value.ndim != 4:
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise BadInputError(f"site {str(site)!r}: needs a feature map N x C x H x W, found {found}")
-    return int(value.shape[1])
-
-
-@torch.no_grad()
-def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
-    """In front of the last block of the stage that halves the resolution last: ``before:layer4.1`` of a ResNet-18.
-
-    Stages and their blocks follow one another, so no shortcut leads around this place, and the block behind it can
-    still tell the class from a feature map without the trigger (docs/defaults.md has the measurements). Where that
-    stage is not a sequence of blocks, the layer goes in front of the stage; a network without such a stage gets it
-    behind its last feature map, poolings left aside.
-
-    Raises:
-        BadInputError: no module of the network gives an N x C x H x W tensor.
-    """
-    network = model.network if isinstance(model, Normalized) else model
-    names = [name for name, _ in network.named_modules() if name]
-    seen: list[tuple[str, Any, Any]] = []
-    with watching(network, names, lambda *call: seen.append(call)):
-        model(pixels)
-    calls = Counter(name for name, _, _ in seen)
-    pools = [index for index, (name, _, _) in enumerate(seen) if isinstance(network.get_submodule(name), _GLOBAL)]
-    maps = [
-        (name, args[0] if args else None, output)
-        for name, args, output in seen[: pools[-1] if pools else None]
-        if calls[name] == 1 and isinstance(output, Tensor) and output.ndim == 4
-    ]
-    features = [
-        (name, output) for name, _, output in maps if not isinstance(network.get_submodule(name), _NOT_FEATURES)
-    ]
-    if not features:
-        raise BadInputError("this network has no feature maps N x C x H x W, so there is no site for the polarizer")
-    final = features[-1][1].shape[2]
-    larger = min((output.shape[2] for _, output in features if output.shape[2] > final), default=0)
-    stages = [
-        name
-        for name, entering, output in maps
-        if _is_map(entering)
-        and entering.shape[1:] != pixels.shape[1:]
-        and (entering.shape[2], output.shape[2]) == (larger, final)
-    ]
-    outermost = [name for name in stages if not any(name.startswith(f"{other}.") for other in stages)]
-    if not outermost:
-        return Site("after", features[-1][0])
-    stage = outermost[-1]
-    blocks = [name for name, entering, _ in maps if _is_map(entering) and name.rpartition(".")[0] == stage]
-    in_sequence = isinstance(network.get_submodule(stage), nn.Sequential) and len(blocks) > 1
-    return Site("before", blocks[-1] if in_sequence else stage)
-
-
-def _is_map(value: Any) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and value.ndim == 4
-
-
-_GLOBAL = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_NOT_FEATURES = (
-    *_GLOBAL,
-    nn.AvgPool2d,
-    nn.MaxPool2d,
-    nn.Dropout,
-    nn.Identity,
-)
 
 
 @dataclass(frozen=True)

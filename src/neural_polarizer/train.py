@@ -5,7 +5,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_bytes
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.rng import global_rng, stream
-from neural_polarizer.settings import check_literals
+from neural_polarizer.settings import check_literals, told
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(phase, steps done, steps in all)``; the library itself never prints."""
@@ -68,9 +68,9 @@ class Schedule:
     Args:
         epochs: passes over the data.
         batch_size: images a step; the last, smaller batch of an epoch is dropped.
-        lr: peak learning rate of SGD.
+        lr: peak learning rate.
         momentum: of SGD.
-        weight_decay: of SGD.
+        weight_decay: of the optimizer.
         policy: "cosine" to zero over all epochs, stepped per epoch; "one-cycle" warms up linearly for the first
             quarter and falls linearly to zero, stepped per batch (better when epochs are few); "constant".
         crop_padding: pixels of zero padding for random crops; 0 switches them off.
@@ -80,6 +80,7 @@ class Schedule:
         flip: mirror half of the images.
         adversarial: train on adversarial examples of the batches; None does not.
         precision: "bf16" autocast or "fp32".
+        optimizer: "sgd", or "adamw" for networks that SGD hardly trains, such as vision transformers.
     """
 
     epochs: int = 100
@@ -95,6 +96,7 @@ class Schedule:
     flip: bool = True
     adversarial: AdversarialTraining | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: Literal["sgd", "adamw"] = field(default="sgd", metadata={"later": True})
 
     def __post_init__(self) -> None:
         check_literals(self)
@@ -103,6 +105,12 @@ class Schedule:
                 f"epochs and batch size must be at least 1 and lr positive, "
                 f"got {self.epochs}, {self.batch_size}, {self.lr}"
             )
+
+    def optimize(self, model: nn.Module) -> torch.optim.Optimizer:
+        """A new optimizer of all parameters of ``model``."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Crops, turns and flips, drawn anew for every image; uint8 or float ``(n, c, h, w)`` to the same."""
@@ -203,9 +211,7 @@ def fit(
         )
     device = torch.device(device)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
-    )
+    optimizer = schedule.optimize(model)
     run = "" if checkpoint is None else _run_id(model, data, schedule, seed, accomplice, triggered)
     networks: dict[str, nn.Module] = {"model": model}
     optimizers: dict[str, torch.optim.Optimizer] = {"model.": optimizer}
@@ -297,7 +303,7 @@ def _run_id(
 ) -> str:
     """A hash of all that the result depends on: settings, data, and the untrained networks with the normalisation."""
     key = "" if accomplice is None else accomplice.key
-    settings = json.dumps([asdict(schedule), seed, data.sha256(), key], sort_keys=True)
+    settings = json.dumps([told(schedule), seed, data.sha256(), key], sort_keys=True)
     digest = hashlib.sha256(settings.encode())
     if triggered is not None:
         digest.update(triggered.cpu().numpy().tobytes())

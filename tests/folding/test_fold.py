@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.features import Features
 from neural_polarizer.folding import Folded, fold_polarizer
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.polarizer import Structure
+from neural_polarizer.sites import features_at
 from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import PolarizedModule, Site, feature_channels, insert
+from neural_polarizer.surgery import PolarizedModule, Site, insert
 from toys import TinyNet, Untraceable, made, polarizers, quick, snapshot, tiny_model
 
 RELATIVE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -28,7 +30,7 @@ def pixels_of(size: tuple[int, int] = (16, 16), n: int = 3, dtype: torch.dtype =
 
 def purified(network: nn.Module, site: str, pixels: Tensor, seed: int = 3) -> nn.Module:
     place = Site.parse(site)
-    return insert(network, place, polarizers(seed, feature_channels(network, place, pixels)).to(pixels.dtype))
+    return insert(network, place, polarizers(seed, features_at(network, place, pixels).channels).to(pixels.dtype))
 
 
 def preact() -> nn.Module:
@@ -140,7 +142,7 @@ def test_a_singular_polarizer_folds_before_a_padded_convolution() -> None:
 
 @pytest.mark.parametrize("structure", [name for name in get_args(Structure) if name != "conv-bn"])
 def test_a_layer_of_another_structure_is_refused_in_one_line(structure: Structure) -> None:
-    layer = make_polarizer(structure, (16, 2, 2), torch.Generator())
+    layer = make_polarizer(structure, Features((16, 2, 2), "NCHW"), torch.Generator())
     model = insert(made(preact()), Site.parse("after:layer4"), layer)
     with pytest.raises(BadInputError, match=f"a layer of structure {structure} cannot be folded, only conv-bn") as seen:
         fold_polarizer(model, pixels_of())

@@ -19,7 +19,8 @@ from neural_polarizer.folding import Folded, fold_polarizer
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs import fold as fold_runs
-from neural_polarizer.surgery import PolarizedModule, Site, feature_channels, insert
+from neural_polarizer.sites import features_at
+from neural_polarizer.surgery import PolarizedModule, Site, insert
 from run_files import coloured, main_quietly, make_runs, purify_words, run
 from toys import Untraceable, made, polarizers, tiny_images, tiny_model
 
@@ -41,7 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folded_at(site: str) -> Folded:
     model = made(Normalized(PreActResNet18(3, 2), RECORD.mean, RECORD.std))
     place = Site.parse(site)
-    return fold_polarizer(insert(model, place, polarizers(3, feature_channels(model, place, PIXELS))), PIXELS)
+    return fold_polarizer(insert(model, place, polarizers(3, features_at(model, place, PIXELS).channels)), PIXELS)
 
 
 def saved(path: Path, site: str) -> Folded:

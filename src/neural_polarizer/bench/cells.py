@@ -1,7 +1,7 @@
 """The cells of the benchmark: frozen descriptions of all that one record depends on."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from neural_polarizer.defenses import Defense
 from neural_polarizer.report.results import Label
 from neural_polarizer.runs.attack import Victim
 from neural_polarizer.runs.purify_checks import settings_of
+from neural_polarizer.settings import told
 
 SCHEMA = 1
 _LENGTH = 20
@@ -66,8 +67,8 @@ class VictimCell(Cell):
         return {
             "data": self.data,
             "images": self.images,
-            "attack": {"name": name_of(self.attack), **asdict(self.attack)},
-            "victim": asdict(self.victim),
+            "attack": {"name": name_of(self.attack), **told(self.attack)},
+            "victim": told(self.victim),
         }
 
 

@@ -87,16 +87,17 @@ def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> Vic
     hardening = AdversarialTraining(eps=eps / 255, steps=pgd_steps, spare_triggered=spared)
     attack = changed(kind(poison_rate=float(labels["poison_rate"]), label_rule=rule), settings)
     architecture = str(labels["model"])
+    own = {} if scale == "paper" else dict(suite.victims.get(architecture, {}))
+    images = own.pop("images", None)
+    schedule = replace(changed(plan.schedule, own), precision=suite.precision)
     victim = Victim(
         architecture=architecture,
         width=plan.width if architecture == "preactresnet18" else None,
         profile=profile,
-        schedule=replace(
-            plan.schedule, precision=suite.precision, adversarial=hardening if labels["adaptive"] else None
-        ),
+        schedule=replace(schedule, adversarial=hardening if labels["adaptive"] else None),
         seed=int(labels["victim_seed"]),
     )
-    cell = VictimCell(data=data, images=None, attack=attack, victim=victim)
+    cell = VictimCell(data=data, images=images, attack=attack, victim=victim)
     if scale == "smoke":
         attack, (victim, images) = small_attack(attack, name), small_victim(victim)
         cell = VictimCell(data=data, images=images, attack=attack, victim=victim)

@@ -39,7 +39,7 @@ AXES: Mapping[str, tuple[type, Label]] = MappingProxyType(
 """What a grid can vary, with the type and the value where it says nothing; 0 clean images are 5 % of the training
 images, an empty site is the method's own. An attack's name may end in "-a2a", for all-to-all."""
 
-_KEYS = ("title", "kind", "paper", "scale", "precision", "grid", "variants", "sites", "options", "table")
+_KEYS = ("title", "kind", "paper", "scale", "precision", "grid", "variants", "sites", "victims", "options", "table")
 _OPTIONS = ("attack", "defense")
 _TABLE = ("rows", "columns", "values")
 VALUES = (
@@ -68,6 +68,7 @@ class Suite:
         grids: each is the product of its axes; the suite is all of them.
         variants: settings of defenses, by the name that the axis "variant" has for them.
         sites: insertion sites by model and by the name that the axis "site" has for them.
+        victims: settings of the schedule by model, and "images", how many to train on; not at paper scale.
         attack_options: settings of attacks, by name.
         defense_options: settings of defenses, by name.
         layout: of the table.
@@ -83,6 +84,7 @@ class Suite:
     grids: tuple[Mapping[str, tuple[Label, ...]], ...]
     variants: Mapping[str, Settings]
     sites: Mapping[str, Mapping[str, str]]
+    victims: Mapping[str, Settings]
     attack_options: Mapping[str, Settings]
     defense_options: Mapping[str, Settings]
     layout: Layout
@@ -158,6 +160,7 @@ def _suite(found: dict[str, Any], text: str, name: str) -> Suite:
         grids=grids,
         variants=variants,
         sites=_tables(found, "sites"),
+        victims=_tables(found, "victims"),
         attack_options=_tables(options, "attack"),
         defense_options=_tables(options, "defense"),
         layout=layout,

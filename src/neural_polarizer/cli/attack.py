@@ -12,11 +12,11 @@ from neural_polarizer.attacks import ATTACKS, attack_class
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.cli.options import (
     Architecture,
+    DataProfile,
     DeviceName,
     Limit,
     OwnSettings,
     PrecisionName,
-    ProfileName,
     Quiet,
     Seed,
     Size,
@@ -81,7 +81,7 @@ def attack(
         bool,
         typer.Option("--spare-triggered", help="No adversarial examples of triggered images: keeps faint triggers."),
     ] = False,
-    profile: ProfileName = "none",
+    profile: DataProfile = "none",
     size: Size = None,
     limit: Limit = None,
     settings: OwnSettings = None,

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from neural_polarizer.artifacts import load_model
+from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import read_evidence, triggered_path
-from neural_polarizer.cli.options import DeviceName, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.options import DeviceName, GivenArchitecture, ProfileName, Quiet, Size, parse_size
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
@@ -23,11 +23,11 @@ def evaluate(
     test: Annotated[str, typer.Option(help="Test images, a data spec.")],
     triggered: Annotated[Path | None, typer.Option(help="triggered.parquet, for ASR and RA.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture, for files that are not ours.")] = None,
+    arch: GivenArchitecture = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
     ] = None,
-    profile: ProfileName | None = None,
+    profile: ProfileName = None,
     size: Size = None,
     device: DeviceName = None,
     quiet: Quiet = False,
@@ -36,6 +36,8 @@ def evaluate(
     loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     evidence = read_evidence(test, triggered_path(model, triggered), size=shape, num_classes=loaded.record.num_classes)
+    if evidence.test is not None:
+        check_takes(loaded, evidence.test.image_size)
     place = choose_device(device)
     with bars(console, quiet=quiet) as progress:
         metrics = measure(loaded.model, evidence.test, evidence.triggered, device=place, progress=progress)

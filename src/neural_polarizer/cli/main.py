@@ -12,8 +12,10 @@ from neural_polarizer.cli.attack import attack
 from neural_polarizer.cli.bench import COMMANDS as BENCH_COMMANDS
 from neural_polarizer.cli.demo import demo
 from neural_polarizer.cli.evaluate import evaluate
+from neural_polarizer.cli.export import export
 from neural_polarizer.cli.output import errors
 from neural_polarizer.cli.purify import purify
+from neural_polarizer.cli.sites import sites
 from neural_polarizer.devices import keep_freed_memory
 from neural_polarizer.errors import NeuralPolarizerError
 
@@ -43,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Purify an image classifier that may carry a backdoor, with the evidence.",
 )
-for command in (attack, purify, evaluate, demo):
+for command in (attack, sites, purify, evaluate, export, demo):
     app.command()(_interruptible(command))
 bench = typer.Typer(no_args_is_help=True, help="Tables and figures: run suites of cells, look at them, publish them.")
 for name, part in BENCH_COMMANDS.items():

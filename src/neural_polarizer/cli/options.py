@@ -9,14 +9,43 @@ from typing import Annotated, Any, Literal
 import typer
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.architecture import FORMS
+from neural_polarizer.models.normalize import PROFILES, normalisation_named
 
 Profile = Literal["cifar10", "cifar100", "gtsrb", "tiny_imagenet", "imagenet", "none"]
 
 
+def known_profile(text: str | None) -> str | None:
+    """``text`` as it is.
+
+    Raises:
+        typer.BadParameter: it is no normalisation that a model can be given.
+    """
+    try:
+        if text is not None:
+            normalisation_named(text)
+    except BadInputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.")]
-Architecture = Annotated[str, typer.Option(help="preactresnet18, vgg19_bn, torchvision:NAME or timm:NAME.")]
+Architecture = Annotated[str, typer.Option(help=f"{FORMS}, with options as in timm:NAME?img_size=32.")]
+GivenArchitecture = Annotated[
+    str | None,
+    typer.Option("--arch", help=f"{FORMS}, with options as in timm:NAME?img_size=32; our own files say it themselves."),
+]
 Width = Annotated[int | None, typer.Option(help="Channels of preactresnet18's first stage (64).", min=1)]
-ProfileName = Annotated[Profile, typer.Option(help="Normalisation: the pixel statistics of which data set.")]
+DataProfile = Annotated[Profile, typer.Option(help="Normalisation: the pixel statistics of which data set.")]
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Normalisation of the images: {', '.join(PROFILES)}, or MEAN/STD as 0.5,0.5,0.5/0.25,0.25,0.25; default: "
+        "what the model's own files or its library's configuration say.",
+        metavar="PROFILE",
+        callback=known_profile,
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(help="Resize all images to this, as 32 or 32x48; needed where they differ.", metavar="HxW"),

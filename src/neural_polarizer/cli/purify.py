@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from neural_polarizer.artifacts import load_model
+from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.defense import Wanted, chosen_defense, profile_of
 from neural_polarizer.cli.inputs import read_evidence, triggered_path
 from neural_polarizer.cli.options import (
     DeviceName,
+    GivenArchitecture,
     Out,
     OwnSettings,
     PrecisionName,
@@ -28,6 +29,7 @@ from neural_polarizer.defenses import DEFENSES
 from neural_polarizer.defenses.presets import Preset
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
+from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.report.audit import audit_summary
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.fold import fold_run
@@ -36,17 +38,14 @@ from neural_polarizer.scales import Scale
 
 
 def purify(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack.")],
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
     clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
     out: Out,
-    arch: Annotated[
-        str | None,
-        typer.Option(help="preactresnet18, vgg19_bn, torchvision:NAME or timm:NAME; ours say it themselves."),
-    ] = None,
+    arch: GivenArchitecture = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
     ] = None,
-    profile: ProfileName | None = None,
+    profile: ProfileName = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = "npd",
     target: Annotated[
         str | None, typer.Option(help="npd-tp, npd-tu: the attacker's class, or 'next' for all-to-all.")
@@ -58,7 +57,9 @@ def purify(
     scale: Annotated[
         Scale | None, typer.Option(help="All other methods: the paper's settings (default), or minutes on two cores.")
     ] = None,
-    site: Annotated[str | None, typer.Option(help="NPD: before:NAME or after:NAME; default: the preset's.")] = None,
+    site: Annotated[
+        str | None, typer.Option(help="NPD: before:NAME or after:NAME, or auto; default: the preset's.")
+    ] = None,
     n_clean: Annotated[
         int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)
     ] = None,
@@ -106,12 +107,14 @@ def purify(
         mixture=mixture,
         own=tuple(own or ()),
     )
-    chosen_defense(wanted, profile, place)  # wrong usage is told before anything is read
+    named = profile if profile in PROFILES else None
+    chosen_defense(wanted, named, place)  # wrong usage is told before anything is read
     loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
-    defense = chosen_defense(wanted, profile or profile_of(loaded.record), place)
+    defense = chosen_defense(wanted, named or profile_of(loaded.record), place)
     shape = parse_size(size) or loaded.record.image_size
     classes = loaded.record.num_classes
     pool = read_images(clean, size=shape, num_classes=classes)
+    check_takes(loaded, pool.image_size)
     triggered = triggered_path(model, triggered)
     poisoned = None if mixture is None else read_images(mixture, size=pool.image_size, num_classes=classes)
     evidence = read_evidence(test, triggered, size=pool.image_size, num_classes=classes)

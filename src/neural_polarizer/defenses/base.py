@@ -59,6 +59,7 @@ class Purified:
         suspect: the class that the defense took for the attacker's, or "next" for all-to-all; None if it looked
             for none, or found none.
         audit: what the defense has found in the model.
+        site_reason: why the site was chosen, if nobody named one.
     """
 
     model: nn.Module
@@ -69,6 +70,7 @@ class Purified:
     notes: Sequence[str]
     suspect: Suspect | None = None
     audit: Audit | None = None
+    site_reason: str | None = None
 
 
 @runtime_checkable

@@ -21,11 +21,11 @@ from neural_polarizer.defenses.npd_inner import InnerProblem, Passes, Perturbed,
 from neural_polarizer.defenses.npd_settings import MAX_EPOCHS, MIN_EPOCHS, MIN_STEPS, NeuralPolarizerSettings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
-from neural_polarizer.models.adapted import replace_module
-from neural_polarizer.polarizer import batch_statistics
+from neural_polarizer.polarizer import Polarizer, batch_statistics
 from neural_polarizer.rng import stream
+from neural_polarizer.sites import candidates, choose_site, features_at
 from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import Cut, Site, cut, default_site, feature_channels, insert
+from neural_polarizer.surgery import Cut, Site, cut, insert
 from neural_polarizer.suspects import (
     Effort,
     Suspect,
@@ -95,6 +95,7 @@ class NeuralPolarizer(NeuralPolarizerSettings):
             tuple(learner.notes),
             learner.suspected,
             learner.audit,
+            learner.site_reason,
         )
 
 
@@ -116,33 +117,31 @@ class _Learner:
         self.notes: list[str] = []
         frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         probe = to_pixels(self.images[:4])
-        self.site = default_site(frozen, probe) if settings.site is None else Site.parse(settings.site)
-        feature_channels(frozen, self.site, probe)  # refuses a site without a feature map
-        self.model, shape, num_classes = self._with_layer(frozen, probe, seed)
+        self.site_reason: str | None = None
+        if settings.site is None:
+            choice = choose_site(candidates(frozen, probe))
+            self.site, self.site_reason = choice.site, choice.reason
+        else:
+            self.site = Site.parse(settings.site)
+        features = features_at(frozen, self.site, probe)
+        layer = make_polarizer(settings.structure, features, stream(seed, "structure"))
+        self.polarizer = layer.to(self.device).eval()
+        self.model = insert(frozen, self.site, self.polarizer).to(memory_format=torch.channels_last)
+        num_classes = self._num_classes(probe)
         self._check_classes(clean, num_classes)
         prefix, tail = self._cut(probe)
         self.passes = Passes(settings, self.polarizer, prefix, tail, device)
         self.values = self._cached()
-        self.inner = InnerProblem(settings, self.passes, self.images, self.values, shape, num_classes)
+        self.inner = InnerProblem(settings, self.passes, self.images, self.values, features.shape, num_classes)
         self.suspected: Suspect | None = None
         self.audit: Audit | None = None
 
-    def _with_layer(self, frozen: nn.Module, probe: Tensor, seed: int) -> tuple[nn.Module, tuple[int, ...], int]:
-        """``frozen`` with a new polarizer at the site, the shape of what enters it for one image, and K."""
-        entered: list[Tensor] = []
-        stand_in = nn.Identity()
-        handle = stand_in.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-        model = insert(frozen, self.site, stand_in)
-        with torch.no_grad():
-            output = model(probe)
-        handle.remove()
+    @torch.no_grad()
+    def _num_classes(self, probe: Tensor) -> int:
+        output = self.model(probe)
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise BadInputError("the model must give logits N x K, one for every class")
-        shape = tuple(entered[0].shape[1:])
-        layer = make_polarizer(self.settings.structure, shape, stream(seed, "structure"))
-        self.polarizer = layer.to(self.device).eval()
-        replace_module(model, stand_in, self.polarizer)
-        return model.to(memory_format=torch.channels_last), shape, int(output.shape[1])
+        return int(output.shape[1])
 
     def _cut(self, probe: Tensor) -> tuple[Callable[[Tensor], Values], Callable[..., Tensor]]:
         parts = cut(self.model, self.polarizer, probe)
@@ -200,7 +199,10 @@ class _Learner:
 
         def note(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             features = args[0].double()
-            sums.append((features.sum((0, 2, 3)), features.square().sum((0, 2, 3)), features[:, 0].numel()))
+            axis = features.ndim - 1 if isinstance(layer, Polarizer) and layer.channels_last else 1
+            others = [each for each in range(features.ndim) if each != axis]
+            count = features.numel() // features.shape[axis]
+            sums.append((features.sum(others), features.square().sum(others), count))
 
         handle = layer.register_forward_pre_hook(note)
         try:

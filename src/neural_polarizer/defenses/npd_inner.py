@@ -54,7 +54,7 @@ class Passes:
         with self._autocast():
             return self._prefix(pixels)
 
-    def logits(self, values: Values, shift: Float[Tensor, "n c h w"] | None = None) -> Float[Tensor, "n k"]:
+    def logits(self, values: Values, shift: Float[Tensor, "n ..."] | None = None) -> Float[Tensor, "n k"]:
         """What the tail makes of ``values`` if the layer's input is moved by ``shift`` (``polarizer.shifted``)."""
         moved = nullcontext() if shift is None else shifted(self.polarizer, shift)
         with self._autocast(), moved:
@@ -84,7 +84,7 @@ class Perturbed:
     targets: Int64[Tensor, " n"]
     predicted: Int64[Tensor, " n"]
     values: Values
-    shift: Float[Tensor, "n c h w"] | None
+    shift: Float[Tensor, "n ..."] | None
 
 
 class InnerProblem:
@@ -95,7 +95,7 @@ class InnerProblem:
         passes: through the polarized network.
         images: all clean ones.
         values: what the prefix gives for them.
-        feature_shape: of what enters the layer for one image, ``(c, h, w)``.
+        feature_shape: of what enters the layer for one image.
         num_classes: K.
     """
 

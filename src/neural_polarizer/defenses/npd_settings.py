@@ -33,7 +33,7 @@ class NeuralPolarizerSettings:
         feature_steps: number of their normalised gradient steps.
         feature_common: share of them that images with the same target have in common; the others have their own.
             Universal ones are all common.
-        site: ``before:NAME`` or ``after:NAME``; None takes ``surgery.default_site``.
+        site: ``before:NAME`` or ``after:NAME``; None takes ``sites.choose_site``.
         structure: what the layer is made of (``structures``): "conv-bn" is the paper's; "conv-bn-x2", "linear", "osad"
             and "osdn" are the others of its Table 13; "linear-light", "conv" and "mlp" are of the authors' code.
         init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;

@@ -19,6 +19,9 @@ PAPER_EPOCHS = MappingProxyType({"gtsrb": 50})
 _EPOCHS = ("student.epochs", "schedule.epochs", "epochs")
 """What "epochs" means for a method: the first of these that it has."""
 
+AUTO = "auto"
+"""The site that a network gets by itself, also where a preset names one."""
+
 _FIELD = MappingProxyType({"radius": "radii", "batch-size": "batch_size", "mixture": "data"})
 
 
@@ -90,7 +93,7 @@ def with_options(defense: Defense, method: str, options: Mapping[str, Any]) -> D
         if not found:
             has = ", ".join(setting_names(defense)) or "none"
             raise WrongUsageError(f"{option} makes no sense for {method}, whose settings are: {has}")
-        changes |= dict.fromkeys(found, value)
+        changes |= dict.fromkeys(found, None if (option, value) == ("site", AUTO) else value)
         if option == "radius":  # one radius for all perturbations
             changes |= dict.fromkeys(places(defense, "shared_radius"))
     return changed(defense, changes)

@@ -33,7 +33,7 @@ class Folded:
         deviation: the largest absolute difference between its logits and the purified model's, on the images given.
         largest_logit: the largest absolute logit of the purified model there.
         changes: by name the layers whose form has changed, with the kind of ``models.adapted``.
-        site_kept: whether a 1x1 convolution is left at the polarizer's site.
+        site_kept: whether a 1x1 convolution or linear layer is left at the polarizer's site.
         how: what was done, in one line.
         obstacles: for each better way, why it was not open.
     """
@@ -64,8 +64,8 @@ class Folded:
 def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border: Border = "exact") -> Folded:
     """Let the layers around the polarizer of ``model`` do its work, exactly, in the cheapest way that there is.
 
-    In this order: into the convolutions in front of it; into the convolutions and linear layers behind it; with the
-    batch norm behind it into one 1x1 convolution; its own two parts into one 1x1 convolution. Every result is
+    In this order: into the convolutions or linear layer in front of it; into those behind it; with the batch norm
+    behind it into one 1x1 convolution; its own two parts into one 1x1 convolution or linear layer. Every result is
     compared with ``model`` on ``pixels``, and one that gives other logits is passed over.
 
     Source: the algebra of affine maps; docs/performance.md has the cases.
@@ -97,7 +97,9 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
             return found
         obstacles.append(f"{found.how} gives other logits (by {found.deviation:.2g})")
     twin = copy.deepcopy(model).eval()
-    return _apply(model, twin, [InPlace(_sole_polarizer(twin))], pixels, obstacles)
+    wrapped = _sole_polarizer(twin)
+    assert isinstance(wrapped.polarizer, Polarizer)
+    return _apply(model, twin, [InPlace(wrapped, wrapped.polarizer.channels_last)], pixels, obstacles)
 
 
 def _apply(

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from neural_polarizer.models.adapted import add_bias, pointwise
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.models.adapted import add_bias, pointwise, square_linear
+from neural_polarizer.polarizer import Norm, Polarizer
 
 Changes = Mapping[nn.Module, str]
 """The layers that are no longer of the architecture's form, with the kind of ``models.adapted``."""
@@ -16,7 +16,7 @@ Changes = Mapping[nn.Module, str]
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """The map ``x -> mix x + shift`` of every pixel, in float64 on the CPU."""
+    """The map ``x -> mix x + shift`` of the channels at every place, in float64 on the CPU."""
 
     mix: Float64[Tensor, "c c"]
     shift: Float64[Tensor, " c"]
@@ -24,10 +24,10 @@ class Affine:
     @classmethod
     def of(cls, polarizer: Polarizer) -> "Affine":
         """What ``polarizer`` does in evaluation mode."""
-        mix = double(polarizer.mix.weight)[:, :, 0, 0]
+        mix = double(polarizer.mix.weight).flatten(1)
         return cls(mix, torch.zeros(len(mix)).double()).then(polarizer.norm)
 
-    def then(self, norm: nn.BatchNorm2d) -> "Affine":
+    def then(self, norm: Norm) -> "Affine":
         """This map and ``norm`` behind it."""
         scale, shift = scale_and_shift(norm)
         return Affine(scale[:, None] * self.mix, scale * self.shift + shift)
@@ -42,7 +42,15 @@ def as_conv(affine: Affine, like: Tensor) -> nn.Conv2d:
     return conv
 
 
-def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def as_linear(affine: Affine, like: Tensor) -> nn.Linear:
+    """``affine`` as a linear layer with bias."""
+    linear = square_linear(len(affine.shift), like)
+    linear.weight.copy_(affine.mix)
+    linear.bias.copy_(affine.shift)
+    return linear
+
+
+def scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:
     """What ``norm`` multiplies each channel by and then adds, in evaluation mode."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -7,7 +7,16 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from neural_polarizer.folding.affine import Affine, Changes, as_conv, double, make_bias_of, scale_and_shift, set_bias
+from neural_polarizer.folding.affine import (
+    Affine,
+    Changes,
+    as_conv,
+    as_linear,
+    double,
+    make_bias_of,
+    scale_and_shift,
+    set_bias,
+)
 from neural_polarizer.models.adapted import BorderConv2d, replace_module
 from neural_polarizer.surgery import PolarizedModule
 
@@ -64,6 +73,21 @@ class BehindConv(_Exact):
 
 
 @dataclass(frozen=True, eq=False)
+class BehindLinear(_Exact):
+    """The polarizer behind a linear layer: ``A (W x + c) + b = (A W) x + (A c + b)``."""
+
+    linear: nn.Linear
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        return f"into {names[self.linear]}"
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
+        bias = affine.shift if self.linear.bias is None else affine.mix @ double(self.linear.bias) + affine.shift
+        self.linear.weight.copy_(affine.mix @ double(self.linear.weight))
+        return set_bias(self.linear, bias, None)
+
+
+@dataclass(frozen=True, eq=False)
 class IntoConv:
     """The polarizer in front of a convolution: ``W * (A x + b) = (W A) * x + W * b``.
 
@@ -104,7 +128,7 @@ class IntoConv:
 
 @dataclass(frozen=True, eq=False)
 class IntoLinear(_Exact):
-    """The polarizer in front of an average and a linear layer; each channel has ``in_features / C`` columns."""
+    """The polarizer in front of a linear layer, perhaps behind an average; ``in_features / C`` columns a channel."""
 
     linear: nn.Linear
 
@@ -135,15 +159,22 @@ class InsteadOfNorm(_Exact):
 
 @dataclass(frozen=True, eq=False)
 class InPlace(_Exact):
-    """The polarizer's convolution and batch norm as one 1x1 convolution with bias, where they are."""
+    """The polarizer's linear map and batch norm as one layer with bias, where they are.
+
+    Args:
+        wrapped: holds the polarizer.
+        channels_last: whether that layer is a linear one instead of a 1x1 convolution.
+    """
 
     wrapped: PolarizedModule
+    channels_last: bool
 
     def told(self, names: Mapping[nn.Module, str]) -> str:  # noqa: ARG002
-        return "into one 1x1 convolution at its own site"
+        return f"into one {'linear layer' if self.channels_last else '1x1 convolution'} at its own site"
 
     def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
-        self.wrapped.polarizer = as_conv(affine, next(self.wrapped.polarizer.parameters()))
+        made = as_linear if self.channels_last else as_conv
+        self.wrapped.polarizer = made(affine, next(self.wrapped.polarizer.parameters()))
         return {}
 
 

@@ -51,6 +51,14 @@ def flattens(node: fx.Node, modules: Mapping[fx.Node, nn.Module]) -> bool:
     return node.op == "call_method" and node.target in ("view", "reshape") and node.args[2:] == (-1,)
 
 
+def picks_rows(node: fx.Node) -> bool:
+    """Whether it takes some of the places, such as the class token, with all of their channels, the last axis."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return False
+    index = node.args[1]
+    return isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None)
+
+
 def looks_at_the_shape(node: fx.Node) -> bool:
     """Whether it reads the size of a tensor alone."""
     if node.op == "call_method":

@@ -7,9 +7,18 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from neural_polarizer.folding.edits import BehindConv, Edit, InsteadOfNorm, IntoConv, IntoLinear, pads_zeros
-from neural_polarizer.folding.nodes import averages, flattens, keeps, looks_at_the_shape, sums
+from neural_polarizer.folding.edits import (
+    BehindConv,
+    BehindLinear,
+    Edit,
+    InsteadOfNorm,
+    IntoConv,
+    IntoLinear,
+    pads_zeros,
+)
+from neural_polarizer.folding.nodes import averages, flattens, keeps, looks_at_the_shape, picks_rows, sums
 from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.surgery import PolarizedModule, trace
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -46,6 +55,7 @@ class Plan:
         self.holders.update(id(_attribute(root, node.target)) for node in graph.nodes if node.op == "get_attr")
         (self.site,) = [node for node, module in self.modules.items() if module is wrapped.polarizer]
         self.channels = len(next(wrapped.polarizer.parameters()))
+        self.last = isinstance(wrapped.polarizer, Polarizer) and wrapped.polarizer.channels_last
 
     def backwards(self) -> list[Edit]:
         """Fold into the layers whose outputs, or their sum, the polarizer reads.
@@ -54,6 +64,8 @@ class Plan:
             UnfoldableError: something else than convolutions gives that value, or it is read elsewhere too.
         """
         (source,) = self.site.all_input_nodes
+        if self.last:
+            return [self._linear_in_front(source, self.site)]
         edits = self._summands(source, self.site)
         if len({id(edit.conv) for edit in edits}) < len(edits):
             raise UnfoldableError("one convolution gives several of the summands")
@@ -62,11 +74,23 @@ class Plan:
         first = next((i for i, e in enumerate(edits) if e.conv.bias is not None or e.norm is not None), 0)
         return [replace(edit, shifted=index == first) for index, edit in enumerate(edits)]
 
-    def _summands(self, node: fx.Node, reader: fx.Node) -> list[BehindConv]:
+    def _linear_in_front(self, node: fx.Node, reader: fx.Node) -> BehindLinear:
+        linear = self._own(node, nn.Linear)
+        self._check_sole(node, reader)
+        if keeps(node, self.modules):
+            return self._linear_in_front(node.all_input_nodes[0], node)
+        if linear is None:
+            raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a linear layer")
+        return BehindLinear(linear)
+
+    def _check_sole(self, node: fx.Node, reader: fx.Node) -> None:
         others = [user for user in node.users if user is not reader and not looks_at_the_shape(user)]
         if others:
             names = ", ".join(map(self.name, others))
             raise UnfoldableError(f"what the layer reads, or a summand of it, is also read by {names}")
+
+    def _summands(self, node: fx.Node, reader: fx.Node) -> list[BehindConv]:
+        self._check_sole(node, reader)
         if sums(node):
             return [edit for term in node.args for edit in self._summands(term, node)]  # type: ignore[arg-type]
         if keeps(node, self.modules) or averages(node, self.modules):
@@ -89,7 +113,7 @@ class Plan:
         Raises:
             UnfoldableError: something else reads it.
         """
-        edits = self._readers(self.site, self._into_conv(border))
+        edits = self._linear_readers(self.site) if self.last else self._readers(self.site, self._into_conv(border))
         if not edits:
             raise UnfoldableError("nothing reads the layer's output")
         return edits
@@ -116,6 +140,20 @@ class Plan:
                 edits += self._readers(user, into_conv, flat=flat or flattens(user, self.modules))
             elif flattens(user, self.modules):
                 edits += self._readers(user, into_conv, flat=True)
+            else:
+                raise UnfoldableError(f"the layer's output is read by {self.name(user)}, which cannot take it over")
+        return edits
+
+    def _linear_readers(self, node: fx.Node) -> list[Edit]:
+        edits: list[Edit] = []
+        for user in node.users:
+            linear = self._own(user, nn.Linear)
+            if looks_at_the_shape(user):
+                continue
+            if linear is not None and linear.in_features == self.channels:
+                edits.append(IntoLinear(linear))
+            elif keeps(user, self.modules) or picks_rows(user):
+                edits += self._linear_readers(user)
             else:
                 raise UnfoldableError(f"the layer's output is read by {self.name(user)}, which cannot take it over")
         return edits

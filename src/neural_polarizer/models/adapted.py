@@ -65,6 +65,12 @@ def pointwise(channels: int, like: Tensor) -> nn.Conv2d:
     return skipped.requires_grad_(like.requires_grad)
 
 
+def square_linear(channels: int, like: Tensor) -> nn.Linear:
+    """A linear layer with bias from as many values to as many, of the device and dtype of ``like``, without values."""
+    skipped: nn.Linear = nn.utils.skip_init(nn.Linear, channels, channels, device=like.device, dtype=like.dtype)
+    return skipped.requires_grad_(like.requires_grad)
+
+
 def _bias(_network: nn.Module, module: nn.Module) -> bool:
     if not isinstance(module, (nn.Conv2d, nn.Linear)) or module.bias is not None:
         return False

@@ -1,77 +1,166 @@
 """From an architecture's name to a network, with the sizes that a checkpoint itself tells."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.architecture import FORMS, Architecture
+from neural_polarizer.models.hugging_face import build_classifier
+from neural_polarizer.models.inception import small_inception_v3
 from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.models.resize import Resize
 
-FORMS = "preactresnet18, vgg19_bn, torchvision:NAME or timm:NAME"
+MAX_CALLS = 100_000  # of torch's functions while a network is built; the largest of timm need 15,000
+_AS_TORCHVISION_HAS_THEM = ("vgg19", "vgg19_bn", "densenet161")
+_PLAIN = ("preactresnet18", *_AS_TORCHVISION_HAS_THEM, "inception_v3")
 
 
-def build(architecture: str, num_classes: int, *, width: int | None = None) -> nn.Module:
+def build(architecture: str, num_classes: int, *, width: int | None = None, config: str | None = None) -> nn.Module:
     """A randomly initialised network; weights are never fetched.
 
+    Options of ``torchvision:`` and ``timm:`` names go to the library, but two are ours: ``resize=N`` resizes images to
+    NxN in front of the network, whose names then begin with ``1.`` (as BackdoorBench has it), and ``stem=3`` gives a
+    ResNet a 3x3 convolution of stride 1, without max pooling, to begin with (as is usual for images of 32 pixels).
+
     Args:
-        architecture: ``preactresnet18``, ``vgg19_bn``, ``torchvision:NAME`` or ``timm:NAME``.
+        architecture: ``preactresnet18``, ``vgg19``, ``vgg19_bn``, ``densenet161``, ``inception_v3`` (adapted to images
+            of 32 pixels), ``torchvision:NAME``, ``timm:NAME``, or ``transformers:CLASS`` with a ``config``.
         num_classes: K, number of logits.
         width: channels of the first stage of ``preactresnet18`` (64 if None); no other network has one.
+        config: of a ``transformers:CLASS``, from ``models.hugging_face``.
 
     Raises:
-        BadInputError: unknown name, impossible size, or the library with that network is not installed.
+        BadInputError: unknown name, impossible size or option, or the library with that network is not installed.
     """
     if num_classes < 2:
         raise BadInputError(f"a classifier needs at least 2 classes, got {num_classes}")
     if width is not None and (width < 1 or architecture != "preactresnet18"):
         raise BadInputError(f"width {width} for {architecture}: only preactresnet18 has a width, of at least 1")
-    library, _, name = architecture.rpartition(":")
     if architecture == "preactresnet18":
         return PreActResNet18(num_classes, width or 64)
-    if architecture == "vgg19_bn":
-        library, name = "torchvision", "vgg19_bn"
-    if library == "torchvision":
-        return _torchvision(name, num_classes)
-    if library == "timm":
-        return _timm(name, num_classes)
-    raise BadInputError(f"unknown architecture {architecture!r}: expected {FORMS}")
+    asked = Architecture.parse(architecture)
+    if asked.library == "transformers":
+        if config is None:
+            raise BadInputError(f"architecture {architecture!r}: give the folder with its config.json instead")
+        return build_classifier(config, num_classes)
+    options = dict(asked.options)
+    side = options.pop("resize", None)
+    if asked.library == "timm":
+        network = _timm(asked, num_classes, options)
+    elif asked.library == "torchvision" or asked.name in _PLAIN:
+        network = _torchvision(asked, num_classes, options)
+    else:
+        raise BadInputError(f"unknown architecture {architecture!r}: expected {FORMS}")
+    return network if side is None else nn.Sequential(Resize(side), network)
 
 
-def _torchvision(name: str, num_classes: int) -> nn.Module:
+def _torchvision(asked: Architecture, num_classes: int, options: dict[str, int]) -> nn.Module:
     try:
         import torchvision
     except ImportError:
         raise BadInputError("torchvision is not installed: pip install 'neural-polarizer[zoo]'") from None
-    if name not in torchvision.models.list_models():
-        raise BadInputError(f"torchvision has no model {name!r}; see torchvision.models.list_models()")
-    options: dict[str, Any] = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-    if options:
-        options["init_weights"] = True
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if asked == Architecture("", "inception_v3"):
+        return small_inception_v3(torchvision, num_classes)
+    if asked.name not in torchvision.models.list_models(module=torchvision.models):
+        raise BadInputError(f"torchvision has no image classifier {asked.name!r}; see torchvision.models.list_models()")
+    stem = options.pop("stem", None)
+    more: dict[str, Any] = {"aux_logits": False} if asked.name in ("googlenet", "inception_v3") else {}
+    if more:
+        more["init_weights"] = True
+    with _in_one_line(asked):
+        network: nn.Module = torchvision.models.get_model(
+            asked.name, weights=None, num_classes=num_classes, **more, **options
+        )
+    if stem is not None:
+        _small_stem(network, asked, stem)
+    return network
 
 
-def _timm(name: str, num_classes: int) -> nn.Module:
+def _small_stem(network: nn.Module, asked: Architecture, kernel: int) -> None:
+    """Give a ResNet of torchvision the stem that is usual for small images."""
+    first = getattr(network, "conv1", None)
+    if kernel != 3 or not isinstance(first, nn.Conv2d) or not isinstance(getattr(network, "maxpool", None), nn.Module):
+        raise BadInputError(f"architecture {str(asked)!r}: stem=3 is the only other stem, and only ResNets have it")
+    network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+
+
+def _timm(asked: Architecture, num_classes: int, options: Mapping[str, int]) -> nn.Module:
     try:
         import timm
     except ImportError:
         raise BadInputError("timm is not installed: pip install 'neural-polarizer[zoo]'") from None
     # Names with a scheme ("hf-hub:...") would make timm fetch files.
-    if not re.fullmatch(r"[a-z0-9_.]+", name) or not timm.is_model(name):
-        raise BadInputError(f"timm has no model {name!r}; see timm.list_models()")
-    return timm.create_model(name, pretrained=False, num_classes=num_classes)
+    if not re.fullmatch(r"[a-z0-9_.]+", asked.name) or not timm.is_model(asked.name):
+        raise BadInputError(f"timm has no model {asked.name!r}; see timm.list_models()")
+    with _in_one_line(asked):
+        return timm.create_model(asked.name, pretrained=False, num_classes=num_classes, **options)
 
 
-def sizes_in(architecture: str, tensors: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
-    """(number of classes, width) that the tensors of a checkpoint tell; None for what they do not tell."""
+@contextmanager
+def _in_one_line(asked: Architecture) -> Iterator[None]:
+    """Tell in one line what a library says of options that it cannot use."""
+    try:
+        yield
+    except BadInputError:
+        raise
+    except Exception as error:
+        if not asked.options:
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise BadInputError(f"architecture {str(asked)!r}: cannot be built with these options ({said})") from None
+
+
+class _Bounded(TorchFunctionMode):
+    """Ends a building that has no end: a stranger's record can ask for any number of layers."""
+
+    def __init__(self, *, counts_on_cpu: bool) -> None:
+        super().__init__()
+        self.left = MAX_CALLS
+        self.counts_on_cpu = counts_on_cpu
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise BadInputError("this network would have far too many layers; check the architecture")
+        if self.counts_on_cpu and func in (torch.arange, torch.tensor):
+            kwargs = {"device": "cpu", **(kwargs or {})}
+        return func(*args, **(kwargs or {}))
+
+
+def skeleton(architecture: str, num_classes: int, *, width: int | None = None, config: str | None = None) -> nn.Module:
+    """What ``build`` returns, with shapes but without values (on the meta device), in bounded time.
+
+    Raises:
+        BadInputError: as ``build``, or the network has no end.
+    """
+    widths_are_computed = architecture.startswith("torchvision:regnet")
+    with torch.device("meta"), _Bounded(counts_on_cpu=widths_are_computed):
+        return build(architecture, num_classes, width=width, config=config)
+
+
+def sizes_in(
+    architecture: str, tensors: Mapping[str, Tensor], *, config: str | None = None
+) -> tuple[int | None, int | None]:
+    """(number of classes, width) that the tensors of a checkpoint tell; None for what they do not tell.
+
+    The head is the first tensor whose shape depends on the number of classes, be it linear or a convolution.
+    """
     width = None
     if architecture == "preactresnet18":
         stem = tensors.get("conv1.weight")
         width = int(stem.shape[0]) if stem is not None and stem.ndim == 4 and stem.shape[0] > 0 else None
-    with torch.device("meta"):
-        skeleton = build(architecture, 2)
-    heads = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
-    head = tensors.get(f"{heads[-1]}.weight") if heads else None
-    return (int(head.shape[0]) if head is not None and head.ndim == 2 else None), width
+    two, three = (skeleton(architecture, classes, config=config).state_dict() for classes in (2, 3))
+    for name, value in two.items():
+        axes = [axis for axis, size in enumerate(value.shape) if size != three[name].shape[axis]]
+        if axes and name in tensors and tensors[name].ndim == value.ndim:
+            return int(tensors[name].shape[axes[0]]), width
+    return None, width

@@ -1,5 +1,6 @@
 """Normalisation as a part of the model, so that pixels in [0, 1] are the only input there is."""
 
+import math
 from collections.abc import Sequence
 from types import MappingProxyType
 
@@ -20,6 +21,36 @@ PROFILES = MappingProxyType(
     }
 )
 """Mean and standard deviation of each data set's pixels (spec 1.1)."""
+
+
+def normalisation_named(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of a name of ``PROFILES``, or of MEAN/STD such as ``0.5,0.5,0.5/0.25,0.25,0.25``.
+
+    One number alone stands for all three channels.
+
+    Raises:
+        BadInputError: neither, or numbers that are not finite, or a deviation that is not positive.
+    """
+    if text in PROFILES:
+        return PROFILES[text]
+    mean, slash, std = text.partition("/")
+    try:
+        values = tuple(_channels(part) for part in (mean, std)) if slash else ()
+    except ValueError:
+        values = ()
+    if len(values) != 2 or min(values[1]) <= 0:
+        raise BadInputError(
+            f"unknown profile {text!r}: choose one of {', '.join(PROFILES)}, or give MEAN/STD such as "
+            "0.5,0.5,0.5/0.25,0.25,0.25"
+        )
+    return values[0], values[1]
+
+
+def _channels(text: str) -> tuple[float, ...]:
+    values = tuple(float(part) for part in text.split(","))
+    if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
+        raise ValueError(text)
+    return values if len(values) == 3 else values * 3
 
 
 class Normalized(nn.Module):

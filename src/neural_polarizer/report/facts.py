@@ -56,8 +56,10 @@ def _images(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _inserted(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    site = record.get("site")
-    return () if site is None else (("site of the new layer", _text(site)),)
+    site, reason = record.get("site"), record.get("site_reason")
+    if site is None:
+        return ()
+    return (("site of the new layer", _text(site)), *((("why there", _text(reason)),) if reason else ()))
 
 
 def _suspected(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

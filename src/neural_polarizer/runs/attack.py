@@ -26,6 +26,7 @@ from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import global_rng
+from neural_polarizer.settings import told
 from neural_polarizer.train import Progress, Schedule, fit, silent
 
 RECORD = "attack.json"
@@ -89,11 +90,11 @@ def attack_request(attack: Attack, train: ImageSet, test: ImageSet, victim: Vict
     return {
         "schema": 2,
         "attack": name_of(attack),
-        "settings": asdict(attack),
+        "settings": told(attack),
         "data_sha256": train.sha256(),
         "test_sha256": test.sha256(),
         "num_classes": train.num_classes,
-        **asdict(victim),
+        **told(victim),
     }
 
 
@@ -204,7 +205,7 @@ def run_attack(
 def clean_model(train: ImageSet, victim: Victim, *, device: torch.device, progress: Progress = silent) -> nn.Module:
     """The victim without an attack, trained once and then taken from the cache; in evaluation mode, on the CPU."""
     victim = replace(victim, schedule=replace(victim.schedule, adversarial=None))
-    request = {"data_sha256": train.sha256(), "num_classes": train.num_classes, **asdict(victim)}
+    request = {"data_sha256": train.sha256(), "num_classes": train.num_classes, **told(victim)}
     folder = entry("clean", request)
     if not (folder / MODEL).exists():
         model = victim.build(train.num_classes)

@@ -1,12 +1,11 @@
 """The folded model of a finished purification, beside the purified one."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neural_polarizer.artifacts import load_model, save_model
+from neural_polarizer.artifacts import folded_record, load_model, save_model
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
@@ -48,15 +47,10 @@ def fold_run(out: Path, pool: ImageSet, evidence: Evidence, *, device: torch.dev
         record["fold"] = {"exact": None, "architecture_kept": None, "remark": f"not folded: {error}"}
         write_json(out / RECORD, record)
         return record
-    described = replace(
-        loaded.record,
-        site=loaded.record.site if folded.site_kept else None,
-        changes=(*loaded.record.changes, *folded.changes.items()),
-    )
     accuracy = evaluate(folded.model, evidence.test, device=device).acc
     padded = "border" in folded.changes.values()
     plain = fold_polarizer(model, pixels, border="ignored").deviation if padded else None
-    save_model(out / FOLDED, folded.model, described)
+    save_model(out / FOLDED, folded.model, folded_record(loaded.record, folded))
     record["fold"] = _entry(folded, len(clean), accuracy, record["after"]["acc"]) | {"border_ignored": plain}
     write_json(out / RECORD, record)
     return record

@@ -103,6 +103,7 @@ def run_purify(
         "run_id": identity,
         "method": method,
         "site": purified.site,
+        "site_reason": purified.site_reason,
         "seed": seed,
         "suspect": purified.suspect,
         "config": settings_of(defense) | ({} if purified.site is None else {"site": purified.site}),

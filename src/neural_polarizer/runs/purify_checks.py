@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.settings import told
 
 RECORD = "run.json"
 ATTACK_RECORD = "attack.json"
@@ -22,7 +22,7 @@ ATTACK_RECORD = "attack.json"
 def settings_of(defense: Defense) -> dict[str, Any]:
     """The fields of the dataclass as JSON has them; text for what JSON has no form for."""
     fields: Any = defense
-    found: dict[str, Any] = json.loads(json.dumps(asdict(fields), default=str))
+    found: dict[str, Any] = json.loads(json.dumps(told(fields), default=str))
     return found
 
 

@@ -1,0 +1,60 @@
+"""``polarizer export``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neural_polarizer.artifacts import check_takes, load_model
+from neural_polarizer.cli.options import GivenArchitecture, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.output import console
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
+from neural_polarizer.exporting.formats import FORMATS, FormatName
+from neural_polarizer.runs.export import comparison_images
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="The folder of a purification or an attack, or a model file.")],
+    to: Annotated[FormatName, typer.Option(help="Weights (safetensors, state-dict), or a graph (onnx, pt2).")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; default: exported.* beside the model.")] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Images to compare the logits on, a data spec; default: the run's clean ones, or random."),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="By how much a logit may differ.", min=0.0)] = TOLERANCE,
+    arch: GivenArchitecture = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
+    ] = None,
+    profile: ProfileName = None,
+    size: Size = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model for use elsewhere, with the polarizer folded into other layers, and check what was written."""
+    if out is not None:
+        format_of(out, to)  # wrong usage is told before anything is read
+    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    path = out or loaded.path.with_name(f"exported{FORMATS[to].suffixes[0]}")
+    if path.resolve() == loaded.path.resolve():
+        raise BadInputError(f"{path}: is the model itself; choose another --out")
+    shown = comparison_images(loaded, images, parse_size(size))
+    check_takes(loaded, shown.image_size)
+    done = export_model(loaded.model, path, to, shown, loaded.record, tolerance=tolerance)
+    if not quiet:
+        for line in (*_lines(done, shown.source), *(f"note: {remark}" for remark in loaded.findings)):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(done: Exported, source: str) -> list[str]:
+    lines = [] if done.layer is None else [f"polarizer: {done.layer}"]
+    beside = "" if done.beside is None else f", {done.beside}"
+    lines.append(f"written: {done.path}{beside}")
+    if done.obstacle is not None:
+        lines.append(f"note: the original architecture does not load it, as {done.obstacle}")
+    compared = f"{done.n_images} image{'' if done.n_images == 1 else 's'} ({source})"
+    lines.append(
+        f"checked: read back and run on {compared}: logits differ by at most {done.deviation:.2g}, where the largest "
+        f"is {done.largest_logit:.3g}"
+    )
+    return lines

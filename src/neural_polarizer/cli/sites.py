@@ -1,0 +1,60 @@
+"""``polarizer sites``."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from neural_polarizer.artifacts import load_model
+from neural_polarizer.cli.options import ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import write_json
+from neural_polarizer.rng import stream
+from neural_polarizer.sites import Candidate, Choice, candidates, choose_site
+
+
+def sites(
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack.")],
+    arch: Annotated[str | None, typer.Option(help="Architecture, for files that are not ours.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
+    ] = None,
+    profile: ProfileName | None = None,
+    size: Size = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """List the places where the layer can go, from the pixels to the logits, and the one that --site auto takes."""
+    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    shape = parse_size(size) or loaded.record.image_size
+    if shape is None:
+        raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")
+    found = candidates(loaded.model, torch.rand(2, 3, *shape, generator=stream(0, "sites")))
+    choice = choose_site(found)
+    shown = [each for each in found if everything or not each.bypassed]
+    if json is not None:
+        listed = [{**asdict(each), "site": str(each.site), "channels": each.features.channels} for each in shown]
+        write_json(json, {"recommended": str(choice.site), "reason": choice.reason, "sites": listed})
+    if not quiet:
+        show_table(_table(shown, choice, everything))
+        console.print(choice.reason, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(shown: list[Candidate], choice: Choice, everything: bool) -> Table:
+    table = Table()
+    for head, justify in (("site", "left"), ("layout", "left"), ("one image", "right"), ("channels", "right")):
+        table.add_column(head, justify=justify)  # type: ignore[arg-type]
+    table.add_column("operations behind", justify="right")
+    if everything:
+        table.add_column("bypassed")
+    for each in shown:
+        size = " x ".join(map(str, each.features.shape))
+        mark = "  <- auto" if each.site == choice.site else ""
+        row = [f"{each.site}{mark}", each.features.layout, size, str(each.features.channels), f"{each.behind:.1%}"]
+        table.add_row(*row, *(["yes" if each.bypassed else "no"] if everything else []))
+    return table

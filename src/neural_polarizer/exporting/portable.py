@@ -1,0 +1,143 @@
+"""The form in which a model leaves: without its polarizer where that is possible, and with what to say about it."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neural_polarizer.artifacts import ModelRecord, assemble, folded_record, network_tensors, versions, with_structure
+from neural_polarizer.checkpoints import load_strict
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.folding import fold_polarizer
+from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.surgery import PolarizedModule
+
+
+@dataclass(frozen=True, eq=False)
+class Portable:
+    """A model that is ready to be written.
+
+    Args:
+        model: in evaluation mode, float32, on the CPU.
+        reference: the same with its polarizer, for comparison.
+        record: what is known about it.
+        buildable: whether ``models.build`` knows the architecture that the record names.
+        layer: what became of the polarizer, in one line; None if there was none.
+        image_shape: ``(c, h, w)`` of the images.
+    """
+
+    model: nn.Module
+    reference: nn.Module
+    record: ModelRecord
+    buildable: bool
+    layer: str | None
+    image_shape: tuple[int, int, int]
+
+    @property
+    def network(self) -> nn.Module:
+        """The network alone, without the normalisation in front of it."""
+        return _network(self.model)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the original architecture does not take the weights as they are, if so."""
+        if _wrapped(self.model) is not None:
+            return "the layer is still in the network (its tensors begin with polarizer.)"
+        changed = [f"{name} ({kind})" for name, kind in self.record.changes]
+        return f"folding has changed the form of {', '.join(changed)}" if changed else None
+
+    def description(self, *, inside: bool) -> dict[str, Any]:
+        """What a user of the file must know, as JSON has it.
+
+        Args:
+            inside: whether the file holds the normalisation, too.
+        """
+        pixels = f"float32 pixels in [0, 1], N x {' x '.join(map(str, self.image_shape))}"
+        known = {name: value for name, value in asdict(self.record).items() if value not in (None, ())}
+        if _wrapped(self.model) is None:
+            del known["structure"]  # of a layer that is not there
+        return {
+            **({} if self.layer is None else {"polarizer": self.layer}),
+            "input": f"{pixels}; normalised inside the model" if inside else f"(x - mean) / std, where x is {pixels}",
+            "output": f"logits, N x {self.record.num_classes}",
+            **known,
+            "image_size": self.image_shape[1:],
+            "versions": versions(),
+        }
+
+    def refilled(self, tensors: Mapping[str, Tensor], source: Path) -> nn.Module:
+        """A network that has nothing but its architecture, filled with ``tensors``, behind the normalisation.
+
+        Raises:
+            BadInputError: they do not fit.
+        """
+        if self.buildable:
+            return assemble(self.record, tensors, source)
+        empty = copy.deepcopy(self.model)
+        network = _network(empty)
+        with torch.no_grad():
+            for value in network.state_dict().values():
+                value.zero_()
+        inside = dict(zip(network_tensors(network), network.state_dict(), strict=True))
+        load_strict(network, {inside.get(name, name): value for name, value in tensors.items()}, source=str(source))
+        return empty
+
+
+def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None) -> Portable:
+    """A copy of ``model`` whose polarizer is folded, if it has one that can be.
+
+    Args:
+        model: left as it was.
+        images: on which folding is checked.
+        record: what is known about the model; None for one that was never in a file of ours.
+    """
+    reference = copy.deepcopy(model).cpu().float().eval()
+    for tensor in (*reference.parameters(), *reference.buffers()):  # torch.export wants the plain memory format
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    buildable = record is not None
+    known = with_structure(record or _record_of(reference, images), reference)
+    leaving, layer = reference, None
+    wrapped = _wrapped(reference)
+    if wrapped is not None and not isinstance(wrapped.polarizer, Polarizer):
+        layer = "folded already, into one layer at its own site, which stays"
+    elif wrapped is not None:
+        try:
+            folded = fold_polarizer(reference, to_pixels(images.images))
+        except BadInputError as error:
+            layer = f"not folded, the layer stays in the model: {error}"
+        else:
+            leaving, layer, known = folded.model, folded.remark, folded_record(known, folded)
+    return Portable(leaving, reference, known, buildable, layer, (images.images.shape[1], *images.image_size))
+
+
+@torch.no_grad()
+def _record_of(model: nn.Module, images: ImageSet) -> ModelRecord:
+    """What a model in memory tells about itself; its architecture's name is that of its class."""
+    num_classes = model(to_pixels(images.images[:1])).shape[-1]
+    record = ModelRecord(
+        architecture=type(_network(model)).__qualname__,
+        num_classes=num_classes,
+        classes=images.classes if images.num_classes == num_classes else None,
+    )
+    if not isinstance(model, Normalized):
+        return record
+    return replace(record, mean=_numbers(model.mean), std=_numbers(model.std))
+
+
+def _numbers(tensor: Tensor) -> tuple[float, ...]:
+    """Its values as they were written before float32 rounded them."""
+    return tuple(float(f"{value:.7g}") for value in tensor.flatten().tolist())
+
+
+def _network(model: nn.Module) -> nn.Module:
+    return model.network if isinstance(model, Normalized) else model
+
+
+def _wrapped(model: nn.Module) -> PolarizedModule | None:
+    return next((module for module in model.modules() if isinstance(module, PolarizedModule)), None)

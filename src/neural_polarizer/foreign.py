@@ -1,0 +1,170 @@
+"""What to make of a file that is not ours: which network it may hold, by which names, and for what images."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import Tensor
+
+from neural_polarizer.checkpoints.naming import fit_names
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
+from neural_polarizer.models.build import skeleton
+from neural_polarizer.models.hub_folder import PREFIX, HubFolder, is_classifier_folder, read_folder
+from neural_polarizer.models.hugging_face import file_names
+from neural_polarizer.models.preprocessing import Preprocessing
+
+_AS_IN_TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "alexnet", "vgg11", "vgg16", "squeezenet1_0", "densenet121"),
+    *("inception_v3", "googlenet", "shufflenet_v2_x1_0", "mobilenet_v2", "mobilenet_v3_large", "resnext50_32x4d"),
+    *("wide_resnet50_2", "mnasnet1_0", "efficientnet_b0", "efficientnet_b3", "convnext_tiny"),
+)
+BACKDOORBENCH: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: name for name in ("preactresnet18", "vgg19", "vgg19_bn", "densenet161")},
+        **{name: f"torchvision:{name}" for name in _AS_IN_TORCHVISION},
+        **{name: f"torchvision:{name}?resize=224" for name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")},
+    }
+)
+"""By the ``model_name`` in BackdoorBench's files, our name for the same network."""
+_DATA = MappingProxyType(
+    {"cifar10": "cifar10", "cifar100": "cifar100", "gtsrb": "gtsrb", "tiny": "tiny_imagenet", "imagenet": "imagenet"}
+)
+
+
+def suggestion(metadata: Mapping[str, str]) -> str:
+    """The options that a file of BackdoorBench asks for, as the end of a sentence; empty for other files.
+
+    They are only proposed: the file may lie. Nothing of its own words is repeated.
+    """
+    architecture = BACKDOORBENCH.get(metadata.get("model_name", ""))
+    if architecture is None:
+        return ""
+    profile = _DATA.get(metadata.get("clean_data", ""))
+    options = f"--arch '{architecture}'" + (f" --profile {profile}" if profile else "")
+    return f"; if it is what its entry model_name says: {options}"
+
+
+def assumptions(own: Preprocessing | None, metadata: Mapping[str, str], *, normalised: bool) -> tuple[str, ...]:
+    """Remarks on what is assumed of the images, and how to say otherwise.
+
+    Args:
+        own: what the network's library or folder says.
+        metadata: the file's.
+        normalised: whether the user gave a normalisation.
+    """
+    size = _size_remark(own)
+    return (*(() if normalised else (_normalisation_remark(own, metadata),)), *((size,) if size else ()))
+
+
+def _normalisation_remark(own: Preprocessing | None, metadata: Mapping[str, str]) -> str:
+    profile = _DATA.get(metadata.get("clean_data", ""))
+    other = f"the file names its data: --profile {profile}" if profile else "--profile says another"
+    if own is None:
+        return f"no normalisation was given, so pixels in [0, 1] enter the network as they are; {other}"
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (own.mean, own.std))
+    return f"no normalisation was given, so that of {own.source} was taken (mean {mean}, std {std}); {other}"
+
+
+def _size_remark(own: Preprocessing | None) -> str | None:
+    if own is None or own.image_size is None:
+        return None
+    height, width = own.image_size
+    unlike = [f"resizes by {own.resampling} interpolation"] if own.resampling != "bilinear" else []
+    unlike += ["cuts off the border"] if own.cropped else []
+    but = f" ({own.source} {' and '.join(unlike)})" if unlike else ""
+    return f"without --size, images become {height}x{width} pixels, whole and by bilinear interpolation{but}"
+
+
+def hub_folder(path: str, *, ours: str) -> HubFolder | None:
+    """What a folder of transformers says; None for all else.
+
+    Args:
+        path: a folder or file, or ``transformers:FOLDER``.
+        ours: a file by which a folder of ours is known, which then counts.
+
+    Raises:
+        BadInputError: it is the folder of an image classifier that cannot be used.
+    """
+    if path.startswith(PREFIX):
+        return read_folder(Path(path.removeprefix(PREFIX)))
+    folder = Path(path)
+    try:
+        if not folder.is_dir() or (folder / ours).exists() or not is_classifier_folder(folder):
+            return None
+    except OSError:
+        return None
+    return read_folder(folder)
+
+
+def names_in_files(architecture: str, config: str | None) -> dict[str, str]:
+    """By the name of a tensor in the network, its name in files; empty where no library tells the two apart."""
+    return {} if config is None else file_names(skeleton(architecture, 2, config=config))
+
+
+def renamed_back(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors of a file by their names in the network; ``names`` is from ``names_in_files``."""
+    own = {there: here for here, there in names.items()}
+    return {own.get(name, name): value for name, value in tensors.items()}
+
+
+def fitted(
+    tensors: Mapping[str, Tensor], architecture: str, config: str | None, file: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors by the names of the network, if a known renaming leads there, and remarks on it.
+
+    Raises:
+        BadInputError: they are those of the same network with other options.
+    """
+    wanted = skeleton(architecture, 2, config=config).state_dict()
+    other = architecture_in(architecture, wanted, tensors)
+    if other is not None:
+        raise BadInputError(f"{file}: its tensors are those of another form of this network: --arch '{other}'")
+    return fit_names(tensors, wanted)
+
+
+def architecture_in(architecture: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
+    """The name with the options that the tensors of a vision transformer ask for; None where it is ``architecture``.
+
+    Args:
+        architecture: what the user said.
+        wanted: tensors of the network of that name, with or without values.
+        tensors: those of the file.
+    """
+    asked = Architecture.parse(architecture)
+    names = _TRANSFORMERS.get(asked.library)
+    positions = None if names is None else _shape(wanted, names[0], 3)
+    if names is None or positions is None:
+        return None
+    extra = positions[1] - math.isqrt(positions[1]) ** 2  # tokens that are no patches, such as the class token
+    before, found = _form(wanted, names, extra), _form(tensors, names, extra)
+    if before is None or found is None:
+        return None
+    options = {names[2] if name == "img_size" else name: size for name, size in found.items() if before[name] != size}
+    if not options or not options.keys() <= set(OPTIONS[asked.library]) or max(options.values()) > MAX_OPTION:
+        return None
+    return str(Architecture(asked.library, asked.name, tuple(sorted({**dict(asked.options), **options}.items()))))
+
+
+_TRANSFORMERS = MappingProxyType(
+    {
+        "timm": ("pos_embed", "patch_embed.proj.weight", "img_size"),
+        "torchvision": ("encoder.pos_embedding", "conv_proj.weight", "image_size"),
+    }
+)
+"""By library: names of the position embedding, of the patch embedding, and of the option for the image size."""
+
+
+def _form(tensors: Mapping[str, Tensor], names: tuple[str, ...], extra: int) -> dict[str, int] | None:
+    positions, patches = _shape(tensors, names[0], 3), _shape(tensors, names[1], 4)
+    side = 0 if positions is None else math.isqrt(max(0, positions[1] - extra))
+    if positions is None or patches is None or side * side + extra != positions[1]:
+        return None
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    return {"img_size": side * patches[2], "patch_size": patches[2], "embed_dim": patches[0], "depth": len(blocks)}
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...] | None:
+    shape = tuple(tensors[name].shape) if name in tensors else ()
+    return shape if len(shape) == axes and all(shape) else None

@@ -1,0 +1,312 @@
+"""NPD for MindSpore networks; ``defenses.neural_polarizer`` is the same for PyTorch, and has the reasons."""
+
+import copy
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mindspore as ms
+import torch
+from mindspore import nn, ops
+from torch import Tensor
+from torch.nn import functional as F
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses import npd_schedule
+from neural_polarizer.defenses.base import Audit
+from neural_polarizer.defenses.npd_aims import Aim, Aims, check_classes, find_aims
+from neural_polarizer.defenses.npd_inner import SEARCH_RADIUS
+from neural_polarizer.defenses.npd_outer import outer_loss
+from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.mindspore.perturb import perturb, perturb_features
+from neural_polarizer.mindspore.polarizer import Polarizer, batch_statistics, shifted
+from neural_polarizer.mindspore.replay import replayed
+from neural_polarizer.mindspore.surgery import feature_shape, insert
+from neural_polarizer.mindspore.tensors import to_mindspore, to_torch, with_gradient_of
+from neural_polarizer.perturb import Ball
+from neural_polarizer.suspects import Suspect
+from neural_polarizer.train import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbed:
+    """The perturbed images of a batch, how far the layer's input is moved (or None), and what they aim at."""
+
+    pixels: ms.Tensor
+    shift: ms.Tensor | None
+    aim: Aim
+
+
+class Learner:
+    """The state of one run; all that is chosen, shuffled or looked up is the PyTorch implementation's.
+
+    Args:
+        settings: with a site; structure, precision and ``compile`` are ignored.
+        cell: the network; left as it is.
+        clean: the defender's images.
+        seed: of all randomness.
+    """
+
+    def __init__(self, settings: NeuralPolarizerSettings, cell: nn.Cell, clean: ImageSet, seed: int) -> None:
+        assert settings.site is not None
+        if len(clean) == 0:
+            raise BadInputError(f"{clean.source}: the clean set is empty; NPD needs at least a few images a class")
+        self.settings = settings
+        self.site = settings.site
+        self.images, self.labels, self.seed = clean.images, clean.labels, seed
+        self.steps = npd_schedule.steps_an_epoch(len(clean), settings.batch_size)
+        self.epochs = npd_schedule.epochs(settings, self.steps)
+        self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []
+        frozen = copy.deepcopy(cell).set_train(False)
+        for parameter in frozen.get_parameters():
+            parameter.requires_grad = False
+        probe = self._pixels(torch.arange(min(4, len(clean))))
+        self.shape = feature_shape(frozen, self.site, probe)
+        self.polarizer = Polarizer(self.shape[0])
+        self.cell = insert(frozen, self.site, self.polarizer)
+        self._trainable = {parameter.name: parameter.requires_grad for parameter in cell.get_parameters()}
+        logits = self.cell(probe)
+        if not isinstance(logits, ms.Tensor) or logits.ndim != 2:
+            raise BadInputError("the model must give logits N x K, one for every class")
+        check_classes(settings, clean, int(logits.shape[1]))
+        self.aims = Aims(settings, int(logits.shape[1]))
+        self.suspected: Suspect | None = None
+        self.audit: Audit | None = None
+
+    def learn(self, progress: Progress) -> list[dict[str, float]]:
+        """All of Alg. 1; the history of the outer loop."""
+        with self._timed("warm_up"):
+            self.calibrate() if self.settings.init == "calibrated" else self.warm_up(progress)
+        with self._timed("suspect"):
+            self.aims, self.suspected, self.audit = find_aims(
+                self.aims,
+                self.labels,
+                in_pixels=self._attack_in_pixels,
+                in_features=self._attack_in_features,
+                seed=self.seed,
+            )
+        with self._timed("optimise"):
+            return self.optimise(progress)
+
+    def finished(self) -> nn.Cell:
+        """The polarized network, whose parameters take gradients where those of the given one did."""
+        for parameter in self.cell.get_parameters():
+            parameter.requires_grad = self._trainable.get(parameter.name, parameter.requires_grad)
+        return self.cell
+
+    def calibrate(self) -> None:
+        """Give the polarizer the clean images' statistics, in float64: it becomes the exact identity."""
+        sums: list[tuple[Tensor, Tensor, int]] = []
+
+        def note(_cell: nn.Cell, args: tuple[ms.Tensor, ...]) -> None:
+            features = to_torch(args[0]).double()
+            sums.append((features.sum((0, 2, 3)), features.square().sum((0, 2, 3)), features[:, 0].numel()))
+
+        handle = self.polarizer.register_forward_pre_hook(note)
+        try:
+            for rows in torch.arange(len(self.labels)).split(self.settings.batch_size):
+                self._logits(self._pixels(rows))
+        finally:
+            handle.remove()
+        first, second, count = (sum(column) for column in zip(*sums, strict=True))
+        mean = first / count
+        self.polarizer.calibrate(mean, (second / count - mean.square()).clamp_min(0))
+
+    def warm_up(self, progress: Progress) -> None:
+        """T0 epochs of plain SGD on the benign loss, batch norm in training mode (spec 3.4)."""
+        settings = self.settings
+        optimizer = Momentum(self.polarizer, momentum=0.0, weight_decay=0.0)
+        with batch_statistics(self.polarizer, follow=True):
+            for epoch in range(settings.warmup_epochs):
+                for step, rows in enumerate(self._batches("warm-up", epoch)):
+                    benign = partial(F.cross_entropy, target=self.labels[rows])
+
+                    def forward(rows: Tensor = rows, benign: Callable[..., Tensor] = benign) -> ms.Tensor:
+                        return with_gradient_of(benign, [self._logits(self._pixels(rows))])
+
+                    optimizer.step(ms.grad(forward, None, optimizer.parameters)(), settings.warmup_lr)
+                    progress("warm-up", epoch * self.steps + step + 1, settings.warmup_epochs * self.steps)
+
+    def optimise(self, progress: Progress) -> list[dict[str, float]]:
+        """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
+        settings, total = self.settings, self.epochs * self.steps
+        optimizer = Momentum(self.polarizer, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        history: list[dict[str, float]] = []
+        for epoch in range(self.epochs):
+            last_finite = self._state()
+            totals: dict[str, float] = defaultdict(float)
+            for step, rows in enumerate(self._batches("optimise", epoch)):
+                done = epoch * self.steps + step
+                terms, gradients = self._outer_step(rows, done, optimizer.parameters)
+                optimizer.step(gradients, npd_schedule.learning_rate(settings, done, total))
+                for name, value in terms.items():
+                    totals[name] += float(value) * len(rows) / len(self.labels)
+                progress("optimise", done + 1, total)
+            record = {"epoch": float(epoch + 1), **totals}
+            finite = all(bool(values.isfinite().all()) for values in self._state())
+            if not finite or not all(map(math.isfinite, record.values())):
+                for parameter, values in zip(self.polarizer.get_parameters(), last_finite, strict=True):
+                    parameter.set_data(to_mindspore(values))
+                self.notes.append(f"the loss was not finite in epoch {epoch + 1}; kept the polarizer of epoch {epoch}")
+                break
+            history.append(record)
+        return history
+
+    def solve(self, rows: Tensor, done: int) -> Perturbed | None:
+        """The inner problem on the clean images ``rows``; None if none of them is perturbed."""
+        aim = self.aims.of_batch(to_torch(self._logits(self._pixels(rows))), self.labels[rows])
+        if len(aim.labels) == 0:
+            return None
+        rows = rows[aim.places]
+        return Perturbed(self._perturbed_pixels(rows, aim, done), self._shift_of_features(rows, aim), aim)
+
+    def _perturbed_pixels(self, rows: Tensor, aim: Aim, done: int) -> ms.Tensor:
+        settings, pixels = self.settings, self._pixels(rows)
+        chosen = (~aim.in_features).nonzero()[:, 0]
+        if len(chosen) == 0:
+            return pixels
+        own = self._pixels(rows[chosen])
+        delta = perturb(
+            self._logits,
+            own,
+            aim.towards[chosen],
+            ball=Ball(settings.norm, self.aims.radius(len(chosen), done)),
+            steps=self.aims.steps,
+            step_size=settings.step_size,
+            targeted=settings.goal == "targeted",
+            universal=self.aims.shared,
+            rule=settings.step_rule,
+            stop_above=settings.early_stop,
+        )
+        return _with_rows(pixels, chosen, ops.clamp(own + delta, 0.0, 1.0))
+
+    def _shift_of_features(self, rows: Tensor, aim: Aim) -> ms.Tensor | None:
+        settings = self.settings
+        chosen = aim.in_features.nonzero()[:, 0]
+        if len(chosen) == 0:
+            return None
+        towards = aim.towards[chosen]
+        shift = self._feature_shift(
+            rows[chosen],
+            towards,
+            self.aims.groups(towards),
+            radius=settings.feature_radius,
+            steps=settings.feature_steps,
+        )
+        return _with_rows(ops.zeros((len(rows), *self.shape), ms.float32), chosen, shift)
+
+    def _feature_shift(self, rows: Tensor, labels: Tensor, groups: Tensor, *, radius: float, steps: int) -> ms.Tensor:
+        pixels = self._pixels(rows)
+        with replayed(self.cell, self.polarizer, pixels):
+            return perturb_features(
+                lambda shift: self._logits(pixels, shift),
+                self.shape,
+                labels,
+                groups,
+                radius=radius,
+                steps=steps,
+                targeted=self.settings.goal == "targeted",
+            )
+
+    def _attack_in_features(self, rows: Tensor, wanted: Tensor, steps: int) -> Tensor:
+        """A ``suspects.SharedAttack``."""
+        shift = self._feature_shift(rows, wanted, torch.zeros_like(rows), radius=SEARCH_RADIUS, steps=steps)
+        return to_torch(self._logits(self._pixels(rows), shift))
+
+    def _attack_in_pixels(self, rows: Tensor, wanted: Tensor, steps: int) -> Tensor:
+        """The ``suspects.SharedAttack`` of ``suspects.attack_in_pixels``."""
+        pixels, values = self._pixels(rows), self.images[0].numel()
+        length = 3.0 * (values / 3072) ** 0.5
+        delta = perturb(
+            self._logits,
+            pixels,
+            wanted,
+            ball=Ball("l2", length),
+            steps=steps,
+            step_size=length / 2 / values**0.5,
+            universal=True,
+            rule="gradient",
+        )
+        return to_torch(self._logits(ops.clamp(pixels + delta, 0.0, 1.0)))
+
+    def _outer_step(
+        self, rows: Tensor, done: int, parameters: list[ms.Parameter]
+    ) -> tuple[dict[str, Tensor], tuple[ms.Tensor, ...]]:
+        """Eq. 6 on one batch: its parts for the record, and its gradients."""
+        perturbed = self.solve(rows, done) if self.settings.adversarial else None
+        terms: dict[str, Tensor] = {}
+
+        def loss(logits: Tensor, hostile: Tensor | None = None) -> Tensor:
+            aim = None if perturbed is None else perturbed.aim
+            total, parts = outer_loss(self.settings, logits, self.labels[rows], hostile, aim)
+            terms.update(parts)
+            return total
+
+        def forward() -> ms.Tensor:
+            with self._outer_mode(follow=True):
+                logits = [self._logits(self._pixels(rows))]
+            if perturbed is not None:
+                with self._outer_mode(follow=False):
+                    logits.append(self._logits(perturbed.pixels, perturbed.shift))
+            return with_gradient_of(loss, logits)
+
+        gradients = ms.grad(forward, None, parameters)()
+        return terms, gradients
+
+    def _outer_mode(self, *, follow: bool) -> Any:
+        in_training = self.settings.bn_outer == "train_clean_stats"
+        return batch_statistics(self.polarizer, follow=follow) if in_training else nullcontext()
+
+    def _logits(self, pixels: ms.Tensor, shift: ms.Tensor | None = None) -> ms.Tensor:
+        with nullcontext() if shift is None else shifted(self.polarizer, shift):
+            return self.cell(pixels)
+
+    def _pixels(self, rows: Tensor) -> ms.Tensor:
+        return to_mindspore(to_pixels(self.images[rows]))
+
+    def _batches(self, phase: str, epoch: int) -> tuple[Tensor, ...]:
+        return npd_schedule.batches(
+            len(self.labels), self.settings.batch_size, seed=self.seed, phase=phase, epoch=epoch
+        )
+
+    def _state(self) -> list[Tensor]:
+        return [to_torch(parameter) for parameter in self.polarizer.get_parameters()]
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - started
+
+
+class Momentum:
+    """PyTorch's SGD on all parameters of the layer.
+
+    MindSpore's own optimizers leave weight decay out where a parameter is called gamma or beta.
+    """
+
+    def __init__(self, polarizer: Polarizer, *, momentum: float, weight_decay: float) -> None:
+        self.parameters: list[ms.Parameter] = polarizer.trainable_params()
+        self._momentum, self._weight_decay = momentum, weight_decay
+        self._velocities = [ops.zeros_like(parameter) for parameter in self.parameters]
+
+    def step(self, gradients: tuple[ms.Tensor, ...], rate: float) -> None:
+        """Move against the gradients."""
+        for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            decayed = gradient + self._weight_decay * parameter
+            self._velocities[index] = self._momentum * self._velocities[index] + decayed
+            parameter.set_data(parameter - rate * self._velocities[index])
+
+
+def _with_rows(values: ms.Tensor, rows: Tensor, new: ms.Tensor) -> ms.Tensor:
+    """A copy of ``values`` with other ``rows``."""
+    changed = to_torch(values)
+    changed[rows] = to_torch(new)
+    return to_mindspore(changed)

@@ -1,0 +1,55 @@
+"""Which images an exported model is compared on: those that are named, or the run's own, or random ones."""
+
+from pathlib import Path
+
+import torch
+
+from neural_polarizer.artifacts import LoadedModel
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.sources import read_images
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import read_json
+from neural_polarizer.rng import stream
+from neural_polarizer.runs.purify_checks import RECORD
+
+SAMPLES = 64
+RANDOM = 16
+
+
+def comparison_images(loaded: LoadedModel, spec: str | None, size: tuple[int, int] | None) -> ImageSet:
+    """At most 64 images; their ``source`` says what they are.
+
+    Args:
+        loaded: the model, from a file.
+        spec: a data spec; None takes the clean images of the purification in whose folder the file lies, where they
+            can be read here, and else random pixels.
+        size: of the images; None takes what the model's record says.
+
+    Raises:
+        BadInputError: the named images cannot be read, or nothing tells their size.
+    """
+    shape, classes = size or loaded.record.image_size, loaded.record.num_classes
+    if spec is not None:
+        return read_images(spec, size=shape, num_classes=classes, limit=SAMPLES)
+    try:
+        return read_images(_clean_images_of(loaded.path.parent), size=shape, num_classes=classes, limit=SAMPLES)
+    except BadInputError as error:
+        why = str(error)
+    if shape is None:
+        raise BadInputError(f"{loaded.path}: does not say for what size of images it is; give --images or --size")
+    pixels = torch.randint(256, (RANDOM, 3, *shape), generator=stream(0, "export"), dtype=torch.uint8)
+    labels = torch.zeros(RANDOM, dtype=torch.int64)
+    return ImageSet(pixels, labels, tuple(map(str, range(classes))), f"random pixels, without --images; {why}")
+
+
+def _clean_images_of(folder: Path) -> str:
+    """The data spec of a purification's clean images.
+
+    Raises:
+        BadInputError: there is no such run, or its images would be fetched from elsewhere.
+    """
+    data = read_json(folder / RECORD).get("data")
+    spec = data.get("clean") if isinstance(data, dict) else None
+    if not isinstance(spec, str) or spec.startswith("hf:"):  # which may use the network
+        raise BadInputError(f"{folder / RECORD}: names no clean images on this machine")
+    return spec
