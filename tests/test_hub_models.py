@@ -344,7 +344,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "ConvNext": {"hidden_sizes": [4, 6], "depths": [1, 1], "num_stages": 2},
     "ResNet": {"embedding_size": 4, "hidden_sizes": [6, 8], "depths": [1, 2], "layer_type": "basic"},
-    "Segformer": {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4},
+    "Segformer": {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "sr_ratios": [1] * 4},
 }
 PIXELS = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

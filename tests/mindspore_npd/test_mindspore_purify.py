@@ -102,6 +102,15 @@ def test_a_checkpoint_loads_into_a_fresh_network(tmp_path: Path) -> None:
     assert torch.equal(twins.logits_of(again, pixels), twins.logits_of(result.cell, pixels))
 
 
+@pytest.mark.parametrize("site", [SITE, "before:network.features.3"])
+def test_a_purified_network_runs_as_a_graph(tmp_path: Path, site: str) -> None:
+    _, cell = twins.tiny_twins()
+    purified, pixels = npm.purify(cell, tiny_images(), **{**QUICK, "site": site}).cell, torch.rand(5, 3, 8, 8)
+    ms.export(purified, ms.Tensor(pixels.numpy()), file_name=str(tmp_path / "purified"), file_format="MINDIR")
+    graph = ms.nn.GraphCell(ms.load(str(tmp_path / "purified.mindir")))
+    torch.testing.assert_close(twins.logits_of(graph, pixels), twins.logits_of(purified, pixels))
+
+
 def test_the_last_finite_layer_is_kept() -> None:
     _, cell = twins.tiny_twins()
     result = npm.purify(cell, tiny_images(), **{**QUICK, "init": "calibrated", "lr": 1e30, "epochs": 3})
