@@ -15,6 +15,7 @@ from neural_polarizer.attacks import BadNets
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import poison
 from neural_polarizer.defenses import neural_polarizer as npd
+from neural_polarizer.defenses import npd_outer, npd_schedule
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.losses import asr_loss
 from neural_polarizer.models.normalize import Normalized
@@ -218,7 +219,7 @@ def test_images_of_the_known_target_do_not_enter_the_adversarial_loss(monkeypatc
         seen.append(targets)
         return asr_loss(logits, targets, form)
 
-    monkeypatch.setattr(npd, "asr_loss", spy)
+    monkeypatch.setattr(npd_outer, "asr_loss", spy)
     clean = tiny_images(24)
     repaired(tiny_model(), clean, replace(SMALL, target=2, epochs=1, batch_size=24))
     repaired(tiny_model(), clean, replace(SMALL, epochs=1, batch_size=24))
@@ -265,7 +266,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_finite_polarizer(monkeypatch: 
         calls[0] += 1
         return asr_loss(logits, targets, form) * (math.nan if calls[0] == 6 else 1.0)  # the second batch of epoch 3
 
-    monkeypatch.setattr(npd, "asr_loss", sometimes)
+    monkeypatch.setattr(npd_outer, "asr_loss", sometimes)
     result = repaired(model, clean, replace(SMALL, epochs=5))
     assert result.notes == ("the loss was not finite in epoch 3; kept the polarizer of epoch 2",)
     assert_same(polarizer_of(result).state_dict(), polarizer_of(good).state_dict())
@@ -322,7 +323,7 @@ def test_history_progress_and_seconds_tell_the_run() -> None:
 def test_the_number_of_epochs_follows_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """At least 10 steps, 2 epochs, at most 4: with 3, 1 and 24 steps an epoch that makes 4, 4 (not 10) and 2."""
     for name, value in (("MIN_STEPS", 10), ("MIN_EPOCHS", 2), ("MAX_EPOCHS", 4)):
-        monkeypatch.setattr(npd, name, value)
+        monkeypatch.setattr(npd_schedule, name, value)
     for batch_size, epochs in ((10, 4), (24, 4), (1, 2)):
         settings = replace(SMALL, epochs=None, batch_size=batch_size, lr=1e-3, lr_policy="cosine")
         told: list[tuple[str, int, int]] = []

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from neural_polarizer.artifacts import KEY, load_model
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.defenses import neural_polarizer as npd
+from neural_polarizer.defenses import npd_aims
 from neural_polarizer.defenses.npd_inner import InnerProblem
 from neural_polarizer.files import read_json
 from neural_polarizer.models.normalize import Normalized
@@ -84,7 +84,7 @@ def test_the_benign_loss_alone_perturbs_nothing_and_fine_tunes_the_layer(
     bn_outer: Literal["eval", "train_clean_stats"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps of plain SGD on all images at once; by hand, from the features on."""
-    for owner, name in ((InnerProblem, "solve"), (npd, "reachability")):
+    for owner, name in ((InnerProblem, "solve"), (npd_aims, "reachability")):
         monkeypatch.setattr(owner, name, refuse)
     model, clean = tiny_model(), tiny_images(24)
     settings = replace(WARM, suspect=True, feature_share=0.5, bn_outer=bn_outer, warmup_epochs=0, **BENIGN)

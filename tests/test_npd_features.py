@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.defenses import neural_polarizer as npd
+from neural_polarizer.defenses import npd_aims
 from neural_polarizer.perturb import perturb_features
 from neural_polarizer.polarizer import Polarizer, shifted
 from npd_cases import CASES, MOVED, SMALL, polarizer_of, repaired
@@ -99,7 +100,7 @@ def test_the_fast_mode_computes_what_lies_in_front_of_the_layer_once(monkeypatch
 def test_where_pixels_have_no_aim_all_is_done_in_features_unless_there_are_none(
     monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr(npd, "aim_of_pixels", lambda pixels, features: None)
+    monkeypatch.setattr(npd_aims, "aim_of_pixels", lambda pixels, features: None)
     settings = replace(MOVED, suspect=True, feature_share=share)
     expected = replace(MOVED, speed="fast") if share else MOVED
     found, other = (polarizer_of(repaired(tiny_model(), tiny_images(24), each)) for each in (settings, expected))

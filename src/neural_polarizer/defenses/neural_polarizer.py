@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,30 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses import npd_schedule
 from neural_polarizer.defenses.base import Audit, Purified
-from neural_polarizer.defenses.npd_audit import reachability_audit
+from neural_polarizer.defenses.npd_aims import Aims, check_classes, find_aims
 from neural_polarizer.defenses.npd_inner import InnerProblem, Passes, Perturbed, Values
-from neural_polarizer.defenses.npd_settings import MAX_EPOCHS, MIN_EPOCHS, MIN_STEPS, NeuralPolarizerSettings
+from neural_polarizer.defenses.npd_outer import outer_loss
+from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
 from neural_polarizer.polarizer import Polarizer, batch_statistics
 from neural_polarizer.rng import stream
 from neural_polarizer.sites import candidates, choose_site, features_at
 from neural_polarizer.structures import make_polarizer
 from neural_polarizer.surgery import Cut, Site, cut, insert
-from neural_polarizer.suspects import (
-    Effort,
-    Suspect,
-    aim_of_pixels,
-    attack_in_pixels,
-    easiest,
-    reachability,
-    standing_out,
-)
+from neural_polarizer.suspects import Suspect, attack_in_pixels
 from neural_polarizer.train import Progress, silent
-
-SEARCH_FIRST, SEARCH_IN_PIXELS, SEARCH_IN_FEATURES = Effort(16, 3), Effort(32, 8), Effort(256, 8)
-"""What ``_Learner.suspect`` spends on each aim."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +100,8 @@ class _Learner:
         self.device = device
         self.images = clean.images.to(device)
         self.labels = clean.labels.to(device)
-        self.steps = math.ceil(len(clean) / settings.batch_size)
-        if self.steps > 1 and len(clean) % settings.batch_size == 1:
-            self.steps -= 1  # one value a channel is too few for batch statistics: it joins the batch before
+        self.steps = npd_schedule.steps_an_epoch(len(clean), settings.batch_size)
+        self.epochs = npd_schedule.epochs(settings, self.steps)
         self.notes: list[str] = []
         frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         probe = to_pixels(self.images[:4])
@@ -128,11 +116,11 @@ class _Learner:
         self.polarizer = layer.to(self.device).eval()
         self.model = insert(frozen, self.site, self.polarizer).to(memory_format=torch.channels_last)
         num_classes = self._num_classes(probe)
-        self._check_classes(clean, num_classes)
+        check_classes(settings, clean, num_classes)
         prefix, tail = self._cut(probe)
         self.passes = Passes(settings, self.polarizer, prefix, tail, device)
         self.values = self._cached()
-        self.inner = InnerProblem(settings, self.passes, self.images, self.values, features.shape, num_classes)
+        self.inner = InnerProblem(Aims(settings, num_classes), self.passes, self.images, self.values, features.shape)
         self.suspected: Suspect | None = None
         self.audit: Audit | None = None
 
@@ -150,17 +138,6 @@ class _Learner:
         self.notes.append(f"full forward passes instead of cached features: {parts}")
         return lambda pixels: (pixels,), self.model
 
-    def _check_classes(self, clean: ImageSet, num_classes: int) -> None:
-        highest = int(clean.labels.max())
-        if highest >= num_classes:
-            raise BadInputError(
-                f"{clean.source}: has label {highest}, but the model knows {num_classes} classes (0 to "
-                f"{num_classes - 1}); is this the right data set?"
-            )
-        target = self.settings.target
-        if isinstance(target, int) and not 0 <= target < num_classes:
-            raise BadInputError(f"the target class must lie in 0..{num_classes - 1}, got {target}")
-
     @torch.no_grad()
     def _cached(self) -> Values:
         """What the frozen prefix gives for every clean image, computed once: there is no augmentation."""
@@ -171,16 +148,10 @@ class _Learner:
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _batches(self, seed: int, phase: str, epoch: int) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.labels), generator=stream(seed, phase, epoch)).to(self.device)
-        cuts = [self.settings.batch_size * step for step in range(1, self.steps)]
-        yield from order.tensor_split(cuts)
-
-    @property
-    def epochs(self) -> int:
-        """T, chosen by the number of images if the settings leave it open."""
-        if self.settings.epochs is not None:
-            return self.settings.epochs
-        return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS / self.steps)))
+        for rows in npd_schedule.batches(
+            len(self.labels), self.settings.batch_size, seed=seed, phase=phase, epoch=epoch
+        ):
+            yield rows.to(self.device)
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -233,24 +204,13 @@ class _Learner:
 
     def suspect(self, seed: int) -> None:
         """Find the labels that perturbations should aim at, if nobody has told them."""
-        settings = self.settings
-        if settings.goal == "untargeted" or settings.target is not None or not settings.adversarial:
-            return
-        if not settings.suspect and self.inner.feature_share == 0:
-            return
-        search = partial(reachability, labels=self.labels, num_classes=self.inner.num_classes)
-        in_features = search(self.inner.attack_in_features, generator=stream(seed, "aim"), effort=SEARCH_IN_FEATURES)
-        margins = {"features": in_features}
-        pixel_aim: Suspect | None = None
-        if settings.suspect:
-            attack, generator = attack_in_pixels(self.passes.predict, self.images), stream(seed, "suspect")
-            in_pixels = search(attack, generator=generator, effort=SEARCH_IN_PIXELS, first=SEARCH_FIRST)
-            margins = {"pixels": in_pixels, "features": in_features}
-            self.suspected = standing_out(in_pixels, in_features)
-            pixel_aim = aim_of_pixels(in_pixels, in_features)
-        self.inner.pixel_aim = pixel_aim
-        self.inner.feature_aim = easiest(in_features) if pixel_aim is None else pixel_aim
-        self.audit = reachability_audit(margins, self.suspected)
+        self.inner.aims, self.suspected, self.audit = find_aims(
+            self.inner.aims,
+            self.labels,
+            in_pixels=attack_in_pixels(self.passes.predict, self.images),
+            in_features=self.inner.attack_in_features,
+            seed=seed,
+        )
 
     def optimise(self, seed: int, progress: Progress) -> list[dict[str, float]]:
         """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
@@ -267,9 +227,7 @@ class _Learner:
             totals: dict[str, Tensor | float] = defaultdict(float)
             for step, rows in enumerate(self._batches(seed, "optimise", epoch)):
                 done = epoch * steps + step
-                if settings.lr_policy == "cosine":
-                    rate = settings.lr * 0.5 * (1 + math.cos(math.pi * done / (self.epochs * steps)))
-                    optimizer.param_groups[0]["lr"] = rate
+                optimizer.param_groups[0]["lr"] = npd_schedule.learning_rate(settings, done, self.epochs * steps)
                 loss, terms = self._outer_loss(rows, done)
                 optimizer.zero_grad()
                 loss.backward()
@@ -296,25 +254,11 @@ class _Learner:
         if settings.bn_outer == "train_clean_stats":
             with batch_statistics(self.polarizer, follow=True):
                 logits = self.passes.logits(values)
-        benign = F.cross_entropy(logits, labels)
-        terms = {"loss_benign": benign, "clean_accuracy": (logits.argmax(dim=1) == labels).float().mean()}
-        loss = settings.benign_weight * benign
-        hostile = {} if perturbed is None else self._adversarial_terms(perturbed)
-        if hostile:
-            loss = loss + settings.asr_weight * hostile["loss_asr"] + settings.bce_weight * hostile["loss_bce"]
-        return loss, {name: value.detach() for name, value in {"loss": loss, **terms, **hostile}.items()}
+        if perturbed is None:
+            return outer_loss(settings, logits, labels, None, None)
+        return outer_loss(settings, logits, labels, self._hostile_logits(perturbed), perturbed.aim)
 
-    def _adversarial_terms(self, perturbed: Perturbed) -> dict[str, Tensor]:
-        """L_asr, L_bce and the share that is taken for its target; nothing if no image of the batch is perturbed."""
-        settings, labels = self.settings, perturbed.labels
-        in_training = settings.bn_outer == "train_clean_stats"
+    def _hostile_logits(self, perturbed: Perturbed) -> Tensor:
+        in_training = self.settings.bn_outer == "train_clean_stats"
         with batch_statistics(self.polarizer, follow=False) if in_training else nullcontext():
-            logits = self.passes.logits(perturbed.values, perturbed.shift)
-        if len(labels) == 0:
-            return {}
-        targets = perturbed.targets if settings.goal == "targeted" else runner_up(logits.detach(), labels)
-        asr = asr_loss(logits, targets, settings.loss_form)
-        shown = perturbed.predicted if settings.bce_label == "predicted" else None
-        bce = boosted_cross_entropy(logits, labels, settings.loss_form, shown, settings.bce_terms)
-        fooled = (logits.argmax(dim=1) == targets).float().mean()
-        return {"loss_asr": asr, "loss_bce": bce, "surrogate_success": fooled}
+            return self.passes.logits(perturbed.values, perturbed.shift)

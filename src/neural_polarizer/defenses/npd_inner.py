@@ -1,21 +1,18 @@
-"""The inner problem of NPD: what the images of a batch are perturbed towards, and how (eqs. 4, 5, 7, 8, 10)."""
+"""The inner problem of NPD: how the images of a batch are perturbed (eqs. 5, 7, 8, 10)."""
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from neural_polarizer.data.images import to_pixels
+from neural_polarizer.defenses.npd_aims import Aim, Aims
 from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
-from neural_polarizer.losses import runner_up
 from neural_polarizer.perturb import Ball, perturb, perturb_features
 from neural_polarizer.polarizer import Polarizer, shifted
-from neural_polarizer.suspects import Suspect
 
 SEARCH_RADIUS = 0.2
 """Of the perturbations of features that a suspect is looked for with, in the units of ``feature_radius``."""
@@ -73,53 +70,45 @@ class Perturbed:
     """The images of a batch that have a part in the adversarial loss, perturbed.
 
     Args:
-        labels: their true ones.
-        targets: the classes that they are taken to be pushed towards.
-        predicted: what the polarized network takes the clean images for.
+        aim: which these are, and what they are perturbed towards.
         values: what the prefix gives for them, perturbed in pixels or not.
         shift: how far the layer's input is moved, or None.
     """
 
-    labels: Int64[Tensor, " n"]
-    targets: Int64[Tensor, " n"]
-    predicted: Int64[Tensor, " n"]
+    aim: Aim
     values: Values
     shift: Float[Tensor, "n ..."] | None
 
 
 class InnerProblem:
-    """The perturbations of a run; ``pixel_aim`` and ``feature_aim`` may be set once suspects are known.
+    """The perturbations of a run.
 
     Args:
-        settings: of the run.
+        aims: of the perturbations; others may take their place once suspects are known.
         passes: through the polarized network.
         images: all clean ones.
         values: what the prefix gives for them.
         feature_shape: of what enters the layer for one image.
-        num_classes: K.
     """
 
     def __init__(
         self,
-        settings: NeuralPolarizerSettings,
+        aims: Aims,
         passes: Passes,
         images: UInt8[Tensor, "n c h w"],
         values: Values,
         feature_shape: tuple[int, ...],
-        num_classes: int,
     ) -> None:
-        self.settings = settings
+        self.aims = aims
         self.passes = passes
         self.images = images
         self.values = values
         self.feature_shape = feature_shape
-        self.num_classes = num_classes
-        self.pixel_aim: Suspect | None = None
-        self.feature_aim: Suspect | None = None
+        self._settings = aims.settings
 
     def solve(
         self, rows: Int64[Tensor, " n"], labels: Int64[Tensor, " n"], logits: Float[Tensor, "n k"], done: int
-    ) -> Perturbed:
+    ) -> Perturbed | None:
         """Perturb a batch.
 
         Args:
@@ -127,15 +116,12 @@ class InnerProblem:
             labels: their true labels.
             logits: of the clean images, apart from any graph.
             done: the number of steps before this one.
+
+        Returns:
+            None if no image of the batch is perturbed.
         """
-        in_features = self._in_features(len(labels))
-        targets = self._targets(logits, labels, in_features)
-        # Where the attacker's class is the true one, L_asr would fight L_bce1: such images stay benign (spec 3.6).
-        kept = (targets != labels).nonzero()[:, 0]
-        targets, wanted = targets[kept], labels[kept]
-        towards = targets if self.settings.goal == "targeted" else wanted
-        values, shift = self._perturbed(rows[kept], towards, in_features[kept], done)
-        return Perturbed(wanted, targets, logits[kept].argmax(dim=1), values, shift)
+        aim = self.aims.of_batch(logits, labels)
+        return Perturbed(aim, *self._perturbed(rows[aim.places], aim, done)) if len(aim.places) > 0 else None
 
     def attack_in_features(self, rows: Int64[Tensor, " n"], wanted: Int64[Tensor, " n"], steps: int) -> Tensor:
         """Logits under one perturbation of what enters the layer, for ``suspects.reachability``."""
@@ -143,51 +129,30 @@ class InnerProblem:
         with torch.no_grad():
             return self.passes.logits(tuple(value[rows] for value in self.values), shift)
 
-    @property
-    def feature_share(self) -> float:
-        """All of a batch in the fast mode, and where nothing is known that pixels could be moved towards."""
-        settings = self.settings
-        if settings.speed == "fast":
-            return 1.0
-        clueless = settings.suspect and self.pixel_aim is None and settings.target is None
-        return (
-            1.0 if clueless and settings.goal == "targeted" and settings.feature_share > 0 else settings.feature_share
-        )
-
-    def _in_features(self, count: int) -> Bool[Tensor, " n"]:
-        """Which images of a batch are perturbed at what enters the layer: the first ones, as the order is random."""
-        return torch.arange(count, device=self.passes.device) < round(self.feature_share * count)
-
-    def _perturbed(self, rows: Tensor, towards: Tensor, in_features: Tensor, done: int) -> tuple[Values, Tensor | None]:
+    def _perturbed(self, rows: Tensor, aim: Aim, done: int) -> tuple[Values, Tensor | None]:
         """The inner problem on the clean images ``rows``.
 
         Returns:
             What the prefix gives for them, perturbed in pixels or not, and how far the layer's input is then moved.
         """
         values = tuple(value[rows] for value in self.values)
-        pixels, features = (~in_features).nonzero()[:, 0], in_features.nonzero()[:, 0]
+        pixels, features = (~aim.in_features).nonzero()[:, 0], aim.in_features.nonzero()[:, 0]
         if len(pixels) > 0:
-            perturbed = self._perturbed_pixels(rows[pixels], towards[pixels], done)
+            perturbed = self._perturbed_pixels(rows[pixels], aim.towards[pixels], done)
             for value, new in zip(values, perturbed, strict=True):
                 value[pixels] = new
         if len(features) == 0:
             return values, None
-        places = torch.arange(len(features), device=self.passes.device)
-        alike = places < round(self.settings.feature_common * len(features))
-        groups = torch.where(alike | self._universal, towards[features], -1 - places)
+        towards, settings = aim.towards[features], self._settings
         shift = torch.zeros(len(rows), *self.feature_shape, device=self.passes.device)
         shift[features] = self._feature_shift(
             rows[features],
-            towards[features],
-            groups,
-            radius=self.settings.feature_radius,
-            steps=self.settings.feature_steps,
+            towards,
+            self.aims.groups(towards),
+            radius=settings.feature_radius,
+            steps=settings.feature_steps,
         )
         return values, shift
-
-    @property
-    def _universal(self) -> bool:
-        return self.settings.perturbation == "universal"
 
     def _feature_shift(self, rows: Tensor, labels: Tensor, groups: Tensor, *, radius: float, steps: int) -> Tensor:
         values = tuple(value[rows] for value in self.values)
@@ -203,46 +168,23 @@ class InnerProblem:
             groups,
             radius=radius,
             steps=steps,
-            targeted=self.settings.goal == "targeted",
+            targeted=self._settings.goal == "targeted",
         )
 
     def _perturbed_pixels(self, rows: Tensor, towards: Tensor, done: int) -> Values:
-        settings = self.settings
-        shared = self._universal or self.pixel_aim is not None
+        settings, radius = self._settings, self.aims.radius(len(rows), done)
         pixels = to_pixels(self.images[rows]).contiguous(memory_format=torch.channels_last)
         delta = perturb(
             self.passes.predict,
             pixels,
             towards,
-            ball=Ball(settings.norm, self._radius(len(rows), done, shared)),
-            steps=settings.shared_steps if shared and settings.shared_steps is not None else settings.steps,
+            ball=Ball(settings.norm, radius),
+            steps=self.aims.steps,
             step_size=settings.step_size,
             targeted=settings.goal == "targeted",
-            universal=shared,
+            universal=self.aims.shared,
             rule=settings.step_rule,
             stop_above=settings.early_stop,
         )
         with torch.no_grad():
             return self.passes.front((pixels + delta).clamp(0, 1))
-
-    def _targets(
-        self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], in_features: Bool[Tensor, " n"]
-    ) -> Int64[Tensor, " n"]:
-        """Eq. 4 where nothing better is known."""
-        if self.settings.target is not None:
-            return self._aimed_at(self.settings.target, labels)
-        in_pixels = runner_up(logits, labels) if self.pixel_aim is None else self._aimed_at(self.pixel_aim, labels)
-        if self.feature_aim is None:
-            return in_pixels
-        return torch.where(in_features, self._aimed_at(self.feature_aim, labels), in_pixels)
-
-    def _aimed_at(self, target: int | Literal["next"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        return (labels + 1) % self.num_classes if target == "next" else torch.full_like(labels, target)
-
-    def _radius(self, count: int, done: int, universal: bool) -> float | Tensor:
-        radii = self.settings.radii
-        if universal and self.settings.shared_radius is not None:
-            return self.settings.shared_radius
-        if universal or len(radii) == 1:
-            return radii[done % len(radii)]
-        return torch.tensor(radii, device=self.passes.device).repeat(math.ceil(count / len(radii)))[:count]

@@ -12,7 +12,7 @@ from neural_polarizer.settings import check_literals
 from neural_polarizer.structures import WITHOUT_NORM
 
 MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 200, 10, 50
-"""What the number of epochs is chosen by; the fast mode halves all three."""
+"""What the number of epochs is chosen by."""
 
 
 @dataclass(frozen=True, kw_only=True)
