@@ -20,9 +20,10 @@ from neural_polarizer.artifacts import ModelRecord, load_model, save_model
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import EnvironmentFaultError, WrongUsageError
-from neural_polarizer.exporting import Exported, export_model, format_of, weights
+from neural_polarizer.exporting import Exported, export_model, format_of, graphs, weights
 from neural_polarizer.exporting.formats import FORMATS, FormatName
 from neural_polarizer.models.build import build
+from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.polarizer import Structure
 from neural_polarizer.runs.purify import PURIFIED
 from neural_polarizer.sites import features_at
@@ -130,6 +131,15 @@ def test_a_file_gives_the_purified_models_logits(tmp_path: Path, case: str, name
     if site is not None:
         without = model_of(architecture, None, width)
         assert float((logits(without) - logits(model)).abs().max()) > 1e-3, "the layer would not be missed"
+
+
+def test_a_state_dict_knows_the_versions_of_its_modules(tmp_path: Path) -> None:
+    """MNASNet refuses one that does not."""
+    model = model_of("torchvision:mnasnet0_5", None)
+    done = exported(model, tmp_path, "state-dict", record_of("torchvision:mnasnet0_5", None))
+    network = build("torchvision:mnasnet0_5", 3)
+    network.load_state_dict(torch.load(done.path, weights_only=True), strict=True)
+    torch.testing.assert_close(logits(Normalized(network, MEAN, STD).eval()), logits(model), rtol=0.0, atol=1e-5)
 
 
 FRESH = """
@@ -287,6 +297,8 @@ def test_a_graph_says_what_it_wants_takes_any_number_and_keeps_ours_to_itself(tm
     assert str(Path(__file__).parent).encode() not in data
     assert str(Path(torch.__file__).parent).encode() not in data
     assert pixels_of(images)[0, 0, 0].numpy().tobytes() not in data
+    for word in (b"class_hierarchy", b"ExportedProgram"):  # the words of the converter, longer than the network
+        assert name == "pt2" or word not in data
 
 
 STRUCTURES: tuple[Structure, ...] = ("conv-bn-x2", "linear-light")
@@ -395,6 +407,13 @@ class OneBatchSize(nn.Module):
         return pixels.reshape(2, 3, -1).mean(dim=2)
 
 
+class SpecialCase(nn.Module):
+    """Does something else with one image alone."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels + 1 if len(pixels) == 1 else pixels).mean(dim=(2, 3))
+
+
 class Undecided(TinyNet):
     """Looks at its data in plain Python, which no graph can hold."""
 
@@ -407,6 +426,7 @@ class Undecided(TinyNet):
     [
         (Wild, r"differ from the model's by nan"),
         (OneBatchSize, r"the network cannot be captured as a graph \(\w+: .*\); export its weights"),
+        (SpecialCase, r"a\.pt2: not kept|the network cannot be captured as a graph"),
         (Undecided, r"the network cannot be captured as a graph"),
     ],
 )
@@ -482,6 +502,14 @@ def test_a_missing_package_is_named_with_its_extra(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_no_onnx_file_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("onnx")
+    monkeypatch.setattr(graphs, "_ONNX_LIMIT", 1000)
+    with pytest.raises(BadInputError, match=r"[\d,]+ bytes of weights do not fit into one ONNX file; export to pt2"):
+        export_model(tiny_model(), tmp_path / "a.onnx", "onnx", tiny_images(1))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_images_are_needed_and_a_folder_to_write_to(tmp_path: Path) -> None:
     empty = tiny_images(2).select(torch.zeros(2, dtype=torch.bool))
     with pytest.raises(BadInputError, match="needs at least one image"):
@@ -511,13 +539,16 @@ def test_the_command_writes_beside_the_model_and_compares_on_the_runs_images(
     assert (done.code, done.err) == (0, "")
     clean = purified.parent / "train.parquet"
     printed = done.out.splitlines()
-    assert printed[0].startswith("polarizer: folded into layer4.0.conv2 and into layer4.0.shortcut.0: exact")
+    layers = "layer4.0.conv2 and into layer4.0.shortcut.0 and its constant into layer4.1.bn1, linear"
+    assert printed[0].startswith(f"polarizer: folded into {layers}: exact, of the original architecture")
     path = folder / f"exported{SUFFIX[name]}"
     beside = f", {path}.json" if name == "state-dict" else ""
     assert printed[1] == f"written: {path}{beside}"
     assert printed[-1].startswith(f"checked: read back and run on 48 images ({clean}): logits differ by at most ")
     assert path.is_file()
-    assert len(printed) == (3 if FORMATS[name].is_graph else 4)
+    assert len(printed) == 3  # no word on an obstacle: the original architecture takes the weights
+    if name == "state-dict":
+        PreActResNet18(3, 2).load_state_dict(torch.load(path, weights_only=True), strict=True)
 
 
 def test_the_command_compares_on_what_it_is_given_or_on_random_pixels(
@@ -568,6 +599,14 @@ def test_a_foreign_file_needs_to_be_told_what_it_is(tmp_path: Path, capsys: Caps
     assert_same(load_file(tmp_path / "exported.safetensors"), state)
 
 
+def test_images_of_a_wrong_size_are_refused_in_words(tmp_path: Path, capsys: Capsys) -> None:
+    architecture = "timm:vit_tiny_patch16_224?depth=1&embed_dim=24&img_size=32&patch_size=8"
+    save_model(tmp_path / "model.safetensors", model_of(architecture, None), record_of(architecture, None))
+    done = run(capsys, "export", tmp_path, "--to", "state-dict", "--size", 16)
+    assert (done.code, done.out) == (3, "")
+    assert f"a {architecture} cannot take images of 16x16 pixels" in done.err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [
@@ -577,6 +616,7 @@ def test_a_foreign_file_needs_to_be_told_what_it_is(tmp_path: Path, capsys: Caps
         (("--to", "keras"), 2, "'keras' is not one of 'safetensors', 'state-dict', 'onnx', 'pt2'"),
         (("--to", "pt2", "--tolerance", -1), 2, "'--tolerance'"),
         (("--to", "state-dict", "--tolerance", "nan"), 2, "'--tolerance'"),
+        (("--to", "state-dict", "--tolerance", 0), 3, "and 0 is allowed"),
         (("--to", "state-dict", "--images", "gone"), 3, "gone: no such file or folder"),
         (("--to", "state-dict", "--images", "wrong.parquet"), 3, "has 4 classes, but 3 are expected"),
     ],

@@ -52,9 +52,15 @@ def vgg() -> nn.Module:
 Case = tuple[Callable[[], nn.Module], str, str, dict[str, str]]
 KEPT: dict[str, Case] = {
     "mean, linear": (preact, "after:layer4", "into linear", {}),
-    "stem": (preact, "after:conv1", "into conv1", {"conv1": "bias"}),
+    "stem": (
+        *(preact, "after:conv1", "into conv1 and its constant into layer1.0.bn1, layer1.1.bn1, layer2.0.bn1"),
+        {},
+    ),
     "batch norm behind takes the bias": (preact, "before:layer4.0.bn2", "into layer4.0.conv1", {}),
-    "one summand": (preact, "after:layer4.0.shortcut", "into layer4.0.shortcut.0", {"layer4.0.shortcut.0": "bias"}),
+    "one summand": (
+        *(preact, "after:layer4.0.shortcut", "into layer4.0.shortcut.0 and its constant into layer4.1.bn1, linear"),
+        {},
+    ),
     "pooling, linear": (resnet, "after:layer4", "into fc", {}),
     "batch norm in front": (resnet, "after:layer4.0.bn2", "into layer4.0.conv2 and layer4.0.bn2", {}),
     "batch norm between": (resnet, "after:conv1", "into conv1", {}),

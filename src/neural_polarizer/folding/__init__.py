@@ -1,9 +1,8 @@
 """A purified model without its polarizer: the layers around it absorb what is an affine map in evaluation mode."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.folding.affine import Affine
 from neural_polarizer.folding.edits import Edit, InPlace
-from neural_polarizer.folding.plan import Plan, UnfoldableError, layer_names
+from neural_polarizer.folding.plan import Plan, UnfoldableError, beside, layer_names
 from neural_polarizer.models.adapted import replace_module
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.surgery import PolarizedModule
@@ -84,13 +83,21 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
     if len(pixels) == 0:
         raise BadInputError("folding needs at least one image to compare the logits on")
     obstacles: list[str] = []
-    ways = (Plan.backwards, partial(Plan.forwards, border=border == "exact"), Plan.instead_of_norm)
+    exactly = border == "exact"
+    ways: tuple[Callable[[nn.Module, PolarizedModule], list[Edit]], ...] = (
+        lambda root, wrapped: Plan(root, wrapped).backwards(),
+        lambda root, wrapped: Plan(root, wrapped).forwards(border=exactly),
+        lambda root, wrapped: beside(root, wrapped, border=exactly),
+        lambda root, wrapped: Plan(root, wrapped).instead_of_norm(),
+    )
     for way in ways:
         twin = copy.deepcopy(model).eval()
         try:
-            edits = way(Plan(twin, _sole_polarizer(twin)))
+            edits = way(twin, _sole_polarizer(twin))
         except UnfoldableError as reason:
             obstacles.append(str(reason))
+            continue
+        if not edits:
             continue
         found = _apply(model, twin, edits, pixels, obstacles)
         if not found.exact or found.deviation <= _tolerance(pixels.dtype) * found.largest_logit:

@@ -73,6 +73,32 @@ class BehindConv(_Exact):
 
 
 @dataclass(frozen=True, eq=False)
+class ShiftInto(_Exact):
+    """The b of the polarizer alone, which came through sums and averages, in layers that add a constant anyway.
+
+    Args:
+        layers: batch norms, whose means change, and convolutions and linear layers with a bias; a linear layer may have
+            several columns a channel.
+    """
+
+    layers: tuple[nn.BatchNorm2d | nn.Conv2d | nn.Linear, ...]
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        return f"its constant into {', '.join(names[layer] for layer in self.layers)}"
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
+        for layer in self.layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                assert layer.running_mean is not None
+                layer.running_mean.copy_(double(layer.running_mean) - affine.shift)
+            else:
+                assert layer.bias is not None
+                shares = double(layer.weight).flatten(1).unflatten(1, (len(affine.shift), -1)).sum(2)
+                layer.bias.copy_(double(layer.bias) + shares @ affine.shift)
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
 class BehindLinear(_Exact):
     """The polarizer behind a linear layer: ``A (W x + c) + b = (A W) x + (A c + b)``."""
 

@@ -14,6 +14,7 @@ from neural_polarizer.folding.edits import (
     InsteadOfNorm,
     IntoConv,
     IntoLinear,
+    ShiftInto,
     pads_zeros,
 )
 from neural_polarizer.folding.nodes import averages, flattens, keeps, looks_at_the_shape, picks_rows, sums
@@ -71,8 +72,45 @@ class Plan:
             raise UnfoldableError("one convolution gives several of the summands")
         if len(edits) == 1 and edits[0].norm is None:
             edits = [replace(edits[0], following=self._norm_behind(self.site))]
-        first = next((i for i, e in enumerate(edits) if e.conv.bias is not None or e.norm is not None), 0)
+        able = [i for i, e in enumerate(edits) if (e.conv.bias, e.norm, e.following) != (None, None, None)]
+        layers = () if able else self._constants_behind()
+        if layers:
+            return [*(replace(edit, shifted=False) for edit in edits), ShiftInto(layers)]
+        first = able[0] if able else 0  # which gets a bias that it had not
         return [replace(edit, shifted=index == first) for index, edit in enumerate(edits)]
+
+    def _constants_behind(self) -> tuple[nn.BatchNorm2d | nn.Conv2d | nn.Linear, ...]:
+        """The layers whose own constants can take the polarizer's, so that no convolution needs a bias; or none."""
+        layers: list[nn.BatchNorm2d | nn.Conv2d | nn.Linear] = []
+        reached, passed = [(self.site, False)], set[fx.Node]()
+        while reached:
+            node, flat = reached.pop()
+            for user in node.users:
+                if looks_at_the_shape(user):
+                    continue
+                if user in passed or user.args.count(node) > 1:  # a sum would hold the constant twice
+                    return ()
+                passed.add(user)
+                layer = self._with_constant(user, flat=flat)
+                if layer is not None:
+                    layers.append(layer)
+                elif flattens(user, self.modules):
+                    reached.append((user, True))
+                elif keeps(user, self.modules) or averages(user, self.modules) or sums(user):
+                    reached.append((user, flat))
+                else:
+                    return ()
+        return tuple(layers)
+
+    def _with_constant(self, node: fx.Node, *, flat: bool) -> nn.BatchNorm2d | nn.Conv2d | nn.Linear | None:
+        if flat:
+            linear = self._own(node, nn.Linear)
+            fits = linear is not None and linear.bias is not None and linear.in_features % self.channels == 0
+            return linear if fits else None
+        norm, conv = self._own(node, nn.BatchNorm2d), self._own(node, nn.Conv2d)
+        if conv is not None and conv.groups == 1 and conv.bias is not None and not pads_zeros(conv):
+            return conv
+        return norm if norm is not None and _has_statistics(norm) else None
 
     def _linear_in_front(self, node: fx.Node, reader: fx.Node) -> BehindLinear:
         linear = self._own(node, nn.Linear)
@@ -189,6 +227,27 @@ class Plan:
         if node.op != "call_module":
             return str(getattr(node.target, "__name__", node.target))
         return layer_names(self.root, self.wrapped)[self.modules[node]]
+
+
+def beside(root: nn.Module, wrapped: PolarizedModule, *, border: bool) -> list[Edit]:
+    """Fold into the very layer that the polarizer was put before or after, which takes no graph; or nothing.
+
+    Args:
+        root: in evaluation mode; holds the other layers.
+        wrapped: the module in ``root`` that holds the polarizer.
+        border: be exact where a convolution pads zeros.
+    """
+    layer, before = wrapped.module, wrapped.side == "before"
+    last = isinstance(wrapped.polarizer, Polarizer) and wrapped.polarizer.channels_last
+    holders = Counter(id(value) for module in root.modules() for value in module._parameters.values())
+    shared = any(holders[id(value)] > 1 for value in layer.parameters())
+    if shared or layer._forward_hooks or layer._forward_pre_hooks:
+        return []
+    if type(layer) is nn.Linear and last:
+        return [IntoLinear(layer) if before else BehindLinear(layer)]
+    if type(layer) is nn.Conv2d and layer.groups == 1 and not last:
+        return [IntoConv(layer, border=border and pads_zeros(layer)) if before else BehindConv(layer)]
+    return []
 
 
 def layer_names(root: nn.Module, wrapped: PolarizedModule | None = None) -> dict[nn.Module, str]:
