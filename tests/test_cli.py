@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import sys
@@ -6,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from neural_polarizer import __version__, cache
 from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.cli import attack as attack_command
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.attack import deliver_attack, load_attack
 from neural_polarizer.train import Progress
 from run_files import attack_words, coloured, make_runs, purify_words, run, write_data
@@ -71,6 +74,7 @@ OPTIONS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
     "radius": (("--radius", 0.5, "--radius", 2), {"radii": [0.5, 2.0], "shared_radius": None, "epochs": 2}),
     "batch size": (("--batch-size", 5), {"batch_size": 5}),
     "site": (("--site", "before:layer3"), {"site": "before:layer3"}),
+    "automatic site": (("--preset", "paper", "--site", "auto"), {"site": "before:layer4.1", "init": "default"}),
     "speed": (("--speed", "fast"), {"speed": "fast"}),
     "precision": (("--precision", "bf16"), {"precision": "bf16"}),
     "paper": (
@@ -94,6 +98,35 @@ def test_an_option_reaches_the_defense(runs: Path, tmp_path: Path, capsys: Capsy
     assert (done.code, done.err) == (0, "")
     config = config_of(tmp_path)
     assert {key: config[key] for key in expected} == expected
+
+
+def test_sites_are_listed_with_the_one_that_purify_takes(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    done = run(capsys, "sites", runs / "attack", "--json", tmp_path / "sites.json")
+    assert (done.code, done.err) == (0, "")
+    (marked,) = [line for line in done.out.splitlines() if "auto" in line]
+    assert "before:layer4.1 " in marked
+    listed = json.loads((tmp_path / "sites.json").read_text())
+    record = json.loads((runs / "purified" / "run.json").read_text())
+    assert (listed["recommended"], listed["reason"]) == (record["site"], record["site_reason"])
+    assert listed["reason"] in done.out.replace("\n", "")
+    assert listed["reason"] in html.unescape((runs / "purified" / "report.html").read_text())
+    by_site = {each["site"]: each for each in listed["sites"]}
+    assert (by_site["before:layer4.1"]["channels"], by_site["before:layer4.1"]["features"]["layout"]) == (16, "NCHW")
+    assert "before:layer4.1.conv1" not in by_site  # bypassed
+    every = run(capsys, "sites", runs / "attack", "--all", "--json", tmp_path / "all.json")
+    assert "bypassed" in every.out
+    bypassed = {each["site"]: each["bypassed"] for each in json.loads((tmp_path / "all.json").read_text())["sites"]}
+    assert bypassed["before:layer4.1.conv1"]
+    assert by_site.keys() == {site for site, around in bypassed.items() if not around}
+
+
+def test_sites_of_a_foreign_file_need_the_size_of_its_images(tmp_path: Path, capsys: Capsys) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(PreActResNet18(3, 2).state_dict(), path)
+    done = run(capsys, "sites", path, "--arch", "preactresnet18")
+    assert done.code == 3
+    assert done.err == f"error: {path}: does not say how large its images are; give --size\n"
+    assert "before:layer4.1" in run(capsys, "sites", path, "--arch", "preactresnet18", "--size", 16).out
 
 
 def test_n_clean_seed_and_method_reach_the_record(runs: Path, tmp_path: Path, capsys: Capsys) -> None:

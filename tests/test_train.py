@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,6 +15,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.settings import told
 from neural_polarizer.train import AdversarialTraining, Assembled, Schedule, fit
 from run_files import coloured, states_equal
 
@@ -55,10 +56,11 @@ def half_way(path: Path, build: Callable[[], nn.Module] = plain, schedule: Sched
 
 @pytest.mark.parametrize("build", [plain, with_dropout])
 @pytest.mark.parametrize("policy", ["cosine", "one-cycle"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    tmp_path: Path, build: Callable[[], nn.Module], policy: Policy
+    tmp_path: Path, build: Callable[[], nn.Module], policy: Policy, optimizer: Literal["sgd", "adamw"]
 ) -> None:
-    schedule = replace(SCHEDULE, policy=policy)
+    schedule = replace(SCHEDULE, policy=policy, optimizer=optimizer)
     whole, resumed = build(), build()
     fit(whole, DATA, schedule, seed=1)
     state = half_way(tmp_path / "state.safetensors", build, schedule)
@@ -160,6 +162,23 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path: Path, damage: str) -> 
         fit(plain(), DATA, SCHEDULE, seed=1, checkpoint=state)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_the_optimizer_is_the_schedules() -> None:
+    found = Schedule(optimizer="adamw", lr=0.003, weight_decay=0.04).optimize(plain())
+    assert type(found) is torch.optim.AdamW
+    assert (found.defaults["lr"], found.defaults["weight_decay"]) == (0.003, 0.04)
+    plain_one = Schedule(momentum=0.7).optimize(plain())
+    assert type(plain_one) is torch.optim.SGD
+    assert plain_one.defaults["momentum"] == 0.7
+
+
+def test_what_came_later_is_told_only_where_it_is_used() -> None:
+    """The keys of caches and records that were made before stay as they were."""
+    assert told(Schedule()) == {key: value for key, value in asdict(Schedule()).items() if key != "optimizer"}
+    assert told(Schedule(optimizer="adamw"))["optimizer"] == "adamw"
+    hardened = Schedule(adversarial=AdversarialTraining(steps=3))
+    assert told(hardened)["adversarial"] == asdict(AdversarialTraining(steps=3))
 
 
 def test_learning_rates_are_known_by_hand() -> None:

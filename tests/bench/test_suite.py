@@ -59,6 +59,31 @@ def test_suites_share_cells_and_a_changed_option_makes_others() -> None:
     }
 
 
+def test_a_network_can_be_trained_in_its_own_way_but_not_at_paper_scale() -> None:
+    text = """
+scale = "laptop"
+[[grid]]
+model = ["preactresnet18", "timm:test_vit"]
+defense = ["npd"]
+[victims."timm:test_vit"]
+images = 700
+optimizer = "adamw"
+lr = 0.001
+"""
+    first, _, second, _ = cells_of(text)
+    assert isinstance(first, VictimCell)
+    assert isinstance(second, VictimCell)
+    assert (first.images, first.victim.schedule.optimizer, first.victim.schedule.lr) == (None, "sgd", 0.1)
+    assert (second.images, second.victim.schedule.optimizer, second.victim.schedule.lr) == (700, "adamw", 0.001)
+    assert "optimizer" not in first.request["victim"]["schedule"]
+    assert second.request["victim"]["schedule"]["optimizer"] == "adamw"
+    third = cells_of(text.replace("laptop", "paper"))[2]
+    assert isinstance(third, VictimCell)
+    assert (third.images, third.victim.schedule.optimizer) == (None, "sgd")
+    with pytest.raises(BadInputError, match="did you mean 'optimizer'"):
+        cells_of(text.replace("optimizer =", "optimiser ="))
+
+
 def test_labels_become_settings() -> None:
     text = """
 [[grid]]

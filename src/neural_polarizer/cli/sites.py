@@ -47,14 +47,16 @@ def sites(
 
 def _table(shown: list[Candidate], choice: Choice, everything: bool) -> Table:
     table = Table()
-    for head, justify in (("site", "left"), ("layout", "left"), ("one image", "right"), ("channels", "right")):
-        table.add_column(head, justify=justify)  # type: ignore[arg-type]
-    table.add_column("operations behind", justify="right")
+    table.add_column("")
+    table.add_column("site", overflow="fold")
+    table.add_column("features")
+    for head in ("channels", "behind it"):
+        table.add_column(head, justify="right")
     if everything:
         table.add_column("bypassed")
     for each in shown:
-        size = " x ".join(map(str, each.features.shape))
-        mark = "  <- auto" if each.site == choice.site else ""
-        row = [f"{each.site}{mark}", each.features.layout, size, str(each.features.channels), f"{each.behind:.1%}"]
+        mark = "auto" if each.site == choice.site else ""
+        features = f"{each.features.layout} {'x'.join(map(str, each.features.shape))}"
+        row = [mark, str(each.site), features, str(each.features.channels), f"{each.behind:.1%}"]
         table.add_row(*row, *(["yes" if each.bypassed else "no"] if everything else []))
     return table
