@@ -261,8 +261,8 @@ def test_a_pickled_vision_transformer_of_timm_loads(tmp_path: Path) -> None:
 def test_an_attack_result_is_purified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchvision")
     write_images(tmp_path / "train.parquet", coloured(12, 0, (32, 32)))
-    path, name = tmp_path / "attack_result.pt", "torchvision:squeezenet1_1"
-    torch.save(second_version(made(build(name, 3)).state_dict(), "squeezenet1_1"), path)
+    path, name = tmp_path / "attack_result.pt", "torchvision:squeezenet1_0"
+    torch.save(second_version(made(build(name, 3)).state_dict(), "squeezenet1_0"), path)
     words = ("purify", path, "--clean", tmp_path / "train.parquet", "--out", tmp_path / "out", "--epochs", 1)
     refused = run(capsys, *words)
     assert refused.code == 3

@@ -3,7 +3,8 @@
 import json
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,18 @@ def test_a_network_without_end_is_not_built(monkeypatch: pytest.MonkeyPatch) -> 
         skeleton(name, 5)
 
 
+def test_tables_that_no_file_holds_count_as_well(tmp_path: Path) -> None:
+    """For 18 numbers in a file, a Swin would make itself masks and tables of indices.
+
+    With windows of 65,536 tokens: four masks and four tables of 65,536 squared, six tables of 16,384 squared and two of
+    4,096 squared, which are 36,003,905,536 numbers, beside its 38 million weights.
+    """
+    pytest.importorskip("timm")
+    save_file({"head.fc.weight": torch.ones(2, 8), "head.fc.bias": torch.ones(2)}, tmp_path / "a")
+    with pytest.raises(BadInputError, match=r"they are 18 numbers, but a timm:swin_tiny.* of 2 classes has 36,0\d{2},"):
+        load_model(tmp_path / "a", architecture="timm:swin_tiny_patch4_window7_224?img_size=2048&window_size=256")
+
+
 @pytest.mark.parametrize(
     "name",
     ["torchvision:squeezenet1_0", "torchvision:regnet_y_400mf", "torchvision:googlenet", "timm:mobilenetv3_small_050"],
@@ -320,7 +333,7 @@ def test_an_image_of_a_size_that_the_network_does_not_take_is_told(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def transformers() -> Any:
-    pytest.skip("support of transformers is not finished: one of these tests does not end")
+    return pytest.importorskip("transformers", reason="extra hf is not installed")
 
 
 SMALL_VIT = {
@@ -355,14 +368,22 @@ def classifier(transformers: Any, kind: str, **more: Any) -> Any:
     return made(getattr(transformers, f"{kind}ForImageClassification")(config))
 
 
-def stored(folder: Path, model: Any, **processor: Any) -> Path:
-    """What ``save_pretrained`` writes, without its bar of progress."""
-    folder.mkdir(exist_ok=True)
+@contextmanager
+def no_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def stored(folder: Path, model: Any, **processor: Any) -> Path:
+    """What ``save_pretrained`` writes."""
+    folder.mkdir(exist_ok=True)
+    with no_bars():
+        model.save_pretrained(folder)
     if processor:
         (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
@@ -388,6 +409,17 @@ def test_a_folder_gives_the_logits_of_its_own_library(tmp_path: Path, transforme
     assert torch.equal(logits(load_model(f"transformers:{folder}").model), logits(loaded.model))
 
 
+def test_weights_of_an_older_folder_are_read_without_unpickling(tmp_path: Path, transformers: Any) -> None:
+    model = classifier(transformers, "ViT")
+    folder = stored(tmp_path, model, **PLAIN)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    loaded = load_model(changed(folder, id2label={"0": "only"}))
+    assert loaded.path.name == "pytorch_model.bin"
+    assert states_equal(inner(loaded).state_dict(), model.state_dict())
+    assert (loaded.record.num_classes, loaded.record.classes) == (3, None)  # one name for three logits is none
+
+
 @pytest.mark.parametrize("kind", ["ViT", "Swin", "ResNet"])
 def test_our_file_loads_again_and_keeps_the_names_of_the_folder(tmp_path: Path, transformers: Any, kind: str) -> None:
     """ViT and Swin have other names in memory than in files since version 5."""
@@ -407,11 +439,8 @@ def test_our_file_in_the_folder_is_loaded_by_the_library_itself(tmp_path: Path, 
     with torch.no_grad():
         inner(loaded).get_parameter("classifier.bias").add_(1.0)
     save_model(folder / "model.safetensors", loaded.model, loaded.record)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    theirs = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    logging.enable_progress_bar()
+    with no_bars():
+        theirs = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
     with torch.no_grad():
         assert torch.equal(theirs(pixel_values=PIXELS).logits, logits(loaded.model))
 
@@ -543,11 +572,14 @@ def vit_folder(tmp_path_factory: pytest.TempPathFactory, transformers: Any) -> P
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, vit_folder: Path, name: str) -> None:
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, vit_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for file in vit_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     reason, spoil = REFUSED[name]
     spoil(tmp_path)
+    monkeypatch.setattr(builder, "MAX_CALLS", 5_000)
     with pytest.raises(BadInputError, match=reason) as caught:
         load_model(f"transformers:{tmp_path}")
     assert "\n" not in str(caught.value)
@@ -569,18 +601,12 @@ def test_words_that_could_fetch_code_never_reach_the_library(
     monkeypatch.setattr(transformers.ViTConfig, "__init__", watched)
     loaded = load_model(folder)
     assert seen
-    assert all(settings.keys() <= {*SMALL_VIT, *given_by_default(transformers)} for settings in seen)
-    config: Any = inner(loaded).config
-    assert "evil" not in str(config._attn_implementation)
+    assert "evil" not in repr(seen)
+    assert loaded.record.num_classes == 3
 
 
-def given_by_default(transformers: Any) -> set[str]:
-    return {
-        name for name in transformers.ViTConfig().to_dict() if name not in vars(transformers.PretrainedConfig())
-    } | {"num_labels"}
-
-
-def test_a_hostile_record_asks_in_vain(tmp_path: Path, transformers: Any) -> None:
+def test_a_hostile_record_asks_in_vain(tmp_path: Path, transformers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "MAX_CALLS", 5_000)
     loaded = load_model(stored(tmp_path / "hub", classifier(transformers, "ViT"), **PLAIN))
     path = tmp_path / "ours.safetensors"
     save_model(path, loaded.model, loaded.record)
@@ -621,35 +647,42 @@ def test_without_the_library_its_extra_is_named(
         load_model(vit_folder)
 
 
-def test_a_purified_and_folded_model_goes_back_into_its_folder(
-    tmp_path: Path, transformers: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = stored(tmp_path / "hub", classifier(transformers, "ResNet"), image_mean=0.5, image_std=0.25, size=16)
-    write_images(tmp_path / "train.parquet", coloured(12, 0, (24, 20)))
-    words = (
-        "purify",
-        folder,
-        "--clean",
-        tmp_path / "train.parquet",
-        "--out",
-        tmp_path / "out",
-        "--fold",
-        "--epochs",
-        1,
-    )
-    site = ("--site", "after:resnet.encoder.stages.1.layers.0", "--device", "cpu", "--precision", "fp32")
-    done = run(capsys, *words, *site)
+def purified(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: object) -> None:
+    data = out.with_suffix(".parquet")
+    write_images(data, coloured(12, 0, (24, 20)))
+    words = ("purify", folder, "--clean", data, "--out", out, "--epochs", 1, "--device", "cpu", "--precision", "fp32")
+    done = run(capsys, *words, *more)
     assert done.code == 0, done.err
     assert "images become 16x16 pixels" in done.out.replace("\n", " ")
-    folded = load_model(tmp_path / "out" / "folded.safetensors")
-    assert folded.record.image_size == (16, 16)
-    (folder / "model.safetensors").write_bytes((tmp_path / "out" / "folded.safetensors").read_bytes())
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    theirs = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    logging.enable_progress_bar()
+
+PREPARED = {"image_mean": 0.5, "image_std": 0.25, "size": 16}
+
+
+def test_a_repaired_model_goes_back_into_its_folder(
+    tmp_path: Path, transformers: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stored(tmp_path / "hub", classifier(transformers, "ViT"), **PREPARED)
+    before = logits(load_model(folder).model)
+    purified(folder, tmp_path / "out", capsys, "--method", "ft")
+    loaded = load_model(tmp_path / "out")
+    assert loaded.record.image_size == (16, 16)
+    (folder / "model.safetensors").write_bytes(loaded.path.read_bytes())
+    with no_bars():
+        theirs = transformers.AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
     with torch.no_grad():
-        expected = theirs(pixel_values=(PIXELS - 0.5) / 0.25).logits
-        assert_close(logits(folded.model), expected)
-        assert not torch.allclose(logits(load_model(tmp_path / "out").model), torch.zeros(3, 3))
+        assert_close(logits(loaded.model), theirs(pixel_values=(PIXELS - 0.5) / 0.25).logits)
+    assert not torch.allclose(logits(loaded.model), before)
+
+
+def test_a_layer_in_a_model_of_transformers_is_kept(
+    tmp_path: Path, transformers: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stored(tmp_path / "hub", classifier(transformers, "ResNet"), **PREPARED)
+    site = "after:resnet.encoder.stages.1.layers.0"
+    purified(folder, tmp_path / "out", capsys, "--site", site)
+    loaded, original = load_model(tmp_path / "out"), load_file(folder / "model.safetensors")
+    assert loaded.record.site == site
+    kept = {name: value for name, value in load_file(loaded.path).items() if not name.startswith("polarizer.")}
+    assert states_equal(kept, original)
+    assert len(load_file(loaded.path)) > len(original)

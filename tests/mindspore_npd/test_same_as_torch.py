@@ -132,6 +132,15 @@ def test_replayed_cells_are_not_computed_again() -> None:
     assert_close([to_torch(network(pixels)) for pixels in (one, other)], usual)
 
 
+def test_replayed_outputs_may_be_changed_in_place() -> None:
+    layer = npm.Polarizer(4)
+    network = npm.insert(twins.ResidualCell(in_place=True), "before:blocks.0", layer)
+    pixels = to_mindspore(torch.rand(2, 3, 8, 8))
+    expected = to_torch(network(pixels))
+    with replayed(network, layer, pixels):
+        assert_close([to_torch(network(pixels)) for _ in range(2)], [expected] * 2)
+
+
 def test_cells_that_run_on_both_sides_of_the_layer_are_computed_again() -> None:
     layer = npm.Polarizer(4)
     network = npm.insert(twins.ResidualCell(twice=True), "after:stem", layer)

@@ -78,7 +78,7 @@ def export_model(
         name: its format.
         images: to compare the logits on, at least one. A graph takes images of their size alone, any number at once.
         record: what is known about the model. Weights are tried in a new network of the architecture that it names,
-            without a record in a copy of ``model`` that has lost its values.
+            without a record in a copy of ``model``.
         tolerance: by how much a logit may differ.
 
     Raises:
@@ -124,7 +124,7 @@ def _compare(model: nn.Module, run: Run, pixels: Tensor) -> tuple[float, float]:
     """(largest difference of the logits, largest logit); one image alone shows a graph of a fixed batch size."""
     deviation = largest = torch.zeros(())
     for batch in (pixels[:1], *pixels.split(_BATCH)):
-        expected, found = model(batch.clone()), run(batch.clone())  # a network may change its input in place
+        expected, found = model(batch.clone()), run(batch)  # a network may change its input in place
         if found.shape != expected.shape:
             raise BadInputError(f"it gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")
         deviation = torch.maximum(deviation, (found - expected).abs().max())

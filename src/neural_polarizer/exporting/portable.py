@@ -72,21 +72,18 @@ class Portable:
         }
 
     def refilled(self, tensors: Mapping[str, Tensor], source: Path) -> nn.Module:
-        """A network that has nothing but its architecture, filled with ``tensors``, behind the normalisation.
+        """A new network, or a copy where no architecture is known, filled with ``tensors``, behind the normalisation.
 
         Raises:
             BadInputError: they do not fit.
         """
         if self.buildable:
             return assemble(self.record, tensors, source)
-        empty = copy.deepcopy(self.model)
-        network = _network(empty)
-        with torch.no_grad():
-            for value in network.state_dict().values():
-                value.zero_()
+        model = copy.deepcopy(self.model)
+        network = _network(model)
         inside = dict(zip(network_tensors(network), network.state_dict(), strict=True))
         load_strict(network, {inside.get(name, name): value for name, value in tensors.items()}, source=str(source))
-        return empty
+        return model
 
 
 def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None) -> Portable:

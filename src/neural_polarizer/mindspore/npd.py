@@ -203,10 +203,9 @@ class Learner:
         return _with_rows(ops.zeros((len(rows), *self.shape), ms.float32), chosen, shift)
 
     def _feature_shift(self, rows: Tensor, labels: Tensor, groups: Tensor, *, radius: float, steps: int) -> ms.Tensor:
-        pixels = self._pixels(rows)
-        with replayed(self.cell, self.polarizer, pixels):
+        with replayed(self.cell, self.polarizer, self._pixels(rows)):
             return perturb_features(
-                lambda shift: self._logits(pixels, shift),
+                lambda shift: self._logits(self._pixels(rows), shift),
                 self.shape,
                 labels,
                 groups,

@@ -19,7 +19,8 @@ def replayed(network: nn.Cell, polarizer: nn.Cell, pixels: ms.Tensor) -> Iterato
     outputs = _before(network, polarizer, pixels)
     cells = dict(network.cells_and_names())
     for name, output in outputs.items():
-        cells[name].construct = lambda *_args, output=output, **_kwargs: output
+        # A copy, as the network may change it in place.
+        cells[name].construct = lambda *_args, output=output, **_kwargs: output.copy()
     try:
         yield
     finally:
@@ -27,9 +28,9 @@ def replayed(network: nn.Cell, polarizer: nn.Cell, pixels: ms.Tensor) -> Iterato
             del cells[name].construct  # the class's own is back
 
 
-def _before(network: nn.Cell, polarizer: nn.Cell, pixels: ms.Tensor) -> dict[str, Any]:
-    """The outputs of the outermost cells that run once, and are through before the layer begins."""
-    finished: dict[str, Any] = {}
+def _before(network: nn.Cell, polarizer: nn.Cell, pixels: ms.Tensor) -> dict[str, ms.Tensor]:
+    """The outputs of the outermost cells that run once, give a tensor, and are through before the layer begins."""
+    finished: dict[str, ms.Tensor] = {}
     runs: Counter[str] = Counter()
     begun = False
 
@@ -39,8 +40,8 @@ def _before(network: nn.Cell, polarizer: nn.Cell, pixels: ms.Tensor) -> dict[str
 
     def finish(name: str, output: Any) -> None:
         runs[name] += 1
-        if not begun:
-            finished[name] = output
+        if not begun and isinstance(output, ms.Tensor):
+            finished[name] = output.copy()
 
     handles = [polarizer.register_forward_pre_hook(begin)]
     for name, cell in network.cells_and_names():

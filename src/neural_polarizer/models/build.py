@@ -16,7 +16,7 @@ from neural_polarizer.models.inception import small_inception_v3
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.models.resize import Resize
 
-MAX_CALLS = 100_000  # of torch's functions while a network is built; the largest of timm need 15,000
+MAX_CALLS = 50_000  # of torch's functions while a network is built; the largest of timm need 15,000
 _AS_TORCHVISION_HAS_THEM = ("vgg19", "vgg19_bn", "densenet161")
 _PLAIN = ("preactresnet18", *_AS_TORCHVISION_HAS_THEM, "inception_v3")
 
