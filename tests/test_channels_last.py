@@ -41,6 +41,14 @@ class Tokens(nn.Module):
         return self.head(self.project(tokens)[:, 0])
 
 
+class ByFirstToken(Tokens):
+    """Takes the first token as soon as the norm is done."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patch(images).flatten(2).transpose(1, 2)
+        return self.head(self.project(self.norm(self.second(self.first(tokens)))[:, 0]))
+
+
 class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -153,19 +161,21 @@ def test_the_cut_gives_the_networks_logits() -> None:
     assert_close(parts.tail(*parts.prefix(PIXELS)), polarized(PIXELS))
 
 
-FOLDS = {
-    "after:project": (5, "folded into project", True),
-    "before:head": (5, "folded into head", True),
-    "after:norm": (6, "folded into project", True),
-    "before:second": (6, "folded into one linear layer at its own site", False),
-}
-
-
-@pytest.mark.parametrize("site", FOLDS)
+@pytest.mark.parametrize(
+    ("kind", "site", "channels", "how", "kept"),
+    [
+        (Tokens, "after:project", 5, "folded into project", True),
+        (Tokens, "before:head", 5, "folded into head", True),
+        (Tokens, "after:norm", 6, "folded into project", True),
+        (ByFirstToken, "after:norm", 6, "folded into project", True),
+        (Tokens, "before:second", 6, "folded into one linear layer at its own site", False),
+    ],
+)
 @torch.no_grad()
-def test_a_folded_network_is_the_purified_one(site: str) -> None:
-    channels, how, kept = FOLDS[site]
-    network = made(Tokens())
+def test_a_folded_network_is_the_purified_one(
+    kind: type[Tokens], site: str, channels: int, how: str, kept: bool
+) -> None:
+    network = made(kind())
     purified = insert(network, Site.parse(site), far(channels))
     folded = fold_polarizer(purified, PIXELS)
     assert_close(folded.model(PIXELS), purified(PIXELS), rtol=1e-4, atol=1e-4)

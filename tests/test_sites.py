@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features
+from neural_polarizer.features import Features, features_of
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.sites import Candidate, candidates, choose_site, default_site, features_at
@@ -84,6 +84,38 @@ def test_features_on_both_sides_of_a_module() -> None:
     for site, shape in expected.items():
         assert features_at(network, Site.parse(site), _pixels()) == Features(shape, "NCHW")
     assert features_at(network, Site.parse("before:head"), _pixels()) == Features((6,), "NC")
+
+
+class _Turning(nn.LayerNorm):
+    """A norm of the channels in front that turns the axes itself, as timm and torchvision have it."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "neighbours", "layout"),
+    [
+        ((9, 4, 4), [], "NCHW"),
+        ((4, 4, 9), [], "NHWC"),
+        ((4, 6, 9), [], "NCHW"),  # the shape tells nothing
+        ((4, 4, 9), [nn.BatchNorm2d(4)], "NCHW"),
+        ((9, 4, 4), [nn.Linear(4, 2)], "NHWC"),
+        ((4, 4, 4), [nn.LayerNorm(4)], "NHWC"),
+        ((4, 4, 4), [_Turning(4)], "NCHW"),
+        ((9, 4, 4), [_Turning(9)], "NCHW"),
+        ((7, 4), [], "NLC"),
+        ((7, 4), [nn.Linear(4, 2), nn.Dropout()], "NLC"),
+        ((7, 4), [nn.Conv1d(7, 2, 1)], None),
+        ((4,), [], "NC"),
+        ((2, 3, 4, 5), [], None),
+        ((0, 4, 4), [], None),
+    ],
+)
+def test_the_layers_beside_a_value_tell_its_layout_or_else_its_shape(
+    shape: tuple[int, ...], neighbours: list[nn.Module], layout: str | None
+) -> None:
+    found = features_of(torch.zeros(2, *shape), neighbours)
+    assert (None if found is None else found.layout) == layout
+    assert found is None or found.shape == shape
+    assert features_of(torch.zeros(2, *shape, dtype=torch.int64), neighbours) is None
 
 
 def test_no_hook_stays_when_the_network_raises() -> None:

@@ -60,7 +60,7 @@ def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> t
     return (
         "Every weight of the original network was frozen, and its file was only read.",
         f"One small layer, the polarizer, was inserted {where} {layer or 'the chosen layer'}: "
-        "a 1\N{MULTIPLICATION SIGN}1 convolution, which mixes the feature channels, and a batch norm.",
+        "a linear map of the feature channels, the same at every place, and a batch norm.",
         f"Only this layer was trained{for_epochs}, on {_images(record)} from the defender; "
         "no image with the real trigger was used.",
         *(() if found is None else (found,)),
