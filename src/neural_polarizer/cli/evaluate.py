@@ -9,7 +9,7 @@ from rich.table import Table
 
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import read_evidence, triggered_path
-from neural_polarizer.cli.options import DeviceName, GivenArchitecture, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.options import DeviceName, GivenArchitecture, NumClasses, ProfileName, Quiet, Size, parse_size
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
@@ -24,9 +24,7 @@ def evaluate(
     triggered: Annotated[Path | None, typer.Option(help="triggered.parquet, for ASR and RA.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.")] = None,
     arch: GivenArchitecture = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
-    ] = None,
+    num_classes: NumClasses = None,
     profile: ProfileName = None,
     size: Size = None,
     device: DeviceName = None,

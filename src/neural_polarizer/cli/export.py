@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from neural_polarizer.artifacts import check_takes, load_model
-from neural_polarizer.cli.options import GivenArchitecture, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.options import GivenArchitecture, NumClasses, ProfileName, Quiet, Size, parse_size
 from neural_polarizer.cli.output import console
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
@@ -24,9 +24,7 @@ def export(
     ] = None,
     tolerance: Annotated[float, typer.Option(help="By how much a logit may differ.", min=0.0)] = TOLERANCE,
     arch: GivenArchitecture = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
-    ] = None,
+    num_classes: NumClasses = None,
     profile: ProfileName = None,
     size: Size = None,
     quiet: Quiet = False,

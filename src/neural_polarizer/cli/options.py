@@ -46,6 +46,7 @@ ProfileName = Annotated[
         callback=known_profile,
     ),
 ]
+NumClasses = Annotated[int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)]
 Size = Annotated[
     str | None,
     typer.Option(help="Resize all images to this, as 32 or 32x48; needed where they differ.", metavar="HxW"),

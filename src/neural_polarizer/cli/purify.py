@@ -13,6 +13,7 @@ from neural_polarizer.cli.inputs import read_evidence, triggered_path
 from neural_polarizer.cli.options import (
     DeviceName,
     GivenArchitecture,
+    NumClasses,
     Out,
     OwnSettings,
     PrecisionName,
@@ -42,9 +43,7 @@ def purify(
     clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
     out: Out,
     arch: GivenArchitecture = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
-    ] = None,
+    num_classes: NumClasses = None,
     profile: ProfileName = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = "npd",
     target: Annotated[

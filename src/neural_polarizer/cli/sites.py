@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.artifacts import load_model
-from neural_polarizer.cli.options import ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.options import GivenArchitecture, NumClasses, ProfileName, Quiet, Size, parse_size
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
@@ -19,11 +19,9 @@ from neural_polarizer.sites import Candidate, Choice, candidates, choose_site
 
 def sites(
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack.")],
-    arch: Annotated[str | None, typer.Option(help="Architecture, for files that are not ours.")] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)
-    ] = None,
-    profile: ProfileName | None = None,
+    arch: GivenArchitecture = None,
+    num_classes: NumClasses = None,
+    profile: ProfileName = None,
     size: Size = None,
     everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None,
