@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.build import build, sizes_in
+from neural_polarizer.models.build import build, sizes_in, skeleton
 from neural_polarizer.models.layers import last_linear, replace_layer, watching
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActBlock, PreActResNet18
@@ -106,8 +106,9 @@ def test_profiles_are_those_of_the_data_sets() -> None:
         ("other:resnet18", 10, None, "unknown architecture 'other:resnet18'"),
         ("", 10, None, "unknown architecture ''"),
         ("preactresnet18", 1, None, "at least 2 classes, got 1"),
-        ("preactresnet18", 10, 0, "only preactresnet18 has a width, of at least 1"),
-        ("vgg19_bn", 10, 8, "width 8 for vgg19_bn: only preactresnet18 has a width"),
+        ("preactresnet18", 10, 0, "only preactresnet18, vgg19, vgg19_bn, densenet161, inception_v3 have a width"),
+        ("torchvision:vgg19", 10, 8, "width 8 for torchvision:vgg19: only preactresnet18, vgg19"),
+        ("densenet161", 10, 5, "width 5 of densenet161: a layer with 96 channels|48 channels cannot have 5/96"),
     ],
 )
 def test_networks_that_cannot_be_built_are_refused(
@@ -121,6 +122,52 @@ def test_width_sets_the_channels_of_the_first_stage() -> None:
     network = build("preactresnet18", 4, width=2)
     assert sizes_in("preactresnet18", network.state_dict()) == (4, 2)
     assert sizes_in("preactresnet18", {}) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "full"), [("vgg19", 4, 64), ("vgg19_bn", 4, 64), ("densenet161", 6, 96), ("inception_v3", 2, 32)]
+)
+def test_a_thin_network_has_the_published_one_s_layers_with_a_share_of_their_channels(
+    name: str, width: int, full: int
+) -> None:
+    pytest.importorskip("torchvision")
+    thin, published = skeleton(name, 7, width=width), skeleton(name, 7)
+    ours, theirs = dict(thin.named_modules()), dict(published.named_modules())
+    assert list(ours) == list(theirs)
+    head = [key for key, layer in theirs.items() if isinstance(layer, nn.Linear)][-1]
+    for key, layer in theirs.items():
+        mine = ours[key]
+        assert type(mine) is type(layer)
+        if isinstance(layer, nn.Conv2d):
+            assert isinstance(mine, nn.Conv2d)
+            assert mine.out_channels * full == layer.out_channels * width
+            assert mine.in_channels in (3, layer.in_channels * width // full)
+            for option in ("kernel_size", "stride", "padding", "dilation", "groups"):
+                assert getattr(mine, option) == getattr(layer, option)
+            assert (mine.bias is None) == (layer.bias is None)
+        if isinstance(layer, nn.BatchNorm2d):
+            assert isinstance(mine, nn.BatchNorm2d)
+            assert (mine.eps, mine.momentum) == (layer.eps, layer.momentum)
+        if isinstance(layer, nn.Linear):
+            assert isinstance(mine, nn.Linear)
+            assert mine.out_features == (7 if key == head else layer.out_features * width // full)
+
+
+def test_thin_networks_run_and_tell_their_width_and_published_ones_none() -> None:
+    pytest.importorskip("torchvision")
+    network = build("vgg19_bn", 7, width=2)
+    assert not any(value.is_meta for value in network.state_dict().values())
+    assert network.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    assert sizes_in("vgg19_bn", network.state_dict()) == (7, 2)
+    assert sizes_in("vgg19_bn", skeleton("vgg19_bn", 7).state_dict()) == (7, None)
+
+
+def test_a_thin_network_without_batch_norm_keeps_the_scale_of_its_features() -> None:
+    """He's initialisation; with torch's own, 16 convolutions leave next to nothing."""
+    pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    logits = build("vgg19", 10, width=16).eval()(torch.randn(16, 3, 32, 32))
+    assert 0.03 < float(logits.detach().std()) < 30
 
 
 def test_torchvision_networks_by_name() -> None:

@@ -55,6 +55,29 @@ def test_what_failed_or_never_ran_is_a_gap() -> None:
     assert (missing.figures["acc"].mean, len(missing.failed), missing.missing) == (None, 0, 3)
 
 
+def victims(**rates: tuple[float, float]) -> SuiteResult:
+    """Undefended models by attack, and NPD on each, with these (ACC, ASR)."""
+    cells = {(attack, "none"): {"acc": acc, "asr": asr} for attack, (acc, asr) in rates.items()}
+    cells |= {(attack, "npd"): {"acc": acc, "asr": 0.01} for attack, (acc, _) in rates.items()}
+    return suite_of(cells, "acc", "asr")
+
+
+def test_a_failed_attack_is_marked_and_no_mean_counts_it() -> None:
+    table = make_table(victims(badnets=(0.9, 0.95), wanet=(0.18, 1.0), lf=(0.46, 0.49), ssba=(0.46, 0.5)))
+    for defense in ("none", "npd"):
+        marks = [at(table, attack, defense).attack_failed for attack in ("badnets", "wanet", "lf", "ssba")]
+        assert marks == [False, True, True, False]  # ACC below 45 %, ASR below 50 %
+        assert at(table, "mean", defense).figures["acc"].mean == pytest.approx((0.9 + 0.46) / 2)
+    assert at(table, "wanet", "npd").figures["acc"].mean == pytest.approx(0.18)  # what was measured stays to be seen
+
+
+def test_a_network_with_a_low_acc_does_not_make_another_s_victims_fail() -> None:
+    suite = victims(badnets=(0.9, 0.95))
+    own = labels(attack="wanet", defense="none", data="tiny_imagenet")
+    more = (*suite.entries, Entry(own, record(own, {"acc": 0.3, "asr": 0.9})))
+    assert not any(cell.attack_failed for cell in make_table(replace(suite, entries=more)).cells.values())
+
+
 @pytest.mark.parametrize("value", [None, "0.9", True, float("nan"), float("inf")])
 def test_what_is_no_number_is_not_averaged(value: Any) -> None:
     figure = at(make_table(suite_of({("badnets", "npd"): {"acc": value}}, "acc")), "badnets", "npd").figures["acc"]

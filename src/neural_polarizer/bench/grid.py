@@ -88,11 +88,11 @@ def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> Vic
     attack = changed(kind(poison_rate=float(labels["poison_rate"]), label_rule=rule), settings)
     architecture = str(labels["model"])
     own = {} if scale == "paper" else dict(suite.victims.get(architecture, {}))
-    images = own.pop("images", None)
+    images, width = own.pop("images", None), own.pop("width", None)
     schedule = replace(changed(plan.schedule, own), precision=suite.precision)
     victim = Victim(
         architecture=architecture,
-        width=plan.width if architecture == "preactresnet18" else None,
+        width=plan.width if architecture == "preactresnet18" else width,
         profile=profile,
         schedule=replace(schedule, adversarial=hardening if labels["adaptive"] else None),
         seed=int(labels["victim_seed"]),

@@ -12,18 +12,11 @@ Row = Mapping[str, str]
 _RATES = ("acc", "asr", "der")
 
 _LOSS_TERMS = ("bce1", "bce2", "asr")
-_MODELS = MappingProxyType(
-    {
-        "vgg19": "torchvision:vgg19",
-        "inception_v3": "torchvision:inception_v3",
-        "densenet161": "torchvision:densenet161",
-    }
-)
 _STRUCTURES = MappingProxyType({"conv_bn_x2": "conv-bn-x2", "conv_bn": ""})
 _LABELS: Mapping[str, Callable[[str], tuple[str, Label]]] = MappingProxyType(
     {
         "dataset": lambda text: ("data", text),
-        "model": lambda text: ("model", _MODELS.get(text, text)),
+        "model": lambda text: ("model", text),
         "attack": lambda text: ("attack", _attack(text)),
         "defense": lambda text: ("defense", text.replace("_", "-")),
         "poisoning_ratio_pct": lambda text: ("poison_rate", float(text) / 100),

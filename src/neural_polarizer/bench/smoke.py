@@ -13,8 +13,18 @@ from neural_polarizer.settings import changed
 
 SMOKE_DATA = "digits"
 SMOKE_IMAGES, FEWER_IMAGES = 1000, 100
-SMOKE_WIDTH = 4
 SMOKE_CLEAN = 50
+
+_SMALL: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "preactresnet18": (4, SMOKE_IMAGES),
+        "vgg19": (4, SMOKE_IMAGES),
+        "vgg19_bn": (4, SMOKE_IMAGES),
+        "densenet161": (6, FEWER_IMAGES),
+        "inception_v3": (2, FEWER_IMAGES),
+    }
+)
+"""Widths, and numbers of training images."""
 
 _ATTACKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -45,10 +55,15 @@ def small_attack(attack: Attack, name: str) -> Attack:
 def small_victim(victim: Victim) -> tuple[Victim, int]:
     """The victim in a moment, and the number of its training images."""
     hardening = victim.schedule.adversarial
-    schedule = replace(victim.schedule, epochs=1, batch_size=32, adversarial=hardening and replace(hardening, steps=1))
-    if victim.architecture == "preactresnet18":
-        return replace(victim, width=SMOKE_WIDTH, schedule=schedule), SMOKE_IMAGES
-    return replace(victim, schedule=schedule), FEWER_IMAGES  # a network that cannot be made small
+    own = victim.architecture == "preactresnet18"
+    schedule = replace(
+        victim.schedule,
+        epochs=1 if own else 3,  # deep networks learn nothing at all in 30 steps
+        batch_size=32 if own else 16,
+        adversarial=hardening and replace(hardening, steps=1),
+    )
+    width, images = _SMALL.get(victim.architecture, (None, FEWER_IMAGES))
+    return replace(victim, width=width, schedule=schedule), images
 
 
 def small_defense(defense: Defense, method: str) -> Defense:

@@ -68,7 +68,7 @@ class Suite:
         grids: each is the product of its axes; the suite is all of them.
         variants: settings of defenses, by the name that the axis "variant" has for them.
         sites: insertion sites by model and by the name that the axis "site" has for them.
-        victims: settings of the schedule by model, and "images", how many to train on; not at paper scale.
+        victims: settings of the schedule by model, and "images" to train on and "width"; not at paper scale.
         attack_options: settings of attacks, by name.
         defense_options: settings of defenses, by name.
         layout: of the table.

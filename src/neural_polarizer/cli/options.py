@@ -35,7 +35,14 @@ GivenArchitecture = Annotated[
     str | None,
     typer.Option("--arch", help=f"{FORMS}, with options as in timm:NAME?img_size=32; our own files say it themselves."),
 ]
-Width = Annotated[int | None, typer.Option(help="Channels of preactresnet18's first stage (64).", min=1)]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        help="Channels of the first layer: as published 64 in preactresnet18, vgg19 and vgg19_bn, 96 in densenet161, "
+        "32 in inception_v3; the other layers have more or fewer accordingly.",
+        min=1,
+    ),
+]
 DataProfile = Annotated[Profile, typer.Option(help="Normalisation: the pixel statistics of which data set.")]
 ProfileName = Annotated[
     str | None,

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)  # or "digits:train: ..." would show a train
+errors = Console(stderr=True, emoji=False)
 
 
 def show_table(table: Table) -> None:

@@ -15,6 +15,7 @@ from neural_polarizer.models.hugging_face import build_classifier
 from neural_polarizer.models.inception import small_inception_v3
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.models.resize import Resize
+from neural_polarizer.models.thin import FULL_WIDTHS, thin
 
 MAX_CALLS = 50_000  # of torch's functions while a network is built; the largest of timm need 15,000
 _AS_TORCHVISION_HAS_THEM = ("vgg19", "vgg19_bn", "densenet161")
@@ -32,7 +33,8 @@ def build(architecture: str, num_classes: int, *, width: int | None = None, conf
         architecture: ``preactresnet18``, ``vgg19``, ``vgg19_bn``, ``densenet161``, ``inception_v3`` (adapted to images
             of 32 pixels), ``torchvision:NAME``, ``timm:NAME``, or ``transformers:CLASS`` with a ``config``.
         num_classes: K, number of logits.
-        width: channels of the first stage of ``preactresnet18`` (64 if None); no other network has one.
+        width: channels of the first convolution (None: as published) of one of the first five; the other layers
+            have as many more or fewer.
         config: of a ``transformers:CLASS``, from ``models.hugging_face``.
 
     Raises:
@@ -40,10 +42,16 @@ def build(architecture: str, num_classes: int, *, width: int | None = None, conf
     """
     if num_classes < 2:
         raise BadInputError(f"a classifier needs at least 2 classes, got {num_classes}")
-    if width is not None and (width < 1 or architecture != "preactresnet18"):
-        raise BadInputError(f"width {width} for {architecture}: only preactresnet18 has a width, of at least 1")
+    if width is not None and (width < 1 or architecture not in FULL_WIDTHS):
+        raise BadInputError(
+            f"width {width} for {architecture}: only {', '.join(FULL_WIDTHS)} have a width, of at least 1"
+        )
     if architecture == "preactresnet18":
-        return PreActResNet18(num_classes, width or 64)
+        return PreActResNet18(num_classes, width or FULL_WIDTHS[architecture])
+    if width is not None:
+        with torch.device("meta"):
+            full = build(architecture, num_classes)
+        return thin(full, architecture, width)
     asked = Architecture.parse(architecture)
     if asked.library == "transformers":
         if config is None:
@@ -154,13 +162,18 @@ def sizes_in(
 
     The head is the first tensor whose shape depends on the number of classes, be it linear or a convolution.
     """
-    width = None
-    if architecture == "preactresnet18":
-        stem = tensors.get("conv1.weight")
-        width = int(stem.shape[0]) if stem is not None and stem.ndim == 4 and stem.shape[0] > 0 else None
     two, three = (skeleton(architecture, classes, config=config).state_dict() for classes in (2, 3))
+    width = _width_in(architecture, tensors, next(iter(two)))
     for name, value in two.items():
         axes = [axis for axis, size in enumerate(value.shape) if size != three[name].shape[axis]]
         if axes and name in tensors and tensors[name].ndim == value.ndim:
             return int(tensors[name].shape[axes[0]]), width
     return None, width
+
+
+def _width_in(architecture: str, tensors: Mapping[str, Tensor], first: str) -> int | None:
+    stem = tensors.get(first)
+    if architecture not in FULL_WIDTHS or stem is None or stem.ndim != 4 or not stem.shape[0]:
+        return None
+    width = int(stem.shape[0])
+    return None if architecture != "preactresnet18" and width == FULL_WIDTHS[architecture] else width

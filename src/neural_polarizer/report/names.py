@@ -42,7 +42,13 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "gtsrb": "GTSRB",
         "tiny_imagenet": "Tiny ImageNet",
     },
-    "model": {"preactresnet18": "PreAct-ResNet18", "vgg19_bn": "VGG19-BN"},
+    "model": {
+        "preactresnet18": "PreAct-ResNet18",
+        "vgg19": "VGG19",
+        "vgg19_bn": "VGG19-BN",
+        "densenet161": "DenseNet161",
+        "inception_v3": "Inception-V3",
+    },
     "attack": {
         "badnets": "BadNets",
         "blended": "Blended",

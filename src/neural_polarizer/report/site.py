@@ -29,7 +29,7 @@ from neural_polarizer.report.plot_groups import text_of
 from neural_polarizer.report.results import Label, SuiteResult
 from neural_polarizer.report.summary import Progress, conditions, headline, progress
 from neural_polarizer.report.table_text import failures, notes, render_csv, render_latex, render_markdown
-from neural_polarizer.report.tables import REPEATS, Table
+from neural_polarizer.report.tables import FAILED_ATTACK, REPEATS, Table
 from neural_polarizer.report.tabulate import make_table
 
 _MARKS = (
@@ -154,6 +154,7 @@ def _helpers() -> dict[str, Any]:
         "pretty": _pretty,
         "marks": _MARKS,
         "repeats": REPEATS,
+        "failed_attack": FAILED_ATTACK,
     }
 
 

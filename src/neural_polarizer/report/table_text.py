@@ -10,7 +10,7 @@ from itertools import groupby
 from neural_polarizer.report.heads import column_texts, corner_texts, head_rows, row_texts
 from neural_polarizer.report.names import RATES, number_text, signed_text, unit_text, value_text
 from neural_polarizer.report.plot_groups import text_of
-from neural_polarizer.report.tables import REPEATS, Cell, Figure, Key, Table, error_of
+from neural_polarizer.report.tables import FAILED_ATTACK, REPEATS, Cell, Figure, Key, Table, error_of
 from neural_polarizer.report.values import visible
 
 _LATEX = {
@@ -20,6 +20,8 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    FAILED_ATTACK: r"\dag{}",
     **{char: f"\\{char}" for char in "{}$&#_%"},
 }
 
@@ -42,6 +44,11 @@ def notes(table: Table) -> tuple[str, ...]:
         for value in table.values
         if value not in RATES and unit_text(value)
     ]
+    if any(cell.attack_failed for cell in table.cells.values()):
+        found.append(
+            f"{FAILED_ATTACK} The attack failed (ACC less than half of that of the best victim of the network and data "
+            "set, or ASR less than 50): no mean over the attacks counts it."
+        )
     found.append("Each number is the mean over the seeds \N{PLUS-MINUS SIGN} the sample standard deviation.")
     figures = [figure for cell in table.cells.values() for figure in cell.figures.values()]
     if any(figure.rank for figure in figures):
@@ -107,7 +114,7 @@ def render_csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     heads = ("value", "mean", "spread", "n", "planned", "failed", "missing", "paper", "difference", "rank", "errors")
-    writer.writerow([_spreadsheet(head) for head in (*axes, *heads)])
+    writer.writerow([_spreadsheet(head) for head in (*axes, *heads, "attack_failed")])
     for cell in table.cells.values():
         for value, figure in cell.figures.items():
             counts = (len(cell.entries), len(cell.failed), cell.missing)
@@ -115,6 +122,7 @@ def render_csv(table: Table) -> str:
                 *(cell.labels.get(axis, "") for axis in axes),
                 *(value, figure.mean, figure.spread, figure.n, *counts),
                 *(figure.paper, figure.delta, figure.rank, "; ".join(dict.fromkeys(map(error_of, cell.failed)))),
+                int(cell.attack_failed),
             )
             writer.writerow([_spreadsheet(field) if isinstance(field, str) else field for field in fields])
     return file.getvalue()
@@ -135,6 +143,7 @@ def _figure(value: str, cell: Cell, figure: Figure, style: _Style) -> str:
         text = number_text(value, figure.mean)
         ranked = {"best": style.best, "second": style.second, None: "{}"}[figure.rank].format(text)
         parts = [ranked if figure.spread is None else style.spread.format(ranked, number_text(value, figure.spread))]
+        parts[0] += FAILED_ATTACK if cell.attack_failed else ""
         parts += [f"({figure.n})"] if cell.entries else []
     if figure.paper is not None:
         cited = [number_text(value, figure.paper)]
@@ -161,7 +170,7 @@ def _markdown(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in _one_line(text)).replace("\N{PLUS-MINUS SIGN}", r"$\pm$")
+    return "".join(_LATEX.get(char, char) for char in _one_line(text))
 
 
 def _spreadsheet(text: str) -> str:

@@ -16,6 +16,8 @@ Rank = Literal["best", "second"]
 
 RIVALS = ("defense", "variant", "site")
 """The axes along which methods compete with each other."""
+FAILED_ATTACK = "\N{DAGGER}"
+"""Marks the numbers of a victim that is none."""
 REPEATS = ("victim_seed", "seed")
 """The axes along which the same thing is done again."""
 
@@ -52,11 +54,13 @@ class Cell:
         labels: what its runs have in common, on all axes but the seeds.
         figures: by the name of the value.
         entries: its runs; none for an average.
+        attack_failed: the victim is none (``failed_attacks``); no average counts this cell.
     """
 
     labels: Mapping[str, Label]
     figures: Mapping[str, Figure]
     entries: tuple[Entry, ...]
+    attack_failed: bool = False
 
     @property
     def failed(self) -> tuple[Entry, ...]:

@@ -9,6 +9,10 @@ from neural_polarizer.report.results import Entry, Label, PaperValue, SuiteResul
 from neural_polarizer.report.tables import REPEATS, RIVALS, Cell, Figure, Key, Place, Rank, Table
 from neural_polarizer.report.values import number, table
 
+_KIN = ("data", "model")
+_OF_VICTIM = (*_KIN, "attack", "poison_rate", "adaptive", "victim_seed")
+_LEAST_ASR = 0.5
+
 
 def make_table(suite: SuiteResult) -> Table:
     """Arrange a suite's records by its layout.
@@ -16,7 +20,11 @@ def make_table(suite: SuiteResult) -> Table:
     Axes that the layout leaves out are added where runs of different meaning would otherwise be averaged.
     """
     rows, columns = _axes(suite)
-    cells = {place: _measured(suite, runs) for place, runs in _groups(suite.entries, rows, columns).items()}
+    no_victims = failed_attacks(suite.entries)
+    cells = {
+        place: _measured(suite, runs, attack_failed=any(_victim(run.labels) in no_victims for run in runs))
+        for place, runs in _groups(suite.entries, rows, columns).items()
+    }
     cells |= _averages(suite, cells, rows, columns)
     return Table(
         name=suite.name,
@@ -57,7 +65,31 @@ def _key(labels: Mapping[str, Label], axes: Sequence[str]) -> Key:
     return tuple(labels.get(axis, "") for axis in axes)
 
 
-def _measured(suite: SuiteResult, runs: Sequence[Entry]) -> Cell:
+def failed_attacks(entries: Iterable[Entry]) -> frozenset[Key]:
+    """The victims that are none, as their labels: no defense can be judged by them.
+
+    Their ACC is less than half of that of the best victim of the same data set and network, or their ASR less than
+    half.
+    """
+    rates: dict[Key, tuple[float, float]] = {}
+    best: dict[Key, float] = {}
+    for entry in entries:
+        result = table(entry.record or {}, "result")
+        acc, asr = number(result.get("acc")), number(result.get("asr"))
+        if entry.labels.get("defense") == UNDEFENDED and acc is not None and asr is not None:
+            rates[_victim(entry.labels)] = acc, asr
+            kin = _key(entry.labels, _KIN)
+            best[kin] = max(acc, best.get(kin, 0.0))
+    return frozenset(
+        victim for victim, (acc, asr) in rates.items() if acc < best[victim[: len(_KIN)]] / 2 or asr < _LEAST_ASR
+    )
+
+
+def _victim(labels: Mapping[str, Label]) -> Key:
+    return _key(labels, _OF_VICTIM)
+
+
+def _measured(suite: SuiteResult, runs: Sequence[Entry], *, attack_failed: bool) -> Cell:
     labels = {axis: label for axis, label in _shared([run.labels for run in runs]).items() if axis not in REPEATS}
     done = [run.record for run in runs if run.record is not None and run.record.get("status") == "done"]
     figures = {}
@@ -70,7 +102,7 @@ def _measured(suite: SuiteResult, runs: Sequence[Entry]) -> Cell:
             n=len(known),
             paper=_published(suite.paper, labels, value),
         )
-    return Cell(labels, figures, tuple(runs))
+    return Cell(labels, figures, tuple(runs), attack_failed)
 
 
 def _shared(labels: Sequence[Mapping[str, Label]]) -> dict[str, Label]:
@@ -98,6 +130,8 @@ def _averages(
     parts: dict[Place, list[Cell]] = {}
     attacks: dict[Key, set[Label]] = {}
     for (row, column), cell in cells.items():
+        if cell.attack_failed:
+            continue
         place = _without_attack(rows, row), _without_attack(columns, column)
         parts.setdefault(place, []).append(cell)
         attacks.setdefault(place[line], set()).add(cell.labels.get("attack", ""))
