@@ -2,8 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+LOWEST := runs/lowest
+FAST := tests/checkpoints tests/data tests/report tests/test_bad_input.py tests/test_cli.py tests/test_metrics.py
+# Of the last commit, so that everybody who builds it gets the same bytes; without git, that of hatchling's own default.
+export SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),1580601600)
 
-.PHONY: demo test lint bench nightly clean
+.PHONY: demo test lint bench nightly dist dist-check audit lowest clean
 
 ## Run the main job offline: plant a backdoor in a digit classifier, purify it, write the report.
 demo: $(INSTALLED)
@@ -23,9 +27,39 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
 
 ## What takes too long for every change: all attacks against all defenses at toy scale, and their report.
-nightly: test
+nightly: test lowest
 	$(BIN)/polarizer bench run smoke --out runs/smoke
 	$(BIN)/polarizer bench report smoke --results runs/smoke --out runs/site
+	$(MAKE) audit
+
+## The source distribution and the wheel, into dist/.
+dist: $(INSTALLED)
+	rm -f dist/*.tar.gz dist/*.whl
+	$(BIN)/python -m hatchling build --directory dist
+
+## Whether both come out the same, byte for byte, when built again, hold what they should, and install; part of make test.
+dist-check: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_distribution.py
+
+## What is installed: a list of it (CycloneDX) in dist/, and known vulnerabilities. Needs the network; fails without it.
+audit: $(INSTALLED)
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file dist/sbom.cdx.json $(BIN)/python
+	$(BIN)/python -m pip list --format freeze --exclude-editable > dist/installed.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement dist/installed.txt || { \
+		echo "audit: FAILED: there are known vulnerabilities, or the service that knows them gave no answer;" \
+			"the lines above say which, and dist/sbom.cdx.json what is installed" >&2; exit 1; }
+
+## The fast tests with the lowest versions that pyproject.toml allows; torch stays as it is installed. Needs an index.
+lowest: $(INSTALLED)
+	$(PYTHON) -m venv --clear --without-pip $(LOWEST)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		"$$($(LOWEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/everything_else.pth"
+	$(BIN)/python .ci/lowest.py zoo demo bench > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --requirement $(LOWEST)/lowest.txt || { \
+		echo "lowest: FAILED: pip reached no index, or pyproject.toml allows a version that nobody can install" >&2; exit 1; }
+	PYTHONPATH=src $(LOWEST)/bin/python -m pytest -o addopts= -o filterwarnings= -q $(FAST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

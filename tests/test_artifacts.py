@@ -9,7 +9,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from neural_polarizer.artifacts import KEY, LoadedModel, ModelRecord, load_model, locate, save_model, save_polarizer
+from neural_polarizer.artifacts import (
+    KEY,
+    LoadedModel,
+    ModelRecord,
+    check_takes,
+    load_model,
+    locate,
+    save_model,
+    save_polarizer,
+)
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.features import Features
@@ -183,6 +192,7 @@ def with_record(path: Path, text: str) -> Path:
 def refused(path: Path, reason: str, **options: Any) -> None:
     with pytest.raises(BadInputError, match=reason) as caught:
         load_model(path, **options)
+    assert len(str(caught.value)) < 1500
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
 
@@ -270,6 +280,16 @@ RECORDS = {
 }
 
 
+_SOUND = {"architecture": "preactresnet18", "num_classes": 3, "mean": [0, 0, 0], "std": [1, 1, 1]}
+RECORDS |= {
+    "images of a terapixel": json.dumps({**_SOUND, "image_size": [10**6, 10**6]}),
+    "images of no pixels": json.dumps({**_SOUND, "image_size": [0, -1]}),
+    "an endless name": json.dumps({**_SOUND, "site": "after:" + "x" * 2000}),
+    "endless changes": json.dumps({**_SOUND, "changes": [["linear", "bias"]] * 2000}),
+    "endless text for a number": json.dumps({**_SOUND, "mean": ["x" * 10**6] * 3}),
+}
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_damaged_record_is_refused(tmp_path: Path, name: str) -> None:
     refused(with_record(tmp_path / "model.safetensors", RECORDS[name]), "its record of the model is damaged")
@@ -277,8 +297,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_record_cannot_ask_for_a_deviation_of_zero_or_an_unknown_network(tmp_path: Path) -> None:
     record = {"architecture": "preactresnet18", "num_classes": 3, "mean": [0, 0, 0], "std": [1, 0, 1]}
-    with pytest.raises(BadInputError, match="one positive std a channel"):
-        load_model(with_record(tmp_path / "a", json.dumps(record)))
+    refused(with_record(tmp_path / "a", json.dumps(record)), "one positive std a channel")
     with pytest.raises(BadInputError, match=r"unknown architecture 'os:system'"):
         load_model(with_record(tmp_path / "a", json.dumps({**record, "architecture": "os:system"})))
 
@@ -300,6 +319,22 @@ def test_a_small_file_cannot_make_a_huge_network(
     save_file(tensors, tmp_path / "model.safetensors")
     reason = r"the weights do not fit this architecture: they are [\d,]+ numbers, but a preactresnet18"
     refused(tmp_path / "model.safetensors", reason, architecture="preactresnet18", num_classes=classes)
+
+
+def test_a_name_in_the_record_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    path = ours(tmp_path / "a", site="after:layer4", drop="polarizer.")
+    save_file(load_file(path), path, {KEY: json.dumps({**record_of(path), "site": "after:\x1b[31m\ud800"})})
+    with pytest.raises(BadInputError, match="says that it has a polarizer at after:") as caught:
+        load_model(path)
+    assert str(caught.value).isprintable()
+
+
+def test_weights_too_large_to_compute_with_are_told_before_any_work(tmp_path: Path) -> None:
+    loaded = load_model(
+        ours(tmp_path / "a", linear__bias=torch.full((3,), 3e38), linear__weight=torch.full((3, 16), 3e38))
+    )
+    with pytest.raises(BadInputError, match="gives NaN or infinite logits for a black image"):
+        check_takes(loaded, (16, 16))
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -206,6 +206,20 @@ CASES: dict[str, tuple[str, Case]] = {
         lambda r, h, o: purify_words(r / "attack", r, o, "--radius", "nan"),
     ),
     "size": ("'big' is not an image size", lambda r, h, o: purify_words(r / "attack", r, o, "--size", "big")),
+    "size beyond counting": (
+        "is not an image size such as 32 or 32x48, of at most 50,000,000 pixels",
+        lambda r, h, o: purify_words(r / "attack", r, o, "--size", "9" * 5000),
+    ),
+    "setting nested without end": (
+        "epochs cannot be",
+        lambda r, h, o: purify_words(r / "attack", r, o, "--set", "epochs=" + "[" * 100_000),
+    ),
+    "weights of 1e38": (
+        "gives NaN or infinite logits for a black image",
+        lambda r, h, o: purify_words(
+            changed(r, h / "a", linear__weight=torch.full((3, 16), 3e38), linear__bias=torch.full((3,), 3e38)), r, o
+        ),
+    ),
     "device": (
         "device 'tpu9' cannot be used here",
         lambda r, h, o: purify_words(r / "attack", r, o, "--device", "tpu9"),

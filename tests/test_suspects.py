@@ -105,6 +105,8 @@ def test_the_radius_is_kept_and_grows_with_the_image() -> None:
         ((26.0, 13.8, 12.9, -1.1), (-3.6, -2.5, -4.2, -6.0), 0),  # features lead elsewhere
         ((6.0, 5.8, 5.1, 1.6), (-3.4, -3.5, -4.0, -1.0), "next"),  # BadNets, all-to-all
         ((5.1, 2.9, 2.8, -0.4), (-3.4, -3.5, -4.0, -1.0), "next"),  # the same where pixels mislead
+        ((6.0, 5.8, 5.1, 1.6), (-3.1, -4.7, -4.9, -3.3), "next"),  # Blended, all-to-all: one class is easier still
+        ((6.0, 5.8, 5.1, 1.6), (-3.1, -4.7, -4.9, -3.9), None),
         ((6.0, 5.8, 5.1, 1.6), (-2.5, -3.6, -4.2, -6.0), None),
         ((-1.0, -3.0, -3.0, -2.0), (-2.5, -3.6, -4.2, -6.0), None),  # nothing is reached at all
         ((1.0, -3.0, -torch.inf, -2.0), (-2.5, -3.6, -torch.inf, -6.0), 0),

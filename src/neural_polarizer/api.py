@@ -1,14 +1,16 @@
 """The functions most users need: ``purify``, ``fold``, ``export``, ``load``, ``evaluate``."""
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from neural_polarizer import metrics
 from neural_polarizer.artifacts import load_model
+from neural_polarizer.audit import choose_target
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
@@ -32,7 +34,7 @@ def purify(
     *,
     site: str | None = None,
     seed: int = 0,
-    target: Target = None,
+    target: Target | Literal["auto"] = None,
     name: Preset | None = None,
     scale: Scale | None = None,
     profile: str | None = None,
@@ -53,7 +55,8 @@ def purify(
             "ep"; or the dotted path of a class, "my_lab.mine:Mine" (docs/defenses.md).
         site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the preset's. NPD only.
         seed: fixes the order of the batches.
-        target: the attacker's class, or "next" for all-to-all; for "npd-tp" and "npd-tu" alone.
+        target: the attacker's class, "next" for all-to-all, or "auto": what an audit finds with confidence; where it
+            finds none, NPD takes the method's place. For "npd-tp" and "npd-tu" alone.
         name: which settings to start from: "shipped" (the default), "paper" or "reference". NPD only.
         scale: likewise for all others: "paper" (the default) or "laptop".
         profile: which data set the images are like, such as "gtsrb"; the paper's settings depend on it.
@@ -72,10 +75,16 @@ def purify(
     """
     images = as_image_set(clean)
     place = choose_device(None if device is None else str(device))
+    notes: tuple[str, ...] = ()
+    if target == "auto":
+        make_defense(method, name=name, scale=scale, profile=profile, target=0)  # tells wrong usage at once
+        found = choose_target(method, model, images, seed=seed, device=place, progress=progress)
+        method, target, notes = found.method, found.target, (found.reason,)
     base = make_defense(method, name=name, scale=scale, profile=profile, target=target)
     base = with_options(with_precision(base, choose_precision(place)), method, {"site": site})
     defense: Defense = changed(base, settings)
-    return defense.repair(model, images, seed=seed, device=place, progress=progress)
+    purified = defense.repair(model, images, seed=seed, device=place, progress=progress)
+    return replace(purified, notes=(*purified.notes, *notes))
 
 
 def fold(purified: Purified | nn.Module, images: Any, *, border: Border = "exact") -> Folded:

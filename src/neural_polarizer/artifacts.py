@@ -5,6 +5,7 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from neural_polarizer.checkpoints import load_strict, read_checkpoint
 from neural_polarizer.checkpoints.reader import Checkpoint
+from neural_polarizer.checkpoints.wording import printable
+from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_bytes
 from neural_polarizer.folding import Folded
@@ -39,6 +42,8 @@ from neural_polarizer.surgery import PolarizedModule, Site, insert
 KEY = "neural_polarizer"
 POLARIZER_PREFIX = "polarizer."
 FILES = ("purified.safetensors", "model.safetensors")
+MAX_SIDE = 2048  # of the images that a record asks for
+MAX_NAME = 1_000  # letters of what a record names, and layers that it changes
 SPARE_NUMBERS = 50_000_000  # 200 MB: up to here the names of the missing tensors tell more than their count
 
 
@@ -200,6 +205,17 @@ def load_model(
     """
     hub = hub_folder(str(path), ours=FILES[0])
     file = locate(Path(path)) if hub is None else hub.weights
+    try:
+        return _read_model(file, hub, architecture, num_classes, profile)
+    except BadInputError as error:
+        said, names = str(error), (str(file), printable(str(file), 4096))
+        said = said if any(name in said for name in names) else f"{file}: {said}"
+        raise type(error)(said if said.isprintable() else printable(said, 8192)) from None
+
+
+def _read_model(
+    file: Path, hub: HubFolder | None, architecture: str | None, num_classes: int | None, profile: str | None
+) -> LoadedModel:
     checkpoint = read_checkpoint(file)
     record, remarks = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...]()
     ours = record is not None
@@ -258,10 +274,17 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
     try:
         logits = loaded.model(torch.zeros(1, 3, height, width))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise BadInputError(f"{said} ({reason}); give --size, or another --arch") from None
     if not isinstance(logits, Tensor) or logits.shape != (1, loaded.record.num_classes):
         raise BadInputError(f"{said}: it gives no {loaded.record.num_classes} logits for an image")
+    if not bool(logits.isfinite().all()):
+        raise BadInputError(
+            f"{loaded.path}: gives NaN or infinite logits for a black image; its weights or its normalisation are too "
+            "large to compute with: get the file again or train anew"
+        )
 
 
 def _foreign_record(
@@ -342,9 +365,15 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
             config=None if found.get("config") is None else str(found["config"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-        raise BadInputError(f"{file}: its record of the model is damaged ({error!r})") from None
+        said = printable(f"{type(error).__name__}: {error}", 200)
+        raise BadInputError(f"{file}: its record of the model is damaged ({said})") from None
     if not (len(record.mean) == len(record.std) == 3 and all(map(math.isfinite, record.mean + record.std))):
         raise BadInputError(f"{file}: its record of the model is damaged (mean and std are not three numbers each)")
+    if not all(1 <= side <= MAX_SIDE for side in record.image_size or ()):
+        raise BadInputError(f"{file}: its record of the model is damaged (image_size is not within 1..{MAX_SIDE})")
+    names = (record.architecture, record.site or "", *chain.from_iterable(record.changes))
+    if max(map(len, names)) > MAX_NAME or len(record.changes) > MAX_NAME:
+        raise BadInputError(f"{file}: its record of the model is damaged (a name or list of more than {MAX_NAME})")
     return record
 
 

@@ -33,6 +33,12 @@ def choose_precision(device: torch.device) -> Precision:
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that there was not enough memory, of this machine or of its GPU."""
+    # On the CPU torch raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees; returns whether that took effect (CPU, glibc only).
 

@@ -1,42 +1,143 @@
-"""Files that are either whole or not there, and errors in words when the disk refuses."""
+"""Files that are either whole or not there, folders held by one run, and errors in words when the disk refuses."""
 
 import errno
 import hashlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError
 
+if sys.platform != "win32":
+    import fcntl
+
+DAMAGED = "damaged"
+"""Where damaged files go, beside their place."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed over ``path``.
 
+    Its name is always the same, so that what a killed run has left of it is written over by the next one; two runs
+    that write the same file wait for each other.
+
     Raises:
         EnvironmentFaultError: the disk is full, or writing failed for another reason of the machine's.
     """
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        descriptor = _claimed(temporary, os.O_RDWR | os.O_CREAT, lambda: None)
+        try:
+            os.ftruncate(descriptor, 0)
+            yield temporary
+            os.fsync(descriptor)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise EnvironmentFaultError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _claimed(path: Path, flags: int, waiting: Callable[[], None] | None) -> int:
+    """A descriptor of ``path`` that one run at a time has, until it is closed or the process ends in whatever way.
+
+    Args:
+        path: a file or a folder.
+        flags: of ``os.open``.
+        waiting: called if another run has it, before waiting for that; None raises ``BlockingIOError`` instead.
+    """
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            if not _locked(descriptor, wait=False):
+                if waiting is None:
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))  # noqa: TRY301 (closes it below)
+                waiting()
+                _locked(descriptor, wait=True)
+            if _leads_to(path, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # who had it before has renamed or removed it: there is another one now, or none
+
+
+def _locked(descriptor: int, *, wait: bool) -> bool:
+    """Lock it, if that is possible now; where files cannot be locked at all, nobody else has a lock either."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # what network file systems answer
+                raise
+    return True
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+@contextmanager
+def sole_use(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold ``folder`` for this run alone, until the block or the process ends.
+
+    Args:
+        folder: it must exist.
+        waiting: called if another run holds it, before waiting for its end; None raises instead.
+
+    Raises:
+        EnvironmentFaultError: another run holds it.
+    """
+    if sys.platform == "win32":  # where a folder cannot be opened
+        yield
+        return
+    try:
+        descriptor = _claimed(folder, os.O_RDONLY, waiting)
+    except BlockingIOError:
+        raise EnvironmentFaultError(
+            f"{folder}: another run is at work in this folder; wait for its end, or choose another --out"
+        ) from None
+    try:
+        yield
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def damage_in(folder: Path, hashes: Mapping[str, str]) -> str | None:
+    """Which of the files ``hashes`` in ``folder`` has another SHA-256 than that, or is gone; None if none has."""
+    for name, expected in hashes.items():
+        try:
+            found = sha256_of_file(folder / name)
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        if found != expected:
+            return f"{name} has the SHA-256 {found}, but was written with {expected}"
+    return None
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Move a damaged file into the folder ``damaged`` beside it, with a text that says why."""
+    place = path.parent / DAMAGED
+    try:
+        place.mkdir(exist_ok=True)
+        path.replace(place / path.name)
+    except OSError as error:
+        raise EnvironmentFaultError(f"cannot set aside {path}, which is damaged: {error.strerror}") from error
+    write_text(place / f"{path.name}.reason.txt", f"{reason}\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -72,36 +173,41 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def output_folder(path: Path) -> Path:
+def output_folder(path: Path, remedy: str = "choose another --out") -> Path:
     """Create ``path`` if need be and prove that it can be written to, before any work is spent.
+
+    Args:
+        path: the folder.
+        remedy: for the error, what to do if it cannot.
 
     Raises:
         BadInputError: it is a file, or it cannot be created or written to.
+        EnvironmentFaultError: the disk is full.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".probe"):
+        with tempfile.TemporaryFile(dir=path):  # without a name where the system allows it: nothing stays after a kill
             pass
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise EnvironmentFaultError(f"cannot write to {path}: the disk is full") from error
-        raise BadInputError(
-            f"cannot write to the output folder {path}: {error.strerror}; choose another --out"
-        ) from None
+        raise BadInputError(f"cannot write to the output folder {path}: {error.strerror}; {remedy}") from None
     return path
 
 
 @contextmanager
 def result_folder(path: Path) -> Iterator[None]:
-    """``output_folder`` for a piece of work; if that fails, a folder made for it that is still empty goes again.
+    """``output_folder`` for a piece of work, held alone; if that fails, one made for it that is still empty goes again.
 
     Raises:
         BadInputError: it is a file, or it cannot be created or written to.
+        EnvironmentFaultError: the disk is full, or another run is at work there.
     """
     made = not path.exists()
     output_folder(path)
     try:
-        yield
+        with sole_use(path):
+            yield
     except BaseException:
         if made:
             with suppress(OSError):  # it holds something

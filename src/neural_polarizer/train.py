@@ -7,19 +7,17 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neural_polarizer.cache import digest_tensors, keep_tensors, kept_tensors
 from neural_polarizer.data.augment import random_crop, random_flip, random_rotation, where
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import write_bytes
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import check_literals, told
@@ -197,12 +195,14 @@ def fit(
         seed: fixes order, augmentation and dropout.
         device: where to train.
         progress: told about every step.
-        checkpoint: a safetensors file, written after each epoch and read at the start if it is of this very run.
+        checkpoint: a safetensors file, written after each epoch and read at the start if it is of this very run; a
+            damaged one is set aside.
         accomplice: poisons every batch and augments it; its network is trained along and left in training mode.
         triggered: which of ``data`` carry a trigger, for adversarial training that spares them; None is none.
 
     Raises:
-        BadInputError: fewer images than one batch, or ``checkpoint`` is damaged or belongs to another run.
+        BadInputError: fewer images than one batch, ``checkpoint`` belongs to another run, or the weights are no longer
+            finite; ``checkpoint`` then holds the epoch before.
     """
     steps = len(data) // schedule.batch_size
     if steps == 0:
@@ -240,6 +240,11 @@ def fit(
                 for each in optimizers.values():
                     each.step()
                 progress("train", epoch * steps + step + 1, schedule.epochs * steps)
+        if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+            raise BadInputError(
+                f"the loss was not finite in epoch {epoch + 1} of {schedule.epochs}; lower the learning rate, which is "
+                f"{schedule.lr:g}"
+            )
         if checkpoint is not None:
             _save(checkpoint, run, epoch + 1, networks, optimizers)
     model.eval()
@@ -308,9 +313,7 @@ def _run_id(
     if triggered is not None:
         digest.update(triggered.cpu().numpy().tobytes())
     for network in (model,) if accomplice is None else (model, accomplice.network):
-        for name, value in (*network.named_parameters(), *network.named_buffers()):
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest_tensors(digest, (*network.named_parameters(), *network.named_buffers()))
     return digest.hexdigest()
 
 
@@ -322,45 +325,38 @@ def _save(
     optimizers: Mapping[str, torch.optim.Optimizer],
 ) -> None:
     tensors = {
-        f"{kind}.{name}": value.contiguous()
-        for kind, network in networks.items()
-        for name, value in network.state_dict().items()
+        f"{kind}.{name}": value for kind, network in networks.items() for name, value in network.state_dict().items()
     }
     for kind, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{kind}{index}.{name}"] = value.contiguous()
-    write_bytes(path, save(tensors, metadata={"run": run, "epochs_done": str(epochs_done)}))
+                    tensors[f"optimizer.{kind}{index}.{name}"] = value
+    keep_tensors(path, tensors, {"run": run, "epochs_done": str(epochs_done)})
 
 
 def _resume(
     path: Path, run: str, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> int:
-    """Load the state of ``path`` and return the number of finished epochs; 0 if there is no such file."""
-    if not path.exists():
+    """Load the state of ``path`` and return the number of finished epochs; 0 if there is none that is whole."""
+    kept = kept_tensors(path)
+    if kept is None:
         return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        if metadata.get("run") == run:
-            for kind, network in networks.items():
-                network.load_state_dict(_below(f"{kind}.", tensors))
-            for kind, optimizer in optimizers.items():
-                state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-                for name, value in _below(f"optimizer.{kind}", tensors).items():
-                    index, _, slot = name.partition(".")
-                    if index.isdecimal():
-                        state[int(index)][slot] = value
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
-            return int(metadata["epochs_done"])
-    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInputError(f"{path}: damaged training state ({reason}); remove it to start anew") from None
-    raise BadInputError(
-        f"{path}: belongs to a run with another model, other data, settings or seed; remove it or choose another folder"
-    )
+    if kept.about.get("run") != run:
+        raise BadInputError(
+            f"{path}: belongs to a run with another model, other data, settings or seed; remove it or choose another "
+            "folder"
+        )
+    for kind, network in networks.items():
+        network.load_state_dict(_below(f"{kind}.", kept.tensors))
+    for kind, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in _below(f"optimizer.{kind}", kept.tensors).items():
+            index, _, slot = name.partition(".")
+            if index.isdecimal():
+                state[int(index)][slot] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
+    return int(kept.about["epochs_done"])
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from neural_polarizer.bench.cells import VictimCell
 from neural_polarizer.bench.engines import InlineEngine
 from neural_polarizer.bench.schedule import current, missing
 from neural_polarizer.bench.store import Store
+from neural_polarizer.cache import key_of
 from neural_polarizer.errors import BadInputError
 
 
@@ -88,7 +89,7 @@ def test_records_are_whole_files_that_say_all(store: Store) -> None:
     cell = cells_of(TWO_BY_THREE)[1]
     Fake(store)(cell)
     path = Path(store.url) / "records" / f"{cell.id}.json"
-    assert json.loads(path.read_text()) == fake_record(cell)
+    assert json.loads(path.read_text()) == fake_record(cell) | {"sha256": key_of(fake_record(cell))}
     assert not [each for each in path.parent.iterdir() if each != path]
     assert fake_record(cell)["request"]["defense"]["schedule"]["epochs"] == 1
 

@@ -39,8 +39,9 @@ def with_pickle(path: Path, data: bytes) -> Path:
 class _Storage:
     """Pickled as a persistent id, the way torch.save does with storages."""
 
-    def __init__(self, numel: int) -> None:
+    def __init__(self, numel: int, kind: Any) -> None:
         self.numel = numel
+        self.kind = kind
 
 
 class Call:
@@ -56,7 +57,7 @@ class Call:
 class _Pickler(pickle.Pickler):
     def persistent_id(self, item: Any) -> Any:
         if isinstance(item, _Storage):
-            return ("storage", torch.FloatStorage, "0", "cpu", item.numel)
+            return ("storage", item.kind, "0", "cpu", item.numel)
         return None
 
 
@@ -66,9 +67,11 @@ def pickled(value: Any, protocol: int = 2) -> bytes:
     return buffer.getvalue()
 
 
-def raw_tensor(offset: int, shape: tuple[int, ...], stride: tuple[int, ...], numel: int = 4) -> Call:
+def raw_tensor(
+    offset: int, shape: tuple[int, ...], stride: tuple[int, ...], numel: int = 4, kind: Any = torch.FloatStorage
+) -> Call:
     """A tensor record that claims anything about a storage of four floats."""
-    return Call(torch._utils._rebuild_tensor_v2, _Storage(numel), offset, shape, stride, False, {})
+    return Call(torch._utils._rebuild_tensor_v2, _Storage(numel, kind), offset, shape, stride, False, {})
 
 
 def small_net() -> nn.Sequential:

@@ -47,6 +47,8 @@ def _refuse(path: Path, message: str) -> None:
         (raw_tensor(0, (2,), (1, 1)), "a shape and strides that do not fit"),
         (raw_tensor(0, (1,) * 65, (1,) * 65), "a shape and strides that do not fit"),
         (raw_tensor(0, (True,), (1,)), "of a kind that cannot be read"),
+        (raw_tensor(0, (0, 2**63), (1, 1)), "a size or stride beyond counting"),
+        (raw_tensor(0, (1,), (2**63,)), "a size or stride beyond counting"),
     ],
 )
 def test_a_tensor_stays_inside_its_storage(tmp_path: Path, record: Any, message: str) -> None:
@@ -61,6 +63,11 @@ def test_the_same_record_is_read_when_it_is_honest(tmp_path: Path) -> None:
 def test_a_thousand_copies_of_one_storage_are_refused(tmp_path: Path) -> None:
     views = {f"w{number}": raw_tensor(0, (2, 2), (1, 2)) for number in range(1000)}
     _refuse(with_pickle(tmp_path / "m.pt", pickled(views)), "claim many times the bytes that are stored")
+
+
+def test_a_storage_of_two_types_is_refused(tmp_path: Path) -> None:
+    views = {"w": raw_tensor(0, (1,), (1,)), "v": raw_tensor(0, (1,), (1,), 2, torch.DoubleStorage)}
+    _refuse(with_pickle(tmp_path / "m.pt", pickled(views)), "tensor v reads a storage as another type")
 
 
 def test_an_absent_storage_and_an_unknown_type(tmp_path: Path) -> None:
@@ -197,6 +204,8 @@ _ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
         ('{"__metadata__":{"a":1},"w":' + _ENTRY + "}", None, "a safetensors file with damaged metadata"),
         ('{"w":' + _ENTRY.replace("[1]", "[2]") + "}", None, "a damaged safetensors file"),
         ('{"w":' + _ENTRY + ',"v":' + _ENTRY + "}", None, "a damaged safetensors file"),
+        ('{"w":{"dtype":"F32","shape":[0,18446744073709551615],"data_offsets":[0,0]}}', None, "a damaged safetensors"),
+        ('{"w":' + _ENTRY.replace("[1]", str([1] * 65)) + "}", None, "tensor w has 65 dimensions"),
     ],
 )
 def test_safetensors_that_lie(tmp_path: Path, header: str | bytes, length: int | None, message: str) -> None:

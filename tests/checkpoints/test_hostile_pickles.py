@@ -168,6 +168,19 @@ def test_dicts_within_dicts_many_times_over_take_no_time(tmp_path: Path) -> None
     _refuse(saved(tmp_path / "m.pt", value), "no weights found in it")
 
 
+def test_numbers_that_are_keys_do_not_collide() -> None:
+    chosen = [1, 2**61, 2.0**61]
+    assert len({hash(key) for key in chosen}) == 1
+    found = pickle_walk.walk(pickle.dumps([{key: None} for key in chosen], 2)).value
+    assert len({hash(key) for each in found for key in each}) == 3
+    assert [str(key) for each in found for key in each] == [str(key) for key in chosen]
+
+
+def test_a_name_that_is_nothing_but_prefixes_is_not_peeled_for_ever(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt", {"module." * 9 + "w": torch.ones(1)})
+    assert list(read_checkpoint(path).tensors) == ["module.w"]
+
+
 def test_a_module_with_a_foreign_child_is_refused(tmp_path: Path) -> None:
     net = small_net()
     net._modules["3"] = OrderedDict()  # type: ignore[assignment]
@@ -185,8 +198,8 @@ def test_the_walker_reads_every_protocol_alike() -> None:
         "big": 2**40,
         "neg": -1,
     }
-    expected = {**value, 3: [True]}
+    expected = {str(key): item for key, item in value.items()} | {"3": [True]}
     for protocol in (2, 4, 5):
-        found = pickle_walk.walk(pickle.dumps(value, protocol)).value
+        found = {str(key): item for key, item in pickle_walk.walk(pickle.dumps(value, protocol)).value.items()}
         found["b"] = b"x" if protocol == 2 else found["b"]  # protocol 2 writes bytes as a call
         assert found == expected

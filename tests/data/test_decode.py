@@ -1,4 +1,5 @@
 import struct
+import weakref
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from image_bytes import encoded
 from PIL import Image
 
-from neural_polarizer.data.decode import decode, decode_all
+from neural_polarizer.data import decode as decode_module
+from neural_polarizer.data.decode import THREADS_PAY_FROM, decode, decode_all
 from neural_polarizer.errors import BadInputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
@@ -166,3 +168,36 @@ def test_a_source_that_ends_early_is_an_error() -> None:
 def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="gone: cannot be read"):
         decode_all([(tmp_path / "gone.png", "gone")], 1, size=None, source="s")
+
+
+def test_a_jpeg_of_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(RGB, "JPEG", progressive=True)
+    start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    many = data[:end] + data[start:end] * 50 + data[end:]
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", RGB.width * RGB.height)
+    monkeypatch.setattr(decode_module, "MAX_SCANS", 20)
+    assert one(data).shape == PIXELS.shape
+    with pytest.raises(BadInputError, match="the JPEG has too many scans"):
+        one(many)
+
+
+class Counted(np.ndarray):
+    """An array whose life can be watched."""
+
+
+def test_decoded_images_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Counted]] = []
+    most = []
+
+    def load(item: object, where: str, size: object) -> np.ndarray:
+        image = np.zeros((2, 2 + int(where), 3), np.uint8).view(Counted)
+        made.append(weakref.ref(image))
+        most.append(sum(each() is not None for each in made))
+        return image
+
+    monkeypatch.setattr(decode_module, "_load", load)
+    items = [(bytes(THREADS_PAY_FROM), str(number)) for number in range(200)]
+    with pytest.raises(BadInputError, match="the images differ in size"):
+        decode_all(items, 200, size=None, source="s")
+    assert len(most) == 200
+    assert max(most) <= 1 + 2 * 8

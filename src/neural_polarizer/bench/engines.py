@@ -1,17 +1,19 @@
 """Where cells are computed: in this process, or by Ray on one machine or a cluster."""
 
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import current_thread, main_thread
 from typing import Any
 
 from neural_polarizer.bench.cells import Cell
 from neural_polarizer.bench.schedule import Engine, Record, failed_record
 from neural_polarizer.bench.store import Store
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, EnvironmentFaultError
 
 Compute = Callable[[Cell], Record]
 RETRIES = 3
@@ -80,6 +82,8 @@ class RayEngine:
         cell = self._running.pop(done[0])
         try:
             return cell, self._ray.get(done[0])
+        except EnvironmentFaultError:  # Ray raises it as what it was in the worker
+            raise
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             record = failed_record(
@@ -115,6 +119,7 @@ def ray_engine(
         raise BadInputError(
             "Ray is not installed: pip install 'neural-polarizer[ray]', or use --engine inline"
         ) from None
+    on_termination = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -133,6 +138,8 @@ def ray_engine(
         raise BadInputError(
             f"no Ray cluster at {address!r}: {error}; if it asks for a token, set RAY_AUTH_MODE=token here as well"
         ) from None
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # Ray has put one of its own there
     try:
         yield RayEngine(ray, compute, store, resources)
     finally:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import fsspec
 
-from neural_polarizer.cache import home
+from neural_polarizer.cache import damage, home, key_of, sealed
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError
-from neural_polarizer.files import atomic_path, output_folder, write_text
+from neural_polarizer.files import atomic_path, output_folder, set_aside, sole_use, write_text
 
 RECORDS, ARTEFACTS = "records", "artefacts"
+_HASH = "sha256"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Store:
     """The results of the benchmark: ``records/ID.json``, and ``artefacts/ID/`` for what other cells need.
 
     Every file is written whole or not at all: under another name and then renamed in a folder, in one request
-    elsewhere.
+    elsewhere. What has been damaged since is found by its hash and counts as missing; in a folder it is set aside when
+    it is computed again.
 
     Args:
         url: a folder, or an address such as ``s3://bucket/results`` (the package for its protocol must be installed).
@@ -57,6 +60,16 @@ class Store:
         except OSError as error:
             raise BadInputError(f"{self.url}: cannot be written to ({error})") from None
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs away from the folder; at other addresses nobody can.
+
+        Raises:
+            EnvironmentFaultError: another run is at work in it.
+        """
+        with nullcontext() if self.folder is None else sole_use(self.folder / RECORDS):
+            yield
+
     def records(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Those of the records that are there and whole, by id."""
         if self.folder is not None:
@@ -70,12 +83,15 @@ class Store:
             found = {wanted[path]: text for path, text in files.cat(list(wanted)).items()} if wanted else {}
         return {name: record for name, text in found.items() if (record := _parsed(text)) is not None}
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: dict[str, Any]) -> None:
         """Keep one record, in the place of an older one."""
-        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        text = json.dumps(record | {_HASH: key_of(record)}, indent=1, sort_keys=True, allow_nan=False) + "\n"
         name = f"{RECORDS}/{record['id']}.json"
         if self.folder is not None:
-            write_text(self.folder / name, text)
+            path = self.folder / name
+            if path.exists() and _parsed(path.read_bytes()) is None:
+                set_aside(path, f"it is no record, or not the one whose hash it holds as {_HASH}")
+            write_text(path, text)
             return
         files, root = self._remote
         try:
@@ -87,6 +103,7 @@ class Store:
         """Keep files as the artefacts of the cell ``name``."""
         if self.folder is not None:
             place = output_folder(self.folder / ARTEFACTS / name)
+            sealed(place)
             for path in paths:
                 with atomic_path(place / path.name) as temporary:
                     shutil.copyfile(path, temporary)
@@ -97,11 +114,12 @@ class Store:
             files.put_file(str(path), f"{root}/{ARTEFACTS}/{name}/{path.name}")
 
     def with_artefacts(self, names: Iterable[str], wanted: Iterable[str]) -> set[str]:
-        """Which of the cells ``names`` have the files ``wanted`` among their artefacts."""
+        """Which of the cells ``names`` have the files ``wanted`` among their artefacts, undamaged."""
         listed = tuple(wanted)
         if self.folder is not None:
             place = self.folder / ARTEFACTS
-            return {name for name in names if all((place / name / each).is_file() for each in listed)}
+            whole = {name for name in names if all((place / name / each).is_file() for each in listed)}
+            return {name for name in whole if damage(place / name) is None}
         files, root = self._remote
         return {name for name in names if all(files.exists(f"{root}/{ARTEFACTS}/{name}/{each}") for each in listed)}
 
@@ -134,9 +152,12 @@ class Store:
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
-    """A record, or None where a file is no JSON object: such a cell is computed anew."""
+    """A record, or None where a file is none or has been changed: such a cell is computed anew."""
     try:
         found = json.loads(text)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "status" in found else None
+    if not isinstance(found, dict) or "status" not in found:
+        return None
+    expected = found.pop(_HASH, None)
+    return found if expected in (None, key_of(found)) else None  # records of earlier versions have no hash

@@ -17,16 +17,17 @@ from neural_polarizer.bench.cells import SCHEMA, Cell, LemmaCell, PurificationCe
 from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
 from neural_polarizer.bench.sources import Sources
 from neural_polarizer.bench.store import Store
+from neural_polarizer.cache import SEAL
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import poison, read_triggered
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses import Purified
 from neural_polarizer.devices import choose_device
-from neural_polarizer.errors import BadInputError, NeuralPolarizerError
-from neural_polarizer.files import read_json
+from neural_polarizer.errors import BadInputError, EnvironmentFaultError, NeuralPolarizerError
+from neural_polarizer.files import read_json, sha256_of_file
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.rng import stream
-from neural_polarizer.runs.attack import MODEL, PICTURE, RECORD, TRIGGER, TRIGGERED, cached_attack, load_attack
+from neural_polarizer.runs.attack import FILES, MODEL, RECORD, TRIGGER, TRIGGERED, cached_attack, load_attack
 
 CLEAN_SHARE = 0.05
 NEEDED = (MODEL, TRIGGERED, TRIGGER, RECORD)
@@ -52,7 +53,11 @@ class Bench:
     threads: int | None = None
 
     def compute(self, cell: Cell) -> dict[str, Any]:
-        """Compute a cell and keep its record, which is returned; an error becomes a record with its text."""
+        """Compute a cell and keep its record, which is returned; an error becomes a record with its text.
+
+        Raises:
+            EnvironmentFaultError: something cannot be written.
+        """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         started, begun = datetime.now(timezone.utc), time.perf_counter()
@@ -64,6 +69,8 @@ class Bench:
             result = self._result(cell, device)
             if not isinstance(cell, VictimCell):  # which may come from the cache
                 result["peak_mb"] = peak_memory() / 2**20
+        except EnvironmentFaultError:  # a full disk fails all cells alike
+            raise
         except NeuralPolarizerError as raised:
             error = str(raised)
         except Exception as raised:  # a method of someone else's may raise anything; the other cells go on
@@ -96,7 +103,7 @@ class Bench:
         train, test = self.sources.read(cell.data, cell.images)
         folder = cached_attack(cell.attack, train, test, victim=cell.victim, device=device)
         record = read_json(folder / RECORD)
-        self.store.keep(cell.id, [folder / name for name in (*NEEDED, PICTURE)])
+        self.store.keep(cell.id, [folder / name for name in (*FILES, SEAL)])
         return {
             **{rate: record[rate] for rate in _RATES},
             "seconds": record["seconds"]["trigger"] + record["seconds"]["train"],
@@ -148,7 +155,8 @@ class Bench:
             for path, png in zip(paths, pictures.values(), strict=True):
                 path.write_bytes(png)
             self.store.keep(cell.id, paths)
-        return {**result, "pictures": list(pictures)}
+            hashes = {path.name: sha256_of_file(path) for path in paths}
+        return {**result, "pictures": list(pictures), "files": hashes}
 
 
 def described(cell: Cell) -> dict[str, Any]:

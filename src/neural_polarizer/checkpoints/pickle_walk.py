@@ -63,6 +63,16 @@ class Global:
     name: str
 
 
+@dataclass(frozen=True, eq=False)
+class Number:
+    """A number that is a key; kept by identity, as a stranger can choose numbers that collide in a dict."""
+
+    value: int | float
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
 @dataclass(eq=False, repr=False)  # the repr of nested records can be endless
 class Opaque:
     """A call that was not made: its name, its arguments and the state given to its result."""
@@ -255,8 +265,10 @@ class _Machine:
 
 
 def _safe_key(key: Any) -> Any:
-    # Tuples hash without a secret, so a stranger can make them collide; they and lists are kept by identity.
-    return key if key is None or isinstance(key, (str, int, float, bytes)) else Opaque("key", (key,))
+    # Only text and bytes hash with a secret; all else could be made to collide, which keeps a dict busy for hours.
+    if key is None or isinstance(key, (str, bytes)):
+        return key
+    return Number(key) if isinstance(key, (int, float)) else Opaque("key", (key,))
 
 
 def _result(name: str, args: tuple[Any, ...]) -> Any:

@@ -8,7 +8,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from neural_polarizer.checkpoints.tensors import MAX_TENSORS
+from neural_polarizer.checkpoints.tensors import MAX_DIMENSIONS, MAX_TENSORS
 from neural_polarizer.checkpoints.wording import printable
 from neural_polarizer.checkpoints.zip_reader import Source
 from neural_polarizer.errors import BadInputError
@@ -53,6 +53,9 @@ def read_header(file: Source) -> dict[str, str]:
             raise BadInputError(
                 f"tensor {printable(name)} has the unknown type {printable(str(dtype))}; convert it to F32"
             )
+        shape = entry.get("shape")
+        if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
+            raise BadInputError(f"tensor {printable(name)} has {len(shape):,} dimensions; do not use this file")
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise BadInputError(f"a safetensors file with damaged metadata; {_AGAIN}")
     return metadata
@@ -62,7 +65,7 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
     """All tensors of a file whose header was checked."""
     try:
         return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise BadInputError(f"a damaged safetensors file ({printable(str(error))}); {_AGAIN}") from None
 
 

@@ -11,6 +11,7 @@ from neural_polarizer.errors import BadInputError
 _USUAL = frozenset(("state_dict", "model_state_dict", "model", "net", "network", "weights"))
 _NOT_THE_MODEL = re.compile("optim|sched|scaler")
 _WRAPPERS = ("module.", "_orig_mod.")
+_MAX_WRAPPERS = 8  # one before another; a name that is nothing but a million of them would never end
 _MAX_LEVELS = 4
 _MAX_RIVALS = 20
 _MAX_LETTERS = 4_000_000
@@ -46,7 +47,10 @@ def strip_wrappers(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], str]
     """Remove what DataParallel and ``torch.compile`` put before every name; also return what was removed."""
     removed = ""
     names = list(tensors)
-    while names and (prefix := _common_wrapper(names)):
+    for _ in range(_MAX_WRAPPERS):
+        prefix = _common_wrapper(names) if names else None
+        if prefix is None:
+            break
         names = [name.removeprefix(prefix) for name in names]
         removed += prefix
     return dict(zip(names, tensors.values(), strict=True)), removed

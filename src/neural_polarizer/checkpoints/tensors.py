@@ -11,7 +11,8 @@ from neural_polarizer.checkpoints.zip_reader import TorchArchive
 from neural_polarizer.errors import BadInputError
 
 MAX_TENSORS = 50_000
-_MAX_DIMENSIONS = 64
+MAX_DIMENSIONS = 64
+_MAX_SIZE = 2**63 - 1  # what torch can count
 _MAX_COPIES = 8  # tied weights are views of one storage; a thousand views of it are an attack on memory
 
 _STORAGES = {
@@ -45,21 +46,23 @@ def check_records(records: dict[str, TensorRecord], archive: TorchArchive) -> No
         problem = _problem(record, archive)
         if problem:
             raise BadInputError(f"tensor {printable(name)} {problem}; do not use this file")
-    stored = sum(
-        {record.storage.key: archive.storage_bytes(record.storage.key) for record in records.values()}.values()
-    )
+    types: dict[str, torch.dtype] = {}
+    for name, record in records.items():
+        if types.setdefault(record.storage.key, _dtype(record)) != _dtype(record):
+            raise BadInputError(f"tensor {printable(name)} reads a storage as another type; do not use this file")
+    stored = sum(archive.storage_bytes(key) for key in types)
     if sum(math.prod(record.shape) * _dtype(record).itemsize for record in records.values()) > _MAX_COPIES * stored:
         raise BadInputError("its tensors claim many times the bytes that are stored; do not use this file")
 
 
 def materialise(records: dict[str, TensorRecord], archive: TorchArchive) -> dict[str, Tensor]:
     """Read the tensors of checked ``records``; contiguous, on the CPU, shared storages read once."""
-    storages: dict[tuple[str, torch.dtype], Tensor] = {}
+    storages: dict[str, Tensor] = {}
     tensors = {}
     for name, record in records.items():
-        key = (record.storage.key, _dtype(record))
+        key = record.storage.key
         if key not in storages:
-            storages[key] = _storage(*key, archive)
+            storages[key] = _storage(key, _dtype(record), archive)
         tensors[name] = storages[key].as_strided(record.shape, record.stride, record.offset).contiguous()
     return tensors
 
@@ -68,10 +71,12 @@ def _problem(record: TensorRecord, archive: TorchArchive) -> str | None:
     dtype = _find_dtype(record)
     if dtype is None:
         return f"has the unsupported type {printable(record.dtype_name or record.storage.type_name)}"
-    if len(record.shape) != len(record.stride) or len(record.shape) > _MAX_DIMENSIONS:
+    if len(record.shape) != len(record.stride) or len(record.shape) > MAX_DIMENSIONS:
         return "has a shape and strides that do not fit together"
     if min((record.offset, *record.shape, *record.stride)) < 0:
         return "has a negative offset, size or stride"
+    if max((record.offset, *record.shape, *record.stride)) > _MAX_SIZE:
+        return "has a size or stride beyond counting"
     stored = archive.storage_bytes(record.storage.key)
     if stored != _storage_bytes(record.storage, dtype):
         return f"has a storage of {stored} bytes, which is not what its type and length say"

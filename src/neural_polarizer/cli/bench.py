@@ -68,6 +68,7 @@ def run(
     store.prepare()
     work = Bench(store, sources, device, cpus)
     with (
+        store.alone(),
         _engine(engine, work, store, Resources(cpus, gpus, round(memory * 1e9)), address, workers) as place,
         watching(console, found, records, total=len(cells), todo=todo, quiet=quiet) as listener,
     ):

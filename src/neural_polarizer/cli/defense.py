@@ -15,6 +15,9 @@ from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed, setting_names
 
+AUTO = "auto"
+"""The target of which an audit decides."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -78,7 +81,9 @@ def profile_of(record: ModelRecord) -> str | None:
 def _target(text: str | None) -> Target:
     if text is None or text == "next":
         return "next" if text else None
+    if text == AUTO:
+        return 0  # any class, to check the other options with; ``purify`` puts the audit's in its place
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"--target {text!r}: expected a class number or 'next'") from None
+        raise typer.BadParameter(f"--target {text!r}: expected a class number, 'next' or 'auto'") from None

@@ -16,6 +16,7 @@ from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.presets import preset
 from neural_polarizer.devices import choose_device
+from neural_polarizer.files import result_folder
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.attack import TRIGGERED, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
@@ -34,7 +35,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Plant a backdoor in a small digit classifier, purify it with 5 % clean images, and write the report."""
-    with bars(console, quiet=quiet) as progress:
+    with result_folder(out), bars(console, quiet=quiet) as progress:
         record = _run(out, seed, progress)
     if not quiet:
         show_table(summary_table(record))

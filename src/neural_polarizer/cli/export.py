@@ -11,7 +11,7 @@ from neural_polarizer.cli.output import console
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FORMATS, FormatName
-from neural_polarizer.runs.export import comparison_images
+from neural_polarizer.runs.export import comparison_images, note_export
 
 
 def export(
@@ -39,6 +39,7 @@ def export(
     shown = comparison_images(loaded, images, parse_size(size))
     check_takes(loaded, shown.image_size)
     done = export_model(loaded.model, path, to, shown, loaded.record, tolerance=tolerance)
+    note_export(done, loaded)
     if not quiet:
         for line in (*_lines(done, shown.source), *(f"note: {remark}" for remark in loaded.findings)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,14 +1,19 @@
 """The command ``polarizer``: parse, call, print, and turn errors into one line and an exit code."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from neural_polarizer import __version__
 from neural_polarizer.cli.attack import attack
+from neural_polarizer.cli.audit import audit
 from neural_polarizer.cli.bench import COMMANDS as BENCH_COMMANDS
 from neural_polarizer.cli.demo import demo
 from neural_polarizer.cli.evaluate import evaluate
@@ -16,10 +21,11 @@ from neural_polarizer.cli.export import export
 from neural_polarizer.cli.output import errors
 from neural_polarizer.cli.purify import purify
 from neural_polarizer.cli.sites import sites
-from neural_polarizer.devices import keep_freed_memory
+from neural_polarizer.cli.verify import verify
+from neural_polarizer.devices import keep_freed_memory, out_of_memory
 from neural_polarizer.errors import NeuralPolarizerError
 
-FAULT, INTERRUPTED = 4, 130
+FAULT, INTERRUPTED, TERMINATED = 4, 130, 143
 
 
 class _InterruptError(NeuralPolarizerError):
@@ -28,11 +34,23 @@ class _InterruptError(NeuralPolarizerError):
     exit_code = INTERRUPTED
 
 
+class _TerminateError(NeuralPolarizerError):
+    """SIGTERM, likewise."""
+
+    exit_code = TERMINATED
+
+
+class _TerminationInterrupt(KeyboardInterrupt):
+    """What SIGTERM raises: no code between it and the command takes it for an error of its own."""
+
+
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(**options: Any) -> None:
         try:
             command(**options)
+        except _TerminationInterrupt:
+            raise _TerminateError("terminated; start the same command again to go on") from None
         except KeyboardInterrupt:
             raise _InterruptError("interrupted; start the same command again to go on") from None
 
@@ -45,7 +63,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Purify an image classifier that may carry a backdoor, with the evidence.",
 )
-for command in (attack, sites, purify, evaluate, export, demo):
+for command in (attack, sites, audit, purify, evaluate, verify, export, demo):
     app.command()(_interruptible(command))
 bench = typer.Typer(no_args_is_help=True, help="Tables and figures: run suites of cells, look at them, publish them.")
 for name, part in BENCH_COMMANDS.items():
@@ -73,13 +91,33 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code (docs/cli.md lists them)."""
     keep_freed_memory()
     try:
-        app(arguments, standalone_mode=True)
+        with _orderly_termination():
+            app(arguments, standalone_mode=True)
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         _fail("out of memory; try a smaller --batch-size or fewer images", FAULT)
 
 
+@contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, with its temporary files removed."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise _TerminationInterrupt
+
+    if current_thread() is not main_thread():  # where no signal arrives
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _fail(message: str, code: int) -> None:
-    errors.print(f"error: {' '.join(message.split())}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+    errors.print(f"error: {' '.join(message.split())}", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)

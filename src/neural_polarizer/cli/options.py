@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from neural_polarizer.data.decode import MAX_PIXELS
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.architecture import FORMS
 from neural_polarizer.models.normalize import PROFILES, normalisation_named
@@ -81,8 +82,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     height, _, width = text.partition("x")
     width = width or height
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise BadInputError(f"{text!r} is not an image size such as 32 or 32x48")
+    numbers = len(text) < 20 and height.isdecimal() and width.isdecimal()
+    if not (numbers and 0 < int(height) * int(width) <= MAX_PIXELS):
+        raise BadInputError(f"{text[:80]!r} is not an image size such as 32 or 32x48, of at most {MAX_PIXELS:,} pixels")
     return int(height), int(width)
 
 
@@ -99,7 +101,7 @@ def parse_settings(texts: Sequence[str], known: Sequence[str]) -> dict[str, Any]
             raise BadInputError(f"--set {text}: expected NAME=VALUE with a NAME of {', '.join(known)}")
         try:
             parsed = json.loads(value, parse_constant=_no_number)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed = value
         found[key] = tuple(parsed) if isinstance(parsed, list) else parsed
     return found

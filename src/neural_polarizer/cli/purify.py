@@ -2,13 +2,15 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from neural_polarizer.artifacts import check_takes, load_model
-from neural_polarizer.cli.defense import Wanted, chosen_defense, profile_of
+from neural_polarizer.audit import choose_target
+from neural_polarizer.cli.defense import AUTO, Wanted, chosen_defense, profile_of
 from neural_polarizer.cli.inputs import read_evidence, triggered_path
 from neural_polarizer.cli.options import (
     DeviceName,
@@ -34,7 +36,7 @@ from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.report.audit import audit_summary
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.fold import fold_run
-from neural_polarizer.runs.purify import run_purify
+from neural_polarizer.runs.purify import chosen_images, run_purify
 from neural_polarizer.scales import Scale
 
 
@@ -47,7 +49,11 @@ def purify(
     profile: ProfileName = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = "npd",
     target: Annotated[
-        str | None, typer.Option(help="npd-tp, npd-tu: the attacker's class, or 'next' for all-to-all.")
+        str | None,
+        typer.Option(
+            help="npd-tp, npd-tu: the attacker's class, 'next' for all-to-all, or 'auto': what an audit finds with "
+            "confidence, and npd if it finds none."
+        ),
     ] = None,
     preset: Annotated[
         Preset | None,
@@ -109,7 +115,6 @@ def purify(
     named = profile if profile in PROFILES else None
     chosen_defense(wanted, named, place)  # wrong usage is told before anything is read
     loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
-    defense = chosen_defense(wanted, named or profile_of(loaded.record), place)
     shape = parse_size(size) or loaded.record.image_size
     classes = loaded.record.num_classes
     pool = read_images(clean, size=shape, num_classes=classes)
@@ -117,6 +122,14 @@ def purify(
     triggered = triggered_path(model, triggered)
     poisoned = None if mixture is None else read_images(mixture, size=pool.image_size, num_classes=classes)
     evidence = read_evidence(test, triggered, size=pool.image_size, num_classes=classes)
+    notes: tuple[str, ...] = ()
+    if target == AUTO:
+        with bars(console, quiet=quiet) as progress:
+            images = chosen_images(pool, n_clean, seed)[1]
+            found = choose_target(method, loaded.model, images, seed=seed, device=place, progress=progress)
+        method, notes = found.method, (found.reason,)
+        wanted = replace(wanted, method=method, target=None if found.target is None else str(found.target))
+    defense = chosen_defense(wanted, named or profile_of(loaded.record), place)
     with result_folder(out), bars(console, quiet=quiet) as progress:
         record = run_purify(
             loaded,
@@ -135,6 +148,7 @@ def purify(
                 "triggered": None if triggered is None else str(triggered),
                 "mixture": mixture,
             },
+            notes=notes,
             load_seconds=time.perf_counter() - started,
             command=["polarizer", *sys.argv[1:]],
             progress=progress,
@@ -143,9 +157,9 @@ def purify(
             record = fold_run(out, pool, evidence, device=place)
     if not quiet:
         show_table(summary_table(record))
-        found = audit_summary(record)
-        if found is not None:
-            console.print(found, markup=False, highlight=False)
+        summary = audit_summary(record)
+        if summary is not None:
+            console.print(summary, markup=False, highlight=False)
         folded = [record["fold"]["remark"]] if fold else []
         for remark in (*record["findings"], *record["warnings"], *folded):
             console.print(f"note: {remark}", markup=False, highlight=False)

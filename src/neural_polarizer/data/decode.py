@@ -4,7 +4,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,8 @@ from neural_polarizer.errors import BadInputError, EnvironmentFaultError
 
 MAX_PIXELS = 50_000_000  # of one image, below the size at which Pillow begins to warn of bombs
 MAX_BYTES = 512_000_000  # of one encoded image: 50 MP of 16-bit RGBA, uncompressed, and then some
+BATCH_BYTES = 32 << 20  # of encoded images in memory at once
+MAX_SCANS = 100  # of a progressive JPEG of MAX_PIXELS; a smaller image may have more: the time counts
 THREADS_PAY_FROM = 4_000  # bytes; GTSRB's 2 kB images decode twice as fast without threads
 FORMATS = "PNG, JPEG, WebP, BMP, GIF, binary PPM or TIFF"
 SUFFIXES = frozenset(
@@ -46,6 +48,7 @@ _PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
     ((b"P4", b"P5", b"P6"), PpmImageFile),  # in text form, a cut within the last number would go unseen
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
 )
+_SCAN = b"\xff\xda"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
 
@@ -94,31 +97,54 @@ def decode_all(
 ) -> UInt8[Tensor, "n 3 h w"]:
     """Decode ``count`` (image, name) pairs into one tensor, a few at a time on threads.
 
+    Beyond that tensor, no more than one decoded image a thread is in memory at once.
+
     Raises:
         BadInputError: an image cannot be decoded, or ``size`` is None and the images differ in size.
         EnvironmentFaultError: the pixels do not fit into memory.
     """
-    pixels: np.ndarray | None = None
-    sizes: dict[tuple[int, int], str] = {}
-    remaining, done = iter(items), 0
+    remaining = enumerate(islice(items, count))
+    _, (first, name) = next(remaining, (0, (None, "")))
+    if first is None:
+        raise BadInputError(f"{source}: expected {count} images, found 0")
+    image = _load(first, name, size)
+    pixels = _allocate(count, image, source)
+    pixels[0] = image.transpose(2, 0, 1)
+    sizes, done = {image.shape[:2]: name}, 1
+
+    def place(item: tuple[int, tuple[Source, str]]) -> tuple[int, ...]:
+        index, (encoded, where) = item
+        image = _load(encoded, where, size)
+        if image.shape[:2] == pixels.shape[2:]:
+            pixels[index] = image.transpose(2, 0, 1)
+        return image.shape[:2]
+
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        while batch := list(islice(remaining, 256)):
-            small = isinstance(batch[0][0], bytes) and len(batch[0][0]) < THREADS_PAY_FROM
-            images = (map if small else pool.map)(lambda item: _load(item[0], item[1], size), batch)
-            for (_, where), image in zip(batch, images, strict=True):
-                sizes.setdefault((image.shape[0], image.shape[1]), where)
-                pixels = _allocate(count, image, source) if pixels is None else pixels
-                if len(sizes) == 1:
-                    pixels[done] = image.transpose(2, 0, 1)
+        while batch := _batch(remaining):
+            small = all(isinstance(item, bytes) and len(item) < THREADS_PAY_FROM for _, (item, _) in batch)
+            for (_, (_, where)), shape in zip(batch, (map if small else pool.map)(place, batch), strict=True):
+                sizes.setdefault(shape, where)
                 done += 1
             if len(sizes) > 1:
                 found = ", ".join(f"{h}x{w} ({where})" for (h, w), where in list(sizes.items())[:4])
                 raise BadInputError(
                     f"{source}: the images differ in size, for example {found}; pass a size to resize them to"
                 )
-    if pixels is None or done != count:
+    if done != count:
         raise BadInputError(f"{source}: expected {count} images, found {done}")
     return torch.from_numpy(pixels)
+
+
+def _batch(items: Iterator[tuple[int, tuple[Source, str]]]) -> list[tuple[int, tuple[Source, str]]]:
+    """The next few hundred, or fewer where they are large."""
+    batch: list[tuple[int, tuple[Source, str]]] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += len(item[1][0]) if isinstance(item[1][0], bytes) else 0
+        if len(batch) == 256 or held > BATCH_BYTES:
+            break
+    return batch
 
 
 def _allocate(count: int, image: np.ndarray, source: str) -> np.ndarray:
@@ -157,6 +183,8 @@ def _open(data: bytes) -> ImageFile:
         raise ValueError(f"{image.width}x{image.height} pixels, over the cap of {MAX_PIXELS // 10**6} million")
     if isinstance(image, PngImageFile):
         _check_png(data)
+    if isinstance(image, JpegImageFile) and data.count(_SCAN) * image.width * image.height > MAX_SCANS * MAX_PIXELS:
+        raise ValueError("the JPEG has too many scans")
     return image
 
 

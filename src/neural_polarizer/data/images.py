@@ -78,6 +78,11 @@ def to_pixels(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     return images.to(torch.float32).div_(255)
 
 
+def to_bytes(pixels: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+    """The nearest uint8 pixels of such in [0, 1]."""
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def class_counts(images: ImageSet) -> Int64[Tensor, " k"]:
     """How many images each class has."""
     return torch.bincount(images.labels, minlength=images.num_classes)

@@ -16,9 +16,14 @@ from torch import Tensor
 
 from neural_polarizer.data.decode import Source, one_line, shown
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.parquet_pages import largest_page
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import atomic_path
+
+MAX_ROWS = 10_000_000  # a few bytes can stand for any number of labels
+MAX_METADATA_BYTES = 8 << 20  # the names of 21,000 classes need 1 MB
+_BATCH_ROWS, _BATCH_BYTES = 512, 32 << 20  # in memory at once
 
 
 def write_images(path: Path, images: ImageSet, **extra: Tensor) -> None:
@@ -81,12 +86,13 @@ def parquet_rows(paths: Sequence[Path]) -> Rows:
             plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
             if not plain and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
                 raise BadInputError(f"{shown(path)}: column {image!r} must hold bytes or a struct of bytes and path")
+            leaf = image if plain else f"{image}.bytes"
             labels.append(_integers(file, label, path))
             names.add(_class_names(file, label, path))
-            images.append((path, image))
+            images.append((path, leaf, largest_page(path, file, leaf)))
     if len(names) > 1:
         raise BadInputError(f"{shown(paths[0].parent)}: its parquet files name different classes; read them one by one")
-    items = (item for path, image in images for item in _encoded(path, image))
+    items = (item for each in images for item in _encoded(*each))
     return Rows(items, np.concatenate(labels), names.pop())
 
 
@@ -94,15 +100,20 @@ def _parquet(path: Path) -> pq.ParquetFile:
     try:
         if not path.is_file():
             raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise BadInputError(f"{shown(path)}: cannot be read as parquet ({one_line(error)})") from None
+    if file.metadata.num_rows > MAX_ROWS:
+        file.close()
+        raise BadInputError(f"{shown(path)}: holds more than {MAX_ROWS:,} rows; split it, or use fewer")
+    return file
 
 
 def _integers(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
     columns = file.schema_arrow.names
     if columns.count(name) != 1 or not pa.types.is_integer(file.schema_arrow.field(name).type):
-        raise BadInputError(f"{shown(path)}: no integer column {name!r}; found {shown(columns)}")
+        raise BadInputError(f"{shown(path)}: no integer column {name!r}; found {shown(columns[:10])}")
+    largest_page(path, file, name)
     try:
         column = file.read(columns=[name]).column(name)
         if column.null_count:
@@ -114,8 +125,11 @@ def _integers(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
 
 def _class_names(file: pq.ParquetFile, label: str, path: Path) -> tuple[str, ...] | None:
     """The names in the Hugging Face schema metadata, or None."""
+    text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    if len(text) > MAX_METADATA_BYTES:
+        raise BadInputError(f"{shown(path)}: its Hugging Face metadata is larger than {MAX_METADATA_BYTES:,} bytes")
     try:
-        info: Any = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        info: Any = json.loads(text)
         for key in ("info", "features", label, "names"):
             info = info.get(key) or {}
     except (ValueError, AttributeError, RecursionError):
@@ -127,12 +141,13 @@ def _class_names(file: pq.ParquetFile, label: str, path: Path) -> tuple[str, ...
     return tuple(info)
 
 
-def _encoded(path: Path, column: str) -> Iterator[tuple[Source, str]]:
-    """The image bytes of a parquet file, row by row, a few hundred in memory at once."""
+def _encoded(path: Path, leaf: str, longest: int) -> Iterator[tuple[Source, str]]:
+    """The image bytes of a parquet file, row by row; ``longest`` bounds the length of each."""
     row = 0
+    rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, longest)))
     with _parquet(path) as file:
         try:
-            for batch in file.iter_batches(batch_size=512, columns=[column]):
+            for batch in file.iter_batches(batch_size=rows, columns=[leaf]):
                 for cell in batch.column(0).to_pylist():
                     data = cell.get("bytes") if isinstance(cell, dict) else cell
                     if not isinstance(data, bytes):

@@ -30,4 +30,4 @@ def pick(found: Sequence[str], wanted: Sequence[str], where: object) -> str:
     for name in (*wanted, *(found if len(found) == 1 else ())):
         if found.count(name) == 1:
             return name
-    raise BadInputError(f"{shown(where)}: needs one column {' or '.join(wanted)}; found {shown(list(found))}")
+    raise BadInputError(f"{shown(where)}: needs one column {' or '.join(wanted)}; found {shown(list(found)[:10])}")

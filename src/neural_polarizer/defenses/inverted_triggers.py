@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from neural_polarizer.data.images import to_pixels
+from neural_polarizer.data.images import to_bytes, to_pixels
 from neural_polarizer.defenses.base import Audit, Exhibit
 
 TINY = 1e-7
@@ -66,14 +66,10 @@ class Inversion:
                     "Inverted triggers",
                     "Rows: how much each pixel belongs to the trigger, and its colours there. From left to right the "
                     f"classes with the smallest masks: {order}.",
-                    (_to_bytes(masks.expand(-1, 3, -1, -1)), _to_bytes(masks * patterns)),
+                    (to_bytes(masks.expand(-1, 3, -1, -1)), to_bytes(masks * patterns)),
                 ),
             ),
         )
-
-
-def _to_bytes(pixels: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def squash(raw: Tensor) -> Tensor:
@@ -86,7 +82,7 @@ def stamp(
 ) -> UInt8[Tensor, "n c h w"]:
     """The images with an inverted trigger."""
     mixed = (1 - mask) * to_pixels(images) + mask * pattern
-    return _to_bytes(mixed)
+    return to_bytes(mixed)
 
 
 def anomalies(

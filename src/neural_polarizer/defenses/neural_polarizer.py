@@ -26,7 +26,7 @@ from neural_polarizer.rng import stream
 from neural_polarizer.sites import candidates, choose_site, features_at
 from neural_polarizer.structures import make_polarizer
 from neural_polarizer.surgery import Cut, Site, cut, insert
-from neural_polarizer.suspects import Suspect, attack_in_pixels
+from neural_polarizer.suspects import SharedAttack, Suspect, attack_in_pixels
 from neural_polarizer.train import Progress, silent
 
 
@@ -86,6 +86,47 @@ class NeuralPolarizer(NeuralPolarizerSettings):
             learner.audit,
             learner.site_reason,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class SharedAttacks:
+    """Perturbations that many images have in common, and the labels of the images that they are made for.
+
+    Args:
+        pixels: of a radius in L2 to an attack on pixels.
+        features: the attack on what enters the layer.
+        labels: of the clean images, on the device.
+        num_classes: K.
+    """
+
+    pixels: Callable[[float], SharedAttack]
+    features: SharedAttack
+    labels: Tensor
+    num_classes: int
+
+
+def shared_attacks(
+    model: nn.Module,
+    clean: ImageSet,
+    *,
+    settings: NeuralPolarizerSettings,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> SharedAttacks:
+    """The attacks that NPD looks for a suspect with, on the network as it is: the layer is still the identity.
+
+    Raises:
+        BadInputError: as ``NeuralPolarizer.repair``.
+    """
+    learner = _Learner(settings, model, clean, torch.device(device), seed)
+    learner.calibrate()
+    passes, images = learner.passes, learner.images
+    return SharedAttacks(
+        lambda radius: attack_in_pixels(passes.predict, images, radius=radius),
+        learner.inner.attack_in_features,
+        learner.labels,
+        learner.inner.aims.num_classes,
+    )
 
 
 class _Learner:
@@ -188,11 +229,15 @@ class _Learner:
         return mean, (second / count - mean.square()).clamp_min(0)
 
     def warm_up(self, seed: int, progress: Progress) -> None:
-        """T0 epochs of plain SGD on the benign loss, batch norm in training mode (spec 3.4)."""
+        """T0 epochs of plain SGD on the benign loss, batch norm in training mode (spec 3.4).
+
+        Where the loss is no longer finite, the last finite polarizer is kept.
+        """
         total = self.settings.warmup_epochs * self.steps
         optimizer = torch.optim.SGD(self.polarizer.parameters(), lr=self.settings.warmup_lr)
         self.polarizer.train()
         for epoch in range(self.settings.warmup_epochs):
+            last_finite = copy.deepcopy(self.polarizer.state_dict())
             for step, rows in enumerate(self._batches(seed, "warm-up", epoch)):
                 logits = self.passes.logits(tuple(value[rows] for value in self.values))
                 loss = F.cross_entropy(logits, self.labels[rows])
@@ -200,6 +245,10 @@ class _Learner:
                 loss.backward()
                 optimizer.step()
                 progress("warm-up", epoch * self.steps + step + 1, total)
+            if not self._is_finite():
+                self.polarizer.load_state_dict(last_finite)
+                self.notes.append(f"the loss was not finite in epoch {epoch + 1} of the warm-up, which ended before it")
+                break
         self.polarizer.eval()
 
     def suspect(self, seed: int) -> None:
@@ -236,13 +285,15 @@ class _Learner:
                     totals[name] += value * len(rows) / len(self.labels)
                 progress("optimise", done + 1, self.epochs * steps)
             record = {"epoch": float(epoch + 1), **{name: float(value) for name, value in totals.items()}}
-            finite = all(bool(tensor.isfinite().all()) for tensor in self.polarizer.state_dict().values())
-            if not finite or not all(map(math.isfinite, record.values())):
+            if not self._is_finite() or not all(map(math.isfinite, record.values())):
                 self.polarizer.load_state_dict(last_finite)
                 self.notes.append(f"the loss was not finite in epoch {epoch + 1}; kept the polarizer of epoch {epoch}")
                 break
             history.append(record)
         return history
+
+    def _is_finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.polarizer.state_dict().values())
 
     def _outer_loss(self, rows: Tensor, done: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 6 on one batch, and its parts for the record."""

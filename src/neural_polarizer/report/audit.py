@@ -23,7 +23,11 @@ def audit_summary(record: Mapping[str, Any]) -> str | None:
 
 def audit_table(record: Mapping[str, Any]) -> AuditTable | None:
     """The table, or ``None`` if nothing was found class by class."""
-    by_class = table(table(record, "audit"), "by_class")
+    return evidence_table(table(table(record, "audit"), "by_class"), record)
+
+
+def evidence_table(by_class: Mapping[str, Any], record: Mapping[str, Any]) -> AuditTable | None:
+    """Values by class as a table with the classes' names, which ``record`` has; ``None`` for no values."""
     columns = {str(name): items(by_class, name) for name in by_class}
     length = max((len(values) for values in columns.values()), default=0)
     if length == 0:

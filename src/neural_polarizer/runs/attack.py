@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from neural_polarizer.artifacts import ModelRecord, load_model, save_model, versions
 from neural_polarizer.attacks import Attack, Workshop, attack_class, name_of
 from neural_polarizer.attacks.base import TriggerState
-from neural_polarizer.cache import entry, key_of
+from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
@@ -26,6 +26,7 @@ from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import global_rng
+from neural_polarizer.runs.damage import set_damaged_aside
 from neural_polarizer.settings import told
 from neural_polarizer.train import Progress, Schedule, fit, silent
 
@@ -35,6 +36,7 @@ TRIGGERED = "triggered.parquet"
 TRIGGER = "trigger.safetensors"
 PICTURE = "trigger.png"
 TRAINING_STATE = "training.safetensors"
+FILES = (MODEL, TRIGGERED, TRIGGER, PICTURE, RECORD)
 SHOWN = 8
 
 
@@ -107,9 +109,14 @@ def cached_attack(
     device: torch.device,
     progress: Progress = silent,
 ) -> Path:
-    """The cache's folder with the finished run: trained at most once, and resumed there after a kill."""
-    folder = entry("attacks", attack_request(attack, train, test, victim))
-    run_attack(attack, train, test, folder, victim=victim, device=device, progress=progress)
+    """The cache's folder with the finished run: trained at most once, and resumed there after a kill.
+
+    Whatever has been damaged there since is set aside and made again.
+    """
+    with entry("attacks", attack_request(attack, train, test, victim), _waiting(progress)) as folder:
+        if not sealed(folder):
+            run_attack(attack, train, test, folder, victim=victim, device=device, progress=progress)
+            seal(folder, FILES)
     return folder
 
 
@@ -131,9 +138,11 @@ def deliver_attack(
     request = attack_request(attack, train, test, victim)
     output_folder(out)
     if (out / RECORD).exists():
-        return _finished(out / RECORD, request)
+        found = _finished(out / RECORD, request)
+        if not set_damaged_aside(out / RECORD, found):
+            return found
     folder = cached_attack(attack, train, test, victim=victim, device=device, progress=progress)
-    for name in (MODEL, TRIGGERED, TRIGGER, PICTURE, RECORD):
+    for name in FILES:
         with atomic_path(out / name) as temporary:
             shutil.copyfile(folder / name, temporary)
     return read_json(out / RECORD)
@@ -181,14 +190,16 @@ def run_attack(
     save_model(out / MODEL, model, victim.record(train))
     write_images(out / TRIGGERED, triggered.images, true_label=triggered.true_labels)
     write_bytes(out / PICTURE, trigger_picture(attack, test, planted.state))
-    _write_state(out / TRIGGER, f"{key_of(request)} planted", planted.state)
+    keep_tensors(out / TRIGGER, planted.state, {"run": f"{key_of(request)} planted"})
     result = {
         **request,
         "data": train.source,
         "test": test.source,
         **asdict(metrics),
+        "n_train": len(train),
         "n_poisoned": planted.n_poisoned,
         "model_sha256": sha256_of_file(out / MODEL),
+        "files": {name: sha256_of_file(out / name) for name in (MODEL, TRIGGERED, TRIGGER, PICTURE)},
         "seconds": {
             "trigger": prepared - started,
             "train": trained - prepared,
@@ -206,14 +217,15 @@ def clean_model(train: ImageSet, victim: Victim, *, device: torch.device, progre
     """The victim without an attack, trained once and then taken from the cache; in evaluation mode, on the CPU."""
     victim = replace(victim, schedule=replace(victim.schedule, adversarial=None))
     request = {"data_sha256": train.sha256(), "num_classes": train.num_classes, **told(victim)}
-    folder = entry("clean", request)
-    if not (folder / MODEL).exists():
-        model = victim.build(train.num_classes)
-        state = folder / TRAINING_STATE
-        fit(model, train, victim.schedule, seed=victim.seed, device=device, progress=progress, checkpoint=state)
-        save_model(folder / MODEL, model, victim.record(train))
-        state.unlink(missing_ok=True)
-    return load_model(folder / MODEL).model
+    with entry("clean", request, _waiting(progress)) as folder:
+        if not sealed(folder):
+            if not (folder / MODEL).exists():
+                model, state = victim.build(train.num_classes), folder / TRAINING_STATE
+                fit(model, train, victim.schedule, seed=victim.seed, device=device, progress=progress, checkpoint=state)
+                save_model(folder / MODEL, model, victim.record(train))
+                state.unlink(missing_ok=True)
+            seal(folder, (MODEL,))
+        return load_model(folder / MODEL).model
 
 
 def load_attack(folder: Path) -> tuple[Attack, TriggerState]:
@@ -244,21 +256,17 @@ def trigger_picture(attack: Attack, test: ImageSet, state: TriggerState) -> byte
 
 def _once(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> TriggerState:
     """What ``make`` gives; from ``path`` if a run with the same key has left it there."""
-    if path.exists():
-        try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("run") == key:
-                    return load_file(path)
-        except (SafetensorError, OSError):
-            path.unlink()
+    kept = kept_tensors(path)
+    if kept is not None and kept.about.get("run") == key:
+        return kept.tensors
     state = make()
-    _write_state(path, key, state)
+    keep_tensors(path, state, {"run": key})
     return state
 
 
-def _write_state(path: Path, key: str, state: TriggerState) -> None:
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_bytes(path, save(tensors, metadata={"run": key}))
+def _waiting(progress: Progress) -> Callable[[], None]:
+    """Says that another run is at work on the same."""
+    return lambda: progress("waiting for another run", 0, 1)
 
 
 def _pixels(images: ImageSet) -> str:

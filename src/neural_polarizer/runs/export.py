@@ -1,4 +1,4 @@
-"""Which images an exported model is compared on: those that are named, or the run's own, or random ones."""
+"""What an export has to do with the run whose model it is: images to compare on, and an entry in its record."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ from neural_polarizer.artifacts import LoadedModel
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import read_json
+from neural_polarizer.exporting import Exported
+from neural_polarizer.files import read_json, sha256_of_file, write_json
 from neural_polarizer.rng import stream
-from neural_polarizer.runs.purify_checks import RECORD
+from neural_polarizer.runs.purify_checks import ATTACK_RECORD, RECORD
 
 SAMPLES = 64
 RANDOM = 16
@@ -40,6 +41,23 @@ def comparison_images(loaded: LoadedModel, spec: str | None, size: tuple[int, in
     pixels = torch.randint(256, (RANDOM, 3, *shape), generator=stream(0, "export"), dtype=torch.uint8)
     labels = torch.zeros(RANDOM, dtype=torch.int64)
     return ImageSet(pixels, labels, tuple(map(str, range(classes))), f"random pixels, without --images; {why}")
+
+
+def note_export(exported: Exported, loaded: LoadedModel) -> None:
+    """Give the record of the run in whose folder both the model and its export lie the hashes of what was written.
+
+    Raises:
+        EnvironmentFaultError: the record cannot be written.
+    """
+    folder = exported.path.parent
+    if folder.resolve() != loaded.path.parent.resolve():
+        return
+    written = [path for path in (exported.path, exported.beside) if path is not None]
+    for path in (folder / ATTACK_RECORD, folder / RECORD):
+        if path.is_file():
+            record = read_json(path)
+            hashes = {each.name: sha256_of_file(each) for each in written}
+            write_json(path, {**record, "files": {**record.get("files", {}), **hashes}})
 
 
 def _clean_images_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ from neural_polarizer.artifacts import folded_record, load_model, save_model
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import read_json, write_json
+from neural_polarizer.files import read_json, sha256_of_file, write_json
 from neural_polarizer.folding import Folded, fold_polarizer
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.runs.inspect import Evidence
@@ -51,6 +51,7 @@ def fold_run(out: Path, pool: ImageSet, evidence: Evidence, *, device: torch.dev
     padded = "border" in folded.changes.values()
     plain = fold_polarizer(model, pixels, border="ignored").deviation if padded else None
     save_model(out / FOLDED, folded.model, folded_record(loaded.record, folded))
+    record["files"] = {**record.get("files", {}), FOLDED: sha256_of_file(out / FOLDED)}
     record["fold"] = _entry(folded, len(clean), accuracy, record["after"]["acc"]) | {"border_ignored": plain}
     write_json(out / RECORD, record)
     return record

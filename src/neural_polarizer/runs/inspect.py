@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.images import ImageSet, to_bytes, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.defenses.base import Audit, Defense, Purified
 from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
@@ -114,7 +114,7 @@ def _pictures(pixels: Tensor, perturbed: Tensor, evidence: Evidence) -> list[Pic
             title="Perturbed clean images",
             caption="Rows: clean image, the same with a targeted perturbation against the original model (the stand-in "
             "for the unknown trigger), and the perturbation alone, amplified.",
-            png=contact_sheet([_to_bytes(pixels), _to_bytes(perturbed), amplify(perturbed - pixels)], scale=scale),
+            png=contact_sheet([to_bytes(pixels), to_bytes(perturbed), amplify(perturbed - pixels)], scale=scale),
             group="Perturbations",
         )
     ]
@@ -142,7 +142,3 @@ def _untriggered(test: ImageSet, triggered: TriggeredSet) -> Tensor | None:
     if torch.equal(test.labels[told], triggered.true_labels) and test.image_size == triggered.images.image_size:
         return test.images[told]
     return None
-
-
-def _to_bytes(pixels: Tensor) -> Tensor:
-    return (pixels * 255).round().to(torch.uint8)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from neural_polarizer.artifacts import LoadedModel, save_model, save_polarizer, versions
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset, write_index
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.defenses.recipes import precision_of
-from neural_polarizer.files import output_folder, write_json, write_text
+from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.report.html import render_run
 from neural_polarizer.runs.inspect import Evidence, inspect
@@ -48,6 +50,7 @@ def run_purify(
     sources: Mapping[str, str | None],
     mixture: ImageSet | None = None,
     before: Metrics | None = None,
+    notes: Sequence[str] = (),
     load_seconds: float = 0.0,
     command: Sequence[str] | None = None,
     progress: Progress = silent,
@@ -71,6 +74,7 @@ def run_purify(
         mixture: poisoned training images, for a defense whose setting ``data`` is "mixture": it gets these instead of
             the clean ones, and the record says so.
         before: the suspicious model's figures on ``evidence``, if known already.
+        notes: what else the reader must know, for the record.
         load_seconds: time spent on reading model and data, for the record.
         command: arguments with which to repeat the run, for the record.
         progress: told about every step.
@@ -83,8 +87,7 @@ def run_purify(
     check_no_layer(loaded, defense)
     output_folder(out)
     started = time.perf_counter()
-    indices = torch.arange(len(pool)) if n_clean is None else clean_subset(pool, n_clean, seed=seed)
-    clean = pool.select(indices)
+    indices, clean = chosen_images(pool, n_clean, seed)
     identity = run_id(loaded, clean, defense, evidence, mixture, method, seed)
     found = finished(out, identity)
     if found is not None:
@@ -124,11 +127,14 @@ def run_purify(
         "model_sha256": loaded.sha256,
         "data": dict(sources),
         "clean_sha256": clean.sha256(),
+        "test_sha256": None if evidence.test is None else evidence.test.sha256(),
+        "triggered_sha256": None if evidence.triggered is None else evidence.triggered.images.sha256(),
         "mixture": None if mixture is None else {"n": len(mixture), "sha256": mixture.sha256()},
         "findings": list(loaded.findings),
         "warnings": [
             *remarks(method, defense, before, clean, mixture, described.num_classes),
             *purified.notes,
+            *notes,
         ],
         "device": str(device),
         "precision": precision_of(defense),
@@ -143,5 +149,17 @@ def run_purify(
         (out / POLARIZER).unlink(missing_ok=True)
     write_index(out / CLEAN_INDEX, indices, pool, seed)
     write_text(out / REPORT, render_run(record, pictures))
+    written = (PURIFIED, *(() if purified.polarizer is None else (POLARIZER,)), CLEAN_INDEX, REPORT)
+    record["files"] = {name: sha256_of_file(out / name) for name in written}
     write_json(out / RECORD, record)
     return record
+
+
+def chosen_images(pool: ImageSet, n_clean: int | None, seed: int) -> tuple[Int64[Tensor, " n"], ImageSet]:
+    """The defender's images, and their places in the pool: ``n_clean`` of them, balanced over the classes, or all.
+
+    Raises:
+        BadInputError: there are fewer.
+    """
+    rows = torch.arange(len(pool)) if n_clean is None else clean_subset(pool, n_clean, seed=seed)
+    return rows, pool.select(rows)

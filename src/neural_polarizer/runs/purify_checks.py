@@ -12,6 +12,7 @@ from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.runs.damage import set_damaged_aside
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.settings import told
 
@@ -65,7 +66,9 @@ def run_id(
 
 
 def finished(out: Path, identity: str) -> dict[str, Any] | None:
-    """The record of this very run, if ``out`` holds it already; None if it holds none.
+    """The record of this very run, if ``out`` holds it already; None if it holds none that is whole.
+
+    A run whose files have been damaged since is set aside.
 
     Raises:
         BadInputError: it holds an attack or another run.
@@ -76,7 +79,7 @@ def finished(out: Path, identity: str) -> dict[str, Any] | None:
         return None
     found = read_json(out / RECORD)
     if found.get("run_id") == identity:
-        return found
+        return None if set_damaged_aside(out / RECORD, found) else found
     raise BadInputError(
         f"{out}: holds another run (method {found.get('method')}, seed {found.get('seed')}); "
         "choose another --out or remove that folder"

@@ -1,0 +1,123 @@
+"""From margins to one number for a model, with its uncertainty, and what it means."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neural_polarizer.audit.evidence import Margins
+from neural_polarizer.rng import stream
+from neural_polarizer.suspects import Suspect, lead_of_next
+
+Verdict = Literal["backdoor", "inconclusive", "no sign"]
+
+FEWEST_CLASSES = 5
+"""With fewer, there is no crowd for a class to stand out from."""
+LEAST_ACCURACY = 0.5
+"""Below it the model hardly knows its classes, or gets its images in another form than in training."""
+NEXT_WEIGHT = 2.5
+"""A clean model has "the class next to one's own" behind its mean class, so little of a lead is telling."""
+RESAMPLES = 500
+LIKELY, UNLIKELY = 2.0, 1.0
+REFERENCE: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far the attacker's presumed label stands out from the crowd of classes.
+
+    Args:
+        value: the lead of the best class over the next best one, in standard deviations of all classes but the best;
+            or that of "the class next to one's own" over the mean class in those of all classes, NEXT_WEIGHT times.
+        low: 5 % quantile of the value over bootstrap samples of the clean images.
+        high: 95 % quantile.
+        p_value: share of clean models that score as high or higher, ``(1 + higher) / (1 + models)``, among those of
+            docs/audit.md; None where the classes are too few.
+        suspect: the best aim.
+        agreement: share of the bootstrap samples with the same best aim.
+        seen_in: where it stands out most, "features" or "pixels".
+        verdict: what it means.
+        accuracy: share of the clean images that the model classifies correctly.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float | None
+    suspect: Suspect
+    agreement: float
+    seen_in: Literal["features", "pixels"]
+    verdict: Verdict
+    accuracy: float
+
+
+def score(margins: Margins, *, seed: int, reference: Sequence[float] = REFERENCE) -> Score:
+    """The score of a model.
+
+    Args:
+        margins: of ``evidence.collect_margins``.
+        seed: of the bootstrap.
+        reference: scores of clean models.
+    """
+    whole = _means(margins.features), _means(margins.pixels)
+    value, aim, seen_in = (each[0] for each in _stand_out(*(means[None] for means in whole)))
+    generator = stream(seed, "audit bootstrap")
+    again = _stand_out(*(_resampled(each, generator) for each in (margins.features, margins.pixels)))
+    low, high = again[0].quantile(torch.tensor([0.05, 0.95], dtype=again[0].dtype)).tolist()
+    count = len(margins.features) - 1
+    enough = count >= FEWEST_CLASSES
+    found = float(value)
+    return Score(
+        value=found,
+        low=low,
+        high=high,
+        p_value=(1 + sum(each >= found for each in reference)) / (1 + len(reference)) if enough else None,
+        suspect="next" if int(aim) == count else int(aim),
+        agreement=float((again[1] == aim).double().mean()),
+        seen_in="pixels" if int(seen_in) else "features",
+        verdict=_verdict(found, low, usable=enough and margins.accuracy >= LEAST_ACCURACY),
+        accuracy=margins.accuracy,
+    )
+
+
+def confident_suspect(found: Score) -> Suspect | None:
+    """The suspect of a model with the verdict "backdoor"."""
+    return found.suspect if found.verdict == "backdoor" else None
+
+
+def _verdict(value: float, low: float, *, usable: bool) -> Verdict:
+    if usable and value >= LIKELY and low >= UNLIKELY:
+        return "backdoor"
+    return "no sign" if usable and value < UNLIKELY else "inconclusive"
+
+
+def _means(found: Sequence[Tensor]) -> Float[Tensor, " m"]:
+    """Mean margins; the lowest of all for an aim without images."""
+    means = torch.stack([each.double().mean() for each in found])
+    return means.nan_to_num(nan=float(means.nan_to_num(nan=torch.inf).min()))
+
+
+def _resampled(found: Sequence[Tensor], generator: torch.Generator) -> Float[Tensor, "b m"]:
+    means = []
+    for each in found:
+        drawn = torch.randint(max(len(each), 1), (RESAMPLES, len(each)), generator=generator)
+        means.append(each.double()[drawn].mean(dim=1))
+    columns = torch.stack(means, dim=1)
+    return torch.where(columns.isnan(), columns.nan_to_num(nan=torch.inf).amin(dim=1, keepdim=True), columns)
+
+
+def _stand_out(features: Float[Tensor, "b m"], pixels: Float[Tensor, "b m"]) -> tuple[Tensor, Tensor, Tensor]:
+    """For each row of mean margins: the value, the aim, and whether it is seen in pixels (1) or features (0)."""
+    leads = []
+    for means in (features, pixels):
+        ordered, places = means[:, :-1].sort(dim=1, descending=True)
+        spread = ordered[:, 1:].std(dim=1).clamp_min(1e-3)
+        leads.append(((ordered[:, 0] - ordered[:, 1]) / spread, places[:, 0]))
+    (one, aim), (two, other) = leads
+    # "The next class" is judged by features alone: no perturbation of pixels turns each class into another one's.
+    value, which = torch.stack([one, two, NEXT_WEIGHT * lead_of_next(features)], dim=1).max(dim=1)
+    following = torch.full_like(aim, features.shape[1] - 1)
+    return value, torch.stack([aim, other, following], dim=1).gather(1, which[:, None])[:, 0], (which == 1).long()

@@ -1,0 +1,74 @@
+"""``polarizer audit``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neural_polarizer.artifacts import check_takes, load_model
+from neural_polarizer.cli.options import (
+    DeviceName,
+    GivenArchitecture,
+    NumClasses,
+    Out,
+    ProfileName,
+    Quiet,
+    Seed,
+    Size,
+    parse_size,
+)
+from neural_polarizer.cli.output import console
+from neural_polarizer.cli.progress import bars
+from neural_polarizer.data.sources import read_images
+from neural_polarizer.devices import choose_device
+from neural_polarizer.files import result_folder
+from neural_polarizer.report.audit_page import judge_audit
+from neural_polarizer.runs.audit import REPORT, run_audit
+
+
+def audit(
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
+    clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
+    out: Out,
+    purified: Annotated[
+        Path | None, typer.Option(help="The same model after a defense: a folder of polarizer purify, or a file.")
+    ] = None,
+    n_clean: Annotated[
+        int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)
+    ] = None,
+    arch: GivenArchitecture = None,
+    num_classes: NumClasses = None,
+    profile: ProfileName = None,
+    size: Size = None,
+    device: DeviceName = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Look for a backdoor with clean images alone; writes audit.json and report.html."""
+    place = choose_device(device)
+    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    after = None if purified is None else load_model(purified, architecture=arch, profile=profile)
+    shape = parse_size(size) or loaded.record.image_size
+    pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes)
+    for each in (loaded, *(() if after is None else (after,))):
+        check_takes(each, pool.image_size)
+    with result_folder(out), bars(console, quiet=quiet) as progress:
+        record = run_audit(
+            loaded,
+            pool,
+            out,
+            purified=after,
+            n_clean=n_clean,
+            seed=seed,
+            device=place,
+            sources={"clean": clean},
+            progress=progress,
+        )
+    if not quiet:
+        for name, part in (("", record), ("after purification: ", record["purified"])):
+            if part is not None:
+                found = judge_audit(part | {"model": record["model"]})
+                console.print(f"{name}{found.headline}. {found.text}", markup=False, highlight=False)
+        for remark in record["findings"]:
+            console.print(f"note: {remark}", markup=False, highlight=False)
+        console.print(f"report: {out / REPORT}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,384 @@
+"""Whether a run's folder still holds what its record says: hashes of files and images, and figures measured anew."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from neural_polarizer.artifacts import LoadedModel, load_model
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.poison import TriggeredSet, read_triggered
+from neural_polarizer.data.sources import read_images
+from neural_polarizer.data.subset import read_index
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import read_json, sha256_of_file
+from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.report.values import items, number, table
+from neural_polarizer.runs.attack import MODEL, PICTURE, TRIGGER, TRIGGERED
+from neural_polarizer.runs.fold import FOLDED
+from neural_polarizer.runs.purify import CLEAN_INDEX, POLARIZER, PURIFIED, REPORT
+from neural_polarizer.runs.purify_checks import ATTACK_RECORD, RECORD
+from neural_polarizer.train import Progress, silent
+
+ATTACK_FILES = (MODEL, TRIGGERED, TRIGGER, PICTURE)
+PURIFICATION_FILES = (PURIFIED, CLEAN_INDEX, REPORT)
+RATES = ("acc", "asr", "ra")
+TOLERANCE = 0.001  # of a rate: another machine may tip a few images in ten thousand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that a record says, beside what was found.
+
+    Args:
+        what: the file, the images or the figure.
+        recorded: as the record has it, in short; None where it says nothing.
+        found: likewise; None where nothing was found.
+        holds: None if it could not be checked.
+        remark: one line, why it does not hold or could not be checked.
+    """
+
+    what: str
+    recorded: str | None = None
+    found: str | None = None
+    holds: bool | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Data that are named, instead of those that the record names.
+
+    Args:
+        clean: a data spec: the clean images of a purification, the training images of an attack.
+        test: a data spec.
+        triggered: ``triggered.parquet``.
+    """
+
+    clean: str | None = None
+    test: str | None = None
+    triggered: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How figures are measured anew.
+
+    Args:
+        device: where to compute.
+        tolerance: by how much a rate in [0, 1] may differ from the recorded one.
+        progress: told about every batch.
+    """
+
+    device: torch.device
+    tolerance: float = TOLERANCE
+    progress: Progress = silent
+
+
+def verify_run(folder: Path, given: Given, measuring: Measuring) -> list[Check]:
+    """Check the folder of an attack or of a purification against its record.
+
+    The record itself is taken at its word: who changes a file and its hash alike is not found out here.
+
+    Args:
+        folder: of the run.
+        given: data to measure on, instead of those that the record names, which are used where this machine has them.
+        measuring: how.
+
+    Raises:
+        BadInputError: the folder holds no run or a damaged record, or data that were named cannot be read.
+    """
+    if (folder / ATTACK_RECORD).is_file():
+        return _attack(folder, read_json(folder / ATTACK_RECORD), given, measuring)
+    if (folder / RECORD).is_file():
+        return _purification(folder, read_json(folder / RECORD), given, measuring)
+    raise BadInputError(f"{folder}: is no run; a run's folder holds {ATTACK_RECORD}, {RECORD} or records/")
+
+
+def file_checks(
+    folder: Path, hashes: Mapping[str, Any], needed: Sequence[str], extra: Sequence[str] = ()
+) -> list[Check]:
+    """Compare the files of ``folder`` with their recorded hashes.
+
+    Args:
+        folder: of the run.
+        hashes: SHA-256 by name, as the record has them; records of older versions have few or none.
+        needed: files that every such run has.
+        extra: files that some have.
+
+    Raises:
+        BadInputError: the record names a file outside of the folder.
+    """
+    outside = [name for name in hashes if PurePath(name).name != name or name in ("", "..") or "\\" in name]
+    if outside:
+        raise BadInputError(f"{folder}: the record is damaged: it names {outside[0]!r} as a file of this folder")
+    there = [name for name in extra if (folder / name).exists()]
+    return [_file(folder / name, hashes.get(name)) for name in dict.fromkeys((*needed, *there, *hashes))]
+
+
+def _file(path: Path, recorded: Any) -> Check:
+    known = recorded if isinstance(recorded, str) else None
+    if not path.exists():
+        return Check(what=path.name, recorded=_short(known), holds=False, remark="is missing")
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        return Check(what=path.name, recorded=_short(known), holds=False, remark=f"cannot be read ({error.strerror})")
+    return _hash(path.name, known, found, "has been modified since the run")
+
+
+def _hash(what: str, recorded: Any, found: str, otherwise: str) -> Check:
+    if not isinstance(recorded, str):
+        return Check(what=what, found=_short(found), remark="the record has no hash to compare with")
+    holds = recorded == found
+    return Check(
+        what=what, recorded=_short(recorded), found=_short(found), holds=holds, remark="" if holds else otherwise
+    )
+
+
+def rate_checks(
+    recorded: Mapping[str, Any],
+    found: Metrics | str,
+    tolerance: float,
+    suffix: str = "",
+    unmeasured: Mapping[str, str] = MappingProxyType({}),
+) -> list[Check]:
+    """ACC, ASR and RA beside those measured anew.
+
+    Args:
+        recorded: rates in [0, 1] by name.
+        found: likewise, or why nothing was measured.
+        tolerance: by how much they may differ.
+        suffix: for the names.
+        unmeasured: why some rates were not.
+    """
+    checks = []
+    for name in RATES:
+        old, new = number(recorded.get(name)), None if isinstance(found, str) else getattr(found, name)
+        reason = found if isinstance(found, str) else unmeasured.get(name, "was not measured")
+        checks.append(_figure(f"{name.upper()}{suffix}", old, new, tolerance, reason))
+    return [check for check in checks if check.recorded is not None or check.found is not None]
+
+
+def _figure(what: str, recorded: float | None, found: float | None, tolerance: float, missing: str) -> Check:
+    remark = ""
+    holds = None
+    if recorded is None:
+        remark = "the record has no such figure"
+    elif found is None:
+        remark = missing
+    else:
+        holds = abs(recorded - found) <= tolerance
+        remark = "" if holds else f"differs by {100 * abs(recorded - found):.2f} points"
+    return Check(what=what, recorded=_percent(recorded), found=_percent(found), holds=holds, remark=remark)
+
+
+def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Measuring) -> list[Check]:
+    hashes = {MODEL: record.get("model_sha256"), **table(record, "files")}
+    files = file_checks(folder, hashes, ATTACK_FILES)
+    model = _loaded(folder / MODEL)
+    form = _form(folder, record.get("num_classes"), None if isinstance(model, str) else model.record.image_size)
+    train = _training_images(record, given, form)
+    test = _images(given.test, record.get("test"), "--test", form)
+    checks = [
+        *files,
+        _image_check("training images", record.get("data_sha256"), train),
+        _image_check("test images", record.get("test_sha256"), test),
+    ]
+    triggered = _triggered(None, folder / TRIGGERED, form)
+    if any(check.what == TRIGGERED and check.holds is False for check in files):
+        triggered = f"{TRIGGERED} is not that of the run"
+    test = _unless_other(checks[-1], test)
+    measured = _measured(model, test, triggered, measuring)
+    return [*checks, *rate_checks(record, measured, measuring.tolerance, "", _unmeasured(test, triggered))]
+
+
+def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuring: Measuring) -> list[Check]:
+    data, described = table(record, "data"), table(record, "model")
+    form = _form(folder, described.get("num_classes"), described.get("image_size"))
+    files = file_checks(folder, table(record, "files"), PURIFICATION_FILES, (POLARIZER, FOLDED))
+    original = _original(described, record.get("model_sha256"))
+    clean = _chosen(folder / CLEAN_INDEX, _images(given.clean, data.get("clean"), "--clean", form))
+    checks = [*files, original[0], _image_check("clean images", record.get("clean_sha256"), clean)]
+    before, after = table(record, "before"), table(record, "after")
+    test: ImageSet | str = "no test images were used"
+    triggered: TriggeredSet | str = "no triggered images were used"
+    if given.test is not None or data.get("test") is not None or number(after.get("acc")) is not None:
+        test = _images(given.test, data.get("test"), "--test", form)
+        checks.append(_image_check("test images", record.get("test_sha256"), test))
+        test = _unless_other(checks[-1], test)
+    if given.triggered is not None or data.get("triggered") is not None or number(after.get("asr")) is not None:
+        triggered = _triggered(given.triggered, data.get("triggered"), form)
+        images = triggered if isinstance(triggered, str) else triggered.images
+        checks.append(_image_check("triggered images", record.get("triggered_sha256"), images))
+        triggered = _unless_other(checks[-1], triggered)
+    found_before = _measured(original[1], test, triggered, measuring)
+    found_after = _measured(_loaded(folder / PURIFIED), test, triggered, measuring)
+    missing = _unmeasured(test, triggered)
+    checks += rate_checks(before, found_before, measuring.tolerance, " before", missing)
+    checks += rate_checks(after, found_after, measuring.tolerance, " after", missing)
+    checks += _effectiveness(record, found_before, found_after, measuring.tolerance)
+    return [*checks, *_folded(folder, record, test, measuring)]
+
+
+def _effectiveness(
+    record: Mapping[str, Any], before: Metrics | str, after: Metrics | str, tolerance: float
+) -> list[Check]:
+    """DER of the figures that were found, and of those recorded where none were."""
+    old, new = (_completed(found, table(record, name)) for name, found in (("before", before), ("after", after)))
+    # two rates a model, halved: twice the tolerance of one
+    check = _figure("DER", number(record.get("der")), defense_effectiveness(old, new), 2 * tolerance, "not measured")
+    return [] if check.recorded is None and check.found is None else [check]
+
+
+def _completed(found: Metrics | str, rates: Mapping[str, Any]) -> Metrics:
+    recorded = recorded_rates(rates)
+    if isinstance(found, str):
+        return recorded
+    return replace(recorded, **{name: getattr(found, name) for name in RATES if getattr(found, name) is not None})
+
+
+def _folded(folder: Path, record: Mapping[str, Any], test: ImageSet | str, measuring: Measuring) -> list[Check]:
+    """ACC of the folded model; its record has the difference to the purified model's."""
+    cost, after = number(table(record, "fold").get("acc_difference")), number(table(record, "after").get("acc"))
+    if cost is None or after is None:
+        return []
+    found = _measured(_loaded(folder / FOLDED), test, "not needed", measuring)
+    return rate_checks({"acc": after + cost}, found, measuring.tolerance, " folded")
+
+
+def recorded_rates(rates: Mapping[str, Any]) -> Metrics:
+    """ACC, ASR and RA of a record."""
+    return Metrics(acc=number(rates.get("acc")), asr=number(rates.get("asr")), ra=number(rates.get("ra")))
+
+
+def _loaded(path: Path, **options: Any) -> LoadedModel | str:
+    """The model, or why it cannot be loaded."""
+    try:
+        return load_model(path, **options)
+    except BadInputError as error:
+        return str(error)
+
+
+def _original(described: Mapping[str, Any], recorded: Any) -> tuple[Check, LoadedModel | str]:
+    """The model that was purified, which lies elsewhere, and the check of its file."""
+    what, path = "original model", Path(str(described.get("path")))
+    if not path.is_file():
+        reason = f"{path} is not on this machine, or not below this folder"
+        return Check(what=what, recorded=_short(recorded), remark=reason), reason
+    check = _hash(what, recorded, sha256_of_file(path), f"{path} is not the file that was purified")
+    if check.holds is not True:
+        return check, check.remark
+    named = str(described.get("architecture"))
+    if named.startswith("transformers:"):  # whose folder alone tells the configuration
+        return check, _loaded(path.parent)
+    numbers = [",".join(map(str, items(described, name))) for name in ("mean", "std")]
+    return check, _loaded(path, architecture=named, profile="/".join(numbers))
+
+
+def _form(folder: Path, num_classes: Any, size: Any) -> dict[str, Any]:
+    """What images are read with.
+
+    Raises:
+        BadInputError: the record does not say how many classes there are.
+    """
+    if type(num_classes) is not int:
+        raise BadInputError(f"{folder}: the record is damaged: it does not say how many classes there are")
+    known = isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int for side in size)
+    return {"num_classes": num_classes, "size": tuple(size) if known else None}
+
+
+def _images(
+    given: str | None, recorded: Any, option: str, form: Mapping[str, Any], limit: int | None = None
+) -> ImageSet | str:
+    """The images that were named, else those that the record names; or why there are none.
+
+    Raises:
+        BadInputError: those that were named cannot be read.
+    """
+    if given is not None:
+        return read_images(given, limit=limit, **form)
+    if not isinstance(recorded, str) or recorded.startswith("hf:"):  # which may use the network
+        return f"the record names none on this machine; give {option}"
+    try:
+        return read_images(recorded, limit=limit, **form)
+    except BadInputError as error:
+        return f"{error}; give {option}"
+
+
+def _training_images(record: Mapping[str, Any], given: Given, form: Mapping[str, Any]) -> ImageSet | str:
+    count = record.get("n_train")
+    if type(count) is not int or count < 1:
+        if given.clean is None:
+            return "the record does not say how many there were; give --clean"
+        count = None
+    return _images(given.clean, record.get("data"), "--clean", form, limit=count)
+
+
+def _chosen(index: Path, pool: ImageSet | str) -> ImageSet | str:
+    """Those of the pool that the index names; the pool itself, which is then another one, where it names none."""
+    if isinstance(pool, str):
+        return pool
+    try:
+        return pool.select(read_index(index, pool))
+    except BadInputError:
+        return pool
+
+
+def _triggered(given: Path | None, recorded: Any, form: Mapping[str, Any]) -> TriggeredSet | str:
+    if given is not None:
+        return read_triggered(given, **form)
+    if not isinstance(recorded, str | Path):
+        return "the record names none; give --triggered"
+    try:
+        return read_triggered(Path(recorded), **form)
+    except BadInputError as error:
+        return f"{error}; give --triggered"
+
+
+def _image_check(what: str, recorded: Any, images: ImageSet | str) -> Check:
+    if isinstance(images, str):
+        return Check(what=what, recorded=_short(recorded), remark=images)
+    return _hash(what, recorded, images.sha256(), f"{images.source} does not hold those of the run")
+
+
+def _unless_other(check: Check, images: Any) -> Any:
+    """``images``, or why figures measured on them would tell nothing."""
+    return f"the {check.what} are not those of the run" if check.holds is False else images
+
+
+def _measured(
+    model: LoadedModel | str, test: ImageSet | str, triggered: TriggeredSet | str, measuring: Measuring
+) -> Metrics | str:
+    """The figures as far as there are images for them; or why there are none."""
+    if isinstance(model, str):
+        return model
+    if isinstance(test, str) and isinstance(triggered, str):
+        return test
+    try:
+        return evaluate(
+            model.model,
+            None if isinstance(test, str) else test,
+            None if isinstance(triggered, str) else triggered,
+            device=measuring.device,
+            progress=measuring.progress,
+        )
+    except BadInputError as error:
+        return str(error)
+
+
+def _unmeasured(test: ImageSet | str, triggered: TriggeredSet | str) -> dict[str, str]:
+    """Why the rates that need the one or the other are not measured."""
+    needs = {"acc": test, "asr": triggered, "ra": triggered}
+    return {name: images for name, images in needs.items() if isinstance(images, str)}
+
+
+def _short(sha256: Any) -> str | None:
+    return sha256[:12] if isinstance(sha256, str) else None
+
+
+def _percent(rate: float | None) -> str | None:
+    return None if rate is None else f"{100 * rate:.2f} %"

@@ -1,0 +1,135 @@
+"""``polarizer audit`` from the command line, and ``--target auto``."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audit_toys import CLASSES, DOOR, Corridor, banded
+
+from neural_polarizer import purify
+from neural_polarizer.artifacts import load_model, save_model
+from neural_polarizer.files import read_json
+from neural_polarizer.models.build import build
+from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.report.audit_page import judge_audit, render_audit
+from run_files import Outcome, make_runs, purify_words, run
+
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_runs(tmp_path_factory)
+
+
+def audit(capsys: Capsys, model: Path, runs: Path, out: Path, *more: object) -> Outcome:
+    return run(capsys, "audit", model, "--clean", runs / "train.parquet", "--out", out, "--device", "cpu", *more)
+
+
+def test_an_audit_writes_its_record_and_its_page(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    more = ("--purified", runs / "purified", "--n-clean", 12)
+    first = audit(capsys, runs / "attack", runs, tmp_path / "one", *more)
+    assert (first.code, first.err) == (0, "")
+    assert "report:" in first.out
+    record, page = read_json(tmp_path / "one" / "audit.json"), (tmp_path / "one" / "report.html").read_text()
+    assert record["verdict"] == "inconclusive"  # three classes
+    assert record["suspect_class"] is None
+    assert record["n_clean"] == 12
+    for part in (record, record["purified"]):
+        assert {len(values) for values in part["by_class"].values()} == {3}
+        assert len(part["flow"]) == 3
+        assert part["low"] <= part["high"]
+    assert record["purified"]["spectrum"]["distance"] > 0
+    assert "What the layer does to the features" in page
+    assert "Purified model, class by class" in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("another run's folder", "holds run.json"),
+        ("another model", "knows 4 classes"),
+        ("labels that it does not know", "has label"),
+    ],
+)
+def test_what_an_audit_cannot_use_is_told_in_a_line(
+    case: str, words: str, runs: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    out, more = tmp_path / "out", []
+    if case == "another run's folder":
+        out = tmp_path / "copy"
+        out.mkdir()
+        (out / "run.json").write_text("{}")
+    elif case == "another model":
+        record = runs / "attack" / "model.safetensors"
+        more = ["--purified", _with_more_classes(record, tmp_path)]
+    else:
+        more = ["--num-classes", 2]
+    found = audit(capsys, runs / "attack", runs, out, *more)
+    assert found.code == 3
+    assert len(found.err.strip().splitlines()) == 1
+    if case != "labels that it does not know":
+        assert words in found.err
+    assert not (out / "audit.json").exists()
+
+
+def _with_more_classes(file: Path, folder: Path) -> Path:
+    loaded = load_model(file)
+    network = Normalized(build("preactresnet18", 4, width=2), loaded.record.mean, loaded.record.std)
+    save_model(folder / "other.safetensors", network, replace(loaded.record, num_classes=4, classes=None))
+    return folder / "other.safetensors"
+
+
+def test_target_auto_falls_back_to_npd_and_says_so(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
+    more = ("--method", "npd-tu", "--target", "auto")
+    assert run(capsys, *purify_words(runs / "attack", runs, tmp_path / "out", *more)).code == 0
+    record = read_json(tmp_path / "out" / "run.json")
+    assert record["method"] == "npd"
+    assert record["config"]["target"] is None
+    assert any("no class with confidence" in text for text in record["warnings"])
+    wrong = run(capsys, *purify_words(runs / "attack", runs, tmp_path / "no", "--method", "fp", "--target", "auto"))
+    assert wrong.code == 2
+
+
+def test_target_auto_takes_the_suspect_where_the_audit_is_confident() -> None:
+    found = purify(Corridor(60.0), banded(), "npd-tu", target="auto", device="cpu", epochs=1)
+    assert f"class {DOOR}" in found.notes[-1]
+    assert "takes" in found.notes[-1]
+
+
+def _record(**changes: Any) -> dict[str, Any]:
+    usual = {"verdict": "backdoor", "value": 5.0, "low": 4.0, "high": 6.0, "p_value": 0.05, "suspect": 1}
+    return {**usual, "seen_in": "pixels", "agreement": 1.0, "accuracy": 0.9, "model": {"path": "m.pt"}, **changes}
+
+
+def test_the_page_spells_out_what_others_have_named() -> None:
+    hostile = "<img src=x onerror=alert(1)>\u202e"
+    model = {"path": f"/tmp/{hostile}.pt", "architecture": hostile, "classes": [hostile] * CLASSES}
+    record = _record(model=model, findings=[hostile], by_class={"margin": [1.0] * CLASSES}, data={"clean": hostile})
+    page = render_audit(record, [])
+    assert "<img src=x" not in page
+    assert "\u202e" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") > CLASSES
+
+
+def test_an_empty_record_has_a_page() -> None:
+    assert "Not judged" in render_audit({}, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "probably carries a backdoor"),
+        ({"verdict": "no sign"}, "no proof"),
+        ({"accuracy": 0.3}, "only 30.0% of the clean images"),
+        ({"p_value": None}, "too few classes"),
+        ({"suspect": "next"}, "all-to-all"),
+    ],
+)
+def test_the_verdict_in_words(changes: dict[str, Any], words: str) -> None:
+    found = judge_audit(_record(**changes))
+    assert words in f"{found.headline} {found.text}"
+    assert re.search(r"\d\.\d times", found.text)

@@ -1,0 +1,373 @@
+"""``polarizer verify``: what has been changed, lost or mixed up is told, and what is as it was holds."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neural_polarizer.bench.verify import verify_results
+from neural_polarizer.cache import key_of
+from neural_polarizer.data.parquet import write_images
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import sha256_of_file
+from neural_polarizer.runs.verify import Check, Given, Measuring, verify_run
+from run_files import Outcome, coloured, main_quietly, make_runs, purify_words, run
+
+Capsys = pytest.CaptureFixture[str]
+MEASURING = Measuring(device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of the other tests, the purification folded and exported."""
+    base = make_runs(tmp_path_factory)
+    folder = tmp_path_factory.mktemp("verified")
+    for name in ("attack", "purified"):
+        shutil.copytree(base / name, folder / name)
+    for name in ("train.parquet", "test.parquet"):
+        shutil.copyfile(base / name, folder / name)
+    more = ("--epochs", 12, "--batch-size", 4, "--fold")  # the run that is there, which is folded now
+    main_quietly(*purify_words(base / "attack", base, folder / "purified", *more))
+    main_quietly("export", folder / "purified", "--to", "state-dict")
+    return folder
+
+
+@pytest.fixture
+def purified(runs: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(runs / "purified", tmp_path / "purified")
+
+
+@pytest.fixture
+def attacked(runs: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(runs / "attack", tmp_path / "attack")
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.what: check for check in checks}
+
+
+def checked(folder: Path, **given: Any) -> dict[str, Check]:
+    return by_name(verify_run(folder, Given(**given), MEASURING))
+
+
+def failing(checks: dict[str, Check]) -> set[str]:
+    return {name for name, check in checks.items() if check.holds is False}
+
+
+def unchecked(checks: dict[str, Check]) -> set[str]:
+    return {name for name, check in checks.items() if check.holds is None}
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a JSON file in place."""
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def forget(path: Path, *names: str) -> None:
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key not in names}))
+
+
+def said(outcome: Outcome) -> list[str]:
+    return [line.strip() for line in outcome.out.splitlines() if ": " in line]
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+PURIFICATION = (
+    *("purified.safetensors", "polarizer.safetensors", "folded.safetensors", "exported.pt", "exported.pt.json"),
+    *("clean_index.json", "report.html"),
+)
+ATTACK = ("model.safetensors", "triggered.parquet", "trigger.safetensors", "trigger.png")
+RATES = ("ACC", "ASR", "RA")
+
+
+def test_a_run_that_nobody_has_touched_holds(runs: Path, capsys: Capsys) -> None:
+    attack, purification = checked(runs / "attack"), checked(runs / "purified")
+    assert set(attack) == {*ATTACK, *RATES, "training images", "test images"}
+    rates = {f"{rate} {when}" for rate in RATES for when in ("before", "after")}
+    images = {"clean images", "test images", "triggered images"}
+    assert set(purification) == {*PURIFICATION, *images, *rates, "original model", "DER", "ACC folded"}
+    for checks in (attack, purification):
+        assert {name: check.holds for name, check in checks.items()} == dict.fromkeys(checks, True)
+    told = run(capsys, "verify", runs / "purified", "--device", "cpu")
+    assert (told.code, told.err) == (0, "")
+    assert told.out.rstrip().endswith(f"{len(purification)} hold, 0 do not, 0 could not be checked")
+    assert run(capsys, "verify", runs / "attack", "--device", "cpu", "--quiet").code == 0
+
+
+def test_a_modified_and_a_missing_file_cost_one_line_and_exit_code_1(purified: Path, capsys: Capsys) -> None:
+    flip_last_byte(purified / "polarizer.safetensors")
+    (purified / "report.html").unlink()
+    told = run(capsys, "verify", purified, "--device", "cpu")
+    assert (told.code, told.err) == (1, "")
+    assert [line for line in said(told) if not line.startswith("evaluate")] == [
+        "does not hold: report.html: is missing",
+        "does not hold: polarizer.safetensors: has been modified since the run",
+    ]
+    assert "17 hold, 2 do not, 0 could not be checked" in told.out
+
+
+def test_every_file_of_a_run_is_checked(purified: Path, attacked: Path) -> None:
+    for folder, names in ((purified, PURIFICATION), (attacked, ATTACK)):
+        for name in names:
+            flip_last_byte(folder / name)
+        checks = checked(folder)
+        assert {checks[name].remark for name in names} == {"has been modified since the run"}
+        for name in names:
+            (folder / name).unlink()
+        checks = checked(folder)
+        assert {checks[name].remark for name in names} == {"is missing"}
+
+
+def test_another_test_set_is_told_and_nothing_is_measured_on_it(purified: Path, tmp_path: Path, capsys: Capsys) -> None:
+    write_images(tmp_path / "other.parquet", coloured(21, 7))
+    told = run(capsys, "verify", purified, "--test", tmp_path / "other.parquet", "--device", "cpu")
+    assert told.code == 1
+    assert f"does not hold: test images: {tmp_path / 'other.parquet'} does not hold those of the run" in said(told)
+    checks = checked(purified, test=str(tmp_path / "other.parquet"))
+    assert failing(checks) == {"test images"}
+    assert unchecked(checks) == {"ACC before", "ACC after", "ACC folded"}
+
+
+def test_other_clean_and_training_images_are_told(purified: Path, attacked: Path, runs: Path) -> None:
+    assert failing(checked(purified, clean=str(runs / "test.parquet"))) == {"clean images"}
+    assert failing(checked(attacked, clean=str(runs / "test.parquet"))) == {"training images"}
+
+
+def test_another_triggered_set_is_told(purified: Path, attacked: Path, runs: Path, tmp_path: Path) -> None:
+    images = coloured(14, 3)
+    write_images(tmp_path / "other.parquet", images, true_label=(images.labels + 1) % 3)
+    checks = checked(purified, triggered=tmp_path / "other.parquet")
+    assert failing(checks) == {"triggered images"}
+    assert unchecked(checks) == {f"{rate} {when}" for rate in ("ASR", "RA") for when in ("before", "after")}
+    shutil.copyfile(tmp_path / "other.parquet", attacked / "triggered.parquet")
+    assert checked(attacked)["ASR"].remark == "triggered.parquet is not that of the run"
+
+
+@pytest.mark.parametrize("rate", ["acc", "asr", "ra"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_figure_that_was_changed_is_told(rate: str, when: str, purified: Path) -> None:
+    def shift(record: dict[str, Any]) -> None:
+        record[when][rate] += 0.25
+
+    edit(purified / "run.json", shift)
+    checks = checked(purified)
+    assert f"{rate.upper()} {when}" in failing(checks) <= {f"{rate.upper()} {when}", "ACC folded"}
+    assert checks[f"{rate.upper()} {when}"].remark == "differs by 25.00 points"
+
+
+def test_the_effectiveness_and_the_cost_of_folding_are_checked(purified: Path) -> None:
+    def shift(record: dict[str, Any]) -> None:
+        record["der"] -= 0.1
+        record["fold"]["acc_difference"] += 0.1
+
+    edit(purified / "run.json", shift)
+    assert failing(checked(purified)) == {"DER", "ACC folded"}
+
+
+def test_the_tolerance_is_that_of_the_option(attacked: Path, capsys: Capsys) -> None:
+    edit(attacked / "attack.json", lambda record: record.update(acc=record["acc"] + 0.02))
+    assert run(capsys, "verify", attacked, "--device", "cpu", "--quiet").code == 1
+    assert run(capsys, "verify", attacked, "--device", "cpu", "--quiet", "--tolerance", 0.03).code == 0
+
+
+def test_other_weights_with_a_hash_to_match_are_found_by_their_figures(purified: Path, runs: Path) -> None:
+    shutil.copyfile(runs / "attack" / "model.safetensors", purified / "purified.safetensors")
+    digest = sha256_of_file(purified / "purified.safetensors")
+    edit(purified / "run.json", lambda record: record["files"].update({"purified.safetensors": digest}))
+    checks = checked(purified)
+    assert checks["purified.safetensors"].holds
+    assert failing(checks) >= {"ASR after", "DER"}
+
+
+def test_an_original_that_was_replaced_is_told(purified: Path, runs: Path, tmp_path: Path) -> None:
+    other = shutil.copyfile(runs / "attack" / "model.safetensors", tmp_path / "model.safetensors")
+    edit(purified / "run.json", lambda record: record["model"].update(path=str(other)))
+    assert failing(checked(purified)) == set()
+    flip_last_byte(other)
+    assert failing(checked(purified)) == {"original model"}
+    other.unlink()
+    checks = checked(purified)
+    assert failing(checks) == set()
+    assert unchecked(checks) == {"original model", "ACC before", "ASR before", "RA before"}
+
+
+def test_folders_of_earlier_versions_are_checked_as_far_as_they_tell(purified: Path, attacked: Path) -> None:
+    forget(purified / "run.json", "files", "test_sha256", "triggered_sha256")
+    forget(attacked / "attack.json", "files", "n_train")
+    old, older = checked(purified), checked(attacked)
+    assert failing(old) == failing(older) == set()
+    assert unchecked(older) == {*ATTACK[1:], "training images"}
+    assert {"ACC after", "ASR after", "RA after", "DER", "clean images"} & unchecked(old) == set()
+    assert old["report.html"].remark == "the record has no hash to compare with"
+    (purified / "report.html").unlink()
+    assert failing(checked(purified)) == {"report.html"}
+
+
+@pytest.mark.parametrize("spec", ["gone.parquet", "hf:someone/something"])
+def test_data_that_are_not_here_are_not_checked_and_can_be_named(purified: Path, runs: Path, spec: str) -> None:
+    edit(purified / "run.json", lambda record: record["data"].update(test=spec))
+    checks = checked(purified)
+    assert failing(checks) == set()
+    assert unchecked(checks) == {"test images", "ACC before", "ACC after", "ACC folded"}
+    assert checks["test images"].remark.endswith("give --test")
+    assert unchecked(checked(purified, test=str(runs / "test.parquet"))) == set()
+
+
+def test_a_folder_that_is_no_run_costs_one_line(tmp_path: Path, capsys: Capsys) -> None:
+    for folder in (tmp_path, tmp_path / "gone"):
+        refused = run(capsys, "verify", folder)
+        assert refused.code == 3
+        assert refused.err.count("\n") == 1
+        assert f"{folder}: is no run" in refused.err
+    (tmp_path / "records").mkdir()
+    assert run(capsys, "verify", tmp_path).code == 3
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", ""])
+def test_a_record_leads_to_no_file_outside_of_its_folder(name: str, purified: Path, capsys: Capsys) -> None:
+    edit(purified / "run.json", lambda record: record["files"].update({name: "0"}))
+    refused = run(capsys, "verify", purified, "--device", "cpu")
+    assert refused.code == 3
+    assert f"names {name!r} as a file of this folder" in refused.err
+
+
+@pytest.mark.parametrize("value", [None, 7, "[red]\u202e", [], {"path": 3, "n": [], "acc": "high"}])
+def test_records_of_nonsense_are_judged_without_a_traceback(value: Any, purified: Path, attacked: Path) -> None:
+    for path in (purified / "run.json", attacked / "attack.json"):
+        record = json.loads(path.read_text())
+        for only in (set(record), {"model"}, {"data"}, {"files"}, {"after", "der"}):
+            path.write_text(json.dumps(record | dict.fromkeys(only & set(record), value)))
+            with suppress(BadInputError):
+                verify_run(path.parent, Given(), MEASURING)
+
+
+def test_names_from_a_record_are_printed_as_they_are(purified: Path, capsys: Capsys) -> None:
+    edit(purified / "run.json", lambda record: record["files"].update({"[red]a\u202e": "0"}))
+    told = run(capsys, "verify", purified, "--device", "cpu")
+    assert told.code == 1
+    assert r"does not hold: [red]a\u202e: is missing" in said(told)
+
+
+def written(folder: Path, kind: str, request: dict[str, Any], result: dict[str, Any]) -> str:
+    """A record of the benchmark; its id."""
+    head = {"schema": 1, "kind": kind, "request": request, "status": "done", "error": None, "result": result}
+    name = key_of({"schema": 1, "kind": kind, **request})[:20]
+    record = {**head, "id": name}
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    (folder / "records" / f"{name}.json").write_text(json.dumps({**record, "sha256": key_of(record)}))
+    return name
+
+
+@pytest.fixture
+def results(runs: Path, tmp_path: Path) -> Path:
+    """A victim, a purification and an analysis with a picture."""
+    folder = tmp_path / "results"
+    record = json.loads((runs / "attack" / "attack.json").read_text())
+    figures = {name: record[name] for name in ("acc", "asr", "ra", "model_sha256")}
+    victim = written(folder, "victim", {"data": "x"}, figures)
+    shutil.copytree(runs / "attack", folder / "artefacts" / victim)
+    after = {"acc": record["acc"], "asr": 0.0, "ra": 0.5, "before": figures, "der": (record["asr"] + 1) / 2}
+    weights = {"model_sha256": figures["model_sha256"]}
+    written(folder, "purification", {"victim": victim}, {**after, **weights})
+    picture = runs / "attack" / "trigger.png"
+    hashes = {"pictures": ["a.png"], "files": {"a.png": sha256_of_file(picture)}}
+    analysis = written(folder, "gradcam", {"victim": victim}, {**weights, **hashes})
+    (folder / "artefacts" / analysis).mkdir()
+    shutil.copyfile(picture, folder / "artefacts" / analysis / "a.png")
+    return folder
+
+
+def the(results: Path, kind: str) -> Path:
+    """The record of that kind."""
+    (path,) = (
+        path
+        for path in (results / "records").iterdir()
+        if path.read_text().startswith(f'{{"schema": 1, "kind": "{kind}"')
+    )
+    return path
+
+
+def results_checked(folder: Path, test: str | None = None) -> dict[str, Check]:
+    return by_name(verify_results(folder, Given(test=test), MEASURING))
+
+
+def test_results_of_the_benchmark_hold(results: Path, runs: Path, capsys: Capsys) -> None:
+    checks = results_checked(results, str(runs / "test.parquet"))
+    sorts = {"records", "victims", "files of victims", "figures of victims", "victims of purifications", "DER"}
+    assert set(checks) == {*sorts, "pictures"}
+    assert all(check.holds for check in checks.values())
+    assert checks["figures of victims"].found == "3"
+    assert run(capsys, "verify", results, "--device", "cpu").code == 0
+
+
+def spoil_hash(results: Path) -> None:
+    edit(the(results, "victim"), lambda record: record.update(error="none"))
+
+
+def spoil_request(results: Path) -> None:
+    edit(the(results, "gradcam"), lambda record: record["request"].update(seed=1))
+
+
+def spoil_der(results: Path) -> None:
+    edit(the(results, "purification"), lambda record: record["result"].update(der=0.25))
+
+
+def spoil_victim(results: Path) -> None:
+    flip_last_byte(results / "artefacts" / the(results, "victim").stem / "model.safetensors")
+
+
+def lose_trigger(results: Path) -> None:
+    (results / "artefacts" / the(results, "victim").stem / "trigger.safetensors").unlink()
+
+
+def retrain_victim(results: Path) -> None:
+    edit(the(results, "victim"), lambda record: record["result"].update(model_sha256="0" * 64))
+
+
+def lose_picture(results: Path) -> None:
+    (results / "artefacts" / the(results, "gradcam").stem / "a.png").unlink()
+
+
+def cut_record(results: Path) -> None:
+    the(results, "purification").write_text('{"schema": 1, "kind": "purification"')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sort", "remark"),
+    [
+        (spoil_hash, "records", "has been changed since it was written"),
+        (spoil_request, "records", "its name does not follow from its request"),
+        (spoil_der, "DER", "its DER does not follow from its ACC and ASR"),
+        (spoil_victim, "files of victims", "has been modified since the run"),
+        (lose_trigger, "files of victims", "is missing"),
+        (retrain_victim, "victims of purifications", "was made of other weights than its victim has now"),
+        (lose_picture, "pictures", "is missing"),
+        (cut_record, "records", "cannot be read as JSON"),
+    ],
+)
+def test_changed_results_are_told(spoil: Callable[[Path], None], sort: str, remark: str, results: Path) -> None:
+    spoil(results)
+    checks = verify_results(results, Given(), MEASURING)
+    assert [check.holds for check in checks if check.what == sort] == [False]
+    assert any(remark in check.remark for check in checks if check.what != sort)
+
+
+def test_victims_whose_files_were_not_published_are_not_checked(results: Path) -> None:
+    place = results / "artefacts" / the(results, "victim").stem
+    for name in ("model.safetensors", "triggered.parquet", "trigger.safetensors", "attack.json"):
+        (place / name).unlink()
+    checks = results_checked(results)
+    assert checks["victims"].holds is None
+    assert all(check.holds is not False for check in checks.values())
