@@ -215,10 +215,8 @@ CASES: dict[str, tuple[str, Case]] = {
         lambda r, h, o: purify_words(r / "attack", r, o, "--set", "epochs=" + "[" * 100_000),
     ),
     "weights of 1e38": (
-        "gives NaN or infinite logits for a black image",
-        lambda r, h, o: purify_words(
-            changed(r, h / "a", linear__weight=torch.full((3, 16), 3e38), linear__bias=torch.full((3,), 3e38)), r, o
-        ),
+        "gives NaN or infinite logits for a black or a white image",
+        lambda r, h, o: purify_words(changed(r, h / "a", conv1__weight=torch.full((2, 3, 3, 3), 3e38)), r, o),
     ),
     "device": (
         "device 'tpu9' cannot be used here",

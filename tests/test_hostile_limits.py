@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 from neural_polarizer.artifacts import ModelRecord, save_model
+from neural_polarizer.data.parquet import write_images
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from run_files import coloured, write_images
+from run_files import coloured
 
 ALLOWED_MB = 300  # beyond a good file
 FLOATS = b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQK\x00"

@@ -22,7 +22,7 @@ LAYERS = (
     ("train", "suspects", "folding", "sites"),
     ("metrics",),
     ("attacks", "defenses", "analysis"),
-    ("artifacts",),
+    ("artifacts", "audit"),
     ("exporting",),
     ("runs", "api"),
     ("bench",),

@@ -264,7 +264,7 @@ def assemble(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> 
 
 @torch.no_grad()
 def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
-    """Send one black image through the model, so that a wrong size is told before any work is spent.
+    """Send a black and a white image through the model, so that a wrong size is told before any work is spent.
 
     Raises:
         BadInputError: the network refuses it, or gives no logits for it.
@@ -272,17 +272,17 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
     height, width = image_size
     said = f"{loaded.path}: a {loaded.record.architecture} cannot take images of {height}x{width} pixels"
     try:
-        logits = loaded.model(torch.zeros(1, 3, height, width))
+        logits = loaded.model(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, height, width))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise BadInputError(f"{said} ({reason}); give --size, or another --arch") from None
-    if not isinstance(logits, Tensor) or logits.shape != (1, loaded.record.num_classes):
+    if not isinstance(logits, Tensor) or logits.shape != (2, loaded.record.num_classes):
         raise BadInputError(f"{said}: it gives no {loaded.record.num_classes} logits for an image")
     if not bool(logits.isfinite().all()):
         raise BadInputError(
-            f"{loaded.path}: gives NaN or infinite logits for a black image; its weights or its normalisation are too "
+            f"{loaded.path}: gives NaN or infinite logits for a black or a white image; its weights or its normalisation are too "
             "large to compute with: get the file again or train anew"
         )
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))  # the samples are
 from bench_samples import hostile_suite
 from report_samples import sample_picture, sample_record
 
+from neural_polarizer.report.audit_page import render_audit
 from neural_polarizer.report.html import render_run
 from neural_polarizer.report.site import render_site
 
@@ -62,12 +63,23 @@ def report(text: str) -> str:
     return render_run(record, [sample_picture(title=text, caption=text, group=text)])
 
 
+def audit(text: str) -> str:
+    """The page of an audit in which everything is called ``text``."""
+    values = {"margin": [1.0, 2.0, 3.0]}
+    part = {"by_class": values, "value": 3.0, "suspect": 1, "verdict": "backdoor"}
+    named = {"path": text, "architecture": text, "classes": [text] * 3}
+    shown = {"findings": [text], "data": {"clean": text}, "versions": {text: text}, "model_sha256": text}
+    record = {**part, **shown, "model": named, "purified": {**part, "path": text}}
+    return render_audit(record, [sample_picture(title=text, caption=text, group=text)])
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the browser saw on all pages; it is sent there once."""
     folder = tmp_path_factory.mktemp("hostile")
     for number, text in enumerate(ATTACKS):
         (folder / f"report-{number}.html").write_text(report(text), encoding="utf-8")
+        (folder / f"audit-{number}.html").write_text(audit(text), encoding="utf-8")
     for name, content in render_site([hostile_suite(ATTACKS[number]) for number in ON_THE_SITE]).items():
         (folder / name).write_text(content, encoding="utf-8")
     done = subprocess.run(
@@ -86,10 +98,13 @@ def test_nothing_runs_and_nothing_is_fetched(seen: dict[str, Any]) -> None:
     assert sum(url.startswith("file:///") for url in seen["requests"]) == len(seen["pages"])
 
 
+@pytest.mark.parametrize(("page", "times"), [("report", 20), ("audit", 14)])
 @pytest.mark.parametrize("number", range(len(ATTACKS)))
-def test_a_report_shows_the_text_and_has_no_parts_made_of_it(seen: dict[str, Any], number: int) -> None:
-    found = seen["pages"][f"report-{number}.html"]
-    assert found["text"].count(SHOWN[number]) > 20
+def test_a_report_shows_the_text_and_has_no_parts_made_of_it(
+    seen: dict[str, Any], number: int, page: str, times: int
+) -> None:
+    found = seen["pages"][f"{page}-{number}.html"]
+    assert found["text"].count(SHOWN[number]) > times
     assert found["scripts"] == 0
     assert found["pictures"] == ["data:image/png;base64,"]
     assert all(link.startswith("#") for link in found["links"])
@@ -98,7 +113,7 @@ def test_a_report_shows_the_text_and_has_no_parts_made_of_it(seen: dict[str, Any
 
 
 def test_the_pages_of_the_benchmark_show_the_texts(seen: dict[str, Any]) -> None:
-    pages = {name: page for name, page in seen["pages"].items() if not name.startswith("report-")}
+    pages = {name: page for name, page in seen["pages"].items() if not name.startswith(("report-", "audit-"))}
     assert len(pages) == len(ON_THE_SITE) + 1
     for text in (SHOWN[number] for number in ON_THE_SITE):
         assert text in pages["index.html"]["text"]

@@ -32,7 +32,7 @@ def _refuse(path: Path, message: str) -> None:
         (b"<!DOCTYPE html><html>", "a web page, not a model; download the file itself"),
         (b"\xef\xbb\xbf\n <html><head>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (gzip.compress(b"x"), "compressed with gzip; unpack it"),
+        (gzip.compress(b"x", mtime=0), "compressed with gzip; unpack it"),
         (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
         (b"\x08\x07\x12\x07pytorch\x1a\x053", "an ONNX model"),
         (pickle.dumps({"a": 1}), "a bare pickle, which can only be run"),
