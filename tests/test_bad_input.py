@@ -261,7 +261,7 @@ CASES: dict[str, tuple[str, Case]] = {
         lambda r, h, o: attack_words(r, o, "--batch-size", 64),
     ),
     "attack: width": (
-        "only preactresnet18 has a width",
+        "only preactresnet18, vgg19, vgg19_bn, densenet161, inception_v3 have a width",
         lambda r, h, o: attack_words(r, o, "--arch", "torchvision:resnet18"),
     ),
     "attack: one class": (

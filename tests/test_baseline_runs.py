@@ -206,7 +206,7 @@ BAD: dict[str, tuple[str, tuple[object, ...]]] = {
     "iterations cannot be 1.5: expected int": ("anp", ("--set", "iterations=1.5")),
     "weights cannot be 3: expected tuple": ("nad", ("--set", "weights=3")),
     "ANP needs a positive eps": ("anp", ("--set", "eps=-1")),
-    "the training diverged: weights are NaN or infinite": ("ft", ("--set", "schedule.lr=1e30")),
+    "the loss was not finite in epoch 1 of 1; lower the learning rate": ("ft", ("--set", "schedule.lr=1e30")),
     "FT needs at least 2 images, got 1": ("ft", ("--n-clean", 1)),
     "NC needs at least 2 images, got 1": ("nc", ("--n-clean", 1)),
     "ep with data=mixture needs poisoned training images: give them with --mixture": ("ep", ("--set", "data=mixture")),

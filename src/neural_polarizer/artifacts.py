@@ -282,8 +282,8 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
         raise BadInputError(f"{said}: it gives no {loaded.record.num_classes} logits for an image")
     if not bool(logits.isfinite().all()):
         raise BadInputError(
-            f"{loaded.path}: gives NaN or infinite logits for a black or a white image; its weights or its normalisation are too "
-            "large to compute with: get the file again or train anew"
+            f"{loaded.path}: gives NaN or infinite logits for a black or a white image; its weights or normalisation "
+            "are too large to compute with: get the file again or train anew"
         )
 
 

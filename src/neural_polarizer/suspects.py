@@ -44,7 +44,8 @@ def standing_out(pixels: Float[Tensor, " m"], features: Float[Tensor, " m"]) -> 
     mean class there: one perturbation that moves most images to a class of their own is nothing that a network learns
     by itself. Otherwise it is a class whose margin in pixels is positive and exceeds all others OUTLIER times.
     """
-    if easiest(features) == "next" or float(lead_of_next(features[features.isfinite()])) >= NEXT_LEAD:
+    known = features[features.isfinite()]
+    if easiest(features) == "next" or (len(known) > 2 and float(lead_of_next(known)) >= NEXT_LEAD):
         return "next"
     best, second = pixels[:-1].topk(2).values.tolist()
     return int(pixels[:-1].argmax()) if best > 0 and best >= OUTLIER * second else None
