@@ -17,7 +17,10 @@ Suspect = int | Literal["next"]
 
 OUTLIER = 1.5
 NEXT_LEAD = 1.0
-"""Of clean models and all-to-one attacks at most 0.5 was measured, of all-to-all ones at least 1.6 (docs/audit.md)."""
+NEXT_WEIGHT = 2.5
+"""A clean model has "next" behind its mean class, so little of a lead over that is telling."""
+FEWEST = 3
+"""With fewer classes there is no spread to speak of."""
 FINALISTS = 6
 
 
@@ -37,15 +40,29 @@ def lead_of_next(features: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
     return (features[..., -1] - classes.mean(dim=-1)) / classes.std(dim=-1, correction=0).clamp_min(1e-3)
 
 
+def lead_of_class(scores: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
+    """How far the best class is ahead of the next best one, in standard deviations of all classes but the best.
+
+    Args:
+        scores: finite ones of at least FEWEST classes, then of "next".
+    """
+    ordered = scores[..., :-1].sort(dim=-1, descending=True).values
+    return (ordered[..., 0] - ordered[..., 1]) / ordered[..., 1:].std(dim=-1).clamp_min(1e-3)
+
+
 def standing_out(pixels: Float[Tensor, " m"], features: Float[Tensor, " m"]) -> Suspect | None:
     """The suspect, by the scores of ``reachability`` for perturbations of pixels and of features, if there is one.
 
     It is "next" if no class is easier to reach in features, or if "next" is NEXT_LEAD standard deviations ahead of the
-    mean class there: one perturbation that moves most images to a class of their own is nothing that a network learns
-    by itself. Otherwise it is a class whose margin in pixels is positive and exceeds all others OUTLIER times.
+    mean class there, and no class further ahead of the others than NEXT_WEIGHT times that: one perturbation that moves
+    most images to a class of their own is nothing that a network learns by itself. Otherwise it is a class whose
+    margin in pixels is positive and exceeds all others OUTLIER times.
     """
     known = features[features.isfinite()]
-    if easiest(features) == "next" or (len(known) > 2 and float(lead_of_next(known)) >= NEXT_LEAD):
+    if easiest(features) == "next":
+        return "next"
+    lead = float(lead_of_next(known)) if len(known) > FEWEST else 0.0
+    if lead >= NEXT_LEAD and NEXT_WEIGHT * lead >= float(lead_of_class(known)):
         return "next"
     best, second = pixels[:-1].topk(2).values.tolist()
     return int(pixels[:-1].argmax()) if best > 0 and best >= OUTLIER * second else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neural_polarizer.audit.evidence import Margins
 from neural_polarizer.rng import stream
-from neural_polarizer.suspects import Suspect, lead_of_next
+from neural_polarizer.suspects import NEXT_WEIGHT, Suspect, lead_of_class, lead_of_next
 
 Verdict = Literal["backdoor", "inconclusive", "no sign"]
 
@@ -18,8 +18,6 @@ FEWEST_CLASSES = 5
 """With fewer, there is no crowd for a class to stand out from."""
 LEAST_ACCURACY = 0.5
 """Below it the model hardly knows its classes, or gets its images in another form than in training."""
-NEXT_WEIGHT = 2.5
-"""A clean model has "the class next to one's own" behind its mean class, so little of a lead is telling."""
 RESAMPLES = 500
 LIKELY, UNLIKELY = 2.0, 1.0
 REFERENCE: tuple[float, ...] = ()
@@ -111,12 +109,8 @@ def _resampled(found: Sequence[Tensor], generator: torch.Generator) -> Float[Ten
 
 def _stand_out(features: Float[Tensor, "b m"], pixels: Float[Tensor, "b m"]) -> tuple[Tensor, Tensor, Tensor]:
     """For each row of mean margins: the value, the aim, and whether it is seen in pixels (1) or features (0)."""
-    leads = []
-    for means in (features, pixels):
-        ordered, places = means[:, :-1].sort(dim=1, descending=True)
-        spread = ordered[:, 1:].std(dim=1).clamp_min(1e-3)
-        leads.append(((ordered[:, 0] - ordered[:, 1]) / spread, places[:, 0]))
-    (one, aim), (two, other) = leads
+    one, two = lead_of_class(features), lead_of_class(pixels)
+    aim, other = (means[:, :-1].argmax(dim=1) for means in (features, pixels))
     # "The next class" is judged by features alone: no perturbation of pixels turns each class into another one's.
     value, which = torch.stack([one, two, NEXT_WEIGHT * lead_of_next(features)], dim=1).max(dim=1)
     following = torch.full_like(aim, features.shape[1] - 1)
