@@ -21,6 +21,7 @@ from neural_polarizer.artifacts import load_model
 from neural_polarizer.audit import score
 from neural_polarizer.audit.evidence import collect_margins
 from neural_polarizer.bench.cells import VictimCell
+from neural_polarizer.bench.figures import curve_png
 from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.sources import Sources
 from neural_polarizer.bench.suite import parse_suite
@@ -28,7 +29,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses.recipes import make_defense
-from neural_polarizer.files import read_json
+from neural_polarizer.files import read_json, write_bytes
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, cached_attack, clean_model
 
@@ -110,12 +111,21 @@ def ranks(values: list[float]) -> torch.Tensor:
     return ((column[:, None] > column).double() + 0.5 * (column[:, None] == column).double()).sum(dim=1)
 
 
-def report(lines: list[dict[str, Any]]) -> None:
+def roc(positive: list[float], negative: list[float]) -> bytes:
+    """True positives against false alarms, as a picture."""
+    bounds = sorted(negative, reverse=True)
+    false = [index / len(negative) for index in range(len(bounds) + 1)]
+    true = [sum(p > bound for p in positive) / len(positive) for bound in (*bounds, float("-inf"))]
+    return curve_png(false, {"true positives": true}, "false alarms")
+
+
+def report(lines: list[dict[str, Any]], out: Path) -> None:
     first = [each for each in lines if each["defense"] == "none"]
     bad = [each for each in first if each["attack"] != "clean" and each["acc"] > 0.5]
     good = [each for each in first if each["attack"] == "clean"]
     scores, negative = [each["value"] for each in bad], [each["value"] for each in good]
     print(f"{len(bad)} backdoored, {len(good)} clean models; ROC AUC {auc(scores, negative):.3f}")
+    write_bytes(out / "roc.png", roc(scores, negative))
     allowed = sorted(negative, reverse=True)[int(0.05 * len(negative))]
     print(f"at most 5 % false alarms: score > {allowed:.2f}, true positives {sum(v > allowed for v in scores)}")
     right = [each["suspect"] == ("next" if each["attack"].endswith("-a2a") else 0) for each in bad]
@@ -209,7 +219,7 @@ def main() -> None:
             network = method.repair(model, chosen(train), seed=0).model
             rates = evaluate(network, test, triggered)
             keep(each, defense, {**line(network, chosen(train)), "acc": rates.acc, "asr": rates.asr})
-    report(lines)
+    report(lines, asked.out)
 
 
 if __name__ == "__main__":

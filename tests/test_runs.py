@@ -318,6 +318,24 @@ def test_a_weak_model_and_missing_classes_are_warned_of(tmp_path: Path, runs: Pa
     assert record["n_clean"] == 32
     assert any("check --profile" in warning for warning in record["warnings"])
     assert "1 of 3 classes have no clean image, so accuracy on them is not protected" in record["warnings"]
+    assert not any("are test images, too" in warning for warning in record["warnings"])
+
+
+def test_clean_images_that_are_test_images_are_warned_of(tmp_path: Path, runs: Path) -> None:
+    pool = coloured(24, 0)
+    record = run_purify(
+        load_model(runs / "attack"),
+        pool,
+        replace(preset("npd"), epochs=0),
+        tmp_path / "a",
+        method="npd",
+        n_clean=None,
+        seed=0,
+        device=CPU,
+        evidence=Evidence(test=replace(coloured(9, 1), images=torch.cat([coloured(7, 1).images, pool.images[:2]]))),
+        sources={},
+    )
+    assert any(warning.startswith("2 of 24 clean images are test images, too") for warning in record["warnings"])
 
 
 @torch.no_grad()

@@ -132,7 +132,7 @@ def run_purify(
         "mixture": None if mixture is None else {"n": len(mixture), "sha256": mixture.sha256()},
         "findings": list(loaded.findings),
         "warnings": [
-            *remarks(method, defense, before, clean, mixture, described.num_classes),
+            *remarks(method, defense, before, clean, evidence.test, mixture, described.num_classes),
             *purified.notes,
             *notes,
         ],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_polarizer.artifacts import LoadedModel, versions
+from neural_polarizer.data.duplicates import count_shared
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
@@ -100,7 +101,13 @@ def check_mixture(defense: Defense, method: str, mixture: ImageSet | None) -> No
 
 
 def remarks(
-    method: str, defense: Defense, before: Metrics, clean: ImageSet, mixture: ImageSet | None, num_classes: int
+    method: str,
+    defense: Defense,
+    before: Metrics,
+    clean: ImageSet,
+    test: ImageSet | None,
+    mixture: ImageSet | None,
+    num_classes: int,
 ) -> list[str]:
     """What a reader of the result must know."""
     found = []
@@ -119,6 +126,9 @@ def remarks(
             f"the model classifies only {100 * before.acc:.1f} % of the clean test images correctly before anything "
             "was done: check --profile (normalisation) and the order of the classes"
         )
+    shared = 0 if test is None else count_shared(clean, test)
+    if shared > 0:
+        found.append(f"{shared} of {len(clean)} clean images are test images, too, so ACC is better than it would be")
     empty = num_classes - int(clean.labels.unique().numel())
     if empty > 0:
         found.append(f"{empty} of {num_classes} classes have no clean image, so accuracy on them is not protected")
