@@ -296,6 +296,15 @@ def test_a_purification_whose_loss_is_not_finite_keeps_the_last_finite_polarizer
     assert any("the loss was not finite in epoch" in note for note in purified.notes)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a terminal: jobs in the background of a shell begin with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("sent", "code", "command", "module"),
     [(signal.SIGINT, 130, "attack", attacks), (signal.SIGTERM, 143, "purify", purifications)],
