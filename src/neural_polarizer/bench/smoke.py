@@ -57,7 +57,7 @@ def small_victim(victim: Victim) -> tuple[Victim, int]:
     hardening = victim.schedule.adversarial
     schedule = replace(victim.schedule, epochs=1, batch_size=32, adversarial=hardening and replace(hardening, steps=1))
     if victim.architecture != "preactresnet18":  # deep networks learn nothing at all in 30 steps
-        schedule = replace(schedule, epochs=3, batch_size=16, optimizer="sgd", lr=0.05, weight_decay=5e-4)
+        schedule = replace(schedule, epochs=3, batch_size=16, optimizer="sgd", lr=0.02, weight_decay=5e-4)
     width, images = _SMALL.get(victim.architecture, (None, FEWER_IMAGES))
     return replace(victim, width=width, schedule=schedule), images
 
