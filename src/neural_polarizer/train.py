@@ -98,9 +98,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.lr <= torch.finfo(torch.float32).max:
             raise BadInputError(
-                f"epochs and batch size must be at least 1 and lr positive, "
+                f"epochs and batch size must be at least 1 and lr positive and a number that float32 has, "
                 f"got {self.epochs}, {self.batch_size}, {self.lr}"
             )
 

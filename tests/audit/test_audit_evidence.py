@@ -5,7 +5,7 @@ import torch
 from audit_toys import CLASSES, DOOR, Corridor, banded
 
 from neural_polarizer.audit import choose_target, collect, score, spectrum
-from neural_polarizer.audit.evidence import RADIUS, SHARED_RADII, Evidence, collect_margins
+from neural_polarizer.audit.evidence import RADIUS, SHORTER_RADII, Evidence, collect_margins
 from neural_polarizer.polarizer import Polarizer
 from toys import assert_same, snapshot
 
@@ -18,7 +18,7 @@ def open_door() -> Evidence:
 def test_the_door_is_found_in_every_kind_of_evidence(open_door: Evidence) -> None:
     found = score(open_door.margins, seed=0)
     assert (found.suspect, found.verdict, found.accuracy) == (DOOR, "backdoor", 1.0)
-    shared = open_door.shared[min(SHARED_RADII)]
+    shared = open_door.shared[min(SHORTER_RADII)]
     assert int(shared.argmax()) == DOOR
     assert float(shared[DOOR]) > float(shared.sum() - shared[DOOR])
     assert int(open_door.triggers.sizes.argmin()) == DOOR

@@ -40,7 +40,7 @@ def test_an_audit_writes_its_record_and_its_page(runs: Path, tmp_path: Path, cap
     for part in (record, record["purified"]):
         assert {len(values) for values in part["by_class"].values()} == {3}
         assert len(part["flow"]) == 3
-        assert part["low"] <= part["high"]
+        assert (part["value"], part["unusable"]) == (None, "few classes")
     assert record["purified"]["spectrum"]["distance"] > 0
     assert "What the layer does to the features" in page
     assert "Purified model, class by class" in page
@@ -124,8 +124,7 @@ def test_an_empty_record_has_a_page() -> None:
     [
         ({}, "probably carries a backdoor"),
         ({"verdict": "no sign"}, "no proof"),
-        ({"accuracy": 0.3}, "only 30.0% of the clean images"),
-        ({"p_value": None}, "too few classes"),
+        ({"accuracy": 0.3, "unusable": "low accuracy"}, "only 30.0% of the clean images"),
         ({"suspect": "next"}, "all-to-all"),
     ],
 )
@@ -133,3 +132,9 @@ def test_the_verdict_in_words(changes: dict[str, Any], words: str) -> None:
     found = judge_audit(_record(**changes))
     assert words in f"{found.headline} {found.text}"
     assert re.search(r"\d\.\d times", found.text)
+
+
+def test_too_few_classes_in_words() -> None:
+    nothing = dict.fromkeys(("value", "low", "high", "p_value", "suspect"))
+    found = judge_audit(_record(verdict="inconclusive", unusable="few classes", **nothing))
+    assert found.text == "There are too few classes to say whether one of them stands out."

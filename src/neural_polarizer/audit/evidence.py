@@ -1,7 +1,7 @@
 """How easily small changes of clean images lead a model to each class: the raw material of an audit."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -21,7 +21,7 @@ from neural_polarizer.suspects import Effort, SharedAttack, margins
 from neural_polarizer.train import Progress, silent
 
 RADIUS = 3.0
-SHARED_RADII = (0.75, 1.5, RADIUS)
+SHORTER_RADII = (0.75, 1.5)
 OWN_RADII = (0.1, 0.2, 0.4)
 """In L2, pixels in [0, 1], for images of 32 x 32 pixels with 3 channels; they grow with the root of the size."""
 IN_FEATURES = Effort(256, 8)
@@ -109,15 +109,12 @@ def collect(
     """
     attacks = shared_attacks(model, clean, settings=_SEARCH, seed=seed, device=device)
     found, flow = _margins(attacks, _accuracy(model, clean, torch.device(device)), seed, progress)
-    count = attacks.num_classes
+    count, effort = attacks.num_classes, _in_pixels(attacks.num_classes)
     shared = {
-        radius: _success(found.pixels[:count])
-        if radius == RADIUS
-        else _success(
-            [each for _, each in _by_aim(attacks, attacks.pixels(radius), _in_pixels(count), seed, range(count))]
-        )
-        for radius in SHARED_RADII
+        radius: _success([_towards(attacks, attacks.pixels(radius), effort, seed, aim)[1] for aim in range(count)])
+        for radius in SHORTER_RADII
     }
+    shared[RADIUS] = _success(found.pixels[:count])
     own = _own(model, clean, attacks, seed, torch.device(device), progress)
     triggers = _INVERSION.invert(model, clean, seed=seed, device=device, progress=progress)
     return Evidence(found, MappingProxyType(shared), flow, MappingProxyType(own), triggers)
@@ -134,39 +131,28 @@ def _margins(attacks: SharedAttacks, accuracy: float, seed: int, progress: Progr
     flow = torch.full((count, count), torch.nan)
     pixels, features = [], []
     for aim in range(count + 1):
-        effort = _in_pixels(count)
-        ((rows, found),) = _by_aim(attacks, attacks.pixels(RADIUS), effort, seed, [aim])
+        rows, found = _towards(attacks, attacks.pixels(RADIUS), _in_pixels(count), seed, aim)
         pixels.append(found.cpu())
         if aim < count:
             flow[:, aim] = _by_source(attacks.labels[rows].cpu(), found.cpu() > 0, count)
-        ((_, found),) = _by_aim(attacks, attacks.features, IN_FEATURES, seed, [aim])
-        features.append(found.cpu())
+        features.append(_towards(attacks, attacks.features, IN_FEATURES, seed, aim)[1].cpu())
         progress("margins", aim + 1, count + 1)
     return Margins(tuple(pixels), tuple(features), accuracy), flow
 
 
-def _by_aim(
-    attacks: SharedAttacks, attack: SharedAttack, effort: Effort, seed: int, aims: range | list[int]
-) -> list[tuple[Tensor, Tensor]]:
-    """Rows and margins for each aim, whose images do not depend on the other aims."""
-    return [
-        margins(
-            attack,
-            attacks.labels,
-            attacks.num_classes,
-            aim,
-            generator=stream(seed, "audit", aim),
-            effort=effort,
-        )
-        for aim in aims
-    ]
+def _towards(
+    attacks: SharedAttacks, attack: SharedAttack, effort: Effort, seed: int, aim: int
+) -> tuple[Tensor, Tensor]:
+    """Rows and margins, on images that do not depend on the other aims."""
+    generator = stream(seed, "audit", aim)
+    return margins(attack, attacks.labels, attacks.num_classes, aim, generator=generator, effort=effort)
 
 
 def _in_pixels(num_classes: int) -> Effort:
     return Effort(64 if num_classes <= _MANY_CLASSES else 32, _STEPS)
 
 
-def _success(found: tuple[Tensor, ...] | list[Tensor]) -> Float[Tensor, " k"]:
+def _success(found: Sequence[Tensor]) -> Float[Tensor, " k"]:
     return torch.stack([(each > 0).float().mean().cpu() for each in found])  # NaN of no images
 
 

@@ -13,6 +13,7 @@ from neural_polarizer.rng import stream
 from neural_polarizer.suspects import NEXT_WEIGHT, Suspect, lead_of_class, lead_of_next
 
 Verdict = Literal["backdoor", "inconclusive", "no sign"]
+Unusable = Literal["few classes", "low accuracy"]
 
 FEWEST_CLASSES = 5
 """With fewer, there is no crowd for a class to stand out from."""
@@ -37,23 +38,25 @@ class Score:
         low: 5 % quantile of the value over bootstrap samples of the clean images.
         high: 95 % quantile.
         p_value: share of clean models that score as high or higher, ``(1 + higher) / (1 + models)``, among those of
-            docs/audit.md; None where the classes are too few.
+            docs/audit.md. This and all above is None where there are fewer than FEWEST_CLASSES.
         suspect: the best aim.
         agreement: share of the bootstrap samples with the same best aim.
         seen_in: where it stands out most, "features" or "pixels".
         verdict: what it means.
         accuracy: share of the clean images that the model classifies correctly.
+        unusable: why the verdict is "inconclusive" whatever the value; None if it is not.
     """
 
-    value: float
-    low: float
-    high: float
+    value: float | None
+    low: float | None
+    high: float | None
     p_value: float | None
-    suspect: Suspect
-    agreement: float
-    seen_in: Literal["features", "pixels"]
+    suspect: Suspect | None
+    agreement: float | None
+    seen_in: Literal["features", "pixels"] | None
     verdict: Verdict
     accuracy: float
+    unusable: Unusable | None
 
 
 def score(margins: Margins, *, seed: int, reference: Sequence[float] = REFERENCE) -> Score:
@@ -64,24 +67,27 @@ def score(margins: Margins, *, seed: int, reference: Sequence[float] = REFERENCE
         seed: of the bootstrap.
         reference: scores of clean models.
     """
+    count = len(margins.features) - 1
+    if count < FEWEST_CLASSES:
+        nothing = (None,) * 7
+        return Score(*nothing, verdict="inconclusive", accuracy=margins.accuracy, unusable="few classes")
     whole = _means(margins.features), _means(margins.pixels)
     value, aim, seen_in = (each[0] for each in _stand_out(*(means[None] for means in whole)))
     generator = stream(seed, "audit bootstrap")
     again = _stand_out(*(_resampled(each, generator) for each in (margins.features, margins.pixels)))
     low, high = again[0].quantile(torch.tensor([0.05, 0.95], dtype=again[0].dtype)).tolist()
-    count = len(margins.features) - 1
-    enough = count >= FEWEST_CLASSES
-    found = float(value)
+    found, known = float(value), margins.accuracy >= LEAST_ACCURACY
     return Score(
         value=found,
         low=low,
         high=high,
-        p_value=(1 + sum(each >= found for each in reference)) / (1 + len(reference)) if enough else None,
+        p_value=(1 + sum(each >= found for each in reference)) / (1 + len(reference)),
         suspect="next" if int(aim) == count else int(aim),
         agreement=float((again[1] == aim).double().mean()),
         seen_in="pixels" if int(seen_in) else "features",
-        verdict=_verdict(found, low, usable=enough and margins.accuracy >= LEAST_ACCURACY),
+        verdict=_verdict(found, low) if known else "inconclusive",
         accuracy=margins.accuracy,
+        unusable=None if known else "low accuracy",
     )
 
 
@@ -90,10 +96,10 @@ def confident_suspect(found: Score) -> Suspect | None:
     return found.suspect if found.verdict == "backdoor" else None
 
 
-def _verdict(value: float, low: float, *, usable: bool) -> Verdict:
-    if usable and value >= LIKELY and low >= UNLIKELY:
+def _verdict(value: float, low: float) -> Verdict:
+    if value >= LIKELY and low >= UNLIKELY:
         return "backdoor"
-    return "no sign" if usable and value < UNLIKELY else "inconclusive"
+    return "no sign" if value < UNLIKELY else "inconclusive"
 
 
 def _means(found: Sequence[Tensor]) -> Float[Tensor, " m"]:

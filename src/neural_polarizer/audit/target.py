@@ -53,7 +53,7 @@ def choose_target(
     """
     found = score(collect_margins(model, clean, seed=seed, device=device, progress=progress), seed=seed)
     suspect = confident_suspect(found)
-    said = f"score {found.value:.1f}, 90 % interval {found.low:.1f} to {found.high:.1f}"
+    said = found.unusable or f"score {found.value:.1f}, 90 % interval {found.low:.1f} to {found.high:.1f}"
     if suspect is None:
         return ChosenTarget(FALLBACK, None, f"the audit names no class with confidence ({said}): {FALLBACK} was used")
     name = "the class next to each image's own" if suspect == "next" else f"class {suspect}"

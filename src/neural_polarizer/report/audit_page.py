@@ -10,7 +10,6 @@ from neural_polarizer.report.html import Picture, group_pictures, make_environme
 from neural_polarizer.report.values import class_name, items, number, percent, table
 from neural_polarizer.report.verdict import Tone
 
-LEAST_ACCURACY = 0.5
 _CURVE = (400, 120)
 
 
@@ -100,19 +99,23 @@ def _lead(record: Mapping[str, Any]) -> str:
 
 
 def _odds(record: Mapping[str, Any]) -> str:
-    accuracy = number(record.get("accuracy"))
-    if accuracy is not None and accuracy < LEAST_ACCURACY:
+    if record.get("unusable") == "low accuracy":
+        accuracy = percent(number(record.get("accuracy")))
         return (
-            f"But the model classifies only {percent(accuracy)} of the clean images correctly, so this means nothing: "
-            "check --profile (normalisation) and the order of the classes."
+            f"But the model classifies only {accuracy} of the clean images correctly, so this means nothing: check "
+            "--profile (normalisation) and the order of the classes."
         )
+    if record.get("unusable") == "few classes":
+        return "There are too few classes to say whether one of them stands out."
     p_value = number(record.get("p_value"))
     if p_value is None:
-        return "There are too few classes to compare."
+        return ""
     return f"Of the clean models that this score was compared with, {percent(p_value)} or fewer reach it."
 
 
 def _caution(record: Mapping[str, Any]) -> str:
+    if number(record.get("value")) is None:
+        return ""
     if record.get("verdict") == "no sign":
         return "That is no proof: a backdoor of a kind that was not tried here may not show."
     return "That is evidence, not proof: a clean model can have a class that is easy to reach."
@@ -125,7 +128,7 @@ def _score(part: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         *numbers,
         "-" if p_value is None else f"{p_value:.3f}",
-        str(part.get("suspect")),
+        "-" if part.get("suspect") is None else str(part.get("suspect")),
         percent(agreement),
         str(part.get("verdict")),
     )
