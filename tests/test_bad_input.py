@@ -255,7 +255,10 @@ CASES: dict[str, tuple[str, Case]] = {
         lambda r, h, o: attack_words(r, o, "--poison-rate", "nan"),
     ),
     "attack: patch": ("a trigger of 17 pixels does not fit", lambda r, h, o: attack_words(r, o, "--set", "size=17")),
-    "attack: rate of learning": ("lr positive, got", lambda r, h, o: attack_words(r, o, "--lr", -1)),
+    "attack: rate of learning": (
+        "lr positive and a number that float32 has, got",
+        lambda r, h, o: attack_words(r, o, "--lr", -1),
+    ),
     "attack: batch": (
         "48 images are less than one batch of 64; lower the batch size",
         lambda r, h, o: attack_words(r, o, "--batch-size", 64),

@@ -1,6 +1,9 @@
 """Networks by name, their sizes, and the normalisation around them."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,6 +61,31 @@ def test_a_block_is_pre_activated_and_its_shortcut_leaves_where_it_should() -> N
             assert_close(block(features), features, rtol=0.0, atol=0.0)
         else:
             assert_close(block(features), block.shortcut(F.relu(block.bn1(features))))
+
+
+_GRADIENTS = """
+import torch
+from neural_polarizer.models.build import build
+
+torch.manual_seed(0)
+network, pixels = build("preactresnet18", 10, width=2), torch.randn(16, 3, 16, 16)
+
+def gradients(layout):
+    network.zero_grad()
+    network.to(memory_format=layout)(pixels.contiguous(memory_format=layout)).square().sum().backward()
+    return [parameter.grad.clone() for parameter in network.parameters()]
+
+for _ in range(5):
+    for one, two in zip(gradients(torch.contiguous_format), gradients(torch.channels_last)):
+        assert (one - two).abs().max() < 1e-3 * one.abs().max()
+"""
+
+
+def test_a_narrow_network_has_the_same_gradients_with_the_channels_last() -> None:
+    """On CPUs with AVX2 alone, which any other can play, oneDNN's way to do the shortcuts gets them wrong or crashes."""
+    here = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", _GRADIENTS], env=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_preact_resnet18_has_the_names_of_published_checkpoints() -> None:
@@ -166,8 +194,11 @@ def test_a_thin_network_without_batch_norm_keeps_the_scale_of_its_features() -> 
     """He's initialisation; with torch's own, 16 convolutions leave next to nothing."""
     pytest.importorskip("torchvision")
     torch.manual_seed(0)
-    logits = build("vgg19", 10, width=16).eval()(torch.randn(16, 3, 32, 32))
-    assert 0.03 < float(logits.detach().std()) < 30
+    network = build("vgg19", 10, width=16).eval()
+    assert 0.03 < float(network(torch.randn(16, 3, 32, 32)).detach().std()) < 30
+    inner = network.get_submodule("classifier.0")
+    assert isinstance(inner, nn.Linear)
+    assert float(inner.weight.detach().std()) == pytest.approx((2 / inner.in_features) ** 0.5, rel=0.02)
 
 
 def test_torchvision_networks_by_name() -> None:

@@ -12,7 +12,13 @@ from toys import assert_same, snapshot
 
 @pytest.fixture(scope="module")
 def open_door() -> Evidence:
-    return collect(Corridor(60.0), banded(), seed=0)
+    model = Corridor(60.0).train()
+    before = snapshot(model)
+    found = collect(model, banded(), seed=0)
+    after = snapshot(model)
+    assert_same(before[0], after[0])
+    assert before[1:] == after[1:]
+    return found
 
 
 def test_the_door_is_found_in_every_kind_of_evidence(open_door: Evidence) -> None:
@@ -42,14 +48,9 @@ def test_without_a_door_there_is_no_suspect() -> None:
     assert score(collect_margins(Corridor(0.0), banded(), seed=0), seed=0).verdict != "backdoor"
 
 
-def test_collecting_repeats_itself_and_changes_nothing() -> None:
-    model = Corridor(60.0).train()
-    before = snapshot(model)
-    one, two = (collect_margins(model, banded(), seed=3) for _ in range(2))
+def test_collecting_repeats_itself() -> None:
+    one, two = (collect_margins(Corridor(60.0), banded(), seed=3) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.pixels + one.features, two.pixels + two.features, strict=True))
-    after = snapshot(model)
-    assert_same(before[0], after[0])
-    assert before[1:] == after[1:]
 
 
 def test_a_target_is_chosen_where_the_audit_is_confident_and_npd_where_not() -> None:

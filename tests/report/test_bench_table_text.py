@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from bench_samples import FAILURE, FORMATS, GOLDEN, HOSTILE, golden_suites, hostile_suite, main_suite
+from bench_samples import FAILURE, FORMATS, GOLDEN, HOSTILE, golden_suites, hostile_suite, labels, main_suite, record
 
-from neural_polarizer.report.results import SuiteResult
+from neural_polarizer.report.results import Entry, Layout, SuiteResult
+from neural_polarizer.report.site import render_site
 from neural_polarizer.report.table_text import render_csv, render_latex, render_markdown
 from neural_polarizer.report.tabulate import make_table
 
@@ -115,3 +116,19 @@ def test_hidden_characters_are_spelled_out(ending: str) -> None:
 
 def test_the_hostile_name_is_still_there() -> None:
     assert HOSTILE in render_csv(make_table(hostile_suite()))
+
+
+def test_a_failed_attack_is_marked_in_every_format() -> None:
+    entries = []
+    for attack, acc in (("badnets", 0.9), ("wanet", 0.18)):
+        own = labels(attack=attack, defense="none")
+        entries.append(Entry(own, record(own, {"acc": acc, "asr": 0.95})))
+    suite = main_suite(entries=tuple(entries), layout=Layout(("attack",), ("defense",), ("acc",)), paper=())
+    table = make_table(suite)
+    assert "18.00\N{DAGGER}" in render_markdown(table)
+    assert "90.00\N{DAGGER}" not in render_markdown(table)
+    assert r"18.00\dag{}" in render_latex(table)
+    assert [line["attack_failed"] for line in lines_of(suite) if line["attack"] != "mean"] == ["0", "1"]
+    page = render_site([suite])["table01.html"]
+    assert re.search(r"18\.00\s*<sup>\N{DAGGER}</sup>", page)
+    assert not re.search(r"90\.00\s*<sup>", page)

@@ -7,8 +7,6 @@ from neural_polarizer.data.images import ImageSet
 
 def count_shared(ours: ImageSet, others: ImageSet) -> int:
     """How many images of ``ours`` are in ``others``, too, pixel by pixel; labels do not count."""
-    if ours.image_size != others.image_size:
-        return 0
     known = set(_digests(others))
     return sum(digest in known for digest in _digests(ours))
 

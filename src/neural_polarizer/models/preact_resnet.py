@@ -7,6 +7,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class StridedPointwise(nn.Conv2d):
+    """1x1 convolution with a stride, computed as one without on every stride-th pixel, which is the same.
+
+    oneDNN's own way to do so on CPUs with AVX2 alone writes past its memory in the backward pass if images are
+    channels-last and have fewer than 8 channels (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Tensor:  # noqa: A002, its name in torch
+        rows, columns = self.stride
+        return F.conv2d(input[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
 class PreActBlock(nn.Module):
     """BN, ReLU, convolution, twice; the identity shortcut leaves before the first BN.
 
@@ -21,7 +33,8 @@ class PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.shortcut: nn.Sequential | None = None
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False))
+            pointwise = nn.Conv2d if channels_in >= 8 else StridedPointwise
+            self.shortcut = nn.Sequential(pointwise(channels_in, channels, 1, stride, bias=False))
 
     def forward(self, features: Tensor) -> Tensor:
         active = F.relu(self.bn1(features))

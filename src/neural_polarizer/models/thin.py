@@ -21,8 +21,8 @@ def thin(network: nn.Module, name: str, width: int) -> nn.Module:
     Weights are drawn as He et al. (2015) have it; biases are zero.
 
     Args:
-        network: of ungrouped 2-D convolutions, batch norms and linear layers; on the meta device, its values are of
-            no use.
+        network: of 2-D convolutions without groups or dilation, batch norms and linear layers; on the meta device,
+            as its values are of no use.
         name: of the architecture, one of ``FULL_WIDTHS``.
         width: channels of the first convolution.
 
@@ -43,7 +43,7 @@ def thin(network: nn.Module, name: str, width: int) -> nn.Module:
     head = [layer for layer in layers if isinstance(layer, nn.Linear)][-1]
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
-            assert layer.groups == 1
+            assert (layer.groups, layer.dilation) == (1, (1, 1))
             assert isinstance(layer.padding, tuple)
             convolution = nn.Conv2d(
                 layer.in_channels if layer.in_channels == 3 else scaled(layer.in_channels),
@@ -51,7 +51,6 @@ def thin(network: nn.Module, name: str, width: int) -> nn.Module:
                 layer.kernel_size,  # type: ignore[arg-type]
                 layer.stride,  # type: ignore[arg-type]
                 layer.padding,  # type: ignore[arg-type]
-                layer.dilation,  # type: ignore[arg-type]
                 bias=layer.bias is not None,
             )
             replace_module(network, layer, _drawn(convolution, "fan_out"))

@@ -33,6 +33,7 @@ class _Style:
     best: str
     second: str
     spread: str
+    failed: str
 
 
 def notes(table: Table) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ def failures(table: Table) -> tuple[str, ...]:
 
 def render_markdown(table: Table) -> str:
     """A heading, the table, and how to read it."""
-    style = _Style("**{}**", "<ins>{}</ins>", "{} \N{PLUS-MINUS SIGN} {}")
+    style = _Style("**{}**", "<ins>{}</ins>", "{} \N{PLUS-MINUS SIGN} {}", FAILED_ATTACK)
     heads = [*map(_markdown, corner_texts(table))]
     for column in table.columns:
         above = [_markdown(text) for text in column_texts(table, column)]
@@ -88,7 +89,7 @@ def render_markdown(table: Table) -> str:
 
 def render_latex(table: Table) -> str:
     """A ``table`` environment for the package booktabs."""
-    style = _Style(r"\textbf{{{}}}", r"\underline{{{}}}", r"{} $\pm$ {}")
+    style = _Style(r"\textbf{{{}}}", r"\underline{{{}}}", r"{} $\pm$ {}", _LATEX[FAILED_ATTACK])
     left, each = len(table.row_axes), len(table.values)
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering"]
     reading = [*notes(table), "In parentheses: the number of runs. In brackets: the paper, and the difference to it."]
@@ -143,7 +144,7 @@ def _figure(value: str, cell: Cell, figure: Figure, style: _Style) -> str:
         text = number_text(value, figure.mean)
         ranked = {"best": style.best, "second": style.second, None: "{}"}[figure.rank].format(text)
         parts = [ranked if figure.spread is None else style.spread.format(ranked, number_text(value, figure.spread))]
-        parts[0] += FAILED_ATTACK if cell.attack_failed else ""
+        parts[0] += style.failed if cell.attack_failed else ""
         parts += [f"({figure.n})"] if cell.entries else []
     if figure.paper is not None:
         cited = [number_text(value, figure.paper)]
