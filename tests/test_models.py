@@ -82,7 +82,7 @@ for _ in range(5):
 
 
 def test_a_narrow_network_has_the_same_gradients_with_the_channels_last() -> None:
-    """On CPUs with AVX2 alone, which any other can play, oneDNN's way to do the shortcuts gets them wrong or crashes."""
+    """oneDNN's own way to do the shortcuts is wrong or crashes on CPUs with AVX2 alone; any other can play one."""
     here = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run([sys.executable, "-c", _GRADIENTS], env=here, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """Parquet files of a few kilobytes that stand for gigabytes, or for code."""
 
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,54 @@ def test_a_footer_or_a_page_header_without_end_is_refused(tmp_path: Path, monkey
             patch.setattr(parquet_pages, name, value)
             refused(path, "column 'label' is damaged; get the file again")
     assert len(read_images(str(path))) == 4
+
+
+def test_many_small_pages_cost_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of some bytes can stand 80,000 times in a file of 10 MB; a megabyte for each took a minute."""
+    read = []
+    monkeypatch.setattr(
+        parquet_pages, "_Thrift", lambda data, made=parquet_pages._Thrift: read.append(len(data)) or made(data)
+    )
+    options = {"use_dictionary": False, "data_page_size": 1, "write_batch_size": 1, "compression": "none"}
+    path = written(tmp_path / "a.parquet", [b"%d" % number for number in range(500)], **options)
+    refused(path, "row 0")
+    assert len(read) > 500
+    assert sum(read) < 20 * path.stat().st_size
+
+
+def test_a_page_header_longer_than_usual_is_read_whole(tmp_path: Path) -> None:
+    long = bytes(range(256)) * 10  # twice in the statistics of its page
+    path = written(tmp_path / "a.parquet", [long], write_page_index=False)
+    with pq.ParquetFile(path) as file:
+        assert parquet_pages.largest_page(path, file, "image") >= len(long)
+
+
+def test_a_footer_that_names_one_piece_again_and_again_is_refused(tmp_path: Path) -> None:
+    """A few bytes for each row group would have the same megabytes read once more."""
+    path = written(tmp_path / "a.parquet", [png() + bytes(5000), *[png()] * 11], row_group_size=1, compression="none")
+    data = path.read_bytes()
+    footer = data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
+    groups = row_groups(footer)
+    again = footer.replace(b"".join(groups), groups[0] * len(groups))
+    path.write_bytes(data[: -8 - len(footer)] + again + len(again).to_bytes(4, "little") + data[-4:])
+    assert pq.ParquetFile(path).num_row_groups == len(groups) == 12
+    refused(path, "column 'image' is damaged")
+
+
+def row_groups(footer: bytes) -> list[bytes]:
+    """The bytes of each, by a look at the fourth field of the footer."""
+    thrift, field = parquet_pages._Thrift(footer), 0
+    while True:
+        head = thrift._byte()
+        field += head >> 4
+        if field == 4:
+            break
+        thrift._value(head & 15, 0)
+    starts = [thrift.at + 1]
+    for _ in range(thrift._byte() >> 4):
+        thrift.struct()
+        starts.append(thrift.at)
+    return [footer[start:end] for start, end in pairwise(starts)]
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])

@@ -6,6 +6,7 @@ damaged ones; so both are read here.
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from neural_polarizer.errors import BadInputError
 MAX_RATIO = 20  # of unpacked to packed: images that are encoded already hardly shrink
 FREE_BYTES = 16 << 20  # up to here a page may shrink as it likes
 _MAX_FOOTER, _MAX_HEADER = 16 << 20, 1 << 20
+_USUAL_HEADER = 512  # of a page; those with statistics of long values have more
 _MAX_VALUES = 1_000_000  # in a footer; ten columns in a thousand pieces need 450,000
 _MAX_DEPTH = 16
 
@@ -62,23 +64,33 @@ def _pages(raw: io.BufferedReader, column: int) -> Iterator[tuple[int, int]]:
     if length > min(tail, _MAX_FOOTER):
         raise IndexError(length)
     raw.seek(tail - length)
+    left = tail
     for group in _Thrift(raw.read(length)).struct()[_ROW_GROUPS]:
         chunk = group[_COLUMNS][column][_COLUMN]
+        left -= chunk[_CHUNK_BYTES]
         at = chunk[_DATA_PAGE]
         if 0 < chunk.get(_DICTIONARY_PAGE, 0) < at:
             at = chunk[_DICTIONARY_PAGE]
         end = at + chunk[_CHUNK_BYTES] if chunk[_VALUES] else 0
-        if at < 0:
+        if min(at, left) < 0:  # the pieces of a column are longer than the file: some are named again and again
             raise IndexError(at)
         while at < end:
-            raw.seek(at)
-            header = _Thrift(raw.read(_MAX_HEADER))
-            sizes = header.struct()
-            packed, unpacked = sizes[_PACKED], sizes[_UNPACKED]
-            at += header.at + packed
+            header, length = _header(raw, at)
+            packed, unpacked = header[_PACKED], header[_UNPACKED]
+            at += length + packed
             if min(packed, unpacked) < 0 or at > end:
                 raise IndexError(at)
             yield packed, unpacked
+
+
+def _header(raw: io.BufferedReader, at: int) -> tuple[dict[int, Any], int]:
+    """The header of the page at ``at``, and its length; no more is read than that needs, as pages can be many."""
+    for size in (_USUAL_HEADER, _MAX_HEADER):
+        raw.seek(at)
+        thrift = _Thrift(raw.read(min(size, _MAX_HEADER)))
+        with suppress(IndexError):
+            return thrift.struct(), thrift.at
+    raise IndexError(at)
 
 
 class _Thrift:
