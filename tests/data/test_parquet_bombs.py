@@ -93,9 +93,13 @@ def test_a_footer_or_a_page_header_without_end_is_refused(tmp_path: Path, monkey
 def test_many_small_pages_cost_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of some bytes can stand 80,000 times in a file of 10 MB; a megabyte for each took a minute."""
     read = []
-    monkeypatch.setattr(
-        parquet_pages, "_Thrift", lambda data, made=parquet_pages._Thrift: read.append(len(data)) or made(data)
-    )
+
+    class Counting(parquet_pages._Thrift):
+        def __init__(self, data: bytes) -> None:
+            read.append(len(data))
+            super().__init__(data)
+
+    monkeypatch.setattr(parquet_pages, "_Thrift", Counting)
     options = {"use_dictionary": False, "data_page_size": 1, "write_batch_size": 1, "compression": "none"}
     path = written(tmp_path / "a.parquet", [b"%d" % number for number in range(500)], **options)
     refused(path, "row 0")
