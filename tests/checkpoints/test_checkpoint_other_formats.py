@@ -73,6 +73,15 @@ def test_an_exported_program(tmp_path: Path, member: str) -> None:
     _refuse(zipped(tmp_path / "m.pt2", {member: b"pt2"}), r"an exported program \(\.pt2\)")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_programs_that_torch_itself_wrote(tmp_path: Path) -> None:
+    network, pixels = torch.nn.Linear(2, 2).eval(), torch.ones(1, 2)
+    torch.jit.save(torch.jit.trace(network, pixels), tmp_path / "script.pt")
+    torch.export.save(torch.export.export(network, (pixels,)), tmp_path / "program.pt2")
+    _refuse(tmp_path / "script.pt", "a TorchScript program, which carries code")
+    _refuse(tmp_path / "program.pt2", r"an exported program \(\.pt2\)")
+
+
 def test_another_zip_file(tmp_path: Path) -> None:
     _refuse(zipped(tmp_path / "m.pt", {"word/document.xml": b"<x/>"}), "a zip file that torch.save did not write")
 

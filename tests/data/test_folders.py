@@ -29,6 +29,15 @@ def test_a_class_folder_layout_sorts_classes_and_keeps_an_empty_one(tmp_path: Pa
     assert got.images[:, 0, 0, 0].tolist() == [0, 0, 1, 0]
 
 
+def test_a_hundred_thousand_files_are_no_burden_where_a_few_are_wanted(tmp_path: Path) -> None:
+    root = folder(tmp_path, cat=1, dog=1)
+    for name in ("cat", "dog"):
+        for number in range(50_000):
+            (root / name / f"{number:05}.png").hardlink_to(root / name / "0.png")
+    (root / "dog" / "1.png").write_bytes(b"no image")  # beyond the limit, so never opened
+    assert read_images(str(root), limit=10).labels.tolist() == [0] * 10
+
+
 def test_class_names_that_are_not_text_are_escaped(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"a\xff\n")).mkdir()
     (tmp_path / os.fsdecode(b"a\xff\n") / "0.png").write_bytes(png())
