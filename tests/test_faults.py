@@ -236,6 +236,17 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_with_the_name_of_a_temporary_file_leads_nowhere(tmp_path: Path) -> None:
+    """In a folder that came from somebody else."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".run.json.part").symlink_to(mine)
+    with pytest.raises(EnvironmentFaultError, match=r"cannot write .*run\.json"):
+        files.write_text(tmp_path / "out" / "run.json", "theirs")
+    assert mine.read_text() == "mine"
+
+
 LIMITED = """
 import resource, sys
 from neural_polarizer.cli.main import main

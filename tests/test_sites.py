@@ -206,8 +206,9 @@ def test_a_network_without_a_gradient_to_the_pixels_is_refused() -> None:
         candidates(_Blind().eval(), _pixels(size=8))
 
 
-def _candidate(name: str, behind: float, *, bypassed: bool = False, layout: str = "NCHW") -> Candidate:
-    shape = (4,) if layout == "NC" else (4, 2, 2)
+def _candidate(
+    name: str, behind: float, *, bypassed: bool = False, layout: str = "NCHW", shape: tuple[int, ...] = (4, 2, 2)
+) -> Candidate:
     return Candidate(Site("before", name), Features(shape, layout), behind, bypassed)  # type: ignore[arg-type]
 
 
@@ -218,17 +219,24 @@ def test_the_deepest_free_place_with_enough_behind_it_is_taken() -> None:
         _candidate("c.0", 0.06),
         _candidate("c", 0.06),
         _candidate("d", 0.055, bypassed=True),
-        _candidate("e", 0.052, layout="NC"),
+        _candidate("e.0", 0.055, shape=(4, 1, 1)),
+        _candidate("e", 0.052, layout="NC", shape=(4,)),
         _candidate("f", 0.01),
     ]
     choice = choose_site(found)
     assert str(choice.site) == "before:c"
-    assert choice.reason.startswith("before:c: the deepest of 6 places that nothing bypasses")
+    assert choice.reason.startswith("before:c: the deepest of 7 places that nothing bypasses with several pixels")
     assert choice.reason.endswith("(6.0%)")
-    assert str(choose_site(found[5:]).site) == "before:e"  # flat features where there is nothing else
-    assert str(choose_site(found[6:]).site) == "before:f"  # and too little behind rather than no site at all
+    assert str(choose_site(found[5:]).site) == "before:e.0"  # a map of one pixel where there is no other
+    assert str(choose_site(found[6:]).site) == "before:e"  # flat features where there is nothing else
+    assert str(choose_site(found[7:]).site) == "before:f"  # and too little behind rather than no site at all
     with pytest.raises(BadInputError, match=r"no place in this network .*polarizer sites --all"):
         choose_site(found[4:5])
+
+
+def test_positions_are_the_pixels_or_tokens_and_flat_features_have_one() -> None:
+    shapes = {"NCHW": (3, 4, 5), "NHWC": (4, 5, 3), "NLC": (20, 3), "NC": (3,)}
+    assert [Features(shape, layout).positions for layout, shape in shapes.items()] == [20, 20, 20, 1]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +278,7 @@ TIMM = {
     "vit_tiny_patch16_224": "before:blocks.11",
     "swin_tiny_patch4_window7_224": "before:layers.3.blocks.1",
     "resmlp_12_224": "before:blocks.11",
-    "ghostnet_050": "before:conv_head",
+    "ghostnet_050": "before:global_pool",
 }
 
 

@@ -1,5 +1,6 @@
 """What a layer inside a network reads: the layout of the values, and where their channels are."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,6 +38,11 @@ class Features:
     def channels(self) -> int:
         """C, the number of values that a polarizer mixes."""
         return self.shape[0] if self.layout == "NCHW" else self.shape[-1]
+
+    @property
+    def positions(self) -> int:
+        """Pixels or tokens, each of which a polarizer maps alike."""
+        return math.prod(self.shape) // self.channels
 
 
 def features_of(value: Any, neighbours: Iterable[nn.Module]) -> Features | None:

@@ -33,7 +33,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
-        descriptor = _claimed(temporary, os.O_RDWR | os.O_CREAT, lambda: None)
+        # A link of that name, in a folder that came from somebody else, must not lead us to another file.
+        descriptor = _claimed(temporary, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), lambda: None)
         try:
             os.ftruncate(descriptor, 0)
             yield temporary

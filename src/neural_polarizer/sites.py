@@ -124,8 +124,9 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     """The deepest place that nothing bypasses and that leaves LEFT_BEHIND of the operations behind it.
 
     Deep, as there a trigger of any kind has become a direction of the features; with something behind it, as that can
-    still tell the class once the direction is gone (docs/architectures.md has the measurements). Flat features are
-    taken only where there is nothing else.
+    still tell the class once the direction is gone (docs/architectures.md has the measurements). A map of one pixel,
+    where a network for large images sees small ones, is taken only where there is no other, and flat features only
+    where there is nothing else.
 
     Args:
         found: what ``candidates`` returns.
@@ -135,7 +136,8 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     """
     free = [each for each in found if not each.bypassed]
     deep = [each for each in free if each.behind >= LEFT_BEHIND]
-    usable = [each for each in deep if each.features.layout != "NC"] or deep or free
+    wide = [each for each in deep if each.features.positions > 1]
+    usable = wide or [each for each in deep if each.features.layout != "NC"] or deep or free
     if not usable:
         raise BadInputError(
             "no place in this network is passed by everything that leads from the pixels to the logits; choose one of "
@@ -146,8 +148,8 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     site = min(alike, key=lambda each: each.site.name.count(".")).site
     return Choice(
         site,
-        f"{site}: the deepest of {len(free)} places that nothing bypasses with at least {LEFT_BEHIND:.0%} of the "
-        f"network's operations behind it ({least:.1%})",
+        f"{site}: the deepest of {len(free)} places that nothing bypasses with {'several pixels or tokens and ' if wide else ''}"
+        f"at least {LEFT_BEHIND:.0%} of the network's operations behind it ({least:.1%})",
     )
 
 
