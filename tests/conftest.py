@@ -1,6 +1,8 @@
 """What holds for all tests: one thread, and shapes checked wherever there are shapes."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -8,7 +10,23 @@ import pytest
 import torch
 from torch import fx
 
-from neural_polarizer import cache, surgery
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+
+def _with_shapes() -> list[str]:
+    """The modules that speak of shapes; to check the readers of files, byte by byte, as well would double the time."""
+    package = find_spec("neural_polarizer")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    root = Path(package.submodule_search_locations[0])
+    found = [path for path in root.rglob("*.py") if "from jaxtyping import" in path.read_text(encoding="utf-8")]
+    names = [path.relative_to(root.parent).with_suffix("").parts for path in found]
+    return [".".join(name).removesuffix(".__init__") for name in names]
+
+
+jaxtyping.install_import_hook(_with_shapes(), CHECKER)
+
+from neural_polarizer import cache, surgery  # noqa: E402, what is imported before the hook is not checked
 
 torch.set_num_threads(1)  # the tensors of these tests are too small to share out
 

@@ -105,6 +105,8 @@ def test_the_radius_is_kept_and_grows_with_the_image() -> None:
         ((26.0, 13.8, 12.9, -1.1), (-3.6, -2.5, -4.2, -6.0), 0),  # features lead elsewhere
         ((6.0, 5.8, 5.1, 1.6), (-3.4, -3.5, -4.0, -1.0), "next"),  # BadNets, all-to-all
         ((5.1, 2.9, 2.8, -0.4), (-3.4, -3.5, -4.0, -1.0), "next"),  # the same where pixels mislead
+        ((24.2, 5.3, 5.1, -0.4), (-3.4, -3.5, -4.0, -1.0), 0),  # BadNets on VGG19-BN, where features mislead
+        ((2.9, 0.1, -1.0, -0.4), (-3.4, -3.5, -4.0, -1.0), "next"),  # hardly beyond the border
         ((6.0, 5.8, 5.1, 5.0, 1.6), (-3.1, -3.9, -4.9, -5.1, -3.3), "next"),  # Blended, all-to-all: one class is easier
         ((6.0, 5.8, 5.1, 5.0, 1.6), (-3.1, -3.9, -4.9, -5.1, -3.9), None),
         ((6.0, 5.8, 5.1, 5.0, -torch.inf, 1.6), (-3.1, -3.9, -4.9, -5.1, -torch.inf, -3.3), "next"),

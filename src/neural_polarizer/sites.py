@@ -146,10 +146,11 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     least = min(each.behind for each in usable)
     alike = [each for each in reversed(usable) if each.behind == least]  # behind an activation rather than before it
     site = min(alike, key=lambda each: each.site.name.count(".")).site
+    positions = "several pixels or tokens and " if wide else ""
     return Choice(
         site,
-        f"{site}: the deepest of {len(free)} places that nothing bypasses with {'several pixels or tokens and ' if wide else ''}"
-        f"at least {LEFT_BEHIND:.0%} of the network's operations behind it ({least:.1%})",
+        f"{site}: the deepest of {len(free)} places that nothing bypasses with {positions}at least {LEFT_BEHIND:.0%} "
+        f"of the network's operations behind it ({least:.1%})",
     )
 
 
