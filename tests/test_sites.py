@@ -216,22 +216,31 @@ def test_the_deepest_free_place_with_enough_behind_it_is_taken() -> None:
     found = [
         _candidate("a", 1.0),
         _candidate("b", 0.3),
-        _candidate("c.0", 0.06),
-        _candidate("c", 0.06),
-        _candidate("d", 0.055, bypassed=True),
-        _candidate("e.0", 0.055, shape=(4, 1, 1)),
-        _candidate("e", 0.052, layout="NC", shape=(4,)),
+        _candidate("c.0", 0.09),
+        _candidate("c", 0.09),
+        _candidate("d", 0.085, bypassed=True),
+        _candidate("e.0", 0.08, shape=(4, 1, 1)),
+        _candidate("e", 0.07, layout="NC", shape=(4,)),
         _candidate("f", 0.01),
     ]
     choice = choose_site(found)
     assert str(choice.site) == "before:c"
     assert choice.reason.startswith("before:c: the deepest of 7 places that nothing bypasses with several pixels")
-    assert choice.reason.endswith("(6.0%)")
+    assert choice.reason.endswith("(8.1%, its flat head aside)")
     assert str(choose_site(found[5:]).site) == "before:e.0"  # a map of one pixel where there is no other
     assert str(choose_site(found[6:]).site) == "before:e"  # flat features where there is nothing else
     assert str(choose_site(found[7:]).site) == "before:f"  # and too little behind rather than no site at all
     with pytest.raises(BadInputError, match=r"no place in this network .*polarizer sites --all"):
         choose_site(found[4:5])
+
+
+def test_operations_on_flat_features_are_no_depth() -> None:
+    """Of a network with 30 % of its operations in a flat head, "c" has 3 % of the others behind it, and "b" 14 %."""
+    flat = _candidate("e", 0.3, layout="NC", shape=(4,))
+    found = [_candidate("a", 1.0), _candidate("b", 0.4), _candidate("c", 0.32), _candidate("d", 0.3), flat]
+    choice = choose_site(found)
+    assert str(choice.site) == "before:b"
+    assert choice.reason.endswith("(14.3%, its flat head aside)")
 
 
 def test_positions_are_the_pixels_or_tokens_and_flat_features_have_one() -> None:
@@ -257,7 +266,7 @@ def test_the_site_of_small_networks(network: nn.Module, expected: str) -> None:
 TORCHVISION = {
     "resnet18": "before:layer4.1",
     "mobilenet_v2": "before:features.18",
-    "mobilenet_v3_small": "after:features",
+    "mobilenet_v3_small": "before:features.11",
     "shufflenet_v2_x0_5": "before:conv5",
     "squeezenet1_1": "after:features.12.squeeze_activation",
     "mnasnet0_5": "before:layers.14",

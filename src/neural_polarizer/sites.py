@@ -124,9 +124,10 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     """The deepest place that nothing bypasses and that leaves LEFT_BEHIND of the operations behind it.
 
     Deep, as there a trigger of any kind has become a direction of the features; with something behind it, as that can
-    still tell the class once the direction is gone (docs/architectures.md has the measurements). A map of one pixel,
-    where a network for large images sees small ones, is taken only where there is no other, and flat features only
-    where there is nothing else.
+    still tell the class once the direction is gone (docs/architectures.md has the measurements). Operations on flat
+    features do not count where there are others: the large head of a VGG is no depth. A map of one pixel, where a
+    network for large images sees small ones, is taken only where there is no other, and flat features only where there
+    is nothing else.
 
     Args:
         found: what ``candidates`` returns.
@@ -135,7 +136,9 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
         BadInputError: every place is bypassed.
     """
     free = [each for each in found if not each.bypassed]
-    deep = [each for each in free if each.behind >= LEFT_BEHIND]
+    head = min((each.behind for each in found if each.features.layout != "NC"), default=0.0)
+    behind = {each: max(0.0, each.behind - head) / (1 - head) for each in free}
+    deep = [each for each in free if behind[each] >= LEFT_BEHIND]
     wide = [each for each in deep if each.features.positions > 1]
     usable = wide or [each for each in deep if each.features.layout != "NC"] or deep or free
     if not usable:
@@ -143,14 +146,14 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
             "no place in this network is passed by everything that leads from the pixels to the logits; choose one of "
             "those that 'polarizer sites --all' lists, with --site"
         )
-    least = min(each.behind for each in usable)
-    alike = [each for each in reversed(usable) if each.behind == least]  # behind an activation rather than before it
+    least = min(behind[each] for each in usable)
+    alike = [each for each in reversed(usable) if behind[each] == least]  # behind an activation rather than before it
     site = min(alike, key=lambda each: each.site.name.count(".")).site
     positions = "several pixels or tokens and " if wide else ""
     return Choice(
         site,
         f"{site}: the deepest of {len(free)} places that nothing bypasses with {positions}at least {LEFT_BEHIND:.0%} "
-        f"of the network's operations behind it ({least:.1%})",
+        f"of the network's operations behind it ({least:.1%}{', its flat head aside' if head else ''})",
     )
 
 
