@@ -13,9 +13,9 @@ export SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),15
 demo: $(INSTALLED)
 	$(BIN)/polarizer demo --out runs/demo
 
-## Lint, types and tests.
+## Lint, types and tests, these on up to four cores at once.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 ## All measurements of speed, and their pictures in docs/pictures; needs a quiet machine and time.
 bench: $(INSTALLED)

@@ -57,9 +57,9 @@ LABELS, TARGETS = tensor([0, 2]), tensor([1, 1])
 
 
 def _study(
-    model: nn.Module, search: Search = STEP, sites: tuple[Site, ...] | None = None, **rest: Any
+    model: nn.Module, search: Search = STEP, sites: tuple[Site, ...] | None = None, size: int = 8, **rest: Any
 ) -> PerturbationStudy:
-    images = tiny_images(9)
+    images = tiny_images(9, size=size)
     kept = images.select(images.labels != 3)
     triggered = kept.images.clone()
     triggered[:, :, 5:, 5:] = 255
@@ -166,7 +166,7 @@ def test_the_default_layers_are_the_site_and_its_stage(site: str, expected: list
 
 
 def test_the_default_of_a_preactresnet18() -> None:
-    found = _study(made(PreActResNet18(4, width=2)))
+    found = _study(made(PreActResNet18(4, width=2)), size=16)
     spaces = ["pixels", "before:layer4.1", "after:layer4"]
     assert [distance.space for distance in found.distances] == list(found.scatters) == spaces
 
