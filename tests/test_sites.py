@@ -243,6 +243,11 @@ def test_operations_on_flat_features_are_no_depth() -> None:
     assert choice.reason.endswith("(14.3%, its flat head aside)")
 
 
+def test_a_network_of_flat_features_alone_has_a_site() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(768, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    assert str(default_site(network, _pixels())) == "after:0"
+
+
 def test_positions_are_the_pixels_or_tokens_and_flat_features_have_one() -> None:
     shapes = {"NCHW": (3, 4, 5), "NHWC": (4, 5, 3), "NLC": (20, 3), "NC": (3,)}
     assert [Features(shape, layout).positions for layout, shape in shapes.items()] == [20, 20, 20, 1]  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -15,6 +16,7 @@ from neural_polarizer.suspects import (
     aim_of_pixels,
     attack_in_pixels,
     easiest,
+    lead_of_class,
     reachability,
     standing_out,
 )
@@ -55,6 +57,12 @@ class Turntable(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         evidence, turn = pixels[:, 0, :4].mean(dim=2), pixels[:, 1].mean(dim=(1, 2))[:, None]
         return 40 * (evidence * (0.1 - turn) + evidence.roll(1, dims=1) * turn)
+
+
+def test_shapes_and_types_are_checked_while_tests_run() -> None:
+    """What conftest.py installs must reach the package."""
+    with pytest.raises(TypeCheckError):
+        lead_of_class(torch.ones(4, dtype=torch.int64))
 
 
 def test_an_all_to_all_rule_is_found() -> None:

@@ -136,7 +136,8 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
         BadInputError: every place is bypassed.
     """
     free = [each for each in found if not each.bypassed]
-    head = min((each.behind for each in found if each.features.layout != "NC"), default=0.0)
+    flat = min((each.behind for each in found if each.features.layout != "NC"), default=0.0)
+    head = flat if flat < 1 else 0.0  # where all operations are on flat features, these count
     behind = {each: max(0.0, each.behind - head) / (1 - head) for each in free}
     deep = [each for each in free if behind[each] >= LEFT_BEHIND]
     wide = [each for each in deep if each.features.positions > 1]
