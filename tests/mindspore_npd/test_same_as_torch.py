@@ -86,6 +86,18 @@ def test_perturbations_of_pixels(form: str) -> None:
     assert_close(ours, theirs, **CLOSE)
 
 
+def test_images_that_are_at_their_targets_already_take_one_step() -> None:
+    """Early stop counts after a step, so that nothing stays as it is (spec 3.4)."""
+    model, cell = twins.tiny_twins()
+    pixels = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    search: dict[str, Any] = {"ball": Ball("l2", 5.0), "step_size": 0.1, "stop_above": 0.3}
+    labels = model(pixels).argmax(dim=1)
+    ours = to_torch(ms_perturb.perturb(cell, to_mindspore(pixels), labels, steps=3, **search))
+    once = perturb.perturb(model, pixels, labels, steps=1, **search)
+    assert float(once.abs().amax((1, 2, 3)).min()) > 0
+    assert_close(ours, once, **CLOSE)
+
+
 @pytest.mark.parametrize("targeted", [True, False])
 def test_perturbations_of_features(targeted: bool) -> None:
     """Groups in no order, with members apart from one another."""
