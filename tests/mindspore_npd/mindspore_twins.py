@@ -38,6 +38,7 @@ class ResidualCell(nn.Cell):
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3)
         self.blocks = nn.CellList([nn.Conv2d(4, 4, 3), nn.ReLU()])
+        self.end = nn.Identity()
         self.head = nn.Dense(4, 4)
         self.twice, self.in_place = twice, in_place
 
@@ -47,7 +48,7 @@ class ResidualCell(nn.Cell):
             features[:] = features * 2
         for _ in range(2 if self.twice else 1):
             features = features + self.blocks[1](self.blocks[0](features))
-        return self.head(features.mean(axis=(2, 3)))
+        return self.head(self.end(features).mean(axis=(2, 3)))
 
 
 def twin(model: Normalized) -> nn.Cell:

@@ -153,9 +153,11 @@ def test_replayed_outputs_may_be_changed_in_place() -> None:
         assert_close([to_torch(network(pixels)) for _ in range(2)], [expected] * 2)
 
 
-def test_cells_that_run_on_both_sides_of_the_layer_are_computed_again() -> None:
+@pytest.mark.parametrize("site", ["after:stem", "before:end"])
+def test_cells_that_run_twice_are_computed_again(site: str) -> None:
+    """Behind the layer, or in front of it."""
     layer = npm.Polarizer(4)
-    network = npm.insert(twins.ResidualCell(twice=True), "after:stem", layer)
+    network = npm.insert(twins.ResidualCell(twice=True), site, layer)
     pixels, shift = (to_mindspore(torch.rand(2, channels, size, size)) for channels, size in ((3, 8), (4, 8)))
     with ms_polarizer.shifted(layer, shift):
         expected = to_torch(network(pixels))
