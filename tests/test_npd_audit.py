@@ -6,7 +6,7 @@ import torch
 from neural_polarizer.defenses.npd_audit import reachability_audit
 from neural_polarizer.suspects import Suspect
 
-PIXELS, FEATURES = torch.tensor([26.04, 13.8, -torch.inf, 1.6]), torch.tensor([-2.5, -1.5, -torch.inf, -1.75])
+PIXELS, FEATURES = torch.tensor([26.04, 13.8, -torch.inf]), torch.tensor([-2.5, -1.5, -torch.inf, -1.75, -2.0])
 MARGINS = {"margin": [pytest.approx(26.04), pytest.approx(13.8), None], "margin_in_features": [-2.5, -1.5, None]}
 
 
@@ -16,7 +16,7 @@ MARGINS = {"margin": [pytest.approx(26.04), pytest.approx(13.8), None], "margin_
         (0, "by 13.8: class 0 stands out"),
         (
             "next",
-            "by 13.8. What enters the layer is moved most easily towards the class next to each image's own: susp",
+            "by 13.8. What enters the layer is moved more easily towards the class next to each image's own than",
         ),
         (None, "by 13.8: no class stands out. What enters the layer is moved most easily towards class 1, so"),
     ],
@@ -29,6 +29,6 @@ def test_the_summary_names_margins_suspect_and_aim(suspect: Suspect | None, word
 
 
 def test_without_a_suspect_to_look_for_there_is_only_the_aim() -> None:
-    found = reachability_audit({"features": torch.tensor([-2.5, -1.5, -1.0])}, None)
+    found = reachability_audit({"features": torch.tensor([-2.5, -1.5, -2.0, -1.0, -2.0])}, None)
     assert found.summary.startswith("What enters the layer is moved most easily towards the class next to each image's")
-    assert found.by_class == {"margin_in_features": [-2.5, -1.5]}
+    assert found.by_class == {"margin_in_features": [-2.5, -1.5, -2.0]}

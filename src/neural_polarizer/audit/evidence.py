@@ -34,11 +34,12 @@ _SEARCH = NeuralPolarizerSettings(speed="exact")
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """How far one perturbation for all images gets, for each aim: the classes, then "the class next to one's own".
+    """How far one perturbation for all images gets, for each aim.
 
     Args:
-        pixels: margins of its images (logit of the label aimed at less the largest other one), ``(m,)`` for each aim.
-        features: likewise for perturbations of what enters the layer that NPD would insert.
+        pixels: margins of its images (logit of the label aimed at less the largest other one), ``(m,)`` for each class.
+        features: likewise for perturbations of what enters the layer that NPD would insert, and after the classes for
+            the class next to each image's own and the one before it.
         accuracy: share of the clean images that the model classifies correctly: margins of a model that does not know
             its classes mean nothing.
     """
@@ -114,7 +115,7 @@ def collect(
         radius: _success([_towards(attacks, attacks.pixels(radius), effort, seed, aim)[1] for aim in range(count)])
         for radius in SHORTER_RADII
     }
-    shared[RADIUS] = _success(found.pixels[:count])
+    shared[RADIUS] = _success(found.pixels)
     own = _own(model, clean, attacks, seed, torch.device(device), progress)
     triggers = _INVERSION.invert(model, clean, seed=seed, device=device, progress=progress)
     return Evidence(found, MappingProxyType(shared), flow, MappingProxyType(own), triggers)
@@ -130,13 +131,13 @@ def _margins(attacks: SharedAttacks, accuracy: float, seed: int, progress: Progr
     count = attacks.num_classes
     flow = torch.full((count, count), torch.nan)
     pixels, features = [], []
-    for aim in range(count + 1):
-        rows, found = _towards(attacks, attacks.pixels(RADIUS), _in_pixels(count), seed, aim)
-        pixels.append(found.cpu())
+    for aim in range(count + 2):
         if aim < count:
+            rows, found = _towards(attacks, attacks.pixels(RADIUS), _in_pixels(count), seed, aim)
+            pixels.append(found.cpu())
             flow[:, aim] = _by_source(attacks.labels[rows].cpu(), found.cpu() > 0, count)
         features.append(_towards(attacks, attacks.features, IN_FEATURES, seed, aim)[1].cpu())
-        progress("margins", aim + 1, count + 1)
+        progress("margins", aim + 1, count + 2)
     return Margins(tuple(pixels), tuple(features), accuracy), flow
 
 

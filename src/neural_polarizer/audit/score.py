@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neural_polarizer.audit.evidence import Margins
 from neural_polarizer.rng import stream
-from neural_polarizer.suspects import NEXT_WEIGHT, Suspect, lead_of_class, lead_of_next
+from neural_polarizer.suspects import Suspect, lead_of_class, lead_of_next
 
 Verdict = Literal["backdoor", "inconclusive", "no sign"]
 Unusable = Literal["few classes", "low accuracy"]
@@ -34,7 +34,7 @@ class Score:
 
     Args:
         value: the lead of the best class over the next best one, in standard deviations of all classes but the best;
-            or that of "the class next to one's own" over the mean class in those of all classes, NEXT_WEIGHT times.
+            or that of "the class next to one's own" over the class before it in those of all classes.
         low: 5 % quantile of the value over bootstrap samples of the clean images.
         high: 95 % quantile.
         p_value: share of clean models that score as high or higher, ``(1 + higher) / (1 + models)``, among those of
@@ -67,7 +67,7 @@ def score(margins: Margins, *, seed: int, reference: Sequence[float] = REFERENCE
         seed: of the bootstrap.
         reference: scores of clean models.
     """
-    count = len(margins.features) - 1
+    count = len(margins.pixels)
     if count < FEWEST_CLASSES:
         nothing = (None,) * 7
         return Score(*nothing, verdict="inconclusive", accuracy=margins.accuracy, unusable="few classes")
@@ -117,11 +117,11 @@ def _resampled(found: Sequence[Tensor], generator: torch.Generator) -> Float[Ten
     return torch.where(columns.isnan(), columns.nan_to_num(nan=torch.inf).amin(dim=1, keepdim=True), columns)
 
 
-def _stand_out(features: Float[Tensor, "b m"], pixels: Float[Tensor, "b m"]) -> tuple[Tensor, Tensor, Tensor]:
+def _stand_out(features: Float[Tensor, "b m"], pixels: Float[Tensor, "b k"]) -> tuple[Tensor, Tensor, Tensor]:
     """For each row of mean margins: the value, the aim, and whether it is seen in pixels (1) or features (0)."""
-    one, two = lead_of_class(features), lead_of_class(pixels)
-    aim, other = (means[:, :-1].argmax(dim=1) for means in (features, pixels))
+    one, two = lead_of_class(features[:, :-2]), lead_of_class(pixels)
+    aim, other = features[:, :-2].argmax(dim=1), pixels.argmax(dim=1)
     # "The next class" is judged by features alone: no perturbation of pixels turns each class into another one's.
-    value, which = torch.stack([one, two, NEXT_WEIGHT * lead_of_next(features)], dim=1).max(dim=1)
-    following = torch.full_like(aim, features.shape[1] - 1)
+    value, which = torch.stack([one, two, lead_of_next(features)], dim=1).max(dim=1)
+    following = torch.full_like(aim, pixels.shape[1])
     return value, torch.stack([aim, other, following], dim=1).gather(1, which[:, None])[:, 0], (which == 1).long()

@@ -122,7 +122,7 @@ def shared_attacks(
     learner.calibrate()
     passes, images = learner.passes, learner.images
     return SharedAttacks(
-        lambda radius: attack_in_pixels(passes.predict, images, radius=radius),
+        lambda radius: attack_in_pixels(passes.predict, images, radius=radius, fresh=False),
         learner.inner.attack_in_features,
         learner.labels,
         learner.inner.aims.num_classes,

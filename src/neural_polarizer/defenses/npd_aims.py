@@ -26,7 +26,7 @@ from neural_polarizer.suspects import (
     standing_out,
 )
 
-SEARCH_FIRST, SEARCH_IN_PIXELS, SEARCH_IN_FEATURES = Effort(16, 3), Effort(32, 8), Effort(256, 8)
+SEARCH_FIRST, SEARCH_IN_PIXELS, SEARCH_IN_FEATURES = Effort(12, 6), Effort(24, 12), Effort(256, 8)
 """What ``find_aims`` spends on each aim."""
 
 
@@ -179,7 +179,7 @@ def find_aims(
     if not settings.suspect and aims.feature_share == 0:
         return aims, None, None
     search = partial(reachability, labels=labels, num_classes=aims.num_classes)
-    features = search(in_features, generator=stream(seed, "aim"), effort=SEARCH_IN_FEATURES)
+    features = search(in_features, generator=stream(seed, "aim"), effort=SEARCH_IN_FEATURES, neighbours=True)
     if not settings.suspect:
         found = Aims(settings, aims.num_classes, None, easiest(features))
         return found, None, reachability_audit({"features": features}, None)

@@ -14,12 +14,12 @@ def reachability_audit(scores: Mapping[str, Float[Tensor, " m"]], suspect: Suspe
     """The margins of ``suspects.reachability`` and what they mean.
 
     Args:
-        scores: K + 1 margins of perturbations of "features", and perhaps of "pixels".
+        scores: K + 2 margins of perturbations of "features", and perhaps K of "pixels".
         suspect: what ``suspects.standing_out`` made of them.
     """
     found = []
     if "pixels" in scores:
-        ranked = sorted(scores["pixels"].tolist()[:-1], reverse=True)
+        ranked = sorted(scores["pixels"].tolist(), reverse=True)
         meaning = f"class {suspect} stands out, so it is taken for the attacker's"
         found.append(
             "One perturbation for all images pushes them into a class by a margin of logits of at most "
@@ -29,8 +29,8 @@ def reachability_audit(scores: Mapping[str, Float[Tensor, " m"]], suspect: Suspe
     aim = easiest(scores["features"])
     if suspect == "next":
         found.append(
-            "What enters the layer is moved most easily towards the class next to each image's own: suspicious of an "
-            "all-to-all backdoor."
+            "What enters the layer is moved more easily towards the class next to each image's own than towards the "
+            "one before it: suspicious of an all-to-all backdoor."
         )
     elif suspect is None:
         towards = "the class next to each image's own" if aim == "next" else f"class {aim}"
@@ -38,8 +38,9 @@ def reachability_audit(scores: Mapping[str, Float[Tensor, " m"]], suspect: Suspe
             f"What enters the layer is moved most easily towards {towards}, so perturbations aim there; a clean model "
             "has such a class, too."
         )
+    count = len(scores["features"]) - 2
     by_class = {
-        name: [value if math.isfinite(value) else None for value in scores[kind].tolist()[:-1]]
+        name: [value if math.isfinite(value) else None for value in scores[kind].tolist()[:count]]
         for kind, name in (("pixels", "margin"), ("features", "margin_in_features"))
         if kind in scores
     }

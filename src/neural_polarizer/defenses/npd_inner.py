@@ -13,6 +13,7 @@ from neural_polarizer.defenses.npd_aims import Aim, Aims
 from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
 from neural_polarizer.perturb import Ball, perturb, perturb_features
 from neural_polarizer.polarizer import Polarizer, shifted
+from neural_polarizer.suspects import Effort
 
 SEARCH_RADIUS = 0.2
 """Of the perturbations of features that a suspect is looked for with, in the units of ``feature_radius``."""
@@ -123,9 +124,10 @@ class InnerProblem:
         aim = self.aims.of_batch(logits, labels)
         return Perturbed(aim, *self._perturbed(rows[aim.places], aim, done)) if len(aim.places) > 0 else None
 
-    def attack_in_features(self, rows: Int64[Tensor, " n"], wanted: Int64[Tensor, " n"], steps: int) -> Tensor:
-        """Logits under one perturbation of what enters the layer, for ``suspects.reachability``."""
-        shift = self._feature_shift(rows, wanted, torch.zeros_like(rows), radius=SEARCH_RADIUS, steps=steps)
+    def attack_in_features(self, rows: Int64[Tensor, " n"], wanted: Int64[Tensor, " n"], effort: Effort) -> Tensor:
+        """A ``suspects.SharedAttack`` on what enters the layer; all its steps see the same images."""
+        rows, wanted = rows[: effort.samples], wanted[: effort.samples]
+        shift = self._feature_shift(rows, wanted, torch.zeros_like(rows), radius=SEARCH_RADIUS, steps=effort.steps)
         with torch.no_grad():
             return self.passes.logits(tuple(value[rows] for value in self.values), shift)
 

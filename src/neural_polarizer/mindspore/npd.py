@@ -30,7 +30,7 @@ from neural_polarizer.mindspore.replay import replayed
 from neural_polarizer.mindspore.surgery import feature_shape, insert
 from neural_polarizer.mindspore.tensors import to_mindspore, to_torch, with_gradient_of
 from neural_polarizer.perturb import Ball
-from neural_polarizer.suspects import Suspect
+from neural_polarizer.suspects import RADIUS_IN_PIXELS, Effort, Suspect, portions
 from neural_polarizer.train import Progress
 
 
@@ -214,26 +214,32 @@ class Learner:
                 targeted=self.settings.goal == "targeted",
             )
 
-    def _attack_in_features(self, rows: Tensor, wanted: Tensor, steps: int) -> Tensor:
+    def _attack_in_features(self, rows: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
         """A ``suspects.SharedAttack``."""
-        shift = self._feature_shift(rows, wanted, torch.zeros_like(rows), radius=SEARCH_RADIUS, steps=steps)
+        rows, wanted = rows[: effort.samples], wanted[: effort.samples]
+        alike = torch.zeros_like(rows)
+        shift = self._feature_shift(rows, wanted, alike, radius=SEARCH_RADIUS, steps=effort.steps)
         return to_torch(self._logits(self._pixels(rows), shift))
 
-    def _attack_in_pixels(self, rows: Tensor, wanted: Tensor, steps: int) -> Tensor:
+    def _attack_in_pixels(self, rows: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
         """The ``suspects.SharedAttack`` of ``suspects.attack_in_pixels``."""
-        pixels, values = self._pixels(rows), self.images[0].numel()
-        length = 3.0 * (values / 3072) ** 0.5
-        delta = perturb(
-            self._logits,
-            pixels,
-            wanted,
-            ball=Ball("l2", length),
-            steps=steps,
-            step_size=length / 2 / values**0.5,
-            universal=True,
-            rule="gradient",
-        )
-        return to_torch(self._logits(ops.clamp(pixels + delta, 0.0, 1.0)))
+        judged, values = self._pixels(rows[: effort.samples]), self.images[0].numel()
+        length = RADIUS_IN_PIXELS * (values / 3072) ** 0.5
+        delta = ops.zeros_like(judged[:1])
+        for step, places in enumerate(portions(len(rows), effort, fresh=True)):
+            size = length / 2 * (1 - step / effort.steps)
+            delta = perturb(
+                self._logits,
+                self._pixels(rows[places]),
+                wanted[places],
+                ball=Ball("l2", length),
+                steps=1,
+                step_size=size / values**0.5,
+                universal=True,
+                rule="gradient",
+                start=delta,
+            )
+        return to_torch(self._logits(ops.clamp(judged + delta, 0.0, 1.0)))
 
     def _outer_step(
         self, rows: Tensor, done: int, parameters: list[ms.Parameter]

@@ -27,8 +27,9 @@ def perturb(
     universal: bool = False,
     rule: StepRule = "sign",
     stop_above: float | None = None,
+    start: ms.Tensor | None = None,
 ) -> ms.Tensor:
-    """Projected gradient steps on the cross-entropy (eqs. 7, 8, 10), beginning at zero.
+    """Projected gradient steps on the cross-entropy (eqs. 7, 8, 10).
 
     Targeted ones descend towards ``labels``, others ascend; no parameter takes part in the gradient.
 
@@ -43,11 +44,12 @@ def perturb(
         universal: one perturbation for the whole batch, from the summed gradient.
         rule: "sign", or "gradient" for normalised steps of the same length.
         stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only).
+        start: where to begin, inside the ball; None begins at zero.
 
     Returns:
         The perturbations ``(n, c, h, w)``, or ``(1, c, h, w)`` if universal.
     """
-    delta = ops.zeros_like(pixels[:1] if universal else pixels)
+    delta = ops.zeros_like(pixels[:1] if universal else pixels) if start is None else start
     for step in range(steps):
         logits, gradient = _gradient(lambda point: predict(clip(pixels + point)), delta, labels)
         if stop_above is not None and targeted and step > 0:

@@ -88,7 +88,7 @@ def _lead(record: Mapping[str, Any]) -> str:
     interval = "" if low is None or high is None else f" (90 % of the resampled image sets: {low:.1f} to {high:.1f})"
     place = "what the last layers see" if record.get("seen_in") == "features" else "the pixels"
     rest = (
-        "than to most classes; its lead over the mean class, which counts double and more,"
+        "than to the class before each image's own; its lead over that"
         if record.get("suspect") == "next"
         else "than to any other; its lead over the next class"
     )
