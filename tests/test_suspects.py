@@ -114,6 +114,21 @@ def test_each_step_sees_other_images_and_the_judges_are_none_of_them_if_there_ar
     assert [places.tolist() for places in portions(1, Effort(2, 1), fresh=True)] == [[0]]
 
 
+@pytest.mark.parametrize(("fresh", "share"), [(True, 0.75), (False, 1.0)])
+def test_steps_begin_with_half_the_radius_and_shorten(fresh: bool, share: float) -> None:
+    """All gradients point the same way: two steps lead 1/2 + 1/4 of the radius far, or 1/2 + 1/2."""
+    seen: list[Tensor] = []
+
+    def brighter(pixels: Tensor) -> Tensor:
+        seen.append(pixels.detach())
+        mean = pixels.mean(dim=(1, 2, 3))
+        return torch.stack([mean, -mean], dim=1)
+
+    images, rows = torch.full((6, 3, 8, 8), 51, dtype=torch.uint8), torch.arange(6)
+    attack_in_pixels(brighter, images, radius=4.0, fresh=fresh)(rows, torch.zeros_like(rows), Effort(2, 2))
+    assert_close((seen[-1][0] - 0.2).norm(), torch.tensor(share))  # an 8 x 8 image has a quarter of the radius
+
+
 def test_the_radius_is_kept_and_grows_with_the_image() -> None:
     """Black images: the perturbation is all that the network sees."""
     for size in (8, 16):
