@@ -22,7 +22,7 @@ NEARLY = 0.5
 FEWEST = 3
 """With fewer classes there is no spread to speak of."""
 FINALISTS = 50
-"""Of a network with more classes; a first round has overlooked the attacker's class (docs/defaults.md)."""
+"""So many, as a first round that let 12 classes go on had overlooked the attacker's (docs/defaults.md)."""
 RADIUS_IN_PIXELS = 4.0
 
 
