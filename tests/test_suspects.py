@@ -1,5 +1,6 @@
 """The class that is easiest to reach."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -176,6 +177,7 @@ def test_only_what_stands_out_is_accused(
         ((6.0, 2.8, 5.1), (-2.8, -3.6, -2.5, -6.0, -6.0), None),  # 0.65 standard deviations behind
         ((9.0, 2.8, 5.1), (-4.2, -3.6, -2.5, -6.0, -6.0), 0),  # the suspect, whatever features say
         ((9.0, 2.8, 5.1), (-4.2, -3.6, -2.5, -1.0, -6.0), "next"),
+        ((math.nan,) * 3, (math.nan,) * 5, None),  # a warm-up that diverged
     ],
 )
 def test_pixels_aim_at_the_suspect_or_where_both_searches_agree(

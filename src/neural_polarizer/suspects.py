@@ -92,8 +92,9 @@ def aim_of_pixels(pixels: Float[Tensor, " k"], features: Float[Tensor, " m"]) ->
 
 
 def _behind_the_best(scores: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """In standard deviations of the classes."""
-    return (scores.max() - scores) / scores[scores.isfinite()].std(correction=0).clamp_min(1e-3)
+    """In standard deviations of the classes; NaN, which is near nothing, of a network that has none but NaN."""
+    known = scores[scores.isfinite()]
+    return (scores.max() - scores) / (known.std(correction=0).clamp_min(1e-3) if len(known) > 0 else 1.0)
 
 
 @dataclass(frozen=True)
