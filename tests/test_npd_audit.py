@@ -11,24 +11,30 @@ MARGINS = {"margin": [pytest.approx(26.04), pytest.approx(13.8), None], "margin_
 
 
 @pytest.mark.parametrize(
-    ("suspect", "words"),
+    ("suspect", "aim", "words"),
     [
-        (0, "by 13.8: class 0 stands out"),
+        (0, 0, "by 13.8: class 0 stands out"),
         (
+            "next",
             "next",
             "by 13.8. What enters the layer is moved more easily towards the class next to each image's own than",
         ),
-        (None, "by 13.8: no class stands out. What enters the layer is moved most easily towards class 1, so"),
+        (None, 1, "by 13.8: no class stands out. What enters the layer is moved most easily towards class 1, so"),
+        (
+            None,
+            0,
+            "no class stands out. Pixels and what enters the layer, taken together, are moved most easily",
+        ),
     ],
 )
-def test_the_summary_names_margins_suspect_and_aim(suspect: Suspect | None, words: str) -> None:
-    found = reachability_audit({"pixels": PIXELS, "features": FEATURES}, suspect)
+def test_the_summary_names_margins_suspect_and_aim(suspect: Suspect | None, aim: Suspect, words: str) -> None:
+    found = reachability_audit({"pixels": PIXELS, "features": FEATURES}, suspect, aim)
     assert "at most 26.0, into the next best class" in found.summary
     assert words in found.summary
     assert found.by_class == MARGINS
 
 
 def test_without_a_suspect_to_look_for_there_is_only_the_aim() -> None:
-    found = reachability_audit({"features": torch.tensor([-2.5, -1.5, -2.0, -1.0, -2.0])}, None)
+    found = reachability_audit({"features": torch.tensor([-2.5, -1.5, -2.0, -1.0, -2.0])}, None, "next")
     assert found.summary.startswith("What enters the layer is moved most easily towards the class next to each image's")
     assert found.by_class == {"margin_in_features": [-2.5, -1.5, -2.0]}

@@ -181,9 +181,10 @@ def find_aims(
     search = partial(reachability, labels=labels, num_classes=aims.num_classes)
     features = search(in_features, generator=stream(seed, "aim"), effort=SEARCH_IN_FEATURES, neighbours=True)
     if not settings.suspect:
-        found = Aims(settings, aims.num_classes, None, easiest(features))
-        return found, None, reachability_audit({"features": features}, None)
+        aim = easiest(features)
+        return Aims(settings, aims.num_classes, None, aim), None, reachability_audit({"features": features}, None, aim)
     pixels = search(in_pixels, generator=stream(seed, "suspect"), effort=SEARCH_IN_PIXELS, first=SEARCH_FIRST)
-    suspected, aim = standing_out(pixels, features), aim_of_pixels(pixels, features)
-    found = Aims(settings, aims.num_classes, aim, easiest(features) if aim is None else aim)
-    return found, suspected, reachability_audit({"pixels": pixels, "features": features}, suspected)
+    suspected, shared = standing_out(pixels, features), aim_of_pixels(pixels, features)
+    aim = easiest(features) if shared is None else shared
+    audit = reachability_audit({"pixels": pixels, "features": features}, suspected, aim)
+    return Aims(settings, aims.num_classes, shared, aim), suspected, audit

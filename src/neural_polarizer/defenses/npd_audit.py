@@ -10,12 +10,13 @@ from neural_polarizer.defenses.base import Audit
 from neural_polarizer.suspects import Suspect, easiest
 
 
-def reachability_audit(scores: Mapping[str, Float[Tensor, " m"]], suspect: Suspect | None) -> Audit:
+def reachability_audit(scores: Mapping[str, Float[Tensor, " m"]], suspect: Suspect | None, aim: Suspect) -> Audit:
     """The margins of ``suspects.reachability`` and what they mean.
 
     Args:
         scores: K + 2 margins of perturbations of "features", and perhaps K of "pixels".
         suspect: what ``suspects.standing_out`` made of them.
+        aim: what perturbations of features aim at.
     """
     found = []
     if "pixels" in scores:
@@ -26,7 +27,6 @@ def reachability_audit(scores: Mapping[str, Float[Tensor, " m"]], suspect: Suspe
             f"{ranked[0]:.1f}, into the next best class by {ranked[1]:.1f}"
             + (f": {meaning}." if isinstance(suspect, int) else ": no class stands out." if suspect is None else ".")
         )
-    aim = easiest(scores["features"])
     if suspect == "next":
         found.append(
             "What enters the layer is moved more easily towards the class next to each image's own than towards the "
@@ -34,8 +34,10 @@ def reachability_audit(scores: Mapping[str, Float[Tensor, " m"]], suspect: Suspe
         )
     elif suspect is None:
         towards = "the class next to each image's own" if aim == "next" else f"class {aim}"
+        alone = aim == easiest(scores["features"])
+        moved = "What enters the layer is" if alone else "Pixels and what enters the layer, taken together, are"
         found.append(
-            f"What enters the layer is moved most easily towards {towards}, so perturbations aim there; a clean model "
+            f"{moved} moved most easily towards {towards}, so perturbations aim there; a clean model "
             "has such a class, too."
         )
     count = len(scores["features"]) - 2
