@@ -19,7 +19,7 @@ from neural_polarizer.suspects import (
     attack_in_pixels,
     easiest,
     lead_of_class,
-    portions,
+    pixel_steps,
     reachability,
     standing_out,
 )
@@ -111,8 +111,8 @@ def test_each_step_sees_other_images_and_the_judges_are_none_of_them_if_there_ar
     seen.clear()
     attack_in_pixels(watch, images, fresh=False)(rows, torch.ones_like(rows), effort)
     assert [(values * 25.5).round().int().tolist() for values in seen] == [[0, 1, 2, 3, 4]] * 4
-    assert [places.tolist() for places in portions(3, Effort(2, 3), fresh=True)] == [[2, 0], [1, 2], [0, 1]]
-    assert [places.tolist() for places in portions(1, Effort(2, 1), fresh=True)] == [[0]]
+    assert [step.places.tolist() for step in pixel_steps(3, 192, Effort(2, 3))] == [[2, 0], [1, 2], [0, 1]]
+    assert [step.places.tolist() for step in pixel_steps(1, 192, Effort(2, 1))] == [[0]]
 
 
 @pytest.mark.parametrize(("fresh", "share"), [(True, 0.75), (False, 1.0)])

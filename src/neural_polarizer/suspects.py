@@ -215,23 +215,20 @@ def attack_in_pixels(
         fresh: each step sees other images and is shorter than the last, so that what few images have in common by
             chance counts for little (docs/defaults.md); otherwise all steps see the images that judge, and are alike.
     """
-    values = images[0].numel()
-    length = radius * (values / 3072) ** 0.5
 
     def pixels_of(rows: Tensor) -> Tensor:
         return to_pixels(images[rows]).contiguous(memory_format=torch.channels_last)
 
     def attack(rows: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
         delta = torch.zeros_like(to_pixels(images[:1]))
-        for step, places in enumerate(portions(len(rows), effort, fresh=fresh)):
-            size = length / 2 * (1 - fresh * step / effort.steps)
+        for step in pixel_steps(len(rows), images[0].numel(), effort, radius=radius, fresh=fresh):
             delta = perturb(
                 predict,
-                pixels_of(rows[places]),
-                wanted[places],
-                ball=Ball("l2", length),
+                pixels_of(rows[step.places]),
+                wanted[step.places],
+                ball=step.ball,
                 steps=1,
-                step_size=size / values**0.5,
+                step_size=step.size,
                 universal=True,
                 rule="gradient",
                 start=delta,
@@ -242,7 +239,39 @@ def attack_in_pixels(
     return attack
 
 
-def portions(count: int, effort: Effort, *, fresh: bool) -> list[Int64[Tensor, " s"]]:
-    """Which of ``count`` images each step of an attack sees: the next ones after the judges, round and round."""
-    samples = min(count, effort.samples)
-    return [(torch.arange(samples) + fresh * (step + 1) * samples) % count for step in range(effort.steps)]
+@dataclass(frozen=True, eq=False)
+class PixelStep:
+    """One gradient step of a perturbation of pixels that all images share.
+
+    Args:
+        places: of the images that it sees, int64 ``(s,)``.
+        ball: that holds the perturbation.
+        size: alpha, in pixel units.
+    """
+
+    places: Int64[Tensor, " s"]
+    ball: Ball
+    size: float
+
+
+def pixel_steps(
+    count: int, values: int, effort: Effort, *, radius: float = RADIUS_IN_PIXELS, fresh: bool = True
+) -> list[PixelStep]:
+    """The steps of ``attack_in_pixels``, for tensors of any library.
+
+    Args:
+        count: of images; the first ``effort.samples`` are the judges.
+        values: of one image.
+        effort: what is spent.
+        radius: as in ``attack_in_pixels``.
+        fresh: likewise; each step then sees the next images after the judges, round and round.
+    """
+    length, samples = radius * (values / 3072) ** 0.5, min(count, effort.samples)
+    return [
+        PixelStep(
+            (torch.arange(samples) + fresh * (step + 1) * samples) % count,
+            Ball("l2", length),
+            length / 2 * (1 - fresh * step / effort.steps) / values**0.5,
+        )
+        for step in range(effort.steps)
+    ]

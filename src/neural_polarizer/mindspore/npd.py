@@ -30,7 +30,7 @@ from neural_polarizer.mindspore.replay import replayed
 from neural_polarizer.mindspore.surgery import feature_shape, insert
 from neural_polarizer.mindspore.tensors import to_mindspore, to_torch, with_gradient_of
 from neural_polarizer.perturb import Ball
-from neural_polarizer.suspects import RADIUS_IN_PIXELS, Effort, Suspect, portions
+from neural_polarizer.suspects import Effort, Suspect, pixel_steps
 from neural_polarizer.train import Progress
 
 
@@ -223,18 +223,16 @@ class Learner:
 
     def _attack_in_pixels(self, rows: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
         """The ``suspects.SharedAttack`` of ``suspects.attack_in_pixels``."""
-        judged, values = self._pixels(rows[: effort.samples]), self.images[0].numel()
-        length = RADIUS_IN_PIXELS * (values / 3072) ** 0.5
+        judged = self._pixels(rows[: effort.samples])
         delta = ops.zeros_like(judged[:1])
-        for step, places in enumerate(portions(len(rows), effort, fresh=True)):
-            size = length / 2 * (1 - step / effort.steps)
+        for step in pixel_steps(len(rows), self.images[0].numel(), effort):
             delta = perturb(
                 self._logits,
-                self._pixels(rows[places]),
-                wanted[places],
-                ball=Ball("l2", length),
+                self._pixels(rows[step.places]),
+                wanted[step.places],
+                ball=step.ball,
                 steps=1,
-                step_size=size / values**0.5,
+                step_size=step.size,
                 universal=True,
                 rule="gradient",
                 start=delta,
