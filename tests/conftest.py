@@ -1,5 +1,6 @@
 """What holds for all tests: one thread, and shapes checked wherever there are shapes."""
 
+import socket
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,3 +66,19 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever asks for something over the network fails the test."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked for something")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    """The library; tests that want it skip where it is not installed."""
+    return pytest.importorskip("transformers", reason="extra hf is not installed")
