@@ -22,7 +22,7 @@ from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.surgery import cut
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train import Schedule, fit, silent
 from npd_cases import CASES, SMALL, WARM, polarizer_of, repaired
 from toys import (
     Residual,
@@ -36,6 +36,7 @@ from toys import (
     snapshot,
     tiny_images,
     tiny_model,
+    with_features_scaled,
 )
 
 # --- Invariants -------------------------------------------------------------------------------------------------------
@@ -303,6 +304,31 @@ def test_a_run_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     repaired(model, clean, WARM)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_small_features_are_learned_as_their_enlargements_are() -> None:
+    settings = replace(CASES["features"], site="before:features.3")
+
+    def learned(factor: float, epochs: int = 2) -> Polarizer:
+        model, clean = with_features_scaled(tiny_model(), factor), tiny_images()
+        learner = npd._Learner(replace(settings, epochs=epochs), model, clean, torch.device("cpu"), 0)
+        learner.polarizer.norm.eps = 0.0  # which knows no unit
+        learner.calibrate()
+        learner.optimise(0, silent)
+        return learner.polarizer
+
+    larger, smaller, start = learned(0.25), learned(0.05), learned(0.25, epochs=0)
+    assert_close(smaller.mix.weight, larger.mix.weight, rtol=0.0, atol=1e-4)
+    for ours, theirs in zip(smaller.in_feature_units, larger.in_feature_units, strict=True):
+        assert_close(ours / 0.05, theirs / 0.25, rtol=0.0, atol=1e-3)
+    assert float((larger.norm.bias - start.norm.bias).detach().abs().max()) / 0.25 > 0.1
+
+
+def test_only_small_features_shorten_the_steps() -> None:
+    assert npd_schedule.feature_units_rate(torch.tensor([0.0025, 0.0025])) == pytest.approx(0.25)
+    assert npd_schedule.feature_units_rate(torch.tensor([0.0, 0.02])) == pytest.approx(1.0)
+    assert npd_schedule.feature_units_rate(torch.tensor([4.0, 9.0])) == 1.0
+    assert npd_schedule.feature_units_rate(torch.tensor([torch.nan, 1.0])) == 1.0
 
 
 def test_history_progress_and_seconds_tell_the_run() -> None:

@@ -1,5 +1,6 @@
 """The other layers: their size, where they begin, what they compute, and what a file tells of them."""
 
+import copy
 from collections.abc import Iterator
 from typing import get_args
 
@@ -52,6 +53,24 @@ def test_sizes_are_those_of_the_specification(structure: Structure, count: int) 
     layer = new(structure, shape=(512, 4, 4))
     assert sum(parameter.numel() for parameter in layer.parameters()) == count
     assert layer.structure == structure
+
+
+@pytest.mark.parametrize("structure", ["conv-bn", "conv-bn-x2", "linear", "linear-light", "conv", "mlp"])
+def test_parameters_in_the_unit_of_the_features_grow_with_them(structure: Structure) -> None:
+    """Three times as large features, statistics and these parameters give three times as large an output."""
+    layer = made(new(structure))
+    larger = copy.deepcopy(layer)
+    assert isinstance(larger, Polarizer)
+    with torch.no_grad():
+        for parameter in larger.in_feature_units:
+            parameter.mul_(3)
+        for module in larger.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.mul_(3)
+                module.running_var.mul_(9)
+        assert_close(larger(3 * features()), 3 * layer(features()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -90,6 +90,16 @@ def tiny_model(seed: int = 0) -> nn.Module:
     return made(Normalized(TinyNet(), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), seed)
 
 
+def with_features_scaled(model: nn.Module, factor: float) -> nn.Module:
+    """A copy of ``tiny_model`` of the same logits whose first features are ``factor`` times as large."""
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            scaled.get_parameter(f"network.features.1.{name}").mul_(factor)
+        scaled.get_parameter("network.features.3.weight").div_(factor)
+    return scaled
+
+
 def tiny_images(n: int = 24, num_classes: int = 4, size: int = 8, seed: int = 0) -> ImageSet:
     """Noise in which each class has a colour of its own; classes in turn."""
     generator = stream(seed, "toy images")

@@ -79,6 +79,15 @@ class Polarizer(nn.Module):
         self.norm.bias.copy_(self.norm.running_mean)
 
     @property
+    def in_feature_units(self) -> Sequence[nn.Parameter]:
+        """The parameters that have the unit of the features: those of each ``norm``, and each ``shift``."""
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if "norm" in name.split(".") or name.endswith("shift")
+        ]
+
+    @property
     def inner_norms(self) -> Sequence[Norm]:
         """The batch norms, in their order, whose inputs are not the features that ``calibrate`` knows."""
         return ()

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 import neural_polarizer
 from neural_polarizer import perturb, polarizer
 from neural_polarizer.perturb import Ball
-from toys import polarizers, tiny_images
+from toys import polarizers, tiny_images, tiny_model, with_features_scaled
 
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra mindspore)")
 twins = pytest.importorskip("mindspore_twins")
@@ -41,11 +41,17 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("run", RUNS)
 def test_one_epoch_gives_the_same_polarizer(run: str) -> None:
-    method, own = RUNS[run]
-    model, cell = twins.tiny_twins()
-    settings = {**SMALL, **own}
-    theirs = neural_polarizer.purify(model, tiny_images(), method, site="after:features.3", seed=5, **settings)
-    ours = npm.purify(cell, tiny_images(), method, site="after:network.features.3", seed=5, **settings)
+    _same_polarizer(tiny_model(), *RUNS[run])
+
+
+def test_small_features_shorten_the_same_steps() -> None:
+    _same_polarizer(with_features_scaled(tiny_model(), 0.1), "npd", {"shared_radius": 1.5}, site="before:{}features.3")
+
+
+def _same_polarizer(model: nn.Module, method: str, own: dict[str, Any], site: str = "after:{}features.3") -> None:
+    cell, settings = twins.twin(model), {**SMALL, **own}
+    theirs = neural_polarizer.purify(model, tiny_images(), method, site=site.format(""), seed=5, **settings)
+    ours = npm.purify(cell, tiny_images(), method, site=site.format("network."), seed=5, **settings)
     assert theirs.polarizer is not None
     expected = twins.values_of(theirs.polarizer)
     assert float((expected["polarizer.mix.weight"][:, :, 0, 0] - torch.eye(6)).abs().max()) > 0.005

@@ -143,6 +143,7 @@ class _Learner:
         self.labels = clean.labels.to(device)
         self.steps = npd_schedule.steps_an_epoch(len(clean), settings.batch_size)
         self.epochs = npd_schedule.epochs(settings, self.steps)
+        self.feature_units_rate = 1.0
         self.notes: list[str] = []
         frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         probe = to_pixels(self.images[:4])
@@ -197,13 +198,14 @@ class _Learner:
     @torch.no_grad()
     def calibrate(self) -> None:
         """Give the polarizer the clean images' statistics, with which it is the exact identity if it ever is."""
-        self.polarizer.calibrate(*self._statistics(self.polarizer))
+        mean, var = self._statistics(self.polarizer)
+        self.polarizer.calibrate(mean, var)
+        self.feature_units_rate = npd_schedule.feature_units_rate(var)
         for norm in self.polarizer.inner_norms:
-            mean, var = self._statistics(norm)
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(var)
+            for statistic, values in zip((norm.running_mean, norm.running_var), self._statistics(norm), strict=True):
+                statistic.copy_(values)
 
     def _statistics(self, layer: nn.Module) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
         """Mean and variance, in float64, of each channel that enters ``layer`` for the clean images."""
@@ -264,8 +266,10 @@ class _Learner:
     def optimise(self, seed: int, progress: Progress) -> list[dict[str, float]]:
         """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
         settings, steps = self.settings, self.steps
+        in_units = set(self.polarizer.in_feature_units)
+        rates = [self.feature_units_rate if each in in_units else 1.0 for each in self.polarizer.parameters()]
         optimizer = torch.optim.SGD(
-            self.polarizer.parameters(),
+            [{"params": [each]} for each in self.polarizer.parameters()],
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -276,7 +280,9 @@ class _Learner:
             totals: dict[str, Tensor | float] = defaultdict(float)
             for step, rows in enumerate(self._batches(seed, "optimise", epoch)):
                 done = epoch * steps + step
-                optimizer.param_groups[0]["lr"] = npd_schedule.learning_rate(settings, done, self.epochs * steps)
+                lr = npd_schedule.learning_rate(settings, done, self.epochs * steps)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * lr
                 loss, terms = self._outer_loss(rows, done)
                 optimizer.zero_grad()
                 loss.backward()

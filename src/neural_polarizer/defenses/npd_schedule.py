@@ -3,11 +3,14 @@
 import math
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from neural_polarizer.defenses.npd_settings import MAX_EPOCHS, MIN_EPOCHS, MIN_STEPS, NeuralPolarizerSettings
 from neural_polarizer.rng import stream
+
+SMALL = 0.1
+"""Features of a smaller standard deviation get shorter steps (docs/defaults.md)."""
 
 
 def steps_an_epoch(count: int, batch_size: int) -> int:
@@ -37,3 +40,16 @@ def learning_rate(settings: NeuralPolarizerSettings, done: int, total: int) -> f
     if settings.lr_policy == "constant":
         return settings.lr
     return settings.lr * 0.5 * (1 + math.cos(math.pi * done / total))
+
+
+def feature_units_rate(var: Float[Tensor, " c"]) -> float:
+    """The learning rate of gamma and beta, as a share of the other parameters'.
+
+    A calibrated layer has them in the features' own unit. In features a tenth as large their gradients are ten times as
+    large, and the same step is ten times as long by comparison: without this they would be lost at once where features
+    are small, as in a VGG without batch norm.
+
+    Args:
+        var: of each channel for the clean images.
+    """
+    return min(1.0, float(var.mean()) / SMALL**2)

@@ -63,6 +63,7 @@ class Learner:
         self.steps = npd_schedule.steps_an_epoch(len(clean), settings.batch_size)
         self.epochs = npd_schedule.epochs(settings, self.steps)
         self.seconds: dict[str, float] = {}
+        self.feature_units_rate = 1.0
         self.notes: list[str] = []
         frozen = copy.deepcopy(cell).set_train(False)
         for parameter in frozen.get_parameters():
@@ -117,7 +118,9 @@ class Learner:
             handle.remove()
         first, second, count = (sum(column) for column in zip(*sums, strict=True))
         mean = first / count
-        self.polarizer.calibrate(mean, (second / count - mean.square()).clamp_min(0))
+        var = (second / count - mean.square()).clamp_min(0)
+        self.polarizer.calibrate(mean, var)
+        self.feature_units_rate = npd_schedule.feature_units_rate(var)
 
     def warm_up(self, progress: Progress) -> None:
         """T0 epochs of plain SGD on the benign loss, batch norm in training mode (spec 3.4)."""
@@ -137,7 +140,12 @@ class Learner:
     def optimise(self, progress: Progress) -> list[dict[str, float]]:
         """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
         settings, total = self.settings, self.epochs * self.steps
-        optimizer = Momentum(self.polarizer, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        optimizer = Momentum(
+            self.polarizer,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            feature_units_rate=self.feature_units_rate,
+        )
         history: list[dict[str, float]] = []
         for epoch in range(self.epochs):
             last_finite = self._state()
@@ -295,8 +303,12 @@ class Momentum:
     MindSpore's own optimizers leave weight decay out where a parameter is called gamma or beta.
     """
 
-    def __init__(self, polarizer: Polarizer, *, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, polarizer: Polarizer, *, momentum: float, weight_decay: float, feature_units_rate: float = 1.0
+    ) -> None:
         self.parameters: list[ms.Parameter] = polarizer.trainable_params()
+        in_units = {parameter.name for parameter in polarizer.norm.trainable_params()}
+        self._rates = [feature_units_rate if each.name in in_units else 1.0 for each in self.parameters]
         self._momentum, self._weight_decay = momentum, weight_decay
         self._velocities = [ops.zeros_like(parameter) for parameter in self.parameters]
 
@@ -305,7 +317,7 @@ class Momentum:
         for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
             decayed = gradient + self._weight_decay * parameter
             self._velocities[index] = self._momentum * self._velocities[index] + decayed
-            parameter.set_data(parameter - rate * self._velocities[index])
+            parameter.set_data(parameter - rate * self._rates[index] * self._velocities[index])
 
 
 def _with_rows(values: ms.Tensor, rows: Tensor, new: ms.Tensor) -> ms.Tensor:
