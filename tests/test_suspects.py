@@ -8,6 +8,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.data.images import ImageSet
@@ -17,6 +18,7 @@ from neural_polarizer.suspects import (
     Suspect,
     aim_of_pixels,
     attack_in_pixels,
+    clearest,
     easiest,
     lead_of_class,
     pixel_steps,
@@ -157,6 +159,8 @@ def test_the_radius_is_kept_and_grows_with_the_image() -> None:
         ((12.5, 7.8, 7.1), (-15.0, -12.1, -11.7, -14.0, -14.0), None),  # a clean model of GTSRB: stop signs
         ((6.0, 5.8, -torch.inf, 5.1), (-3.1, -3.9, -torch.inf, -4.9, -2.0, -3.0), "next"),
         ((6.0, 5.8, -torch.inf, 5.1), (-3.1, -3.9, -torch.inf, -4.9, -2.0, -2.5), None),
+        ((0.18, 0.02, -0.04, -0.9), (-2.5, -3.6, -4.2, -4.5, -6.0, -6.0), None),  # a clean model, smooth perturbations
+        ((6.0, -0.5, -0.7, -1.0), (-2.5, -3.6, -4.2, -4.5, -6.0, -6.0), 0),  # all others are on the wrong side
         ((-1.0, -3.0, -3.0), (-2.5, -3.6, -4.2, -6.0, -6.0), None),  # nothing is reached at all
         ((1.0, -3.0, -torch.inf), (-2.5, -3.6, -torch.inf, -1.0, -6.0), 0),  # two classes have no spread
     ],
@@ -224,3 +228,51 @@ def test_a_first_round_saves_most_of_the_work_and_finds_the_same_class(chosen: i
     assert int(found[0].argmax()) == int(found[1].argmax()) == chosen
     assert_close(found[0][chosen], found[1][chosen], rtol=0.1, atol=0.0)
     assert work[0] < 0.7 * work[1]
+
+
+@pytest.mark.parametrize(
+    ("fine", "coarse", "cells"),
+    [
+        ((4.95, 5.42, 5.6, 4.1), (5.99, -0.52, -0.72, -0.9), 8),  # Inception-V3, Blended
+        ((46.6, 5.4, 4.0, 3.1), (8.7, 0.4, -0.2, -0.9), None),  # VGG19, BadNets: both see it, one of them more
+        ((15.8, 12.0, 9.3, 6.8), (-2.7, 0.36, -0.18, -0.18), None),  # Trojan
+        ((5.0, 4.8, 4.7, -torch.inf), (5.0, 1.0, 0.5, -torch.inf), 8),  # no images of a class
+        ((5.0, 4.8), (5.0, 1.0), None),  # two classes have no spread
+        ((math.nan,) * 4, (math.nan,) * 4, None),
+    ],
+)
+def test_the_search_in_pixels_is_read_where_one_class_is_furthest_ahead(
+    fine: tuple[float, ...], coarse: tuple[float, ...], cells: int | None
+) -> None:
+    assert clearest({None: torch.tensor(fine), 8: torch.tensor(coarse)}) == cells
+
+
+class Veiled(nn.Module):
+    """Each of 4 classes obeys a noise of its own, and one of them a smooth picture as well, though less."""
+
+    def __init__(self, chosen: int) -> None:
+        super().__init__()
+        self.patterns = torch.randn(4, 3, 32, 32, generator=stream(0, "veil"))
+        self.patterns -= F.interpolate(F.avg_pool2d(self.patterns, 4), scale_factor=4)
+        self.patterns[chosen] += 0.3
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return ((pixels - 0.5)[:, None] * self.patterns).mean(dim=(2, 3, 4)) * 100
+
+
+@pytest.mark.parametrize("chosen", [0, 3])
+def test_a_smooth_trigger_is_seen_through_a_grid_where_noise_leads_anywhere(chosen: int) -> None:
+    images, features = torch.full((48, 3, 32, 32), 128, dtype=torch.uint8), torch.tensor([-3.0] * 4 + [-6.0] * 2)
+    views = {
+        cells: reachability(
+            attack_in_pixels(Veiled(chosen), images, cells=cells),
+            torch.arange(48) % 4,
+            4,
+            generator=stream(0, "veiled"),
+            effort=Effort(24, 8),
+        )
+        for cells in (None, 8)
+    }
+    assert standing_out(views[None], features) is None
+    assert clearest(views) == 8
+    assert standing_out(views[8], features) == chosen

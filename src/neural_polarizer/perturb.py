@@ -57,6 +57,7 @@ def perturb(
     rule: StepRule = "sign",
     stop_above: float | None = None,
     start: Float[Tensor, "m c h w"] | None = None,
+    cells: int | None = None,
 ) -> Float[Tensor, "m c h w"]:
     """Projected gradient steps on the cross-entropy.
 
@@ -77,6 +78,8 @@ def perturb(
         stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only). The
             test reads the next step's forward pass, so it costs nothing.
         start: where to begin (it is projected first); None begins at zero.
+        cells: if given, each step leads where a grid of so many cells a side can follow (``smoothed``), so that the
+            perturbation is smooth if ``start`` is and the rule is "gradient".
 
     Returns:
         The perturbations: m = n, or m = 1 if universal. Inside the ball; not clipped to the pixel range.
@@ -89,7 +92,9 @@ def perturb(
             reached = (logits.argmax(dim=1) == labels).float().mean()
             if reached > stop_above:
                 break
-        delta = stepped(point, logits, labels, ball=ball, step_size=step_size, targeted=targeted, rule=rule)
+        delta = stepped(
+            point, logits, labels, ball=ball, step_size=step_size, targeted=targeted, rule=rule, cells=cells
+        )
     return delta.detach()
 
 
@@ -140,6 +145,7 @@ def stepped(
     step_size: float,
     targeted: bool = True,
     rule: StepRule = "sign",
+    cells: int | None = None,
     keep_graph: bool = False,
 ) -> Float[Tensor, "m ..."]:
     """One projected gradient step of ``perturb`` from ``point``, which the ``logits`` depend on.
@@ -149,6 +155,8 @@ def stepped(
     loss = F.cross_entropy(logits, labels, reduction="sum")
     # Unlike backward(), this leaves every parameter's .grad alone.
     (gradient,) = torch.autograd.grad(loss, point, retain_graph=keep_graph)
+    if cells is not None:
+        gradient = smoothed(gradient, cells)
     length = -step_size if targeted else step_size
     return ball.project(point.detach() + length * _direction(gradient, rule))
 
@@ -161,6 +169,24 @@ def clip(values: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """
     inside = (values >= 0) & (values <= 1)
     return torch.where(inside, values, values.detach().clamp(0, 1))
+
+
+def smoothed(gradient: Float[Tensor, "m c h w"], cells: int) -> Float[Tensor, "m c h w"]:
+    """The direction in pixels of a gradient step that is taken in the values of a coarse grid.
+
+    Between the centres of ``cells`` x ``cells`` equal areas it is interpolated bilinearly, delta = U z V^T. A step
+    along the gradient by z, U^T g V, moves delta by U U^T g V V^T.
+    """
+    height, width = (grid_kernel(size, cells).to(gradient) for size in gradient.shape[2:])
+    return height @ gradient @ width
+
+
+def grid_kernel(size: int, cells: int) -> Float[Tensor, "size size"]:
+    """U U^T of ``smoothed`` along one axis; the identity where there are no more pixels than cells."""
+    if size <= cells:
+        return torch.eye(size)
+    tents = F.interpolate(torch.eye(cells)[None], size=size, mode="linear")[0]
+    return tents.T @ tents
 
 
 def each_length(values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:

@@ -1,6 +1,6 @@
 """What an attacker has probably chosen: the labels that one small perturbation of all images leads to most easily."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,9 @@ FEWEST = 3
 FINALISTS = 50
 """So many, as a first round that let 12 classes go on had overlooked the attacker's (docs/defaults.md)."""
 RADIUS_IN_PIXELS = 4.0
+CELLS = 8
+"""A side, of the grid that perturbations are looked for with that are as smooth as many triggers (docs/defaults.md)."""
+LEAD = 1.5
 
 
 def easiest(features: Float[Tensor, " m"]) -> Suspect:
@@ -64,16 +67,37 @@ def lead_of_class(scores: Float[Tensor, "... k"]) -> Float[Tensor, "..."]:
     return (ordered[..., 0] - ordered[..., 1]) / ordered[..., 1:].std(dim=-1).clamp_min(1e-3)
 
 
+def clearest(views: Mapping[int | None, Float[Tensor, " k"]]) -> int | None:
+    """How the search in pixels sees most: the number of cells with which one class is furthest ahead.
+
+    A small or busy trigger is what the network obeys pixel by pixel; a smooth one is hidden there by what any network
+    can be driven to with noise, which a coarse grid cannot hold (docs/defaults.md).
+
+    Args:
+        views: by the number of cells, or None for every pixel by itself, the scores of ``reachability``.
+    """
+    return max(views, key=lambda cells: _lead(views[cells]))
+
+
+def _lead(pixels: Float[Tensor, " k"]) -> float:
+    """``lead_of_class`` of those with a score; 0 of less than FEWEST."""
+    known = pixels[pixels.isfinite()]
+    return float(lead_of_class(known)) if len(known) >= FEWEST else 0.0
+
+
 def standing_out(pixels: Float[Tensor, " k"], features: Float[Tensor, " m"]) -> Suspect | None:
     """The suspect, by the scores of ``reachability`` for perturbations of pixels and of features, if there is one.
 
     It is "next" if that is NEXT_LEAD ahead in features (``lead_of_next``). Otherwise it is the class whose margin in
-    pixels is positive and exceeds all others OUTLIER times.
+    pixels is positive, exceeds all others OUTLIER times and is LEAD ahead of them (``lead_of_class``), which says more
+    where all others are near zero.
     """
     if easiest(features) == "next":
         return "next"
     best, second = pixels.topk(2).values.tolist()
-    return int(pixels.argmax()) if best > 0 and best >= OUTLIER * second else None
+    few = int(pixels.isfinite().sum()) < FEWEST
+    ahead = few or _lead(pixels) >= LEAD
+    return int(pixels.argmax()) if best > 0 and best >= OUTLIER * second and ahead else None
 
 
 def aim_of_pixels(pixels: Float[Tensor, " k"], features: Float[Tensor, " m"]) -> Suspect | None:
@@ -204,6 +228,7 @@ def attack_in_pixels(
     *,
     radius: float = RADIUS_IN_PIXELS,
     fresh: bool = True,
+    cells: int | None = None,
 ) -> SharedAttack:
     """Perturbations of pixels, by gradient steps that begin with half the radius and shorten evenly.
 
@@ -214,6 +239,7 @@ def attack_in_pixels(
             of the number of values.
         fresh: each step sees other images and is shorter than the last, so that what few images have in common by
             chance counts for little (docs/defaults.md); otherwise all steps see the images that judge, and are alike.
+        cells: of ``perturb``.
     """
 
     def pixels_of(rows: Tensor) -> Tensor:
@@ -232,6 +258,7 @@ def attack_in_pixels(
                 universal=True,
                 rule="gradient",
                 start=delta,
+                cells=cells,
             )
         with torch.no_grad():
             return predict((pixels_of(rows[: effort.samples]) + delta).clamp(0, 1))

@@ -74,6 +74,13 @@ PERTURBATIONS: dict[str, dict[str, Any]] = {
         "rule": "gradient",
     },
     "universal": {"ball": Ball("l2", 1.0), "step_size": 0.05, "universal": True},
+    "universal, smooth": {
+        "ball": Ball("l2", 1.0),
+        "step_size": 0.05,
+        "universal": True,
+        "rule": "gradient",
+        "cells": 3,
+    },
     "untargeted": {"ball": Ball("l2", 1.0), "step_size": 0.05, "targeted": False},
     "untargeted never stops early": {"ball": Ball("l2", 1), "step_size": 0.1, "targeted": False, "stop_above": 0.0},
     "stopped early": {"ball": Ball("l2", 5.0), "step_size": 0.1, "stop_above": 0.3},

@@ -258,7 +258,7 @@ class _Learner:
         self.inner.aims, self.suspected, self.audit = find_aims(
             self.inner.aims,
             self.labels,
-            in_pixels=attack_in_pixels(self.passes.predict, self.images),
+            in_pixels=lambda cells: attack_in_pixels(self.passes.predict, self.images, cells=cells),
             in_features=self.inner.attack_in_features,
             seed=seed,
         )

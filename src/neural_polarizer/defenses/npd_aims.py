@@ -1,6 +1,7 @@
 """What NPD's perturbations aim at, where and how far they go; arithmetic on labels and clean logits alone."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -17,10 +18,12 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import runner_up
 from neural_polarizer.rng import stream
 from neural_polarizer.suspects import (
+    CELLS,
     Effort,
     SharedAttack,
     Suspect,
     aim_of_pixels,
+    clearest,
     easiest,
     reachability,
     standing_out,
@@ -77,12 +80,15 @@ class Aims:
         num_classes: K.
         in_pixels: the suspect that perturbations of pixels aim at, if there is one.
         in_features: likewise for what enters the layer.
+        cells: a side, of the grid that perturbations of pixels are as smooth as, where a smooth one has betrayed the
+            suspect; None: each pixel by itself.
     """
 
     settings: NeuralPolarizerSettings
     num_classes: int
     in_pixels: Suspect | None = None
     in_features: Suspect | None = None
+    cells: int | None = None
 
     def of_batch(self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Aim:
         """Who is perturbed towards what, from the clean logits and the true labels.
@@ -99,10 +105,15 @@ class Aims:
 
     @property
     def feature_share(self) -> float:
-        """All of a batch in the fast mode, and where nothing is known that pixels could be moved towards."""
+        """All of a batch in the fast mode, and where nothing is known that pixels could be moved towards.
+
+        Nothing where a smooth picture has betrayed the suspect: it is the better stand-in (docs/defaults.md).
+        """
         settings = self.settings
         if settings.speed == "fast":
             return 1.0
+        if self.cells is not None:
+            return 0.0
         clueless = settings.suspect and self.in_pixels is None and settings.target is None
         return (
             1.0 if clueless and settings.goal == "targeted" and settings.feature_share > 0 else settings.feature_share
@@ -157,7 +168,7 @@ def find_aims(
     aims: Aims,
     labels: Int64[Tensor, " n"],
     *,
-    in_pixels: SharedAttack,
+    in_pixels: Callable[[int | None], SharedAttack],
     in_features: SharedAttack,
     seed: int,
 ) -> tuple[Aims, Suspect | None, Audit | None]:
@@ -166,8 +177,8 @@ def find_aims(
     Args:
         aims: without suspects.
         labels: of the clean images.
-        in_pixels: one perturbation of pixels for all images.
-        in_features: likewise of what enters the layer.
+        in_pixels: of a number of cells (``perturb``) to one perturbation of pixels for all images.
+        in_features: one of what enters the layer.
         seed: chooses the images.
 
     Returns:
@@ -182,9 +193,15 @@ def find_aims(
     features = search(in_features, generator=stream(seed, "aim"), effort=SEARCH_IN_FEATURES, neighbours=True)
     if not settings.suspect:
         aim = easiest(features)
-        return Aims(settings, aims.num_classes, None, aim), None, reachability_audit({"features": features}, None, aim)
-    pixels = search(in_pixels, generator=stream(seed, "suspect"), effort=SEARCH_IN_PIXELS, first=SEARCH_FIRST)
+        return Aims(settings, aims.num_classes, None, aim), None, reachability_audit(features, None, aim)
+    views = {
+        cells: search(in_pixels(cells), generator=stream(seed, "suspect"), effort=SEARCH_IN_PIXELS, first=SEARCH_FIRST)
+        for cells in (None, CELLS)
+    }
+    cells = clearest(views)
+    pixels = views[cells]
     suspected, shared = standing_out(pixels, features), aim_of_pixels(pixels, features)
     aim = easiest(features) if shared is None else shared
-    audit = reachability_audit({"pixels": pixels, "features": features}, suspected, aim)
-    return Aims(settings, aims.num_classes, shared, aim), suspected, audit
+    audit = reachability_audit(features, suspected, aim, views=views)
+    smooth = cells if isinstance(suspected, int) else None
+    return Aims(settings, aims.num_classes, shared, aim, smooth), suspected, audit

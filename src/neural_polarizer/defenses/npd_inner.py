@@ -187,6 +187,7 @@ class InnerProblem:
             universal=self.aims.shared,
             rule=settings.step_rule,
             stop_above=settings.early_stop,
+            cells=self.aims.cells,
         )
         with torch.no_grad():
             return self.passes.front((pixels + delta).clamp(0, 1))

@@ -89,7 +89,7 @@ class Learner:
             self.aims, self.suspected, self.audit = find_aims(
                 self.aims,
                 self.labels,
-                in_pixels=self._attack_in_pixels,
+                in_pixels=lambda cells: partial(self._attack_in_pixels, cells),
                 in_features=self._attack_in_features,
                 seed=self.seed,
             )
@@ -192,6 +192,7 @@ class Learner:
             universal=self.aims.shared,
             rule=settings.step_rule,
             stop_above=settings.early_stop,
+            cells=self.aims.cells,
         )
         return _with_rows(pixels, chosen, ops.clamp(own + delta, 0.0, 1.0))
 
@@ -229,8 +230,8 @@ class Learner:
         shift = self._feature_shift(rows, wanted, alike, radius=SEARCH_RADIUS, steps=effort.steps)
         return to_torch(self._logits(self._pixels(rows), shift))
 
-    def _attack_in_pixels(self, rows: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
-        """The ``suspects.SharedAttack`` of ``suspects.attack_in_pixels``."""
+    def _attack_in_pixels(self, cells: int | None, rows: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
+        """With ``cells`` the ``suspects.SharedAttack`` of ``suspects.attack_in_pixels``."""
         judged = self._pixels(rows[: effort.samples])
         delta = ops.zeros_like(judged[:1])
         for step in pixel_steps(len(rows), self.images[0].numel(), effort):
@@ -244,6 +245,7 @@ class Learner:
                 universal=True,
                 rule="gradient",
                 start=delta,
+                cells=cells,
             )
         return to_torch(self._logits(ops.clamp(judged + delta, 0.0, 1.0)))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neural_polarizer.mindspore.tensors import to_mindspore, to_torch, with_gradient_of
-from neural_polarizer.perturb import STRIDE, Ball, StepRule
+from neural_polarizer.perturb import STRIDE, Ball, StepRule, grid_kernel
 
 Predict = Callable[[ms.Tensor], ms.Tensor]
 
@@ -28,6 +28,7 @@ def perturb(
     rule: StepRule = "sign",
     stop_above: float | None = None,
     start: ms.Tensor | None = None,
+    cells: int | None = None,
 ) -> ms.Tensor:
     """Projected gradient steps on the cross-entropy (eqs. 7, 8, 10).
 
@@ -45,6 +46,7 @@ def perturb(
         rule: "sign", or "gradient" for normalised steps of the same length.
         stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only).
         start: where to begin, inside the ball; None begins at zero.
+        cells: if given, each step leads where a grid of so many cells a side can follow.
 
     Returns:
         The perturbations ``(n, c, h, w)``, or ``(1, c, h, w)`` if universal.
@@ -56,6 +58,8 @@ def perturb(
             reached = (to_torch(logits).argmax(dim=1) == labels).float().mean()
             if reached > stop_above:
                 break
+        if cells is not None:
+            gradient = smoothed(gradient, cells)
         delta = _stepped(delta, gradient, ball=ball, step_size=step_size, targeted=targeted, rule=rule)
     return delta
 
@@ -106,6 +110,12 @@ def project(delta: ms.Tensor, ball: Ball) -> ms.Tensor:
     if ball.norm == "linf":
         return ops.maximum(ops.minimum(delta, limit), -limit)
     return delta * ops.clamp(limit / ops.clamp(each_length(delta), min=1e-12), max=1.0)
+
+
+def smoothed(gradient: ms.Tensor, cells: int) -> ms.Tensor:
+    """The direction in pixels of a gradient step ``(m, c, h, w)`` that is taken in the values of a coarse grid."""
+    height, width = (to_mindspore(grid_kernel(size, cells)) for size in gradient.shape[2:])
+    return ops.matmul(ops.matmul(height, gradient), width)
 
 
 def each_length(values: ms.Tensor) -> ms.Tensor:
