@@ -74,9 +74,26 @@ def test_the_inner_problem_is_solved_as_smoothly(monkeypatch: pytest.MonkeyPatch
     assert not torch.allclose(found[2], found[None], atol=1e-3)
 
 
-def test_a_smooth_picture_stands_in_for_the_trigger_alone() -> None:
+@pytest.mark.parametrize(("features", "alone"), [((-3.0, -3.1, -2.9, -3.3), True), ((-9.0, -9.1, -2.0, -9.3), False)])
+def test_features_are_left_alone_where_a_smooth_picture_shows_the_class_more_clearly(
+    features: tuple[float, ...], alone: bool
+) -> None:
+    """The second case is that of a warp, which no picture is."""
+    aims, found, _ = find_aims(
+        Aims(replace(SMALL, suspect=True, feature_share=0.5), 4),
+        torch.arange(40) % 4,
+        in_pixels={None: _reaching(EVEN), CELLS: _reaching((-0.5, -0.7, 6.0, -1.0))}.__getitem__,
+        in_features=_reaching(features),
+        seed=0,
+    )
+    assert (found, aims.cells, aims.pixels_alone) == (2, CELLS, alone)
+    assert aims.feature_share == (0.0 if alone else 0.5)
+
+
+def test_the_share_in_features() -> None:
     settings = replace(SMALL, suspect=True, feature_share=0.5)
     assert Aims(settings, 4, 1, 1).feature_share == 0.5
-    assert Aims(settings, 4, 1, 1, CELLS).feature_share == 0.0
-    assert Aims(replace(settings, speed="fast"), 4, 1, 1, CELLS).feature_share == 1.0
+    assert Aims(settings, 4, 1, 1, CELLS).feature_share == 0.5
+    assert Aims(settings, 4, 1, 1, CELLS, True).feature_share == 0.0
+    assert Aims(replace(settings, speed="fast"), 4, 1, 1, CELLS, True).feature_share == 1.0
     assert Aims(settings, 4).feature_share == 1.0

@@ -76,12 +76,12 @@ def clearest(views: Mapping[int | None, Float[Tensor, " k"]]) -> int | None:
     Args:
         views: by the number of cells, or None for every pixel by itself, the scores of ``reachability``.
     """
-    return max(views, key=lambda cells: _lead(views[cells]))
+    return max(views, key=lambda cells: lead(views[cells]))
 
 
-def _lead(pixels: Float[Tensor, " k"]) -> float:
-    """``lead_of_class`` of those with a score; 0 of less than FEWEST."""
-    known = pixels[pixels.isfinite()]
+def lead(scores: Float[Tensor, " k"]) -> float:
+    """``lead_of_class`` of the classes that have a score; 0 of less than FEWEST."""
+    known = scores[scores.isfinite()]
     return float(lead_of_class(known)) if len(known) >= FEWEST else 0.0
 
 
@@ -96,7 +96,7 @@ def standing_out(pixels: Float[Tensor, " k"], features: Float[Tensor, " m"]) -> 
         return "next"
     best, second = pixels.topk(2).values.tolist()
     few = int(pixels.isfinite().sum()) < FEWEST
-    ahead = few or _lead(pixels) >= LEAD
+    ahead = few or lead(pixels) >= LEAD
     return int(pixels.argmax()) if best > 0 and best >= OUTLIER * second and ahead else None
 
 

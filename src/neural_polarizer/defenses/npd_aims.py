@@ -25,6 +25,7 @@ from neural_polarizer.suspects import (
     aim_of_pixels,
     clearest,
     easiest,
+    lead,
     reachability,
     standing_out,
 )
@@ -82,6 +83,7 @@ class Aims:
         in_features: likewise for what enters the layer.
         cells: a side, of the grid that perturbations of pixels are as smooth as, where a smooth one has betrayed the
             suspect; None: each pixel by itself.
+        pixels_alone: whether nothing is perturbed in features.
     """
 
     settings: NeuralPolarizerSettings
@@ -89,6 +91,7 @@ class Aims:
     in_pixels: Suspect | None = None
     in_features: Suspect | None = None
     cells: int | None = None
+    pixels_alone: bool = False
 
     def of_batch(self, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Aim:
         """Who is perturbed towards what, from the clean logits and the true labels.
@@ -107,12 +110,12 @@ class Aims:
     def feature_share(self) -> float:
         """All of a batch in the fast mode, and where nothing is known that pixels could be moved towards.
 
-        Nothing where a smooth picture has betrayed the suspect: it is the better stand-in (docs/defaults.md).
+        Nothing where smooth pictures are the better stand-in (docs/defaults.md).
         """
         settings = self.settings
         if settings.speed == "fast":
             return 1.0
-        if self.cells is not None:
+        if self.pixels_alone:
             return 0.0
         clueless = settings.suspect and self.in_pixels is None and settings.target is None
         return (
@@ -204,4 +207,5 @@ def find_aims(
     aim = easiest(features) if shared is None else shared
     audit = reachability_audit(features, suspected, aim, views=views)
     smooth = cells if isinstance(suspected, int) else None
-    return Aims(settings, aims.num_classes, shared, aim, smooth), suspected, audit
+    alone = smooth is not None and lead(pixels) > lead(features[:-2])
+    return Aims(settings, aims.num_classes, shared, aim, smooth, alone), suspected, audit

@@ -28,8 +28,8 @@ class NeuralPolarizerSettings:
             stands out, perturbations aim at it, and those of pixels in a batch are one, as if it were the trigger.
         feature_share: the share of each batch that is perturbed at what enters the layer instead of in pixels (our
             own, docs/performance.md); towards the target or suspect, otherwise towards the class that is easiest to
-            reach there. Where ``suspect`` finds none, all of each batch, unless this is 0; nothing where a smooth
-            perturbation of pixels finds it.
+            reach there. Where ``suspect`` finds none, all of each batch, unless this is 0; nothing where smooth
+            perturbations of pixels show it more clearly.
         feature_radius: of these perturbations in L2, in units of each image's feature norm.
         feature_steps: number of their normalised gradient steps.
         feature_common: share of them that images with the same target have in common; the others have their own.
