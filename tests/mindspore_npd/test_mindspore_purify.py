@@ -206,7 +206,7 @@ def test_badnets_on_real_images_goes(tmp_path: Path) -> None:
     perturbations, run, rates = (json.loads(line) for line in done.stdout.splitlines())
     assert perturbations["differing_perturbations"]["mindspore"] <= 5
     assert max(run["gaps"]["mindspore"].values()) < 0.03
-    assert run["suspect"]["mindspore"] == run["suspect"]["pytorch"]
+    assert run["suspect"] == {"pytorch": 0, "mindspore": 0}
     assert rates["before"]["mindspore"] == rates["before"]["pytorch"]
     (acc_before, asr_before), (acc, asr) = rates["before"]["mindspore"], rates["after"]["mindspore"]
     assert asr_before > 0.85
