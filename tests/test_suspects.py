@@ -161,6 +161,8 @@ def test_the_radius_is_kept_and_grows_with_the_image() -> None:
         ((6.0, 5.8, -torch.inf, 5.1), (-3.1, -3.9, -torch.inf, -4.9, -2.0, -2.5), None),
         ((0.18, 0.02, -0.04, -0.9), (-2.5, -3.6, -4.2, -4.5, -6.0, -6.0), None),  # a clean model, smooth perturbations
         ((6.0, -0.5, -0.7, -1.0), (-2.5, -3.6, -4.2, -4.5, -6.0, -6.0), 0),  # all others are on the wrong side
+        ((9.6, 0.3, -1.0, -0.5), (1.6, 1.6, 1.5, 0.4, -3.0, -4.0), 0),  # "next" leads by less: DenseNet-161
+        ((9.0, 2.8, 5.1), (-4.2, -3.6, -2.5, -1.0, -6.0), "next"),  # a class stands out, but "next" is further ahead
         ((-1.0, -3.0, -3.0), (-2.5, -3.6, -4.2, -6.0, -6.0), None),  # nothing is reached at all
         ((1.0, -3.0, -torch.inf), (-2.5, -3.6, -torch.inf, -1.0, -6.0), 0),  # two classes have no spread
     ],

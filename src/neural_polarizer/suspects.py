@@ -88,16 +88,17 @@ def lead(scores: Float[Tensor, " k"]) -> float:
 def standing_out(pixels: Float[Tensor, " k"], features: Float[Tensor, " m"]) -> Suspect | None:
     """The suspect, by the scores of ``reachability`` for perturbations of pixels and of features, if there is one.
 
-    It is "next" if that is NEXT_LEAD ahead in features (``lead_of_next``). Otherwise it is the class whose margin in
-    pixels is positive, exceeds all others OUTLIER times and is LEAD ahead of them (``lead_of_class``), which says more
-    where all others are near zero.
+    It is the class whose margin in pixels is positive, exceeds all others OUTLIER times and is LEAD ahead of them
+    (``lead_of_class``), which says more where all others are near zero. It is "next" instead if that is NEXT_LEAD ahead
+    in features (``lead_of_next``), and further than such a class.
     """
-    if easiest(features) == "next":
-        return "next"
     best, second = pixels.topk(2).values.tolist()
+    ahead = lead(pixels)
     few = int(pixels.isfinite().sum()) < FEWEST
-    ahead = few or lead(pixels) >= LEAD
-    return int(pixels.argmax()) if best > 0 and best >= OUTLIER * second and ahead else None
+    stands_out = best > 0 and best >= OUTLIER * second and (few or ahead >= LEAD)
+    if easiest(features) == "next" and not (stands_out and ahead > float(lead_of_next(features))):
+        return "next"
+    return int(pixels.argmax()) if stands_out else None
 
 
 def aim_of_pixels(pixels: Float[Tensor, " k"], features: Float[Tensor, " m"]) -> Suspect | None:

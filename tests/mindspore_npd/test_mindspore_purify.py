@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
 from pyarrow import compute, parquet
@@ -24,6 +25,8 @@ twins = pytest.importorskip("mindspore_twins")
 npm = pytest.importorskip("neural_polarizer.mindspore")
 
 SITE = "after:network.features"
+SIGNS = pyarrow.array([9, 12, 13, 14, 17, 18, 25, 33, 35, 38])
+"""No passing, priority, yield, stop, no entry, caution, road works, right, ahead, keep right."""
 QUICK: dict[str, Any] = {"site": SITE, "name": "paper", "epochs": 1, "batch_size": 12, "warmup_epochs": 1}
 
 
@@ -181,24 +184,27 @@ def test_graph_mode_is_refused_and_left_on() -> None:
 
 @pytest.mark.data
 def test_badnets_on_real_images_goes(tmp_path: Path) -> None:
-    """Trained by PyTorch on ten kinds of traffic signs at 16 x 16 pixels; the benchmark purifies it in both."""
+    """Trained by PyTorch on ten kinds of traffic signs at 16 x 16 pixels; the benchmark purifies it in both.
+
+    The signs differ: of the first ten kinds, most of which are speed limits, none stands out.
+    """
     folder = Path(os.environ.get("NEURAL_POLARIZER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "gtsrb"
     if not (folder / "train.parquet").exists():
         pytest.skip(f"{folder} is absent; set NEURAL_POLARIZER_DATA to a folder that holds gtsrb/train.parquet")
     for name in ("train.parquet", "test.parquet"):
         table = parquet.read_table(folder / name)
-        few = table.filter(compute.less(table["label"], 10))
-        # Without the names of all 43 kinds, which its metadata hold.
-        parquet.write_table(few.replace_schema_metadata(None), tmp_path / name)
+        few = table.filter(compute.is_in(table["label"], value_set=SIGNS))
+        relabelled = {"image": few["image"], "label": compute.index_in(few["label"], value_set=SIGNS)}
+        parquet.write_table(pyarrow.table(relabelled), tmp_path / name)
     train, test = (read_images(str(tmp_path / f"{part}.parquet"), size=(16, 16)) for part in ("train", "test"))
-    schedule = Schedule(epochs=6, batch_size=64, lr=0.1, policy="one-cycle", crop_padding=1, flip=False)
+    schedule = Schedule(epochs=12, batch_size=64, lr=0.1, policy="one-cycle", crop_padding=1, flip=False)
     victim = Victim(architecture="preactresnet18", width=8, profile="gtsrb", schedule=schedule, seed=0)
     halves = (train.select(torch.arange(0, len(train), 2)), test.select(torch.arange(0, len(test), 4)))
     (tmp_path / "attack").mkdir()
     run_attack(BadNets(), *halves, tmp_path / "attack", victim=victim, device=torch.device("cpu"))
     command = [sys.executable, str(benchmark_scripts.BENCHMARKS / "mindspore_npd.py"), str(tmp_path / "attack")]
     command += ["--clean", str(tmp_path / "train.parquet"), "--test", str(tmp_path / "test.parquet")]
-    command += ["--n-clean", "430", "--epochs", "2", "--limit", "800"]
+    command += ["--n-clean", "430", "--epochs", "2", "--site", "layer3.1", "--limit", "800"]
     # MindSpore's convolutions are a hundred times slower where oneDNN finds AVX-512 (docs/mindspore.md).
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
