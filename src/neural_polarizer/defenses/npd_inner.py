@@ -1,24 +1,38 @@
 """The inner problem of NPD: how the images of a batch are perturbed (eqs. 5, 7, 8, 10)."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.npd_aims import Aim, Aims
 from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
-from neural_polarizer.perturb import Ball, perturb, perturb_features
-from neural_polarizer.polarizer import Polarizer, shifted
+from neural_polarizer.perturb import Ball, each_length, perturb, perturb_features
+from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.suspects import Effort
 
 SEARCH_RADIUS = 0.2
 """Of the perturbations of features that a suspect is looked for with, in the units of ``feature_radius``."""
 
 Values = tuple[Tensor, ...]
+
+
+@contextmanager
+def shifted(polarizer: Polarizer, shift: Float[Tensor, "n ..."]) -> Iterator[None]:
+    """While it lasts, the layer's input is moved by ``shift``, in units of each image's own norm there."""
+
+    def add(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0] + each_length(args[0].detach().float()) * shift,)
+
+    handle = polarizer.register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Passes:
