@@ -16,7 +16,7 @@ from typing import Any
 
 from npd_table import purify_victim
 
-from neural_polarizer.defenses.presets import PAPER_SITE, preset
+from neural_polarizer.defenses.npd.presets import PAPER_SITE, preset
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "shipped": {},

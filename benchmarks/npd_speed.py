@@ -31,8 +31,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
-from neural_polarizer.defenses.presets import preset
+from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.files import write_json
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import PROFILES, Normalized

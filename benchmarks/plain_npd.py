@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.npd import NeuralPolarizer
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
 from neural_polarizer.perturb import clip
 from neural_polarizer.polarizer import Polarizer

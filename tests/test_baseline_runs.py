@@ -18,7 +18,7 @@ from neural_polarizer.artifacts import load_model
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.poison import poison
 from neural_polarizer.defenses import DEFENSES, EntropyPruning, FineTuning, NeuralPolarizer, Purified, defense_class
-from neural_polarizer.defenses.presets import VARIANTS
+from neural_polarizer.defenses.npd.presets import VARIANTS
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify

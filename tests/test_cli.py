@@ -71,11 +71,10 @@ def test_quiet_prints_nothing(runs: Path, tmp_path: Path, capsys: Capsys) -> Non
 
 
 OPTIONS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
-    "radius": (("--radius", 0.5, "--radius", 2), {"radii": [0.5, 2.0], "shared_radius": None, "epochs": 2}),
+    "radius": (("--radius", 0.5, "--radius", 2), {"radii": [0.5, 2.0], "epochs": 2}),
     "batch size": (("--batch-size", 5), {"batch_size": 5}),
     "site": (("--site", "before:layer3"), {"site": "before:layer3"}),
     "automatic site": (("--preset", "paper", "--site", "auto"), {"site": "before:layer4.1", "init": "default"}),
-    "speed": (("--speed", "fast"), {"speed": "fast"}),
     "precision": (("--precision", "bf16"), {"precision": "bf16"}),
     "paper": (
         ("--preset", "paper"),

@@ -98,8 +98,8 @@ class Cut:
     """A polarized network in two parts: ``tail(*prefix(pixels))`` equals ``model(pixels)``.
 
     The prefix holds everything that does not depend on the polarizer and gives all values that the rest needs,
-    those of residual branches included; the tail begins with the polarizer. Both share the model's modules. The polarizer
-    reads ``prefix(pixels)[entry]``.
+    those of residual branches included; the tail begins with the polarizer, which reads ``prefix(pixels)[entry]``. Both
+    share the model's modules.
     """
 
     prefix: fx.GraphModule
