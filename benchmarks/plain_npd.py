@@ -29,7 +29,7 @@ def plain_npd(
     precision: str = "fp32",
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Polarizer:
-    """The polarizer that Alg. 1 learns, with the authors' order of work (spec 3.4); for the method ``npd`` alone.
+    """The polarizer that Alg. 1 learns, with the authors' order of work; only for the method ``npd``.
 
     A batch costs a clean forward pass, in each inner step a forward, a backward and one more forward pass to see
     whether the perturbation has succeeded, then two forward passes and the backward pass of the outer step.

@@ -118,6 +118,17 @@ def test_another_method_in_the_same_folder_is_refused_and_the_same_one_shown_aga
     assert "holds another run (method ft, seed 0)" in other.err
 
 
+def test_the_result_of_an_older_algorithm_is_not_shown_as_that_of_this_one(
+    runs: Path, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(capsys, *words("ft", runs, tmp_path)).code == 0
+    assert record_in(tmp_path)["revision"] == FineTuning.revision == 1
+    monkeypatch.setattr(FineTuning, "revision", 2)
+    other = run(capsys, *words("ft", runs, tmp_path))
+    assert other.code == 3
+    assert "holds another run (method ft, seed 0)" in other.err
+
+
 def test_a_layer_that_a_killed_run_left_is_taken_away(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     (tmp_path / "polarizer.safetensors").write_bytes(b"of another method")
     assert run(capsys, *words("ft", runs, tmp_path)).code == 0

@@ -77,7 +77,7 @@ def test_paper_values(method: str, profile: str | None) -> None:
     ],
 )
 def test_reference_values(profile: str, expected: tuple[Any, ...]) -> None:
-    """What the authors' configurations hold; on Tiny ImageNet both terms of L_bce have one weight, and the step is normalised."""
+    """The authors' configurations; on Tiny ImageNet both terms of L_bce have one weight, and steps are normalised."""
     found = _preset("npd", "reference", profile)
     assert expected == (
         found.epochs,
