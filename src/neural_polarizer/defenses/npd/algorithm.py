@@ -6,7 +6,7 @@ images are ``engine.Engine``'s.
 
 import math
 from collections import defaultdict
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int64
@@ -34,7 +34,7 @@ def initialise(settings: NPDSettings, net: Engine, *, seed: int, progress: Progr
         The learning rate of the parameters that have the features' unit, as a share of the other parameters'.
     """
     if settings.init == "calibrated":
-        _, var = net.calibrate()
+        _, var = net.calibrate()  # line 3
         return feature_units_rate(var, settings.small_features)
     descent, total = Descent(net.polarizer), settings.warmup_epochs * net.steps
     net.polarizer.train()
@@ -83,8 +83,8 @@ def optimise(
             if settings.adversarial:
                 aim = aim_of(targets, logits.detach(), labels)  # line 7: eq. 4
                 hostile = perturbed(settings, net, rows[aim.places], aim, done)  # line 8: eq. 5
-            loss, terms = _outer_loss(settings, net, clean, logits, labels, hostile, aim)  # line 9: eq. 6,
-            descent.step(loss, settings.rate(done, epochs * net.steps))  # by SGD
+            loss, terms = _outer_loss(settings, net, clean, logits, labels, hostile, aim)  # line 9: eq. 6
+            descent.step(loss, settings.rate(done, epochs * net.steps))  # line 9: SGD
             for name, value in terms.items():
                 sums[name] += value * len(rows) / len(net.labels)
             progress("optimise", done + 1, epochs * net.steps)
@@ -141,16 +141,12 @@ def _outer_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 6.  With batch statistics (reference code, Tiny ImageNet) the clean images take a pass of their own."""
     in_training = settings.bn_outer == "train_clean_stats"
-
-    def mode(*, follow: bool) -> AbstractContextManager[None]:
-        return batch_statistics(net.polarizer, follow=follow) if in_training else nullcontext()
-
     if in_training:
-        with mode(follow=True):
+        with batch_statistics(net.polarizer, follow=True):
             logits = net.logits(clean)
     if hostile is None:
         return objective(settings, logits, labels, None, None)
-    with mode(follow=False):
+    with batch_statistics(net.polarizer, follow=False) if in_training else nullcontext():
         return objective(settings, logits, labels, net.logits(hostile), aim)
 
 
