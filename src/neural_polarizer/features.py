@@ -40,6 +40,11 @@ class Features:
         return self.shape[0] if self.layout == "NCHW" else self.shape[-1]
 
     @property
+    def places(self) -> tuple[int, ...]:
+        """The axes of ``shape`` that are pixels or tokens; none for flat features."""
+        return {"NCHW": (1, 2), "NHWC": (0, 1), "NLC": (0,), "NC": ()}[self.layout]
+
+    @property
     def positions(self) -> int:
         """Pixels or tokens, each of which a polarizer maps alike."""
         return math.prod(self.shape) // self.channels

@@ -118,6 +118,24 @@ def clip(values: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     return torch.where(inside, values, values.detach().clamp(0, 1))
 
 
+def smoothed(values: Float[Tensor, "m c h w"], cells: int) -> Float[Tensor, "m c h w"]:
+    """The direction in pixels of a gradient step that is taken in the values of a coarse grid.
+
+    Between the centres of ``cells`` x ``cells`` equal areas it is interpolated bilinearly, delta = U z V^T. A step
+    along the gradient by z, U^T g V, moves delta by U U^T g V V^T.
+    """
+    height, width = (_grid_kernel(size, cells).to(values) for size in values.shape[2:])
+    return height @ values @ width
+
+
+def _grid_kernel(size: int, cells: int) -> Float[Tensor, "size size"]:
+    """U U^T of ``smoothed`` along one axis; the identity where there are no more pixels than cells."""
+    if size <= cells:
+        return torch.eye(size)
+    tents = F.interpolate(torch.eye(cells)[None], size=size, mode="linear")[0]
+    return tents.T @ tents
+
+
 def each_length(values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
     """The L2 norm of each row of a batch, in a shape that multiplies it."""
     return values.flatten(1).norm(dim=1).view(-1, *[1] * (values.ndim - 1))

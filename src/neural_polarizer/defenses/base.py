@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, class_counts, to_pixels
+from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.suspects import Suspect
@@ -60,6 +61,7 @@ class Purified:
             for none, or found none.
         audit: what the defense has found in the model.
         site_reason: why the site was chosen, if nobody named one.
+        guarded: what the guard of the accuracy let through; None for defenses without one.
     """
 
     model: nn.Module
@@ -71,6 +73,7 @@ class Purified:
     suspect: Suspect | None = None
     audit: Audit | None = None
     site_reason: str | None = None
+    guarded: Guarded | None = None
 
 
 @runtime_checkable

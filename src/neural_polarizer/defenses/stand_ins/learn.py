@@ -1,0 +1,192 @@
+"""The objective: agree with the frozen network's logits, on clean images and where stand-ins lead elsewhere."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from neural_polarizer.defenses.engine import Engine, Values
+from neural_polarizer.defenses.schedule import cosine
+from neural_polarizer.defenses.stand_ins.least import StandIns
+from neural_polarizer.defenses.stand_ins.settings import Bank, Learning
+from neural_polarizer.perturb import each_length
+from neural_polarizer.train import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """Images that carry stand-ins in pixels, as the network sees them in front of the layer.
+
+    Args:
+        values: as ``Engine.front`` gives them.
+        rows: of the images among those that are learned from.
+    """
+
+    values: Values
+    rows: Int64[Tensor, " m"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """The difference between a layer and the identity: ``features -> features + mix features + shift``."""
+
+    mix: Tensor
+    shift: Tensor
+
+
+class Layer:
+    """The engine's polarizer as an affine map of the channels, A = I + mix; its norm only shifts.
+
+    Args:
+        net: with a calibrated layer, whose statistics keep their values.
+    """
+
+    def __init__(self, net: Engine) -> None:
+        self._weight, self._bias = net.polarizer.mix.weight, net.polarizer.norm.bias
+        self._identity, self._mean = self._weight.detach().clone(), self._bias.detach().clone()
+
+    @property
+    def change(self) -> Change:
+        """A copy of the present difference."""
+        return Change(self._weight.detach() - self._identity, self._bias.detach() - self._mean)
+
+    @torch.no_grad()
+    def set(self, change: Change, dial: float = 1.0) -> None:
+        """Make the difference ``dial`` times ``change``."""
+        self._weight.copy_(self._identity + dial * change.mix)
+        self._bias.copy_(self._mean + dial * change.shift)
+
+    def pulled(self) -> Float[Tensor, ""]:
+        """|A - I|^2, with a gradient."""
+        return (self._weight - self._identity).square().sum()
+
+    def optimizer(self, lr: float, unit: float) -> torch.optim.Adam:
+        """Adam of both; the shift's rate is in units of ``unit``."""
+        return torch.optim.Adam([{"params": [self._weight], "lr": lr}, {"params": [self._bias], "lr": lr * unit}])
+
+
+def centred(logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Logits less their mean over the classes, which no answer depends on."""
+    return logits - logits.mean(dim=1, keepdim=True)
+
+
+def disagreement(
+    logits: Float[Tensor, "n k"], wanted: Float[Tensor, "n k"], variance: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Mean square of the difference of centred logits, in units of their variance; 0 for no images."""
+    if len(logits) == 0:
+        return logits.sum()
+    return (centred(logits) - wanted).square().mean() / variance
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What the layer learns from.
+
+    Args:
+        values: of the clean images, in front of the layer.
+        wanted: their table of wanted labels, ``(a, n)``.
+        labels: their true ones.
+        logits: the frozen network's, centred.
+        carried: images with stand-ins in pixels.
+        shifts: stand-ins at the layer's input.
+        unit: standard deviation of the features.
+    """
+
+    values: Values
+    wanted: Int64[Tensor, "a n"]
+    labels: Int64[Tensor, " n"]
+    logits: Float[Tensor, "n k"]
+    carried: Carried
+    shifts: StandIns
+    unit: float
+
+
+def learn(
+    net: Engine,
+    layer: Layer,
+    lesson: Lesson,
+    *,
+    learning: Learning,
+    bank: Bank,
+    weight: float,
+    steps: int,
+    batch_size: int,
+    generator: torch.Generator,
+    told: Progress,
+    phase: str,
+) -> float:
+    """Minimise disagreement(clean) + weight (disagreement(pixels) + disagreement(features)) + pull |A - I|^2.
+
+    Half of a batch is clean, a quarter carries stand-ins in pixels, a quarter stand-ins at the layer's input; these are
+    stretched and wrapped in noise anew each time.  Images that have a stand-in's label already do not carry it.
+
+    Args:
+        net: with the layer.
+        layer: what is learned, from where it is.
+        lesson: what from.
+        learning: pull and rates.
+        bank: stretch and noise.
+        weight: of stand-ins.
+        steps: of Adam with a cosine schedule.
+        batch_size: images in a step.
+        generator: draws the batches (on the CPU).
+        told: progress.
+        phase: its name.
+
+    Returns:
+        The mean loss of the last tenth of the steps; NaN without steps.
+    """
+    variance = lesson.logits.var()
+    optimizer = layer.optimizer(learning.lr, lesson.unit)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    count, quarter = len(lesson.labels), max(1, batch_size // 4)
+    losses = []
+    for step in range(steps):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * cosine(step, steps)
+        rows = _draw(count, max(1, batch_size // 2), generator, lesson.labels)
+        parts = [tuple(value[rows] for value in lesson.values)]
+        wanted = [lesson.logits[rows]]
+        moves = [torch.zeros(len(rows), *net.features.shape, device=net.device)]
+        if len(lesson.carried) > 0:
+            chosen = _draw(len(lesson.carried), quarter, generator, lesson.labels)
+            parts.append(tuple(value[chosen] for value in lesson.carried.values))
+            wanted.append(lesson.logits[lesson.carried.rows[chosen]])
+            moves.append(torch.zeros(len(chosen), *net.features.shape, device=net.device))
+        if len(lesson.shifts) > 0:
+            rows, shift = _shifted(lesson, bank, quarter, generator)
+            parts.append(tuple(value[rows] for value in lesson.values))
+            wanted.append(lesson.logits[rows])
+            moves.append(shift)
+        logits = net.logits(tuple(torch.cat(column) for column in zip(*parts, strict=True)), torch.cat(moves))
+        found = logits.split([len(each) for each in wanted])
+        terms = [disagreement(one, other, variance) for one, other in zip(found, wanted, strict=True)]
+        loss = terms[0] + weight * sum(terms[1:], torch.zeros_like(terms[0])) + learning.pull * layer.pulled()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        told(phase, step + 1, steps)
+    return float(torch.stack(losses[-max(1, steps // 10) :]).mean()) if losses else float("nan")
+
+
+def _shifted(lesson: Lesson, bank: Bank, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows of images and a move of the layer's input for each."""
+    shifts, device = lesson.shifts, lesson.labels.device
+    rows = _draw(len(lesson.labels), count, generator, lesson.labels)
+    chosen = _draw(len(shifts), count, generator, lesson.labels)
+    fitting = lesson.wanted[shifts.aims.to(device)[chosen], rows] != lesson.labels[rows]
+    rows, delta = rows[fitting], shifts.deltas[chosen[fitting]]
+    noise = torch.randn(delta.shape, generator=generator).to(device)
+    noise = noise * (bank.noise * each_length(delta) / each_length(noise).clamp_min(1e-12))
+    stretch = 1 + bank.stretch * torch.rand(len(rows), generator=generator).to(device)
+    return rows, stretch.view(-1, *[1] * (delta.ndim - 1)) * (delta + noise)
+
+
+def _draw(count: int, size: int, generator: torch.Generator, like: Tensor) -> Int64[Tensor, " s"]:
+    return torch.randint(count, (size,), generator=generator).to(like.device)

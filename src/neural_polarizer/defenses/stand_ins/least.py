@@ -1,0 +1,226 @@
+"""Least stand-ins: perturbations that images share, of the smallest norm that still leads them to a class."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from neural_polarizer.defenses.stand_ins.settings import Search
+from neural_polarizer.perturb import each_length, smoothed
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""Rows of images ``(b,)`` and a perturbation for each ``(b, *shape)``, to logits ``(b, k)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class StandIns:
+    """Perturbations, each shared by all images that do not have its label yet.
+
+    Args:
+        deltas: the perturbations, ``(m, *shape)``.
+        norms: the L2 norms at which they begin to succeed, ``(m,)``.
+        success: share of the last step's images that went over, ``(m,)``.
+        aims: for each its row in the table of wanted labels, ``(m,)``.
+    """
+
+    deltas: Float[Tensor, "m ..."]
+    norms: Float[Tensor, " m"]
+    success: Float[Tensor, " m"]
+    aims: Int64[Tensor, " m"]
+
+    def __len__(self) -> int:
+        return len(self.aims)
+
+    def select(self, kept: Bool[Tensor, " m"] | Int64[Tensor, " n"]) -> "StandIns":
+        """Those that a mask or rows tell."""
+        return StandIns(self.deltas[kept], self.norms[kept], self.success[kept], self.aims[kept])
+
+    def joined(self, other: "StandIns") -> "StandIns":
+        """These and others of the same shape."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("deltas", "norms", "success", "aims"))
+        return StandIns(*(torch.cat(pair) for pair in pairs))
+
+
+def least_stand_ins(
+    forward: Forward,
+    labels: Int64[Tensor, " n"],
+    wanted: Int64[Tensor, "a n"],
+    aims: Int64[Tensor, " m"],
+    forms: "Forms",
+    shape: Sequence[int],
+    *,
+    unit: float,
+    search: Search,
+    batch_size: int,
+    generator: torch.Generator,
+    told: Callable[[int, int], None],
+) -> StandIns:
+    """For each aim the smallest perturbation found that most images have in common and that leads them there.
+
+    Decoupled direction and norm (Rony et al. 2019), for perturbations that images share.  In each step fresh images
+    see the perturbation; it takes a normalised step down their cross-entropy to the wanted labels; then its length
+    becomes the radius, which shrinks where enough images went over and grows where not.
+
+    Args:
+        forward: how images with perturbations become logits; its parameters get no gradients here.
+        labels: of the images.
+        wanted: a table: for each aim the label that each image is to get.
+        aims: of each stand-in, rows of ``wanted``.
+        forms: what each may look like.
+        shape: of one perturbation.
+        unit: the unit of the radii of ``search``.
+        search: its settings.
+        batch_size: the most images at once.
+        generator: draws images and beginnings (on the CPU).
+        told: called with the steps done and all steps.
+
+    Returns:
+        One stand-in for each of ``aims``, inside its window, with a norm of at most ``search.cap * unit``.  Those
+        whose every image has the wanted label already do not succeed.
+    """
+    device = labels.device
+    rows_of = {int(aim): (labels != wanted[aim]).nonzero()[:, 0] for aim in aims.unique()}
+    deltas = forms.fitted(torch.randn((len(aims), *shape), generator=generator).to(device), torch.arange(len(aims)))
+    radii = torch.full((len(aims),), search.start * unit, device=device)
+    deltas = deltas / each_length(deltas).clamp_min(1e-12) * _wide(0.3 * radii, deltas)
+    success, trail = torch.zeros(len(aims), device=device), []
+    images = min(search.images, batch_size)
+    groups = torch.arange(len(aims)).split(max(1, batch_size // images))
+    for step in range(search.steps):
+        for done, group in enumerate(groups):
+            rows = torch.stack([_drawn(rows_of[int(aim)], images, generator) for aim in aims[group]])
+            delta, success[group] = _stepped(
+                forward, rows, wanted[aims[group, None].to(device), rows], deltas[group], forms, group
+            )
+            if step >= search.settle:
+                sign = torch.where(success[group] >= search.success, -1.0, 1.0)
+                radii[group] = (
+                    radii[group] * (sign * _between(search.change, search.finest, step, search)).exp()
+                ).clamp_max(search.cap * unit)
+            stride = _between(search.stride, search.last_stride, step, search)
+            moved = deltas[group] - stride * _wide(radii[group], delta) * delta
+            deltas[group] = moved / each_length(moved).clamp_min(1e-12) * _wide(radii[group], moved)
+            told(step * len(groups) + done + 1, search.steps * len(groups))
+        trail.append(radii.log())
+    last = max(1, round(search.averaged * search.steps))
+    norms = torch.stack(trail[-last:]).mean(dim=0).exp()
+    idle = torch.tensor([len(rows_of[int(aim)]) == 0 for aim in aims], device=device)
+    return StandIns(
+        deltas / each_length(deltas).clamp_min(1e-12) * _wide(norms, deltas),
+        norms,
+        success.masked_fill(idle, 0.0),
+        aims,
+    )
+
+
+def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    if len(rows) == 0:
+        return torch.zeros(count, dtype=torch.int64, device=rows.device)
+    return rows[torch.randint(len(rows), (count,), generator=generator).to(rows.device)]
+
+
+def _stepped(
+    forward: Forward, rows: Tensor, labels: Tensor, deltas: Tensor, forms: "Forms", group: Tensor
+) -> tuple[Tensor, Float[Tensor, " g"]]:
+    """The normalised gradient of each perturbation on its own images, and the share of these that goes over."""
+    point = deltas.clone().requires_grad_()
+    logits = forward(rows.flatten(), point.repeat_interleave(rows.shape[1], dim=0))
+    loss = F.cross_entropy(logits, labels.flatten(), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, point)
+    gradient = forms.fitted(gradient, group)
+    over = (logits.argmax(dim=1) == labels.flatten()).float().view(rows.shape).mean(dim=1)
+    return gradient / each_length(gradient).clamp_min(1e-12), over
+
+
+def _between(first: float, last: float, step: int, search: Search) -> float:
+    return first + (last - first) * step / max(1, search.steps - 1)
+
+
+def _wide(values: Float[Tensor, " m"], like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """What stand-ins may look like: where they may differ from zero, and how smooth they are.
+
+    Args:
+        windows: 1 where a stand-in may differ from zero, else 0, ``(m, *shape)`` with 1 for axes that are no places.
+        smooth: those whose every step a coarse grid could take (``perturb.smoothed``); pictures only, ``(m,)``.
+        cells: of that grid, a side.
+    """
+
+    windows: Float[Tensor, "m ..."]
+    smooth: Bool[Tensor, " m"]
+    cells: int
+
+    def fitted(self, values: Float[Tensor, "g ..."], group: Int64[Tensor, " g"]) -> Float[Tensor, "g ..."]:
+        """Directions for the stand-ins ``group``, as their forms allow them; a linear map."""
+        smooth = self.smooth[group]
+        if bool(smooth.any()):
+            values = values.clone()
+            values[smooth] = smoothed(values[smooth], self.cells)
+        return values * self.windows[group]
+
+
+def dense_forms(count: int, shape: Sequence[int], device: torch.device) -> Forms:
+    """Forms of stand-ins that may be anything."""
+    return Forms(torch.ones(count, *[1] * len(shape), device=device), torch.zeros(count, dtype=torch.bool), 1)
+
+
+def drawn_forms(
+    count: int,
+    shape: Sequence[int],
+    axes: Sequence[int],
+    *,
+    dense: float,
+    smooth: float,
+    largest: float,
+    cells: int,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Forms:
+    """Random forms: anything, anything smooth, or anything in a random box along ``axes``.
+
+    Args:
+        count: how many.
+        shape: of one perturbation.
+        axes: the axes of ``shape`` that are places (height and width, or tokens); none: all are dense.
+        dense: the share that may be anything.
+        smooth: the share that is smooth.
+        largest: the longest side of a box, as a share of the axis.
+        cells: of the grid of smooth ones.
+        generator: draws them (on the CPU).
+        device: of the result.
+    """
+    windows = torch.ones(count, *(size if axis in axes else 1 for axis, size in enumerate(shape)))
+    kind = torch.rand(count, generator=generator)
+    for place in (kind >= dense + smooth).nonzero()[:, 0].tolist() if axes else []:
+        box = [slice(None)] * len(shape)
+        for axis in axes:
+            longest = max(1, int(largest * shape[axis]))
+            length = int(torch.randint(1, longest + 1, (1,), generator=generator))
+            start = int(torch.randint(0, shape[axis] - length + 1, (1,), generator=generator))
+            box[axis] = slice(start, start + length)
+        windows[place] = 0
+        windows[(place, *box)] = 1
+    return Forms(windows.to(device), (kind >= dense) & (kind < dense + smooth), cells)
+
+
+def wanted_labels(labels: Int64[Tensor, " n"], num_classes: int) -> Int64[Tensor, "a n"]:
+    """What each image is to become for each aim: all images class 0, ..., K - 1; then label + 1, ..., + (K - 1) mod K.
+
+    The first K aims are an all-to-one attacker's, the K - 1 others an all-to-all attacker's ("next" is aim K).
+    """
+    classes = torch.arange(num_classes, device=labels.device)[:, None].expand(-1, len(labels))
+    shifts = torch.arange(1, num_classes, device=labels.device)[:, None]
+    return torch.cat([classes, (labels + shifts) % num_classes])
+
+
+def pixel_unit(shape: Sequence[int]) -> float:
+    """Radii in pixels are in units of this: 2 for images of 32 x 32 with 3 channels, growing with the root of the size."""
+    return 2.0 * math.sqrt(math.prod(shape) / 3072)

@@ -1,0 +1,300 @@
+"""Looking for the attacker's class on the frozen network: norms in pixels, at the layer's input, and at the head's."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import to_pixels
+from neural_polarizer.defenses.engine import Engine, Values
+from neural_polarizer.defenses.stand_ins.evidence import Belief, believed
+from neural_polarizer.defenses.stand_ins.least import (
+    Forward,
+    StandIns,
+    dense_forms,
+    drawn_forms,
+    least_stand_ins,
+    pixel_unit,
+    wanted_labels,
+)
+from neural_polarizer.defenses.stand_ins.program import head_norms
+from neural_polarizer.defenses.stand_ins.settings import Bank, Looks, Search
+from neural_polarizer.perturb import clip, each_length
+from neural_polarizer.rng import stream
+from neural_polarizer.train import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The clean images that a search may see, and what the frozen network makes of them.
+
+    Args:
+        net: the engine; its layer is the identity.
+        rows: of these images among the clean ones.
+        labels: their true labels.
+        wanted: for each aim the label that each is to get.
+        values: in front of the layer.
+        logits: the frozen network's, float32.
+        feature_norm: mean L2 norm of the layer's input.
+    """
+
+    net: Engine
+    rows: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+    wanted: Int64[Tensor, "a n"]
+    values: Values
+    logits: Float[Tensor, "n k"]
+    feature_norm: float
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return tuple(self.net.images.shape[1:])
+
+    def in_pixels(self) -> Forward:
+        """Images with perturbations of their pixels, to logits."""
+
+        def forward(rows: Tensor, deltas: Tensor) -> Tensor:
+            return self.net.predict(clip(to_pixels(self.net.images[self.rows[rows]]) + deltas))
+
+        return forward
+
+    def in_features(self) -> Forward:
+        """Images with moves of the layer's input, to logits."""
+
+        def forward(rows: Tensor, deltas: Tensor) -> Tensor:
+            return self.net.logits(tuple(value[rows] for value in self.values), deltas)
+
+        return forward
+
+
+def seen(net: Engine, rows: Int64[Tensor, " n"], batch_size: int) -> Seen:
+    """What a search may see of the clean images ``rows``."""
+    labels = net.labels[rows]
+    values = tuple(value[rows] for value in net.values)
+    logits, norms = [], []
+    with torch.no_grad():
+        for batch in torch.arange(len(rows), device=net.device).split(batch_size):
+            part = tuple(value[batch] for value in values)
+            logits.append(net.logits(part))
+            norms.append(each_length(net.layer_input(part).float()).flatten())
+    return Seen(
+        net,
+        rows,
+        labels,
+        wanted_labels(labels, net.num_classes),
+        values,
+        torch.cat(logits),
+        float(torch.cat(norms).mean()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found out about the frozen network.
+
+    Args:
+        belief: in each aim.
+        norms: of dense stand-ins by class, "pixels", "features" and "head"; NaN where not looked at.
+        shifts: of dense stand-ins at the layer's input, by shift of the label.
+        pixels: the dense stand-ins in pixels.
+    """
+
+    belief: Belief
+    norms: dict[str, Float[Tensor, " k"]]
+    shifts: Float[Tensor, " s"]
+    pixels: StandIns
+
+
+def look(
+    at: Seen,
+    looks: Looks,
+    *,
+    pixels: Search,
+    features: Search,
+    batch_size: int,
+    seed: int,
+    told: Progress,
+) -> Found:
+    """Compute the statistics and combine them.
+
+    With many classes only the nearest ones and as many others are looked at (``Looks.classes``): a backdoor brings its
+    class near, and the others are the crowd that it has to stand out from.
+    """
+    net, count = at.net, at.net.num_classes
+    classes = _closely(at.logits, at.labels, looks.classes, stream(seed, "classes"))
+    head = _head_weight(net, to_pixels(net.images[:2]))
+    norms = {name: torch.full((count,), torch.nan) for name in ("pixels", "features", "head")}
+    if head is not None:
+        norms["head"][classes] = (
+            head_norms(head, at.logits, at.labels, classes, quantile=looks.quantile, steps=looks.program_steps)
+            .float()
+            .cpu()
+        )
+    shift_count = min(count - 1, 2 * looks.classes)
+    aims = torch.cat([classes.cpu().repeat_interleave(looks.features), count + torch.arange(shift_count)])
+    in_features = least_stand_ins(
+        at.in_features(),
+        at.labels,
+        at.wanted,
+        aims,
+        dense_forms(len(aims), net.features.shape, net.device),
+        net.features.shape,
+        unit=at.feature_norm,
+        search=features,
+        batch_size=batch_size,
+        generator=stream(seed, "looks in features"),
+        told=lambda done, total: told("look in features", done, total),
+    )
+    found = in_features.norms.log().cpu()
+    norms["features"][classes] = found[: -shift_count or None].view(len(classes), -1).mean(dim=1).exp()
+    each = max(1, round(looks.pixels / len(classes)))
+    dense = least_stand_ins(
+        at.in_pixels(),
+        at.labels,
+        at.wanted,
+        classes.cpu().repeat_interleave(each),
+        dense_forms(len(classes) * each, at.pixel_shape, net.device),
+        at.pixel_shape,
+        unit=pixel_unit(at.pixel_shape),
+        search=pixels,
+        batch_size=batch_size,
+        generator=stream(seed, "looks in pixels"),
+        told=lambda done, total: told("look in pixels", done, total),
+    )
+    norms["pixels"][classes] = dense.norms.log().cpu().view(len(classes), -1).mean(dim=1).exp()
+    shifts = torch.full((count - 1,), torch.nan)
+    shifts[:shift_count] = found[len(found) - shift_count :].exp()
+    belief = believed([each.log() for each in norms.values()], shifts.log(), floor=looks.floor, prior=looks.prior)
+    return Found(belief, norms, shifts, dense)
+
+
+def drawn_aims(belief: Belief, count: int, generator: torch.Generator) -> Int64[Tensor, " m"]:
+    """Aims drawn in proportion to the belief in them."""
+    return torch.multinomial(belief.aims, count, replacement=True, generator=generator)
+
+
+def of_all_forms(
+    at: Seen,
+    aims: Int64[Tensor, " m"],
+    *,
+    bank: Bank,
+    search: Search,
+    batch_size: int,
+    generator: torch.Generator,
+    told: Progress,
+    phase: str,
+) -> StandIns:
+    """Least stand-ins in pixels for ``aims``, dense ones and ones in windows; those that do not succeed are left out."""
+    shape = at.pixel_shape
+    forms = drawn_forms(
+        len(aims),
+        shape,
+        (1, 2),
+        dense=bank.dense,
+        smooth=bank.smooth,
+        largest=bank.window,
+        cells=bank.cells,
+        generator=generator,
+        device=at.net.device,
+    )
+    found = least_stand_ins(
+        at.in_pixels(),
+        at.labels,
+        at.wanted,
+        aims,
+        forms,
+        shape,
+        unit=pixel_unit(shape),
+        search=search,
+        batch_size=batch_size,
+        generator=generator,
+        told=lambda done, total: told(phase, done, total),
+    )
+    return found.select(succeeding(found, search.cap * pixel_unit(shape)))
+
+
+def at_layer(
+    at: Seen,
+    aims: Int64[Tensor, " m"],
+    *,
+    dense: float,
+    search: Search,
+    batch_size: int,
+    generator: torch.Generator,
+    told: Progress,
+    phase: str,
+) -> StandIns:
+    """Least stand-ins at the layer's input, for the layer as it is; those that do not succeed are left out."""
+    features = at.net.features
+    forms = drawn_forms(
+        len(aims),
+        features.shape,
+        features.places,
+        dense=dense,
+        smooth=0.0,
+        largest=1.0,
+        cells=1,
+        generator=generator,
+        device=at.net.device,
+    )
+    found = least_stand_ins(
+        at.in_features(),
+        at.labels,
+        at.wanted,
+        aims,
+        forms,
+        features.shape,
+        unit=at.feature_norm,
+        search=search,
+        batch_size=batch_size,
+        generator=generator,
+        told=lambda done, total: told(phase, done, total),
+    )
+    return found.select(succeeding(found, search.cap * at.feature_norm))
+
+
+def succeeding(found: StandIns, cap: float) -> Tensor:
+    """Which lead at least half of their images over without being at the cap."""
+    return (found.success >= 0.5) & (found.norms < 0.99 * cap)
+
+
+def _closely(
+    logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], most: int, generator: torch.Generator
+) -> Int64[Tensor, " c"]:
+    """The classes that are looked at closely, in their order."""
+    count = logits.shape[1]
+    if count <= 2 * most:
+        return torch.arange(count, device=logits.device)
+    behind = logits.amax(dim=1, keepdim=True) - logits
+    distance = torch.stack([behind[labels != each, each].median() for each in range(count)])
+    order = distance.argsort()
+    others = order[most:][torch.randperm(count - most, generator=generator).to(order.device)[:most]]
+    return torch.cat([order[:most], others]).sort().values
+
+
+@torch.no_grad()
+def _head_weight(net: Engine, pixels: Tensor) -> Float[Tensor, "k d"] | None:
+    """The weight of the linear layer whose outputs are the logits, if there is one."""
+    outputs: list[tuple[nn.Module, Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda module, _args, output: outputs.append((module, output)))
+        for module in net.model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    try:
+        logits = net.model(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module, output in reversed(outputs):
+        if isinstance(output, Tensor) and output.shape[0] == len(logits) and output.numel() == logits.numel():
+            weight = module.weight
+            if (
+                isinstance(weight, Tensor)
+                and torch.equal(output.flatten(1), logits)
+                and weight.flatten(1).shape[0] == logits.shape[1]
+            ):
+                return weight.detach().flatten(1).float()
+    return None

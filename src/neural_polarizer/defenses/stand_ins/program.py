@@ -1,0 +1,70 @@
+"""The convex program at the head's input: the smallest shift there that would lead most images to a class."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def head_norms(
+    weight: Float[Tensor, "k d"],
+    logits: Float[Tensor, "n k"],
+    labels: Int64[Tensor, " n"],
+    classes: Int64[Tensor, " c"],
+    *,
+    quantile: float,
+    steps: int,
+) -> Float[Tensor, " c"]:
+    """For each class the norm of the least shift s of the head's input h with z_k(h + s) >= z_j(h + s) for all j.
+
+    minimise |s|^2 / 2 subject to (w_k - w_j) . s >= b_kj, with b_kj the ``quantile`` over the images of other classes
+    of z_j - z_k.  Solved in the dual, max b . l - |sum_j l_j (w_k - w_j)|^2 / 2 over l >= 0, for all classes at once
+    by projected gradient steps with momentum; the answer is stretched until it satisfies every constraint.
+
+    Source: the quadratic program of "TAC" (arXiv 2511.08944) with a quantile in place of the maximum.
+
+    Args:
+        weight: of the head, a linear layer.
+        logits: of clean images, biases included.
+        labels: their classes.
+        classes: those to compute.
+        quantile: in [0, 1].
+        steps: iterations.
+
+    Returns:
+        Norms; infinite for a class that all images belong to, 0 for one that needs no shift.
+    """
+    weight, logits = weight.double(), logits.double()
+    count = len(weight)
+    needs = torch.full((len(classes), count), -torch.inf, dtype=torch.float64, device=weight.device)
+    for place, each in enumerate(classes.tolist()):
+        others = logits[labels != each]
+        if len(others) > 0:
+            needs[place] = torch.quantile(others - others[:, each, None], quantile, dim=0)
+    own = torch.nn.functional.one_hot(classes, count).bool()
+    needs = needs.masked_fill(own, -torch.inf)
+    usable = needs.isfinite()
+    target = needs.masked_fill(~usable, 0.0)
+    gram = weight @ weight.T
+    towards = weight[classes]
+
+    def shift(dual: Tensor) -> Tensor:
+        return dual.sum(dim=1, keepdim=True) * towards - dual @ weight
+
+    def slack(found: Tensor) -> Tensor:
+        return (found * towards).sum(dim=1, keepdim=True) - found @ weight.T
+
+    diagonal = gram.diagonal()
+    spread = (diagonal[classes, None] - 2 * gram[classes] + diagonal[None]).masked_fill(~usable, 0.0)
+    rate = 1 / spread.sum(dim=1, keepdim=True).clamp_min(1e-30)  # the trace bounds the largest eigenvalue
+    dual = torch.zeros_like(target)
+    ahead, pace = dual, 1.0
+    for _ in range(steps):
+        stepped = (ahead + rate * (target - slack(shift(ahead)))).clamp_min(0).masked_fill(~usable, 0.0)
+        following = (1 + (1 + 4 * pace**2) ** 0.5) / 2
+        ahead = stepped + (pace - 1) / following * (stepped - dual)
+        dual, pace = stepped, following
+    found = shift(dual)
+    reached = slack(found)
+    stretch = (target / reached.clamp_min(1e-12)).masked_fill(~usable | (target <= 0), 0.0).amax(dim=1)
+    norms = found.norm(dim=1) * stretch
+    return torch.where(usable.any(dim=1), norms, torch.inf)

@@ -1,0 +1,171 @@
+"""The settings of the defense with least stand-ins, with their meaning and their checks."""
+
+import math
+from dataclasses import dataclass, fields
+
+from neural_polarizer.errors import BadInputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How a least stand-in is looked for (``least.least_stand_ins``).
+
+    Args:
+        steps: gradient steps.
+        images: fresh images in each step.
+        success: share of them that must go over for a radius to shrink.
+        start: the first radius, in units of ``unit``.
+        cap: the largest radius, in the same units.
+        change: log of the factor by which a radius changes in the first steps.
+        finest: the same in the last step; evenly in between.
+        settle: steps before a radius changes.
+        stride: length of a step in radii, at the beginning; it falls evenly to ``last_stride``.
+        last_stride: the same at the end.
+        averaged: a stand-in's norm is the geometric mean of its radii over this last share of the steps.
+    """
+
+    steps: int = 16
+    images: int = 8
+    success: float = 0.75
+    start: float = 1.0
+    cap: float = 4.5
+    change: float = 0.2
+    finest: float = 0.05
+    settle: int = 2
+    stride: float = 0.58
+    last_stride: float = 0.08
+    averaged: float = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """What is looked at to find the attacker's class (``evidence``).
+
+    Args:
+        classes: with more classes than twice this, only so many of the nearest ones, and as many others to compare
+            them with, are looked at closely.
+        pixels: dense stand-ins in pixels, spread over the classes; at least one for each.
+        features: dense stand-ins at the layer's input for each class.
+        quantile: of the margins that the convex program at the head's input has to overcome.
+        program_steps: iterations of its solver.
+        floor: share of all stand-ins that is spread evenly over the aims, whatever the evidence says.
+        prior: probability that there is a backdoor, before any evidence.
+        level: of the verdict: a model is accused where the corrected p-value is below.
+    """
+
+    classes: int = 32
+    pixels: int = 20
+    features: int = 2
+    quantile: float = 0.9
+    program_steps: int = 300
+    floor: float = 0.1
+    prior: float = 0.5
+    level: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """How many stand-ins the layer learns from.
+
+    Args:
+        pixels: in pixels, besides the dense ones of the evidence.
+        dense: share of these that may be anything.
+        smooth: share of these that are smooth, as low frequencies, blends and warps are; the others have a window.
+        cells: of the grid that smooth ones are as smooth as, a side.
+        window: the largest side of a window, as a share of the picture's.
+        images: images that carry each of them.
+        features: at the layer's input.
+        features_dense: share of these that cover the whole map.
+        noise: length of the isotropic noise around one at the layer's input, in its own length.
+        stretch: a stand-in is scaled by 1 to 1 + ``stretch`` when it is used.
+    """
+
+    pixels: int = 24
+    dense: float = 0.0
+    smooth: float = 0.33
+    cells: int = 8
+    window: float = 0.5
+    images: int = 24
+    features: int = 64
+    features_dense: float = 0.3
+    noise: float = 0.7
+    stretch: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How the layer is learned.
+
+    Args:
+        weights: of the agreement on stand-ins, of each of the two banks, tried in turn; clean images have 1.
+        pull: of ``|A - I|^2``, which keeps the change low in rank; ``Guard.dial`` gives its length back.
+        lr: of Adam; for the shift, in standard deviations of the features.
+        steps: of learning from stand-ins of the frozen network, with a cosine schedule.
+        rounds: at most so many times, stand-ins are made anew at the input of the layer as it is, dense ones, and
+            learned from, as long as the budget allows it.
+        renewed: stand-ins in each round.
+        round_steps: of learning in each round, with a cosine schedule of their own.
+    """
+
+    weights: tuple[float, ...] = (0.03, 0.1)
+    pull: float = 0.01
+    lr: float = 1.5e-3
+    steps: int = 200
+    rounds: int = 10
+    renewed: int = 24
+    round_steps: int = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What the result may cost (``guard``).
+
+    Args:
+        max_acc_drop: the largest loss of accuracy on held-out clean images, as a fraction; what may be lost is this times
+            the probability that there is a backdoor.
+        held_out: share of the clean images that nothing is learned from.
+        least: with fewer held-out images than this, all clean images judge.
+        errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
+            tell it no better.
+        dials: how far beyond the learned layer (1) the result may go; points that are measured.
+        enough: nothing stronger is tried once held-out stand-ins lead no more than this share of images over.
+        alike: shares of images that are led over count as equal up to this.
+    """
+
+    max_acc_drop: float = 0.006
+    held_out: float = 0.25
+    least: int = 100
+    errors: float = 1.0
+    dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    enough: float = 0.02
+    alike: float = 0.01
+
+
+def check_ranges(settings: object) -> None:
+    """Refuse numbers that make no sense: not finite, negative, or a share above 1.
+
+    Raises:
+        BadInputError: one is.
+    """
+    shares = {
+        "success",
+        "quantile",
+        "floor",
+        "prior",
+        "level",
+        "dense",
+        "window",
+        "features_dense",
+        "held_out",
+        "smooth",
+        "enough",
+    }
+    shares |= {"averaged", "max_acc_drop"}
+    for field in fields(settings):  # type: ignore[arg-type]  # a dataclass
+        value = getattr(settings, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            if not math.isfinite(number) or number < 0 or (field.name in shares and number > 1):
+                kind = "a share between 0 and 1" if field.name in shares else "finite and not negative"
+                raise BadInputError(f"{field.name} must be {kind}, got {number}")
