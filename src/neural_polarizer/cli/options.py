@@ -59,6 +59,23 @@ Size = Annotated[
     str | None,
     typer.Option(help="Resize all images to this, as 32 or 32x48; needed where they differ.", metavar="HxW"),
 ]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        help="The data's class names in the model's order: one a line, or JSON (a list, {name: number} or {number: "
+        "name}); needed where names or folders do not say which class is which.",
+        metavar="FILE",
+    ),
+]
+PoisonLabelText = Annotated[
+    str | None,
+    typer.Option(
+        "--poison-label",
+        help="The attacker's class, or next for all-to-all, where --triggered is a folder of triggered images by their "
+        "true class, as BackdoorBench's bd_test_dataset.",
+        metavar="CLASS",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N training images.", min=1)]
 PrecisionName = Annotated[
     Literal["fp32", "bf16"] | None, typer.Option(help="Default: bf16 where the hardware computes in it.")

@@ -4,20 +4,22 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.audit import choose_target
 from neural_polarizer.cli.defense import AUTO, Wanted, chosen_defense, profile_of
-from neural_polarizer.cli.inputs import read_evidence, triggered_path
+from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import (
+    Classes,
     DeviceName,
     GivenArchitecture,
     NumClasses,
     Out,
     OwnSettings,
+    PoisonLabelText,
     PrecisionName,
     ProfileName,
     Quiet,
@@ -84,9 +86,13 @@ def purify(
     ] = None,
     own: OwnSettings = None,
     test: Annotated[str | None, typer.Option(help="Test images, a data spec: measures ACC.")] = None,
-    triggered: Annotated[Path | None, typer.Option(help="triggered.parquet: measures ASR and RA.")] = None,
+    triggered: Annotated[
+        Path | None, typer.Option(help="triggered.parquet, or a folder with --poison-label: measures ASR and RA.")
+    ] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Also write the model without the layer, as fast.")] = False,
     size: Size = None,
+    classes: Classes = None,
+    poison_label: PoisonLabelText = None,
     precision: PrecisionName = None,
     device: DeviceName = None,
     seed: Seed = 0,
@@ -116,12 +122,16 @@ def purify(
     chosen_defense(wanted, named, place)  # wrong usage is told before anything is read
     loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
-    classes = loaded.record.num_classes
-    pool = read_images(clean, size=shape, num_classes=classes)
+    known = classes_of(loaded, classes)
+    if known is not None and known.binding:
+        loaded = replace(loaded, record=replace(loaded.record, classes=None))  # the images have the file's
+    form: dict[str, Any] = {"num_classes": loaded.record.num_classes, "classes": known}
+    pool = read_images(clean, size=shape, **form)
     check_takes(loaded, pool.image_size)
     triggered = triggered_path(model, triggered)
-    poisoned = None if mixture is None else read_images(mixture, size=pool.image_size, num_classes=classes)
-    evidence = read_evidence(test, triggered, size=pool.image_size, num_classes=classes)
+    poisoned = None if mixture is None else read_images(mixture, size=pool.image_size, **form)
+    label = parse_poison_label(poison_label)
+    evidence = read_evidence(test, triggered, size=pool.image_size, poison_label=label, **form)
     notes: tuple[str, ...] = ()
     if target == AUTO:
         with bars(console, quiet=quiet) as progress:
@@ -147,6 +157,7 @@ def purify(
                 "test": test,
                 "triggered": None if triggered is None else str(triggered),
                 "mixture": mixture,
+                **({} if label is None else {"poison_label": label}),
             },
             notes=notes,
             load_seconds=time.perf_counter() - started,

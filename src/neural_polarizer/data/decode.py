@@ -32,7 +32,7 @@ MAX_SCANS = 100  # of a progressive JPEG of MAX_PIXELS; a smaller image may have
 THREADS_PAY_FROM = 4_000  # bytes; GTSRB's 2 kB images decode twice as fast without threads
 FORMATS = "PNG, JPEG, WebP, BMP, GIF, binary PPM or TIFF"
 SUFFIXES = frozenset(
-    ".png .jpg .jpeg .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff".split()  # noqa: SIM905
+    ".png .jpg .jpeg .jfif .jpe .jif .pjpeg .pjp .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff".split()  # noqa: SIM905
 )
 
 Source = bytes | Path | Image.Image
