@@ -302,7 +302,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_purify_takes_every_baseline_by_name(method: str) -> None:
     model, clean = tiny_model(), tiny_images(16)
     for scale in (None, "laptop"):
-        found = purify(model, clean, method, scale=scale, device="cpu", **CHANGES[method])
+        found = purify(model, clean, method, scale=scale, device="cpu", force=True, **CHANGES[method])
         assert isinstance(found, Purified)
         assert (found.polarizer, found.site) == (None, None)
         assert found.model(clean.images / 255).shape == (16, 4)
@@ -311,7 +311,7 @@ def test_purify_takes_every_baseline_by_name(method: str) -> None:
 def test_purify_takes_whole_fields_and_refuses_what_has_no_meaning() -> None:
     model, clean = tiny_model(), tiny_images(16)
     schedule = replace(FineTuning().schedule, epochs=1, batch_size=8)
-    assert purify(model, clean, "ft", schedule=schedule, device="cpu").history == []
+    assert purify(model, clean, "ft", schedule=schedule, device="cpu", force=True).history == []
     cases: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("ft", {"site": "after:features"}, "site makes no sense for ft"),
         ("nc", {"target": 1}, "nc takes no target"),

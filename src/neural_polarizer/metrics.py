@@ -63,10 +63,11 @@ def predict(
         batches = images.images.split(batch_size)
         for done, batch in enumerate(batches, start=1):
             logits = model(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
-            if logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
+                form = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
                 raise BadInputError(
                     f"{images.source}: has label {int(images.labels.max())}, but the model's output is "
-                    f"{tuple(logits.shape)}; it needs N x K with a logit for every class"
+                    f"{form}; it needs N x K with a logit for every class"
                 )
             found.append(logits.argmax(dim=1).cpu())
             progress("evaluate", done, len(batches))

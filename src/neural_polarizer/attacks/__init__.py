@@ -43,5 +43,10 @@ def attack_class(name: str) -> type[Attack]:
 
 def name_of(attack: Attack) -> str:
     """The name under which ``attack_class`` finds its class."""
-    names = [name for name, kind in ATTACKS.items() if type(attack) is kind]
-    return names[0] if names else f"{type(attack).__module__}:{type(attack).__qualname__}"
+    return name_of_class(type(attack))
+
+
+def name_of_class(kind: type[Attack]) -> str:
+    """The name under which ``attack_class`` finds it."""
+    names = [name for name, known in ATTACKS.items() if kind is known]
+    return names[0] if names else f"{kind.__module__}:{kind.__qualname__}"

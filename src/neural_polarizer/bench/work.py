@@ -68,7 +68,8 @@ class Bench:
         try:
             result = self._result(cell, device)
             if not isinstance(cell, VictimCell):  # which may come from the cache
-                result["peak_mb"] = peak_memory() / 2**20
+                peak = peak_memory()
+                result["peak_mb"] = None if peak is None else peak / 2**20
         except EnvironmentFaultError:  # a full disk fails all cells alike
             raise
         except NeuralPolarizerError as raised:
@@ -121,7 +122,8 @@ class Bench:
                 f"{train.source}: these are not the images that the victim in {folder} was trained on; choose another "
                 "--out for them"
             )
-        model, trigger = load_model(folder / MODEL).model, LearnedTrigger(*load_attack(folder))
+        attack, state = load_attack(folder, own=type(cell.victim.attack))
+        model, trigger = load_model(folder / MODEL).model, LearnedTrigger(attack, state)
         weights = {"model_sha256": victim["model_sha256"]}
         if cell.kind == "distances":
             study = analyses.distances(model, cell.defense, test, trigger, device)

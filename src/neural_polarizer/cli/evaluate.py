@@ -26,6 +26,7 @@ from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.metrics import evaluate as measure
+from neural_polarizer.plausibility import Rules, examine
 
 
 def evaluate(
@@ -60,11 +61,15 @@ def evaluate(
     place = choose_device(device)
     with bars(console, quiet=quiet) as progress:
         metrics = measure(loaded.model, evidence.test, evidence.triggered, device=place, progress=progress)
+    remarks = (*loaded.findings, *evidence.notes)
+    if evidence.test is not None and metrics.acc is not None and metrics.acc < Rules().doubtful:
+        remark = examine(loaded.model, evidence.test, device=place).remark
+        remarks = (*remarks, *(() if remark is None else (remark,)))
     if json is not None:
         write_json(json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
     if not quiet:
         show_table(_table(metrics))
-        for remark in (*loaded.findings, *evidence.notes):
+        for remark in remarks:
             console.print(f"note: {remark}", markup=False, highlight=False)
 
 

@@ -1,5 +1,6 @@
 """Reading what several commands take: a model, and the test data to measure it on."""
 
+import sys
 from pathlib import Path
 
 import typer
@@ -10,6 +11,12 @@ from neural_polarizer.data.poison import PoisonLabel, read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.runs.attack import TRIGGERED
 from neural_polarizer.runs.inspect import Evidence
+
+
+def given_words(context: typer.Context) -> list[str]:
+    """The words of the command line, also where ``main`` was called with a list of them."""
+    words = context.find_root().obj
+    return [str(word) for word in words] if isinstance(words, list) else sys.argv[1:]
 
 
 def triggered_path(model: Path, given: Path | None) -> Path | None:

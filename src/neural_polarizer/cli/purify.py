@@ -1,6 +1,5 @@
 """``polarizer purify``."""
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.audit import choose_target
 from neural_polarizer.cli.defense import AUTO, Wanted, chosen_defense, profile_of
-from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, triggered_path
+from neural_polarizer.cli.inputs import classes_of, given_words, parse_poison_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import (
     Classes,
     DeviceName,
@@ -43,6 +42,7 @@ from neural_polarizer.scales import Scale
 
 
 def purify(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
     clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
     out: Out,
@@ -95,6 +95,10 @@ def purify(
     poison_label: PoisonLabelText = None,
     precision: PrecisionName = None,
     device: DeviceName = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on where the model does no better than guessing on the clean images."),
+    ] = False,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -160,8 +164,9 @@ def purify(
                 **({} if label is None else {"poison_label": label}),
             },
             notes=notes,
+            force=force,
             load_seconds=time.perf_counter() - started,
-            command=["polarizer", *sys.argv[1:]],
+            command=["polarizer", *given_words(context)],
             progress=progress,
         )
         if fold:

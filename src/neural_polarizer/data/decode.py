@@ -79,6 +79,20 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
         raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
 
 
+def picture(image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an opened picture, by the rules of ``decode``; the picture stays as it is.
+
+    Shape: uint8 ``(h, w, 3)`` in 0..255.
+
+    Raises:
+        BadInputError: it has no agreed range, is truncated, or is damaged.
+    """
+    try:
+        return _pixels(image.copy(), None).copy()
+    except Exception as error:  # noqa: BLE001, RUF100  as in ``decode``
+        raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
+
+
 def one_line(error: BaseException) -> str:
     """An error's text on one line of at most 200 characters, without control characters."""
     return shown(" ".join(str(error).split())[:200]) or type(error).__name__

@@ -16,7 +16,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import replace_layer
-from neural_polarizer.rng import stream
+from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Progress, Schedule, silent
 
@@ -104,6 +104,12 @@ class ANP:
         Raises:
             BadInputError: the network has no batch norms with weights.
         """
+        with global_rng(seed, "anp dropout"):
+            return self._masks(model, clean, seed, device, progress)
+
+    def _masks(
+        self, model: nn.Module, clean: ImageSet, seed: int, device: torch.device | str, progress: Progress
+    ) -> dict[str, Float[Tensor, " c"]]:
         network = copy.deepcopy(model).requires_grad_(False).to(device)
         noisy = _masked(network)
         network.train()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,6 +57,9 @@ def _channels(text: str) -> tuple[float, ...]:
 class Normalized(nn.Module):
     """A network behind its normalisation ``n(x) = (x - mean) / std``.
 
+    The statistics are part of the state dict. A state dict without them, as earlier versions wrote it, leaves those of
+    the module as they are.
+
     Shape: float ``(n, 3, h, w)`` in [0, 1] to logits ``(n, k)``.
 
     Args:
@@ -75,8 +79,12 @@ class Normalized(nn.Module):
         if len(mean) != len(std) or min(std) <= 0:
             raise BadInputError(f"normalisation needs one mean and one positive std a channel, got {mean} and {std}")
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        own = {f"{prefix}{name}": value for name, value in (("mean", self.mean), ("std", self.std))}
+        super()._load_from_state_dict({**own, **state_dict}, prefix, *others)
 
     def forward(self, pixels: Float[Tensor, "n c h w"]) -> Tensor:
         return self.network((pixels - self.mean) / self.std)

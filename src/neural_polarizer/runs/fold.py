@@ -10,14 +10,13 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json, sha256_of_file, write_json
-from neural_polarizer.folding import Folded, fold_polarizer
+from neural_polarizer.folding import FOLDED_IMAGES, Folded, fold_polarizer
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import CLEAN_INDEX, PURIFIED
 from neural_polarizer.runs.purify_checks import RECORD
 
 FOLDED = "folded.safetensors"
-SAMPLES = 512  # clean images on which the logits are compared; more only take longer
 
 
 def fold_run(out: Path, pool: ImageSet, evidence: Evidence, *, device: torch.device) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def fold_run(out: Path, pool: ImageSet, evidence: Evidence, *, device: torch.dev
         return record
     try:
         loaded = load_model(out / PURIFIED)
-        clean = pool.select(read_index(out / CLEAN_INDEX, pool)[:SAMPLES])
+        clean = pool.select(read_index(out / CLEAN_INDEX, pool)[:FOLDED_IMAGES])
         model, pixels = loaded.model.to(device), to_pixels(clean.images.to(device))
         folded = fold_polarizer(model, pixels)
     except BadInputError as error:
