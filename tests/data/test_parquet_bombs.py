@@ -167,3 +167,14 @@ def test_a_pickled_extension_type_is_not_run(tmp_path: Path) -> None:
     assert not canary.exists()
     pickle.loads(code)
     assert canary.exists()
+
+
+def test_labels_that_are_no_names_but_a_flood_of_text_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rows = tmp_path / "a.parquet", [png()] * 4
+    pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "x" * 1001]}), path)
+    refused(path, "too many different texts, or too long ones")
+    pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "d"]}), path)
+    monkeypatch.setattr(columns, "_MAX_TEXTS", 3)
+    refused(path, "too many different texts, or too long ones")

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from neural_polarizer.data.decode import one_line, shown
 from neural_polarizer.data.labels import class_labels
@@ -13,7 +12,7 @@ from neural_polarizer.errors import BadInputError
 
 MAX_ROWS = 10_000_000  # a few bytes can stand for any number of labels
 MAX_METADATA_BYTES = 8 << 20  # the names of 21,000 classes need 1 MB
-_MAX_TEXTS, _MAX_LETTERS = 1_000_000, 1_000  # different labels in words, and the length of one
+_MAX_TEXTS, _MAX_TEXT_BYTES, _MAX_LETTERS = 1_000_000, 64 << 20, 1_000  # different labels in words, and one of them
 
 
 def image_leaf(schema: pa.Schema, image: str, where: object) -> str:
@@ -64,15 +63,13 @@ def _texts(column: pa.ChunkedArray, said: str) -> np.ndarray:
     words = coded.chunk(0).dictionary if coded.num_chunks else pa.array([], pa.string())
     if not (pa.types.is_string(words.type) or pa.types.is_large_string(words.type)) or words.null_count:
         raise BadInputError(f"{said} holds {shown(column.type)}, which cannot be labels")
-    if (
-        len(words) > _MAX_TEXTS
-        or max((pc.binary_length(words).to_numpy(zero_copy_only=False)), default=0) > _MAX_LETTERS
-    ):
+    names = words.to_pylist() if len(words) <= _MAX_TEXTS and words.nbytes <= _MAX_TEXT_BYTES else None
+    if names is None or max(map(len, names), default=0) > _MAX_LETTERS:
         raise BadInputError(f"{said} holds too many different texts, or too long ones, for class names")
-    if not len(words):
+    if not names:
         return np.array([], dtype=np.int64)
     places = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
-    return class_labels(np.array(words.to_pylist())[places], said)
+    return class_labels(np.array(names)[places], said)
 
 
 def names_in_metadata(metadata: Any, label: str, where: object) -> tuple[str, ...] | None:
