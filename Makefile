@@ -22,7 +22,7 @@ bench: $(INSTALLED)
 	mkdir -p runs/bench
 	for name in plain ceiling scaling memory; do \
 		$(BIN)/python benchmarks/npd_speed.py $$name --json runs/bench/$$name.json || exit 1; done
-	$(BIN)/python benchmarks/npd_speed.py fast --width 16 --json runs/bench/fast.json
+	$(BIN)/python benchmarks/npd_speed.py whole --width 16 --json runs/bench/whole.json
 	$(BIN)/python benchmarks/inference_cost.py --json runs/bench/inference.json
 	$(BIN)/python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
 

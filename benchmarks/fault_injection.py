@@ -103,7 +103,7 @@ def command(name: str, data: Path, place: Place) -> list[str]:
         ),
         "purify": (
             *("purify", attacked, "--clean", train, "--test", test, "--triggered", attacked / "triggered.parquet"),
-            *("--out", place.out, "--n-clean", 10, "--epochs", 2, "--fold", "--speed", "fast"),
+            *("--out", place.out, "--n-clean", 10, "--epochs", 2, "--fold"),
             *("--precision", "fp32"),
         ),
         "bench": (

@@ -203,10 +203,7 @@ def main() -> None:
     ours = npm.purify(cell, clean, asked.method, site=f"before:network.{asked.site}", **common)
     seconds = {"pytorch": round(middle - started, 1), "mindspore": round(time.perf_counter() - middle, 1)}
     compared = {"mindspore": gaps(ours, theirs), "rounding": gaps(torch_purified(rounded(model)), theirs)}
-    suspects = {"pytorch": theirs.suspect, "mindspore": ours.suspect}
-    print(
-        json.dumps({"epochs": len(ours.history), "gaps": compared, "suspect": suspects, "seconds": seconds}), flush=True
-    )
+    print(json.dumps({"epochs": len(ours.history), "gaps": compared, "seconds": seconds}), flush=True)
     before = {
         "pytorch": rates_of(npz.evaluate(model, test, triggered)),
         "mindspore": measured(cell, test, triggered),

@@ -16,20 +16,14 @@ from typing import Any
 
 from npd_table import purify_victim
 
-from neural_polarizer.defenses.presets import PAPER_SITE, preset
+from neural_polarizer.defenses.npd.presets import PAPER_SITE, preset
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "shipped": {},
     "before-the-stage": {"site": "before:layer4"},
     "last-feature-map": {"site": "after:layer4"},
     "paper-site": {"site": PAPER_SITE},
-    "fast": {"speed": "fast"},
-    "no-suspect": {"suspect": False},
-    "pixels-only": {"feature_share": 0.0},
-    "pixels-and-runner-up-only": {"suspect": False, "feature_share": 0.0},
-    "fewer-features": {"feature_share": 0.25},
-    "shared-as-weak": {"shared_radius": None, "shared_steps": None},
-    "runner-up-as-strong": {"radii": (5.0,), "steps": 4},
+    "stronger": {"radii": (5.0,), "steps": 4},
     "sign-steps": {"step_rule": "sign"},
     "lr-0.01": {"lr": 0.01},
     "lr-0.05": {"lr": 0.05},

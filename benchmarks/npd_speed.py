@@ -1,7 +1,7 @@
 """How fast NPD learns: against a plain form of the reference procedure, and against the hardware.
 
     python benchmarks/npd_speed.py plain                      # (a) the same algorithm, step by step, and ours
-    python benchmarks/npd_speed.py fast --width 16            # the fast mode, and the plain form at 50 epochs
+    python benchmarks/npd_speed.py whole --width 16           # a whole run, and the plain form at 50 epochs
     python benchmarks/npd_speed.py ceiling                    # (b) FLOP/s of the inner loop and of convolutions alone
     python benchmarks/npd_speed.py scaling                    # (d) clean images, width, image size
     python benchmarks/npd_speed.py memory                     # (e) peak memory of a run with 2,500 images
@@ -31,8 +31,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
-from neural_polarizer.defenses.presets import preset
+from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.files import write_json
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import PROFILES, Normalized
@@ -104,8 +104,8 @@ def plain(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": found}
 
 
-def fast(options: argparse.Namespace) -> dict[str, Any]:
-    """The fast mode as a whole, and the plain form: one epoch and three, from which its 50 are reckoned."""
+def whole(options: argparse.Namespace) -> dict[str, Any]:
+    """The shipped NPD as a whole, and the plain form: one epoch and three, from which its 50 are reckoned."""
     model, clean = model_of(options.width), images_of(options.images, options.size)
     settings = replace(
         preset("npd", name="reference", profile="cifar10"), warmup_epochs=1, early_stop=1.0, batch_size=128
@@ -114,16 +114,14 @@ def fast(options: argparse.Namespace) -> dict[str, Any]:
         f"plain, fp32, {epochs}": lambda e=epochs: plain_npd(model, clean, replace(settings, epochs=e), seed=0)  # type: ignore[misc]
         for epochs in (1, 3)
     }
-    for speed in ("fast", "exact"):
-        mode = NeuralPolarizer(precision="bf16", speed=speed)
-        variants[speed] = lambda m=mode: m.repair(model, clean, seed=0)  # type: ignore[misc]
+    variants["shipped"] = lambda: NeuralPolarizer(precision="bf16").repair(model, clean, seed=0)
     found = turns(variants, options.rounds)
     one, three = (median(found[f"plain, fp32, {epochs}"]) for epochs in (1, 3))
     found["plain, fp32, 50 epochs (reckoned)"] = [one + 49 * (three - one) / 2]
     for name, seconds in found.items():
         factor = found["plain, fp32, 50 epochs (reckoned)"][0] / median(seconds)
         print(f"  {name:34} {median(seconds):8.2f} s ({min(seconds):.2f} to {max(seconds):.2f})  {factor:6.1f} times")
-    return {"seconds": {name: found[name] for name in ("plain, fp32, 50 epochs (reckoned)", "exact", "fast")}}
+    return {"seconds": {name: found[name] for name in ("plain, fp32, 50 epochs (reckoned)", "shipped")}}
 
 
 def ceiling(options: argparse.Namespace) -> dict[str, Any]:
@@ -194,7 +192,7 @@ def _flops(run: Callable[[], object]) -> int:
 
 def scaling(options: argparse.Namespace) -> dict[str, Any]:
     """(d) One epoch of the shipped NPD: images, width and size, one at a time."""
-    settings = replace(NeuralPolarizer(precision="bf16"), epochs=1, suspect=False, feature_share=0.0)
+    settings = replace(NeuralPolarizer(precision="bf16"), epochs=1)
     cases = [(count, 16, 32) for count in (250, 500, 1000, 2500, 5000)]
     cases += [(1000, width, 32) for width in (32, 64)] + [(1000, 16, 64)]
     found = {}
@@ -228,7 +226,7 @@ def one_run(options: argparse.Namespace) -> dict[str, Any]:
 
 MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {
     "plain": (plain, 512),
-    "fast": (fast, 2500),
+    "whole": (whole, 2500),
     "ceiling": (ceiling, 0),
     "scaling": (scaling, 0),
     "memory": (memory, 2500),

@@ -28,8 +28,8 @@ from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
-from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Preset, preset
+from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset, preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import read_json, write_json, write_text
 from neural_polarizer.metrics import Metrics

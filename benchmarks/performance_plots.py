@@ -2,12 +2,10 @@
 
     python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
 
-Takes whichever of plain.json, fast.json, ceiling.json, scaling.json, memory.json, inference.json and modes.csv (of
-``polarizer bench report modes``) are there.
+Takes whichever of plain.json, whole.json, ceiling.json, scaling.json, memory.json and inference.json are there.
 """
 
 import argparse
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -32,41 +30,10 @@ def plain(axes: Axes, found: dict[str, Any]) -> str:
     return "seconds, the same epochs of NPD"
 
 
-def fast(axes: Axes, found: dict[str, Any]) -> str:
+def whole(axes: Axes, found: dict[str, Any]) -> str:
     """Seconds of a whole run."""
     plain(axes, found)
     return "seconds, a whole run of NPD"
-
-
-def modes(axes: Axes, found: dict[str, Any]) -> str:
-    """DER of every victim and mode: the mean of the seeds and their spread."""
-    colours = {"pixels": "#c98a3b", "": OTHER, "fast": COLOUR}
-    for place, of_modes in enumerate(found["der"].values()):
-        for shift, (mode, (middle, spread)) in enumerate(of_modes.items()):
-            axes.errorbar(
-                100 * middle,
-                place + 0.2 * (shift - 1),
-                xerr=100 * spread,
-                fmt="o",
-                markersize=4,
-                color=colours[mode],
-                label=(mode or "shipped") if place == 0 else None,
-            )
-        axes.axhline(place + 0.5, color="whitesmoke", linewidth=0.8)
-    axes.set_yticks(range(len(found["der"])), list(found["der"]))
-    axes.legend(frameon=False)
-    return "DER, percent (mean and standard deviation of the seeds)"
-
-
-def read_modes(path: Path) -> dict[str, Any]:
-    """Mean and spread of the DER by victim and by mode, from the table in long form."""
-    der: dict[str, dict[str, tuple[float, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["value"] == "der" and row["mean"] and row["attack"] != "mean":
-                values = (float(row["mean"]), float(row["spread"] or 0))
-                der.setdefault(f"{row['data']}, {row['attack']}", {})[row["variant"]] = values
-    return {"setting": "", "der": der}
 
 
 def ceiling(axes: Axes, found: dict[str, Any]) -> str:
@@ -109,8 +76,7 @@ def inference(axes: Axes, found: dict[str, Any]) -> str:
 
 PLOTS: dict[str, Callable[[Axes, dict[str, Any]], str]] = {
     "plain": plain,
-    "fast": fast,
-    "modes": modes,
+    "whole": whole,
     "ceiling": ceiling,
     "scaling": scaling,
     "memory": memory,
@@ -126,10 +92,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["svg.hashsalt"] = "neural-polarizer"  # the same figures give the same file
     for name, draw in PLOTS.items():
-        path = options.results / f"{name}.{'csv' if name == 'modes' else 'json'}"
+        path = options.results / f"{name}.json"
         if not path.exists():
             continue
-        found = read_modes(path) if name == "modes" else read_json(path)
+        found = read_json(path)
         setting = found.pop("setting")
         figure = Figure(figsize=(8, 0.9 + 0.32 * max(4, len(next(iter(found.values()), {})))), layout="constrained")
         axes = figure.subplots()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.npd import NeuralPolarizer
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
 from neural_polarizer.perturb import clip
 from neural_polarizer.polarizer import Polarizer
@@ -29,7 +29,7 @@ def plain_npd(
     precision: str = "fp32",
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Polarizer:
-    """The polarizer that Alg. 1 learns, with the authors' order of work (spec 3.4); for the method ``npd`` alone.
+    """The polarizer that Alg. 1 learns, with the authors' order of work; only for the method ``npd``.
 
     A batch costs a clean forward pass, in each inner step a forward, a backward and one more forward pass to see
     whether the perturbation has succeeded, then two forward passes and the backward pass of the outer step.

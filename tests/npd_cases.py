@@ -6,7 +6,7 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.npd import NeuralPolarizer
 from neural_polarizer.polarizer import Polarizer
 
 SMALL = NeuralPolarizer(
@@ -14,16 +14,11 @@ SMALL = NeuralPolarizer(
     epochs=2,
     batch_size=10,
     radii=(1.0,),
-    shared_radius=None,
-    shared_steps=None,
     lr=0.05,
     lr_policy="constant",
     asr_weight=0.4,
     bce_weight=0.4,
-    suspect=False,
-    feature_share=0.0,
 )
-MOVED = replace(SMALL, feature_radius=0.3, lr=0.01)
 WARM = replace(SMALL, init="default", warmup_epochs=2, warmup_lr=0.01)
 
 CASES: dict[str, NeuralPolarizer] = {
@@ -43,24 +38,6 @@ CASES: dict[str, NeuralPolarizer] = {
     "gradient steps, linf": replace(SMALL, step_rule="gradient", norm="linf", radii=(0.05,), step_size=0.02),
     "other weights": replace(SMALL, benign_weight=0.5, asr_weight=1.5, bce_weight=0.1, momentum=0.5, weight_decay=0.1),
     "no inner steps": replace(SMALL, steps=0),
-    "suspect": replace(SMALL, suspect=True),
-    "suspect, shared radius and steps": replace(SMALL, suspect=True, shared_radius=1.5, shared_steps=3),
-    "npd-tu, shared radius and steps": replace(
-        SMALL, perturbation="universal", target=1, shared_radius=0.5, shared_steps=1
-    ),
-    "suspect, universal": replace(SMALL, suspect=True, perturbation="universal"),
-    "features": replace(MOVED, feature_share=0.4, feature_common=0.5),
-    "features, suspect": replace(MOVED, suspect=True, feature_share=0.5),
-    "features, own ones alone": replace(MOVED, feature_share=0.5, feature_common=0.0),
-    "features, tp": replace(MOVED, feature_share=0.6, target=2, feature_steps=3),
-    "features, tu, all-to-all": replace(MOVED, feature_share=0.5, target="next", perturbation="universal"),
-    "features, up": replace(MOVED, feature_share=0.5, goal="untargeted"),
-    "features, training statistics": replace(
-        WARM, feature_share=0.5, feature_radius=0.3, bn_outer="train_clean_stats", epochs=1
-    ),
-    "fast": replace(MOVED, speed="fast", suspect=True, feature_steps=1),
-    "fast, tp, all-to-all": replace(MOVED, speed="fast", target="next"),
-    "fast, uu": replace(MOVED, speed="fast", goal="untargeted", perturbation="universal"),
 }
 
 

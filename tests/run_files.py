@@ -13,6 +13,8 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 
 CLASSES = ("red", "green", "blue")
+PURIFIED = ("--method", "npd", "--epochs", 12, "--batch-size", 4, "--set", "lr=0.2")
+"""The options of the run ``purified``, whose steps are long enough to move ACC, ASR and RA."""
 
 
 def coloured(count: int, seed: int, size: tuple[int, int] = (16, 16)) -> ImageSet:
@@ -96,8 +98,7 @@ def _runs_below(base: Path) -> Path:
     folder.mkdir()
     write_data(folder)
     main_quietly(*attack_words(folder, folder / "attack"))
-    more = ("--epochs", 12, "--batch-size", 4)  # enough to move ACC, ASR and RA
-    main_quietly(*purify_words(folder / "attack", folder, folder / "purified", *more))
+    main_quietly(*purify_words(folder / "attack", folder, folder / "purified", *PURIFIED))
     return folder
 
 

@@ -18,7 +18,7 @@ from neural_polarizer.artifacts import load_model
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.poison import poison
 from neural_polarizer.defenses import DEFENSES, EntropyPruning, FineTuning, NeuralPolarizer, Purified, defense_class
-from neural_polarizer.defenses.presets import VARIANTS
+from neural_polarizer.defenses.npd.presets import VARIANTS
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify
@@ -114,6 +114,17 @@ def test_another_method_in_the_same_folder_is_refused_and_the_same_one_shown_aga
     assert run(capsys, *words("ft", runs, tmp_path)).code == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     other = run(capsys, *words("fp", runs, tmp_path))
+    assert other.code == 3
+    assert "holds another run (method ft, seed 0)" in other.err
+
+
+def test_the_result_of_an_older_algorithm_is_not_shown_as_that_of_this_one(
+    runs: Path, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(capsys, *words("ft", runs, tmp_path)).code == 0
+    assert record_in(tmp_path)["revision"] == FineTuning.revision == 1
+    monkeypatch.setattr(FineTuning, "revision", 2)
+    other = run(capsys, *words("ft", runs, tmp_path))
     assert other.code == 3
     assert "holds another run (method ft, seed 0)" in other.err
 

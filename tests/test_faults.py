@@ -20,7 +20,7 @@ from benchmark_scripts import script
 from neural_polarizer import cache, files
 from neural_polarizer.bench.store import Store
 from neural_polarizer.bench.work import NEEDED
-from neural_polarizer.defenses.presets import preset
+from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError
 from neural_polarizer.runs import attack as attacks
 from neural_polarizer.runs import purify as purifications

@@ -5,29 +5,31 @@ from typing import Literal
 import pytest
 import torch
 
+from neural_polarizer.defenses import Defense, FineTuning
 from neural_polarizer.defenses.base import Purified
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.npd import NeuralPolarizer
 from neural_polarizer.runs.inspect import Evidence, inspect
 from toys import tiny_images, tiny_model
 
-SETTINGS = NeuralPolarizer(radii=(0.5,), shared_radius=4.0)
+SETTINGS = NeuralPolarizer(radii=(0.5,))
 
 
 @pytest.mark.parametrize(
-    ("suspect", "settings", "radius"),
+    ("suspect", "defense", "radius"),
     [
         (None, SETTINGS, 0.5),
-        (1, SETTINGS, 4.0),
-        ("next", SETTINGS, 4.0),
-        (None, NeuralPolarizer(target=1, radii=(0.5,), shared_radius=4.0), 4.0),
-        (1, NeuralPolarizer(radii=(0.5,), shared_radius=None), 0.5),
+        (1, SETTINGS, 0.5),
+        (None, NeuralPolarizer(target=1, radii=(0.5, 4.0)), 4.0),
+        (None, FineTuning(), 3.0),
+        (1, FineTuning(), 5.0),
+        ("next", FineTuning(), 5.0),
     ],
 )
 def test_they_are_as_strong_as_those_that_were_defended_against(
-    suspect: int | Literal["next"] | None, settings: NeuralPolarizer, radius: float
+    suspect: int | Literal["next"] | None, defense: Defense, radius: float
 ) -> None:
     purified = Purified(tiny_model(), None, None, [], {}, (), suspect)
-    found, _ = inspect(tiny_model(), purified, tiny_images(12), settings, Evidence(), torch.device("cpu"), 0)
+    found, _ = inspect(tiny_model(), purified, tiny_images(12), defense, Evidence(), torch.device("cpu"), 0)
     assert found["radius"] == radius
     assert found["before"] == found["after"]  # the same network twice
 

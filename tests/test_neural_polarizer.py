@@ -14,9 +14,9 @@ from neural_polarizer import metrics
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import poison
-from neural_polarizer.defenses import neural_polarizer as npd
-from neural_polarizer.defenses import npd_outer
+from neural_polarizer.defenses import engine
 from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.npd import objective
 from neural_polarizer.losses import asr_loss
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
@@ -139,7 +139,7 @@ def test_training_statistics_follow_the_clean_images_alone() -> None:
 def test_the_cut_changes_nothing_but_the_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, clean = tiny_model(), tiny_images(24)
     fast = repaired(model, clean, CASES[name])
-    monkeypatch.setattr(npd, "cut", lambda *_: "not today")
+    monkeypatch.setattr(engine, "cut", lambda *_: "not today")
     slow = repaired(model, clean, CASES[name])
     assert fast.notes == ()
     assert slow.notes == ("full forward passes instead of cached features: not today",)
@@ -151,13 +151,16 @@ def test_the_cut_changes_nothing_where_shortcuts_lead_around_it(site: str, monke
     model, clean = made(Residual()), tiny_images(20)
     settings = replace(SMALL, site=site, lr=0.01)
     fast = repaired(model, clean, settings)
-    monkeypatch.setattr(npd, "cut", lambda *_: "not today")
+    monkeypatch.setattr(engine, "cut", lambda *_: "not today")
     slow = repaired(model, clean, settings)
     assert (fast.notes, fast.site) == ((), site)
     assert_close(polarizer_of(fast).state_dict(), polarizer_of(slow).state_dict(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_shortcut_that_is_added_to_in_place_stays_as_it_was_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bn_outer", ["eval", "train_clean_stats"])
+def test_a_shortcut_that_is_added_to_in_place_stays_as_it_was_cached(
+    bn_outer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class InPlace(Residual):
         def forward(self, images: Tensor) -> Tensor:
             features = self.stem(images)
@@ -165,9 +168,9 @@ def test_a_shortcut_that_is_added_to_in_place_stays_as_it_was_cached(monkeypatch
             return self.head(self.last(features).mean(dim=(2, 3)))
 
     model, clean = made(InPlace()), tiny_images(20)
-    settings = replace(SMALL, site="after:inner", lr=0.01)
+    settings = replace(SMALL, site="after:inner", lr=0.01, bn_outer=bn_outer)
     fast = repaired(model, clean, settings)
-    monkeypatch.setattr(npd, "cut", lambda *_: "not today")
+    monkeypatch.setattr(engine, "cut", lambda *_: "not today")
     slow = repaired(model, clean, settings)
     assert fast.notes == ()
     assert_close(polarizer_of(fast).state_dict(), polarizer_of(slow).state_dict(), rtol=1e-3, atol=1e-4)
@@ -177,7 +180,7 @@ def test_the_papers_site_inside_a_residual_branch(monkeypatch: pytest.MonkeyPatc
     model, clean = made(PreActResNet18(4, width=2)), tiny_images(12, size=16)
     settings = replace(SMALL, site="before:layer4.1.conv1", epochs=1, lr=0.01)
     fast = repaired(model, clean, settings)
-    monkeypatch.setattr(npd, "cut", lambda *_: "not today")
+    monkeypatch.setattr(engine, "cut", lambda *_: "not today")
     slow = repaired(model, clean, settings)
     assert fast.notes == ()
     assert_close(polarizer_of(fast).state_dict(), polarizer_of(slow).state_dict(), rtol=1e-3, atol=1e-4)
@@ -193,7 +196,7 @@ def test_the_prefix_sees_each_clean_image_once(monkeypatch: pytest.MonkeyPatch) 
         parts.prefix.register_forward_hook(lambda _m, args, _out: counts.__setitem__(0, counts[0] + len(args[0])))
         return parts
 
-    monkeypatch.setattr(npd, "cut", counting)
+    monkeypatch.setattr(engine, "cut", counting)
     repaired(model, clean, replace(WARM, epochs=0))
     assert counts == [24]
     repaired(model, clean, replace(WARM, epochs=1, steps=2))
@@ -219,7 +222,7 @@ def test_images_of_the_known_target_do_not_enter_the_adversarial_loss(monkeypatc
         seen.append(targets)
         return asr_loss(logits, targets, form)
 
-    monkeypatch.setattr(npd_outer, "asr_loss", spy)
+    monkeypatch.setattr(objective, "asr_loss", spy)
     clean = tiny_images(24)
     repaired(tiny_model(), clean, replace(SMALL, target=2, epochs=1, batch_size=24))
     repaired(tiny_model(), clean, replace(SMALL, epochs=1, batch_size=24))
@@ -266,7 +269,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_finite_polarizer(monkeypatch: 
         calls[0] += 1
         return asr_loss(logits, targets, form) * (math.nan if calls[0] == 6 else 1.0)  # the second batch of epoch 3
 
-    monkeypatch.setattr(npd_outer, "asr_loss", sometimes)
+    monkeypatch.setattr(objective, "asr_loss", sometimes)
     result = repaired(model, clean, replace(SMALL, epochs=5))
     assert result.notes == ("the loss was not finite in epoch 3; kept the polarizer of epoch 2",)
     assert_same(polarizer_of(result).state_dict(), polarizer_of(good).state_dict())
@@ -315,7 +318,7 @@ def test_history_progress_and_seconds_tell_the_run() -> None:
         assert record["loss"] == pytest.approx(parts, rel=1e-5)
         assert 0 <= record["clean_accuracy"] <= 1
         assert 0 <= record["surrogate_success"] <= 1
-    assert set(result.seconds) == {"features", "warm_up", "suspect", "optimise"}
+    assert set(result.seconds) == {"features", "warm_up", "optimise"}
     assert result.site == "after:features"
     assert isinstance(WARM, Defense)
 

@@ -14,12 +14,11 @@ from torch.testing import assert_close
 
 from neural_polarizer.artifacts import KEY, load_model
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.defenses import npd_aims
-from neural_polarizer.defenses.npd_inner import InnerProblem
+from neural_polarizer.defenses.npd import algorithm
 from neural_polarizer.files import read_json
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.polarizer import Structure
-from npd_cases import MOVED, SMALL, WARM, polarizer_of, repaired
+from npd_cases import SMALL, WARM, polarizer_of, repaired
 from run_files import coloured, make_runs, purify_words, run
 from toys import assert_same, backbone_state, hooks, largest_gap, snapshot, tiny_images, tiny_model
 
@@ -84,10 +83,9 @@ def test_the_benign_loss_alone_perturbs_nothing_and_fine_tunes_the_layer(
     bn_outer: Literal["eval", "train_clean_stats"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps of plain SGD on all images at once; by hand, from the features on."""
-    for owner, name in ((InnerProblem, "solve"), (npd_aims, "reachability")):
-        monkeypatch.setattr(owner, name, refuse)
+    monkeypatch.setattr(algorithm, "perturb", refuse)
     model, clean = tiny_model(), tiny_images(24)
-    settings = replace(WARM, suspect=True, feature_share=0.5, bn_outer=bn_outer, warmup_epochs=0, **BENIGN)
+    settings = replace(WARM, bn_outer=bn_outer, warmup_epochs=0, **BENIGN)
     settings = replace(settings, epochs=2, batch_size=24, lr=0.1, momentum=0.0, weight_decay=0.0)
     result = repaired(model, clean, settings)
     assert (result.suspect, result.audit) == (None, None)
@@ -117,7 +115,7 @@ def test_every_structure_is_learned_in_a_frozen_network_that_is_still_cut(
     structure: Structure, precision: Literal["fp32", "bf16"]
 ) -> None:
     model, clean = tiny_model(), tiny_images(24)
-    settings = replace(MOVED, structure=structure, precision=precision, feature_share=0.5, suspect=True)
+    settings = replace(SMALL, lr=0.01, structure=structure, precision=precision)
     before = snapshot(model)
     result = repaired(model, clean, settings)
     assert_same(snapshot(model)[0], before[0])

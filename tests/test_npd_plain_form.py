@@ -1,10 +1,10 @@
-"""NPD against a plain form of its algorithm, with nothing cut, cached or reused."""
+"""NPD against a plain form of Alg. 1 to 3, with nothing cut, cached or reused; and what that comparison notices."""
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,21 +13,16 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from benchmark_scripts import script
+from neural_polarizer import perturb
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.npd import NeuralPolarizer, aims, algorithm
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
 from neural_polarizer.surgery import Site, insert
-from npd_cases import CASES, polarizer_of, repaired
-from toys import (
-    largest_gap,
-    tiny_images,
-    tiny_model,
-)
-
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+from npd_cases import CASES, SMALL, polarizer_of, repaired
+from toys import largest_gap, tiny_images, tiny_model
 
 # --- The plain form ---------------------------------------------------------------------------------------------------
 
@@ -43,19 +38,18 @@ def _clip(values: Tensor) -> Tensor:
     return values.where(values >= 0, 0.0).where(values <= 1, 1.0)
 
 
-def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolarizer, radii: Tensor) -> Tensor:
+def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolarizer, done: int) -> Tensor:
     """Eqs. 5, 7, 8 and 10: whole forward passes, the samples projected one after another."""
     universal, sign = settings.perturbation == "universal", -1.0 if settings.goal == "targeted" else 1.0
     delta = torch.zeros_like(x[:1] if universal else x)
-    alone = settings.shared_steps is None or not universal
-    for _ in range(settings.steps if alone else settings.shared_steps or 0):
+    radii = [settings.radii[(done if universal else i) % len(settings.radii)] for i in range(len(delta))]
+    for _ in range(settings.steps):
         point = delta.clone().requires_grad_()
         loss = F.cross_entropy(network(_clip(x + point)), wanted, reduction="sum")
         rows = []
-        for d, g, rho in zip(delta, torch.autograd.grad(loss, point)[0], radii, strict=False):
+        for d, g, rho in zip(delta, torch.autograd.grad(loss, point)[0], radii, strict=True):
             step = g.sign() if settings.step_rule == "sign" else g / g.norm().clamp_min(1e-12) * math.sqrt(g.numel())
-            moved = d + sign * settings.step_size * step
-            rows.append(_projected(moved, float(rho), settings.norm))
+            rows.append(_projected(d + sign * settings.step_size * step, rho, settings.norm))
         delta = torch.stack(rows)
         reached = (network((x + delta).clamp(0, 1)).argmax(dim=1) == wanted).float().mean()
         if settings.early_stop is not None and bool(reached > settings.early_stop):
@@ -64,7 +58,6 @@ def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolari
 
 
 def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, seed: int) -> Polarizer:
-    """Alg. 1 to 3 (spec 3.4) read aloud: nothing is cut, cached or reused."""
     x, y, k = to_pixels(clean.images), clean.labels, clean.num_classes
     polarizer = Polarizer(6).eval()
     network = insert(copy.deepcopy(model).eval().requires_grad_(False), Site.parse("after:features"), polarizer)
@@ -75,29 +68,12 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
             polarizer.calibrate(features.mean(dim=(0, 2, 3)), features.var(dim=(0, 2, 3), unbiased=False))
     else:
         optimizer = torch.optim.SGD(polarizer.parameters(), lr=settings.warmup_lr)
+        polarizer.train()
         for epoch in range(settings.warmup_epochs):
             for rows in torch.randperm(len(y), generator=stream(seed, "warm-up", epoch)).split(settings.batch_size):
-                polarizer.train()
                 optimizer.zero_grad()
                 F.cross_entropy(network(x[rows]), y[rows]).backward()
                 optimizer.step()
-    polarizer.eval()
-    blind, suspect, aim, share = settings.target is None and settings.goal == "targeted", None, None, 0.0
-    if blind and (settings.suspect or settings.feature_share > 0 or settings.speed == "fast"):
-        attack = partial(_in_features, polarizer)
-        reached = _margins(network, x, y, k, stream(seed, "aim"), attack, 256, range(k + 1))
-        aim = max(reached, key=reached.__getitem__)
-    if blind and settings.suspect:
-        generator = stream(seed, "suspect")
-        once = _margins(network, x, y, k, generator, partial(_in_pixels, steps=3), 16, range(k + 1))
-        order = [*_by_size([once[label] for label in range(k)]), k]
-        margins = list({**once, **_margins(network, x, y, k, generator, _in_pixels, 32, order)}.values())
-        first, second = sorted(margins[:k], reverse=True)[:2]
-        suspect = k if aim == k else margins.index(first) if first > 0 and first >= 1.5 * second else None
-        aim = aim if suspect is None else suspect
-    if settings.feature_share > 0:
-        share = 1.0 if blind and settings.suspect and suspect is None else settings.feature_share
-    share = 1.0 if settings.speed == "fast" else share
     optimizer = torch.optim.SGD(
         polarizer.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -108,91 +84,8 @@ def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, see
     for done, rows in enumerate(batches):
         if settings.lr_policy == "cosine":
             optimizer.param_groups[0]["lr"] = settings.lr * math.cos(math.pi / 2 * done / len(batches)) ** 2
-        _plain_step(network, polarizer, optimizer, (x[rows], y[rows], k), settings, done, (suspect, aim, share))
+        _plain_step(network, polarizer, optimizer, (x[rows], y[rows], k), settings, done)
     return polarizer
-
-
-def _margins(
-    network: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    k: int,
-    generator: torch.Generator,
-    attack: Attack,
-    count: int,
-    aims: Iterable[int],
-) -> dict[int, float]:
-    """How far over the border one perturbation of many images gets to each label; k is the next class."""
-    margins = {}
-    for aim in aims:
-        wanted = (y + 1) % k if aim == k else torch.full_like(y, aim)
-        others = (y != wanted).nonzero().flatten()
-        others = others[torch.randperm(len(others), generator=generator)[:count]]
-        logits, wanted = attack(network, x[others], wanted[others]), wanted[others]
-        best = [
-            max(v for j, v in enumerate(z) if j != t) for z, t in zip(logits.tolist(), wanted.tolist(), strict=True)
-        ]
-        margins[aim] = float((logits[torch.arange(len(wanted)), wanted] - torch.tensor(best)).mean())
-    return margins
-
-
-def _by_size(margins: Sequence[float]) -> list[int]:
-    """The places of the six largest, the largest first."""
-    return sorted(range(len(margins)), key=lambda place: -margins[place])[:6]
-
-
-def _in_pixels(network: nn.Module, x: Tensor, wanted: Tensor, steps: int = 8) -> Tensor:
-    """Normalised gradient steps of half the radius for all images at once."""
-    rho = 3.0 * math.sqrt(x[0].numel() / 3072)
-    delta = torch.zeros_like(x[:1])
-    for _ in range(steps):
-        point = delta.clone().requires_grad_()
-        F.cross_entropy(network(_clip(x + point)), wanted, reduction="sum").backward()
-        assert point.grad is not None
-        delta = _projected(delta - rho / 2 * point.grad / point.grad.norm(), rho, "l2")
-    return network((x + delta).clamp(0, 1)).detach()
-
-
-def _in_features(polarizer: Polarizer, network: nn.Module, x: Tensor, wanted: Tensor) -> Tensor:
-    shift = _shift(polarizer, network, x, wanted, [0] * len(x), radius=0.2, steps=8)
-    return _moved(polarizer, network, x, shift).detach()
-
-
-def _moved(polarizer: Polarizer, network: nn.Module, x: Tensor, shift: Tensor) -> Tensor:
-    """The logits when each image's features are moved by ``shift`` times their norm."""
-
-    def move(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (torch.stack([f + f.norm() * s for f, s in zip(args[0], shift, strict=True)]),)
-
-    handle = polarizer.register_forward_pre_hook(move)
-    logits: Tensor = network(x)
-    handle.remove()
-    return logits
-
-
-def _shift(
-    polarizer: Polarizer,
-    network: nn.Module,
-    x: Tensor,
-    wanted: Tensor,
-    groups: list[int],
-    *,
-    radius: float,
-    steps: int,
-    sign: float = -1.0,
-) -> Tensor:
-    """Normalised gradient steps of 1.5 radii in all, one group of images after another."""
-    shift = torch.zeros(len(x), 6, 4, 4)
-    for group in set(groups):
-        mine = torch.tensor([each == group for each in groups])
-        delta = torch.zeros(6, 4, 4)
-        for _ in range(steps):
-            point = delta.clone().requires_grad_()
-            logits = _moved(polarizer, network, x[mine], point.expand(int(mine.sum()), -1, -1, -1))
-            (slope,) = torch.autograd.grad(F.cross_entropy(logits, wanted[mine], reduction="sum"), point)
-            delta = _projected(delta + sign * 1.5 * radius / steps * slope / slope.norm(), radius, "l2")
-        shift[mine] = delta
-    return shift
 
 
 def _plain_step(
@@ -202,58 +95,27 @@ def _plain_step(
     batch: tuple[Tensor, Tensor, int],
     settings: NeuralPolarizer,
     done: int,
-    aims: tuple[int | None, int | None, float],
 ) -> None:
-    (x, y, k), (suspect, aim, share) = batch, aims
+    x, y, k = batch
     polarizer.eval()
     logits = network(x).detach()
     targets = logits.scatter(1, y[:, None], -math.inf).argmax(dim=1)
-    features = torch.arange(len(y)) < round(share * len(y))
-    for known, some in ((suspect, ~features), (aim, features)):
-        if known is not None:
-            targets[some] = ((y + 1) % k)[some] if known == k else known
-    if settings.target == "next":
-        targets = (y + 1) % k
-    elif settings.target is not None:
-        targets = torch.full_like(y, settings.target)
+    if settings.target is not None:
+        targets = (y + 1) % k if settings.target == "next" else torch.full_like(y, settings.target)
     kept = targets != y
     wanted = targets if settings.goal == "targeted" else y
-    x_bad, shift = x.clone(), torch.zeros(len(x), 6, 4, 4)
-    pixels, features = kept & ~features, kept & features
-    if pixels.any():
-        perturbation = settings.perturbation if suspect is None else "universal"
-        radii = torch.tensor([settings.radii[i % len(settings.radii)] for i in range(len(y))])
-        if perturbation == "universal":
-            radii = torch.tensor([settings.radii[done % len(settings.radii)]])
-            if settings.shared_radius is not None:
-                radii = torch.tensor([settings.shared_radius])
-        alike = replace(settings, perturbation=perturbation, target=None)
-        delta = _delta(network, x[pixels], wanted[pixels], alike, radii)
-        x_bad[pixels] = (x[pixels] + delta).clamp(0, 1)
-    if features.any():
-        common = (
-            len(y) if settings.perturbation == "universal" else round(settings.feature_common * int(features.sum()))
-        )
-        groups = [int(t) if i < common else -1 - i for i, t in enumerate(wanted[features])]
-        sign = -1.0 if settings.goal == "targeted" else 1.0
-        radius, steps = settings.feature_radius, settings.feature_steps
-        shift[features] = _shift(
-            polarizer, network, x[features], wanted[features], groups, radius=radius, steps=steps, sign=sign
-        )
-    x_bad, shift = x_bad[kept], shift[kept]
+    bad = (x[kept] + _delta(network, x[kept], wanted[kept], settings, done)).clamp(0, 1)
     if settings.bn_outer == "train_clean_stats":
         polarizer.train()
         benign = F.cross_entropy(network(x), y)
-        clean_statistics = copy.deepcopy(dict(polarizer.named_buffers()))
         polarizer.norm.momentum = 0.0
-        z = _moved(polarizer, network, x_bad, shift)
+        z = network(bad)
         polarizer.norm.momentum = 0.1
-        assert_close(polarizer.norm.running_var, clean_statistics["norm.running_var"])
         polarizer.eval()
     else:
-        benign, z = F.cross_entropy(network(x), y), _moved(polarizer, network, x_bad, shift)
+        benign, z = F.cross_entropy(network(x), y), network(bad)
     if settings.goal == "untargeted":
-        targets = z.detach().scatter(1, y[:, None], -math.inf).argmax(dim=1)
+        targets[kept] = z.detach().scatter(1, y[kept][:, None], -math.inf).argmax(dim=1)
     predicted = logits[kept].argmax(dim=1) if settings.bce_label == "predicted" else None
     loss = settings.benign_weight * benign
     loss = loss + settings.asr_weight * asr_loss(z, targets[kept], settings.loss_form)
@@ -263,23 +125,92 @@ def _plain_step(
     optimizer.step()
 
 
+# --- The comparison ---------------------------------------------------------------------------------------------------
+
+
+def _images() -> ImageSet:
+    """With a black border, whose pixels begin at the edge of their range."""
+    clean = tiny_images(24)
+    clean.images[:, :, :, :2] = 0
+    return clean
+
+
+def _state(polarizer: Polarizer) -> dict[str, Tensor]:
+    return {name: value for name, value in polarizer.state_dict().items() if name != "norm.num_batches_tracked"}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_equals_the_plain_form_of_the_algorithm(name: str) -> None:
-    settings, model, clean = CASES[name], tiny_model(), tiny_images(24)
-    clean.images[:, :, :, :2] = 0  # a black border, whose pixels begin at the edge of their range
+    settings, model, clean = CASES[name], tiny_model(), _images()
     found = polarizer_of(repaired(model, clean, settings, seed=4))
     expected = _plain_npd(model, clean, settings, seed=4)
-    ours, theirs = found.state_dict(), expected.state_dict()
-    for state in (ours, theirs):
-        del state["norm.num_batches_tracked"]
-    assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert_close(_state(found), _state(expected), rtol=1e-3, atol=1e-4)
     assert largest_gap(found, Polarizer(6)) > 1e-2
 
 
 def test_the_plain_implementation_that_the_benchmark_times_learns_the_same_layer() -> None:
     model, clean, settings = tiny_model(), tiny_images(24), replace(CASES["reference"], step_rule="sign")
-    found = polarizer_of(repaired(model, clean, settings, seed=4)).state_dict()
-    expected = script("plain_npd").plain_npd(model, clean, settings, seed=4).state_dict()
-    for state in (found, expected):
-        del state["norm.num_batches_tracked"]
-    assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    found = _state(polarizer_of(repaired(model, clean, settings, seed=4)))
+    assert_close(found, _state(script("plain_npd").plain_npd(model, clean, settings, seed=4)), rtol=1e-3, atol=1e-4)
+
+
+# --- What it notices --------------------------------------------------------------------------------------------------
+
+Change = Callable[[pytest.MonkeyPatch], object]
+
+
+def _settings(**changes: Any) -> Change:
+    """The run has other settings than those that it was given."""
+    honest = NeuralPolarizer.repair
+
+    def repair(self: NeuralPolarizer, *args: Any, **kwargs: Any) -> Any:
+        return honest(replace(self, **changes), *args, **kwargs)
+
+    return lambda patch: patch.setattr(NeuralPolarizer, "repair", repair)
+
+
+def _hardest(_: aims.RunnerUp, logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.scatter(1, labels[:, None], math.inf).argmin(dim=1)
+
+
+def _easiest(_: aims.RunnerUp, logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.scatter(1, labels[:, None], -math.inf).sum(dim=0).argmax().expand(len(labels))
+
+
+MUTANTS: dict[str, Change] = {
+    "a wider ball": _settings(radii=(1.3,)),
+    "a step more": _settings(steps=3),
+    "a step less": _settings(steps=1),
+    "longer steps": _settings(step_size=0.02),
+    "steps by sign": _settings(step_rule="sign"),
+    "no L_asr": _settings(asr_weight=0.0),
+    "another weight of L_asr": _settings(asr_weight=0.5),
+    "another weight of L_bce": _settings(bce_weight=0.5),
+    "another weight of L_bn": _settings(benign_weight=1.3),
+    "half of L_bce": _settings(bce_terms="true-class"),
+    "another momentum": _settings(momentum=0.8),
+    "one perturbation for all": _settings(perturbation="universal"),
+    "the class that is furthest away": lambda patch: patch.setattr(aims.RunnerUp, "__call__", _hardest),
+    "one class for the batch": lambda patch: patch.setattr(aims.RunnerUp, "__call__", _easiest),
+    "nothing is perturbed": lambda patch: patch.setattr(
+        algorithm, "perturb", lambda _predict, pixels, *_args, **_kwargs: torch.zeros_like(pixels)
+    ),
+    "black pixels cannot move": lambda patch: patch.setattr(
+        perturb, "clip", lambda values: torch.where((values > 0) & (values < 1), values, values.detach().clamp(0, 1))
+    ),
+    "pixels outside of [0, 1]": lambda patch: patch.setattr(perturb, "clip", lambda values: values),
+    "no projection": lambda patch: patch.setattr(perturb.Ball, "project", lambda _self, delta: delta),
+}
+WATCHED = replace(SMALL, radii=(1.0,), step_size=0.05)
+"""The steps reach the sphere, and the clip matters, on images of 8 x 8 pixels."""
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_changed_constant_of_the_algorithm_is_noticed(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clean = tiny_model(), _images()
+    expected = _state(_plain_npd(model, clean, WATCHED, seed=4))
+    assert_close(_state(polarizer_of(repaired(model, clean, WATCHED, seed=4))), expected, rtol=1e-3, atol=1e-4)
+    MUTANTS[mutant](monkeypatch)
+    changed = _state(polarizer_of(repaired(model, clean, WATCHED, seed=4)))
+    with pytest.raises(AssertionError):
+        assert_close(changed, expected, rtol=1e-3, atol=1e-4)

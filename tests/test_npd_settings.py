@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.npd import NeuralPolarizer
 from neural_polarizer.errors import BadInputError
 from npd_cases import SMALL, WARM, repaired
 from toys import (
@@ -30,13 +30,16 @@ from toys import (
         ({"radii": ()}, r"radii must be finite and not negative, got \(\)"),
         ({"radii": (1.0, -2.0)}, "radii must be finite"),
         ({"radii": (math.inf,)}, "radii must be finite"),
-        ({"lr": 0.0}, "lr and step size must be positive, got 0.0 and 0.1"),
-        ({"step_size": -0.1}, "lr and step size must be positive"),
-        ({"lr": math.nan}, "lr and step size must be positive"),
-        ({"feature_steps": -1}, "epochs and steps must not be negative"),
-        ({"feature_radius": math.nan}, "radii must be finite.* and nan for features"),
-        ({"feature_share": 1.5}, r"must lie in \[0, 1\], got 1.5 and 0.75"),
-        ({"feature_common": math.nan}, r"must lie in \[0, 1\], got 0.5 and nan"),
+        ({"min_epochs": -1}, "epochs and steps must not be negative"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"lr": math.nan}, "lr must be positive and finite, got nan"),
+        ({"warmup_lr": 0.0}, "warm-up lr must be positive"),
+        ({"step_size": -0.1}, "step size must be positive"),
+        ({"small_features": 0.0}, "small features must be positive"),
+        ({"asr_weight": -5.0}, "weights must be finite and not negative, got"),
+        ({"benign_weight": math.nan}, "weights must be finite"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"early_stop": 7.0}, "early stop is a share of a batch in"),
         ({"goal": "untargeted", "target": 1}, "has no target class; leave target out"),
         *(
             ({"structure": name, "bn_outer": "train_clean_stats"}, f"structure {name} has no batch norm to train with")

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.perturb import Ball, StepRule, clip, grid_kernel, perturb
+from neural_polarizer.perturb import Ball, StepRule, clip, perturb
 from toys import TwoPixels, made, quick, tiny_images, tiny_model
 
 Norm = Literal["l2", "linf"]
@@ -294,59 +294,3 @@ def test_clip_is_a_clamp_whose_borders_have_a_gradient() -> None:
     clipped.sum().backward()
     assert values.grad is not None
     assert values.grad.flatten().tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
-
-
-# --- Smooth perturbations ---------------------------------------------------------------------------------------------
-
-
-def _scene(height: int, width: int) -> tuple[nn.Module, Tensor]:
-    """A network that looks at every pixel, and images that are nowhere near black or white."""
-    network = made(nn.Sequential(nn.Flatten(), nn.Linear(3 * height * width, 4)), 3)
-    return network, 0.4 + 0.2 * torch.rand(5, 3, height, width, generator=torch.Generator().manual_seed(4))
-
-
-@pytest.mark.parametrize(("height", "width", "cells"), [(12, 20, 4), (9, 9, 2), (16, 10, 8), (7, 30, 1)])
-def test_a_smooth_step_follows_the_gradient_by_the_values_of_a_grid(height: int, width: int, cells: int) -> None:
-    network, pixels = _scene(height, width)
-    wanted = torch.full((5,), 2)
-    grid = torch.zeros(1, 3, cells, cells, requires_grad=True)
-
-    def picture(grid: Tensor) -> Tensor:
-        return F.interpolate(grid, size=(height, width), mode="bilinear")
-
-    F.cross_entropy(network(pixels + picture(grid)), wanted, reduction="sum").backward()
-    assert grid.grad is not None
-    moved = picture(-grid.grad)
-    ball, step = Ball("l2", 10.0), 0.3 / (3 * height * width) ** 0.5
-    delta = perturb(
-        network, pixels, wanted, ball=ball, steps=1, step_size=step, universal=True, rule="gradient", cells=cells
-    )
-    assert_close(delta, 0.3 * moved / moved.norm())
-
-
-@quick
-@given(cells=st.integers(1, 6), steps=st.integers(1, 4), seed=st.integers(0, 2**16))
-def test_smooth_perturbations_stay_in_the_ball_and_what_a_grid_can_hold(cells: int, steps: int, seed: int) -> None:
-    network, pixels = _scene(12, 16)
-    wanted = torch.randint(4, (5,), generator=torch.Generator().manual_seed(seed))
-    delta = perturb(
-        network, pixels, wanted, ball=Ball("l2", 0.5), steps=steps, step_size=0.01, rule="gradient", cells=cells
-    )
-    assert bool((_lengths(delta, "l2") <= 0.5 * (1 + 1e-5)).all())
-    assert float(delta.abs().max()) > 0
-    basis = F.interpolate(torch.eye(cells * cells).view(-1, 1, cells, cells), size=(12, 16), mode="bilinear")
-    columns = basis.flatten(1).T.double()
-    flat = delta.flatten(2).flatten(0, 1).T.double()
-    rest = flat - columns @ torch.linalg.lstsq(columns, flat, driver="gelsd").solution
-    assert float(rest.abs().max()) < 1e-5 * float(flat.abs().max())
-
-
-def test_where_there_are_no_more_pixels_than_cells_nothing_is_smoothed() -> None:
-    assert_close(grid_kernel(8, 8), torch.eye(8))
-    network, pixels = _scene(6, 8)
-    wanted, ball = torch.full((5,), 1), Ball("l2", 1.0)
-    plain, smooth = (
-        perturb(network, pixels, wanted, ball=ball, steps=2, step_size=0.05, rule="gradient", cells=cells)
-        for cells in (None, 8)
-    )
-    assert_close(smooth, plain)

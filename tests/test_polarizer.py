@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.polarizer import Polarizer
-from toys import polarizers, quick
+from neural_polarizer.polarizer import Polarizer, shifted
+from toys import hooks, polarizers, quick
 
 
 def _features(seed: int = 0, channels: int = 5, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -33,7 +33,7 @@ def test_in_training_mode_it_standardises_each_channel() -> None:
 
 
 def test_size_is_that_of_the_paper() -> None:
-    """C = 512: a matrix and two vectors, 263168 parameters (spec 3.1); by hand."""
+    """C = 512: a matrix and two vectors, 263168 parameters; by hand."""
     layer = Polarizer(512)
     assert sum(parameter.numel() for parameter in layer.parameters()) == 512 * 512 + 2 * 512 == 263168
     assert layer.mix.bias is None
@@ -94,3 +94,17 @@ def test_its_state_has_the_names_that_saved_files_carry() -> None:
         "norm.num_batches_tracked",
     }
     assert isinstance(Polarizer(2).mix, nn.Conv2d)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_shift_is_added_to_the_layers_input_and_ends_with_its_block(count: int) -> None:
+    layer, features = Polarizer(5).eval(), _features()
+    shift = _features(seed=1)[:count]
+    plain = layer(features)
+    with shifted(layer, shift):
+        found = layer(features)
+    assert_close(found, layer(features + shift))
+    with pytest.raises(ZeroDivisionError), shifted(layer, shift):
+        _ = 1 / 0
+    assert torch.equal(layer(features), plain)
+    assert hooks(layer) == []

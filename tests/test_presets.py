@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
-from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Preset, preset
+from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset, preset
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
@@ -55,7 +55,7 @@ def test_methods_differ_in_perturbation_goal_and_target() -> None:
 @pytest.mark.parametrize("profile", [*DATA_SETS, None])
 @pytest.mark.parametrize("method", METHODS)
 def test_paper_values(method: str, profile: str | None) -> None:
-    """Spec 3.5, column P: T = 50, T0 = 5, batch 128, SGD .01/.9/5e-4, rho 3 (Tiny: 6), alpha .1, weights."""
+    """Section 4.1: T = 50, T0 = 5, batch 128, SGD .01/.9/5e-4, rho 3 (Tiny: 6), alpha .1, weights."""
     found = _preset(method, "paper", profile)
     weight = 0.1 if method in ("npd-tp", "npd-tu") else 0.4
     assert (found.epochs, found.warmup_epochs, found.batch_size) == (50, 5, 128)
@@ -65,8 +65,6 @@ def test_paper_values(method: str, profile: str | None) -> None:
     assert (found.benign_weight, found.asr_weight, found.bce_weight) == (1.0, weight, weight)
     assert (found.site, found.init, found.bn_outer) == ("before:layer4.1.conv1", "default", "eval")
     assert (found.loss_form, found.bce_label) == ("stable", "true")
-    assert (found.suspect, found.feature_share, found.speed) == (False, 0.0, "exact")
-    assert (found.shared_radius, found.shared_steps) == (None, None)  # eq. 10 has the ball and steps of eq. 8
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_paper_values(method: str, profile: str | None) -> None:
     ],
 )
 def test_reference_values(profile: str, expected: tuple[Any, ...]) -> None:
-    """Spec 3.5, columns R; on Tiny ImageNet both terms of L_bce have one weight, and the step is normalised."""
+    """The authors' configurations; on Tiny ImageNet both terms of L_bce have one weight, and steps are normalised."""
     found = _preset("npd", "reference", profile)
     assert expected == (
         found.epochs,
@@ -95,6 +93,21 @@ def test_reference_values(profile: str, expected: tuple[Any, ...]) -> None:
     for method in KNOWS_TARGET:
         known = _preset(method, "reference", profile)
         assert (known.asr_weight, known.bce_weight, known.radii) == (0.1, 0.1, found.radii)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shipped_values(method: str) -> None:
+    """Alg. 1 to 3 with our engineering (docs/defaults.md)."""
+    found = _preset(method, "shipped")
+    strong = method in ("npd-tp", "npd-tu", "npd-uu")
+    assert (found.radii, found.steps) == (((5.0,), 4) if strong else ((3.0,), 2))
+    assert (found.norm, found.step_size, found.step_rule, found.early_stop) == ("l2", 0.1, "gradient", None)
+    assert (found.benign_weight, found.asr_weight, found.bce_weight) == (1.0, 0.1, 0.05)
+    assert (found.loss_form, found.bce_label, found.bce_terms, found.bn_outer) == ("stable", "true", "both", "eval")
+    assert (found.site, found.structure, found.init) == (None, "conv-bn", "calibrated")
+    assert (found.epochs, found.min_steps, found.min_epochs, found.max_epochs) == (None, 200, 10, 50)
+    assert (found.batch_size, found.lr, found.lr_policy) == (64, 0.02, "cosine")
+    assert (found.momentum, found.weight_decay, found.small_features) == (0.9, 5e-4, 0.1)
 
 
 def test_shipped_values_are_the_defaults_of_the_class() -> None:

@@ -19,7 +19,7 @@ from neural_polarizer.data.parquet import read_column
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.data.subset import clean_subset, read_index
-from neural_polarizer.defenses.presets import preset
+from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.metrics import Metrics, evaluate

@@ -8,7 +8,6 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.data.images import ImageSet
@@ -247,34 +246,3 @@ def test_the_search_in_pixels_is_read_where_one_class_is_furthest_ahead(
     fine: tuple[float, ...], coarse: tuple[float, ...], cells: int | None
 ) -> None:
     assert clearest({None: torch.tensor(fine), 8: torch.tensor(coarse)}) == cells
-
-
-class Veiled(nn.Module):
-    """Each of 4 classes obeys a noise of its own, and one of them a smooth picture as well, though less."""
-
-    def __init__(self, chosen: int) -> None:
-        super().__init__()
-        self.patterns = torch.randn(4, 3, 32, 32, generator=stream(0, "veil"))
-        self.patterns -= F.interpolate(F.avg_pool2d(self.patterns, 4), scale_factor=4)
-        self.patterns[chosen] += 0.3
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return ((pixels - 0.5)[:, None] * self.patterns).mean(dim=(2, 3, 4)) * 100
-
-
-@pytest.mark.parametrize("chosen", [0, 3])
-def test_a_smooth_trigger_is_seen_through_a_grid_where_noise_leads_anywhere(chosen: int) -> None:
-    images, features = torch.full((48, 3, 32, 32), 128, dtype=torch.uint8), torch.tensor([-3.0] * 4 + [-6.0] * 2)
-    views = {
-        cells: reachability(
-            attack_in_pixels(Veiled(chosen), images, cells=cells),
-            torch.arange(48) % 4,
-            4,
-            generator=stream(0, "veiled"),
-            effort=Effort(24, 8),
-        )
-        for cells in (None, 8)
-    }
-    assert standing_out(views[None], features) is None
-    assert clearest(views) == 8
-    assert standing_out(views[8], features) == chosen

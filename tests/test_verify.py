@@ -16,7 +16,7 @@ from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.runs.verify import Check, Given, Measuring, verify_run
-from run_files import Outcome, coloured, main_quietly, make_runs, purify_words, run
+from run_files import PURIFIED, Outcome, coloured, main_quietly, make_runs, purify_words, run
 
 Capsys = pytest.CaptureFixture[str]
 MEASURING = Measuring(device=torch.device("cpu"))
@@ -31,8 +31,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(base / name, folder / name)
     for name in ("train.parquet", "test.parquet"):
         shutil.copyfile(base / name, folder / name)
-    more = ("--epochs", 12, "--batch-size", 4, "--fold")  # the run that is there, which is folded now
-    main_quietly(*purify_words(base / "attack", base, folder / "purified", *more))
+    # The run that is there, which is folded now.
+    main_quietly(*purify_words(base / "attack", base, folder / "purified", *PURIFIED, "--fold"))
     main_quietly("export", folder / "purified", "--to", "state-dict")
     return folder
 

@@ -15,7 +15,7 @@ from neural_polarizer.defenses.base import Audit as Audit
 from neural_polarizer.defenses.base import Defense as Defense
 from neural_polarizer.defenses.base import Exhibit as Exhibit
 from neural_polarizer.defenses.base import Purified as Purified
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer as NeuralPolarizer
+from neural_polarizer.defenses.npd import NeuralPolarizer as NeuralPolarizer
 from neural_polarizer.errors import BadInputError as BadInputError
 from neural_polarizer.errors import EnvironmentFaultError as EnvironmentFaultError
 from neural_polarizer.errors import NeuralPolarizerError as NeuralPolarizerError

@@ -17,7 +17,7 @@ from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses.base import Defense, Purified
 from neural_polarizer.defenses.frame import admitted, check_one_layer, fitting_images
-from neural_polarizer.defenses.presets import Preset, Target
+from neural_polarizer.defenses.npd.presets import Preset, Target
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of

@@ -1,4 +1,4 @@
-"""The losses of the outer problem (paper eqs. 2, 3 and 6; spec 3.2), all in float32."""
+"""The losses of the outer problem (paper eqs. 2 and 3) and the runner-up class (eq. 4), all in float32."""
 
 from typing import Literal
 
@@ -52,8 +52,8 @@ def boosted_cross_entropy(
         logits: of the perturbed images.
         labels: their true labels.
         form: of the margin term.
-        positive_labels: other labels for the cross-entropy term alone, such as the model's own predictions.
-        terms: "true-class" is the cross-entropy L_bce1 alone, "runner-up" the margin L_bce2 alone (paper Table 3).
+        positive_labels: other labels for only the cross-entropy term, such as the model's own predictions.
+        terms: "true-class" is only the cross-entropy L_bce1, "runner-up" only the margin L_bce2 (paper Table 3).
     """
     logits = logits.float()
     wrong = runner_up(logits.detach(), labels)

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.perturb import each_length
 
 Structure = Literal["conv-bn", "conv-bn-x2", "linear", "linear-light", "conv", "mlp", "osad", "osdn"]
 """What the layer is made of: "conv-bn" is the paper's and ours, the others are in ``structures``."""
@@ -23,7 +22,7 @@ class Polarizer(nn.Module):
     In training mode the batch norm standardises each channel; in evaluation mode the layer is an affine map of the
     channels, the same at every place, and until it has seen data it is the identity up to ``1 / sqrt(1 + eps)``.
 
-    Source: Zhu et al., NeurIPS 2023, section 3.2 and Fig. 2; spec 3.1.  Departures: where the channels are the last
+    Source: Zhu et al., NeurIPS 2023, section 3.2 and Fig. 2.  Departures: where the channels are the last
     axis, the 1x1 convolution is the same map as a linear layer.
     Shape: ``(n, channels, h, w)``, or ``(n, ..., channels)`` if ``channels_last``, to the same shape.
 
@@ -63,7 +62,7 @@ class Polarizer(nn.Module):
         """Take over a channel's statistics and make the layer the exact identity in evaluation mode.
 
         The running statistics become ``mean`` and ``var``, and ``gamma = sqrt(var + eps)``, ``beta = mean`` undo
-        them (spec 3.4). Only the norm changes.
+        them. Only the norm changes.
 
         Raises:
             BadInputError: the linear map has been trained already, so no norm can restore the identity.
@@ -95,10 +94,10 @@ class Polarizer(nn.Module):
 
 @contextmanager
 def shifted(polarizer: Polarizer, shift: Float[Tensor, "n ..."]) -> Iterator[None]:
-    """While it lasts, what enters the layer is moved by ``shift``, in units of each image's own norm there."""
+    """While it lasts, ``shift`` is added to the layer's input: one per image, or one for all."""
 
     def add(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (args[0] + each_length(args[0].detach().float()) * shift,)
+        return (args[0] + shift,)
 
     handle = polarizer.register_forward_pre_hook(add)
     try:

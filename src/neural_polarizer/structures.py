@@ -1,4 +1,4 @@
-"""Other layers in the polarizer's place, for comparison (paper Table 13; spec 3.7)."""
+"""Other layers in the polarizer's place, for comparison (paper Table 13)."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -101,7 +101,7 @@ class OtherStructure(Polarizer):
 class StackedPolarizer(OtherStructure):
     """Two polarizers, one behind the other.
 
-    Source: paper Table 13, "(Conv-BN)x2"; spec 3.7.  Departures: none.
+    Source: paper Table 13, "(Conv-BN)x2".  Departures: none.
     """
 
     structure: Structure = "conv-bn-x2"
@@ -123,7 +123,7 @@ class StackedPolarizer(OtherStructure):
 class ChannelAffine(OtherStructure):
     """A factor and a summand for each channel.
 
-    Source: the authors' code, "linear_light"; spec 3.7.  Departures: none.
+    Source: the authors' code, "linear_light".  Departures: none.
     """
 
     structure: Structure = "linear-light"
@@ -140,7 +140,7 @@ class ChannelAffine(OtherStructure):
 class ElementwiseAffine(OtherStructure):
     """A factor and a summand for each value of a feature map, so for images of one size only.
 
-    Source: paper Table 13, "Linear"; spec 3.7.  Departures: begins as the identity, as in the authors' code; the
+    Source: paper Table 13, "Linear".  Departures: begins as the identity, as in the authors' code; the
     paper says "randomly".
 
     Args:
@@ -166,7 +166,7 @@ class ElementwiseAffine(OtherStructure):
 class ElementwiseMLP(ElementwiseAffine):
     """Two ``ElementwiseAffine`` with a ReLU between them; negative features are lost from the start.
 
-    Source: the authors' code, "mlp"; spec 3.7.  Departures: none.
+    Source: the authors' code, "mlp".  Departures: none.
     """
 
     structure: Structure = "mlp"
@@ -182,7 +182,7 @@ class ElementwiseMLP(ElementwiseAffine):
 class PointwiseConv(OtherStructure):
     """The polarizer without its batch norm.
 
-    Source: the authors' code, "onlyconv"; spec 3.7.  Departures: none.
+    Source: the authors' code, "onlyconv".  Departures: none.
     """
 
     structure: Structure = "conv"
@@ -201,7 +201,7 @@ class SelfAttentionDenoiser(OtherStructure):
 
     ``x + BN(out(y))``, where position i of y is the mean of ``value(x)`` weighted by ``softmax_j(theta_i . phi_j)``.
 
-    Source: paper Table 13, "OSAD"; spec 3.7.  Departures: weights that the specification leaves open are drawn as torch
+    Source: paper Table 13, "OSAD".  Departures: weights that the paper leaves open are drawn as torch
     does.
 
     Args:
@@ -243,7 +243,7 @@ class DualAttentionDenoiser(OtherStructure):
 
     ``relu(u * gates + x)`` with ``u = relu(BN(mix(x)))``; never the identity.
 
-    Source: paper Table 13, "OSDN"; spec 3.7, which leaves open that the gate of positions reads the update behind the
+    Source: paper Table 13, "OSDN", which leaves open that the gate of positions reads the update behind the
     gate of channels.  Departures: weights are drawn as torch does.
 
     Args:

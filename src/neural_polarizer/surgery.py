@@ -98,11 +98,13 @@ class Cut:
     """A polarized network in two parts: ``tail(*prefix(pixels))`` equals ``model(pixels)``.
 
     The prefix holds everything that does not depend on the polarizer and gives all values that the rest needs,
-    those of residual branches included; the tail begins with the polarizer. Both share the model's modules.
+    those of residual branches included; the tail begins with the polarizer, which reads ``prefix(pixels)[entry]``. Both
+    share the model's modules.
     """
 
     prefix: fx.GraphModule
     tail: fx.GraphModule
+    entry: int
 
 
 class _Tracer(fx.Tracer):
@@ -160,7 +162,7 @@ def _split(model: nn.Module, graph: fx.Graph, polarizer: Polarizer) -> Cut:
     for node in graph.nodes:
         if node in tail or node not in varying:
             copies[node] = second.node_copy(node, copies.__getitem__)
-    return Cut(_module(model, first), _module(model, second))
+    return Cut(_module(model, first), _module(model, second), crossing.index(site.all_input_nodes[0]))
 
 
 def _module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:

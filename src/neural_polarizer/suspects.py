@@ -229,7 +229,6 @@ def attack_in_pixels(
     *,
     radius: float = RADIUS_IN_PIXELS,
     fresh: bool = True,
-    cells: int | None = None,
 ) -> SharedAttack:
     """Perturbations of pixels, by gradient steps that begin with half the radius and shorten evenly.
 
@@ -240,7 +239,6 @@ def attack_in_pixels(
             of the number of values.
         fresh: each step sees other images and is shorter than the last, so that what few images have in common by
             chance counts for little (docs/defaults.md); otherwise all steps see the images that judge, and are alike.
-        cells: of ``perturb``.
     """
 
     def pixels_of(rows: Tensor) -> Tensor:
@@ -259,7 +257,6 @@ def attack_in_pixels(
                 universal=True,
                 rule="gradient",
                 start=delta,
-                cells=cells,
             )
         with torch.no_grad():
             return predict((pixels_of(rows[: effort.samples]) + delta).clamp(0, 1))

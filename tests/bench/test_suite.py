@@ -1,7 +1,9 @@
 """Suites: what their files may say, and which cells come of it."""
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_cases import TWO_BY_THREE, cells_of
@@ -10,7 +12,8 @@ from neural_polarizer.bench.cells import PurificationCell, VictimCell
 from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.paper import paper_values
 from neural_polarizer.bench.suite import load_suite, parse_suite, suite_names
-from neural_polarizer.defenses import EntropyPruning, NeuralPolarizer
+from neural_polarizer.defenses import DEFENSES, EntropyPruning, FineTuning, NeuralPolarizer
+from neural_polarizer.defenses.base import revision_of
 from neural_polarizer.errors import BadInputError
 
 PAPER = {
@@ -107,6 +110,39 @@ eps = 4.0
     assert isinstance(second, PurificationCell)
     assert isinstance(second.defense, EntropyPruning)
     assert second.defense.data == "mixture"
+
+
+@pytest.mark.parametrize(("kind", "method"), [(NeuralPolarizer, "npd"), (FineTuning, "ft")])
+def test_a_defense_with_another_algorithm_makes_other_cells(
+    kind: type[Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"[[grid]]\ndefense = ['{method}']\n"
+    victim, cell = cells_of(text)
+    assert cells_of(text)[1].id == cell.id
+    monkeypatch.setattr(kind, "revision", kind.revision + 1)
+    assert cells_of(text)[0].id == victim.id
+    assert cells_of(text)[1].id != cell.id
+
+
+def test_every_defense_says_its_revision_and_the_first_one_is_not_in_ids() -> None:
+    """So that records from before there were revisions stay those of the first."""
+    for name, kind in DEFENSES.items():
+        assert kind.revision == (2 if name.startswith("npd") else 1)  # type: ignore[attr-defined]
+    _, first = cells_of("[[grid]]\ndefense = ['ft']\n")
+    _, second = cells_of("[[grid]]\ndefense = ['npd']\n")
+    assert "revision" not in first.request
+    assert second.request["revision"] == 2
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """A defense of somebody's own that says nothing of revisions."""
+
+    def repair(self, model: Any, clean: Any, *, seed: int, device: Any = "cpu", progress: Any = None) -> Any: ...
+
+
+def test_a_defense_that_says_nothing_has_the_first_revision() -> None:
+    assert revision_of(Unsaid()) == 1
 
 
 def test_an_axis_names_sites_and_variants() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from neural_polarizer.defenses import ANP, IBAU, NAD, EntropyPruning, FinePruning, FineTuning, NeuralCleanse
-from neural_polarizer.defenses.presets import preset
+from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.defenses.recipes import make_defense, precision_of, with_options, with_precision
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.settings import changed, places, setting_names
@@ -150,7 +150,7 @@ def test_precision_goes_wherever_there_is_a_choice() -> None:
 
 
 def test_options_that_were_not_given_change_nothing() -> None:
-    nothing: dict[str, Any] = dict.fromkeys(("site", "radius", "speed", "epochs", "batch-size", "precision", "mixture"))
+    nothing: dict[str, Any] = dict.fromkeys(("site", "radius", "epochs", "batch-size", "precision", "mixture"))
     assert with_options(FineTuning(), "ft", nothing) == FineTuning()
     found: Any = with_options(preset("npd"), "npd", {**nothing, "radius": (1.0,), "epochs": 3, "site": "after:x"})
     assert (found.radii, found.epochs, found.site) == ((1.0,), 3, "after:x")

@@ -32,20 +32,18 @@ class TinyCell(nn.Cell):
 
 
 class ResidualCell(nn.Cell):
-    """A shortcut leads around the blocks, which run twice if ``twice``; may change what the stem gives in place."""
+    """A shortcut leads around the blocks, which run twice if ``twice``."""
 
-    def __init__(self, *, twice: bool = False, in_place: bool = False) -> None:
+    def __init__(self, *, twice: bool = False) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3)
         self.blocks = nn.CellList([nn.Conv2d(4, 4, 3), nn.ReLU()])
         self.end = nn.Identity()
         self.head = nn.Dense(4, 4)
-        self.twice, self.in_place = twice, in_place
+        self.twice = twice
 
     def construct(self, images: ms.Tensor) -> ms.Tensor:
         features = self.stem(images)
-        if self.in_place:
-            features[:] = features * 2
         for _ in range(2 if self.twice else 1):
             features = features + self.blocks[1](self.blocks[0](features))
         return self.head(self.end(features).mean(axis=(2, 3)))

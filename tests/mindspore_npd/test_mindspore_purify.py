@@ -65,13 +65,13 @@ def test_the_callers_cell_stays_as_it_was() -> None:
     assert hooks(result.cell) == []
     flags = properties(result.cell)["flags"]
     assert {name: flags[name] for name in values} == before["flags"]
-    assert set(result.seconds) == {"warm_up", "suspect", "optimise"}
+    assert set(result.seconds) == {"warm_up", "optimise"}
 
 
 @pytest.mark.parametrize("site", [SITE, "before:network.features.3", "after:network.features.0"])
 def test_calibrated_without_epochs_is_the_network_itself(site: str) -> None:
     _, cell = twins.tiny_twins()
-    result = npm.purify(cell, tiny_images(), site=site, seed=0, suspect=False, feature_share=0.0, epochs=0)
+    result = npm.purify(cell, tiny_images(), site=site, seed=0, epochs=0)
     pixels = torch.rand(5, 3, 8, 8)
     torch.testing.assert_close(twins.logits_of(result.cell, pixels), twins.logits_of(cell, pixels))
     assert result.site == site
@@ -184,10 +184,7 @@ def test_graph_mode_is_refused_and_left_on() -> None:
 
 @pytest.mark.data
 def test_badnets_on_real_images_goes(tmp_path: Path) -> None:
-    """Trained by PyTorch on ten kinds of traffic signs at 16 x 16 pixels; the benchmark purifies it in both.
-
-    The signs differ: of the first ten kinds, most of which are speed limits, none stands out.
-    """
+    """Trained by PyTorch on ten kinds of traffic signs at 16 x 16 pixels; the benchmark purifies it in both."""
     folder = Path(os.environ.get("NEURAL_POLARIZER_DATA", Path(__file__).parents[3] / "shared" / "data")) / "gtsrb"
     if not (folder / "train.parquet").exists():
         pytest.skip(f"{folder} is absent; set NEURAL_POLARIZER_DATA to a folder that holds gtsrb/train.parquet")
@@ -212,7 +209,6 @@ def test_badnets_on_real_images_goes(tmp_path: Path) -> None:
     perturbations, run, rates = (json.loads(line) for line in done.stdout.splitlines())
     assert perturbations["differing_perturbations"]["mindspore"] <= 5
     assert max(run["gaps"]["mindspore"].values()) < 0.03
-    assert run["suspect"] == {"pytorch": 0, "mindspore": 0}
     assert rates["before"]["mindspore"] == rates["before"]["pytorch"]
     (acc_before, asr_before), (acc, asr) = rates["before"]["mindspore"], rates["after"]["mindspore"]
     assert asr_before > 0.85

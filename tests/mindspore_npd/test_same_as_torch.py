@@ -18,7 +18,6 @@ twins = pytest.importorskip("mindspore_twins")
 npm = pytest.importorskip("neural_polarizer.mindspore")
 ms_perturb = pytest.importorskip("neural_polarizer.mindspore.perturb")
 ms_polarizer = pytest.importorskip("neural_polarizer.mindspore.polarizer")
-replayed = pytest.importorskip("neural_polarizer.mindspore.replay").replayed
 tensors = pytest.importorskip("neural_polarizer.mindspore.tensors")
 to_mindspore, to_torch = tensors.to_mindspore, tensors.to_torch
 
@@ -27,10 +26,9 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 # Two batches an epoch, with steps that are large for images of 8 x 8 pixels and move the layer by far more than CLOSE.
 SMALL: dict[str, Any] = {"precision": "fp32", "epochs": 1, "batch_size": 12, "lr": 0.05, "radii": (1.0,)}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "shipped": ("npd", {"shared_radius": 1.5}),
-    "shipped, npd-tu": ("npd-tu", {"target": 1, "shared_radius": 1.5}),
+    "shipped": ("npd", {}),
+    "shipped, npd-tu": ("npd-tu", {"target": 1}),
     "shipped, npd-tp": ("npd-tp", {"target": "next", "radii": (0.5, 1.0, 2.0)}),
-    "shipped, fast": ("npd", {"speed": "fast", "feature_common": 0.5}),
     "paper": ("npd", {"name": "paper"}),
     "paper, npd-tu": ("npd-tu", {"name": "paper", "target": "next"}),
     "paper, npd-uu, linf": ("npd-uu", {"name": "paper", "norm": "linf", "radii": (0.05,), "step_size": 0.02}),
@@ -45,7 +43,7 @@ def test_one_epoch_gives_the_same_polarizer(run: str) -> None:
 
 
 def test_small_features_shorten_the_same_steps() -> None:
-    _same_polarizer(with_features_scaled(tiny_model(), 0.1), "npd", {"shared_radius": 1.5}, site="before:{}features.3")
+    _same_polarizer(with_features_scaled(tiny_model(), 0.1), "npd", {}, site="before:{}features.3")
 
 
 def _same_polarizer(model: nn.Module, method: str, own: dict[str, Any], site: str = "after:{}features.3") -> None:
@@ -57,10 +55,6 @@ def _same_polarizer(model: nn.Module, method: str, own: dict[str, Any], site: st
     assert float((expected["polarizer.mix.weight"][:, :, 0, 0] - torch.eye(6)).abs().max()) > 0.005
     assert_close(twins.state_of(ours.polarizer), expected, **CLOSE)
     assert_close(ours.history, theirs.history, **CLOSE)
-    assert ours.suspect == theirs.suspect
-    if theirs.audit is not None:
-        assert ours.audit.summary == theirs.audit.summary
-        assert_close(dict(ours.audit.by_class), dict(theirs.audit.by_class), **CLOSE)
     pixels = torch.rand(8, 3, 8, 8)
     assert_close(twins.logits_of(ours.cell, pixels), theirs.model(pixels).detach(), **CLOSE)
 
@@ -74,13 +68,7 @@ PERTURBATIONS: dict[str, dict[str, Any]] = {
         "rule": "gradient",
     },
     "universal": {"ball": Ball("l2", 1.0), "step_size": 0.05, "universal": True},
-    "universal, smooth": {
-        "ball": Ball("l2", 1.0),
-        "step_size": 0.05,
-        "universal": True,
-        "rule": "gradient",
-        "cells": 3,
-    },
+    "universal, gradient": {"ball": Ball("l2", 1.0), "step_size": 0.05, "universal": True, "rule": "gradient"},
     "untargeted": {"ball": Ball("l2", 1.0), "step_size": 0.05, "targeted": False},
     "untargeted never stops early": {"ball": Ball("l2", 1), "step_size": 0.1, "targeted": False, "stop_above": 0.0},
     "stopped early": {"ball": Ball("l2", 5.0), "step_size": 0.1, "stop_above": 0.3},
@@ -100,7 +88,7 @@ def test_perturbations_of_pixels(form: str) -> None:
 
 
 def test_images_that_are_at_their_targets_already_take_one_step() -> None:
-    """Early stop counts after a step, so that nothing stays as it is (spec 3.4)."""
+    """Early stop counts after a step, so that nothing stays as it is."""
     model, cell = twins.tiny_twins()
     pixels = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     search: dict[str, Any] = {"ball": Ball("l2", 5.0), "step_size": 0.1, "stop_above": 0.3}
@@ -109,24 +97,6 @@ def test_images_that_are_at_their_targets_already_take_one_step() -> None:
     once = perturb.perturb(model, pixels, labels, steps=1, **search)
     assert float(once.abs().amax((1, 2, 3)).min()) > 0
     assert_close(ours, once, **CLOSE)
-
-
-@pytest.mark.parametrize("targeted", [True, False])
-def test_perturbations_of_features(targeted: bool) -> None:
-    """Groups in no order, with members apart from one another."""
-    model, cell = twins.tiny_twins()
-    pixels = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    labels, groups = torch.tensor([1, 1, 2, 2, 3, 3]), torch.tensor([2, -1, 2, 0, -7, 0])
-
-    def moved(shift: Any) -> Any:
-        return cell(to_mindspore(pixels) + shift) if isinstance(shift, ms.Tensor) else model(pixels + shift)
-
-    search: dict[str, Any] = {"radius": 2.0, "steps": 2, "targeted": targeted}
-    theirs = perturb.perturb_features(moved, (3, 8, 8), labels, groups, **search)
-    ours = to_torch(ms_perturb.perturb_features(moved, (3, 8, 8), labels, groups, **search))
-    assert_close(ours, theirs, **CLOSE)
-    assert torch.equal(ours[0], ours[2])
-    assert not torch.equal(ours[0], ours[3])
 
 
 def test_a_loss_of_pytorch_differentiates_a_network_of_mindspore() -> None:
@@ -140,42 +110,6 @@ def test_a_loss_of_pytorch_differentiates_a_network_of_mindspore() -> None:
     (expected,) = torch.autograd.grad(loss(values**2, values.sin()), values)
     gradient = ms.grad(lambda at: tensors.with_gradient_of(loss, [at**2, at.sin()]))(to_mindspore(values))
     assert_close(to_torch(gradient), expected)
-
-
-def test_replayed_cells_are_not_computed_again() -> None:
-    cell, layer = twins.ResidualCell(), npm.Polarizer(4)
-    network = npm.insert(cell, "before:blocks.1", layer)
-    one, other = (to_mindspore(torch.rand(2, 3, 8, 8)) for _ in range(2))
-    usual = [to_torch(network(pixels)) for pixels in (one, other)]
-    assert not torch.equal(*usual)
-    with replayed(network, layer, one):
-        layer.norm.beta.set_data(ms.Tensor([0.5] * 4, ms.float32))
-        moved = to_torch(network(other))
-    assert_close(to_torch(network(one)), moved)
-    assert not torch.equal(moved, usual[0])
-    layer.norm.beta.set_data(ms.Tensor([0.0] * 4, ms.float32))
-    assert_close([to_torch(network(pixels)) for pixels in (one, other)], usual)
-
-
-def test_replayed_outputs_may_be_changed_in_place() -> None:
-    layer = npm.Polarizer(4)
-    network = npm.insert(twins.ResidualCell(in_place=True), "before:blocks.0", layer)
-    pixels = to_mindspore(torch.rand(2, 3, 8, 8))
-    expected = to_torch(network(pixels))
-    with replayed(network, layer, pixels):
-        assert_close([to_torch(network(pixels)) for _ in range(2)], [expected] * 2)
-
-
-@pytest.mark.parametrize("site", ["after:stem", "before:end"])
-def test_cells_that_run_twice_are_computed_again(site: str) -> None:
-    """Behind the layer, or in front of it."""
-    layer = npm.Polarizer(4)
-    network = npm.insert(twins.ResidualCell(twice=True), site, layer)
-    pixels, shift = (to_mindspore(torch.rand(2, channels, size, size)) for channels, size in ((3, 8), (4, 8)))
-    with ms_polarizer.shifted(layer, shift):
-        expected = to_torch(network(pixels))
-        with replayed(network, layer, pixels):
-            assert_close(to_torch(network(pixels)), expected)
 
 
 def polarizer_pair(features: Tensor) -> tuple[Any, Any]:
@@ -192,13 +126,4 @@ def test_batch_statistics(follow: bool) -> None:
     with ms_polarizer.batch_statistics(ours, follow=follow), polarizer.batch_statistics(theirs, follow=follow):
         assert_close(to_torch(ours(to_mindspore(features))), theirs(features).detach(), **CLOSE)
     assert_close(twins.state_of(ours), twins.values_of(theirs), **CLOSE)
-    assert_close(to_torch(ours(to_mindspore(features))), theirs(features).detach(), **CLOSE)
-
-
-def test_shifted() -> None:
-    features = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(2))
-    shift = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(3))
-    ours, theirs = polarizer_pair(features)
-    with ms_polarizer.shifted(ours, to_mindspore(shift)), polarizer.shifted(theirs, shift):
-        assert_close(to_torch(ours(to_mindspore(features))), theirs(features).detach(), **CLOSE)
     assert_close(to_torch(ours(to_mindspore(features))), theirs(features).detach(), **CLOSE)

@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from neural_polarizer.audit.shared import SharedAttacks, shared_attacks
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.inverted_triggers import Inversion
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
-from neural_polarizer.defenses.neural_polarizer import SharedAttacks, shared_attacks
-from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.rng import stream
@@ -29,7 +28,6 @@ _STEPS = 8
 _OWN_STEPS, _OWN_SAMPLES = 5, 32
 _MANY_CLASSES = 20
 _INVERSION = NeuralCleanse(images=128, epochs=16, batch_size=32, patience=2)
-_SEARCH = NeuralPolarizerSettings(speed="exact")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +88,7 @@ def collect_margins(
     Raises:
         BadInputError: no images, or labels that the model does not know.
     """
-    attacks = shared_attacks(model, clean, settings=_SEARCH, seed=seed, device=device)
+    attacks = shared_attacks(model, clean, seed=seed, device=device)
     accuracy = _accuracy(model, clean, torch.device(device))
     return _margins(attacks, accuracy, seed, progress)[0]
 
@@ -108,7 +106,7 @@ def collect(
     Raises:
         BadInputError: no images, or labels that the model does not know.
     """
-    attacks = shared_attacks(model, clean, settings=_SEARCH, seed=seed, device=device)
+    attacks = shared_attacks(model, clean, seed=seed, device=device)
     found, flow = _margins(attacks, _accuracy(model, clean, torch.device(device)), seed, progress)
     count, effort = attacks.num_classes, _in_pixels(attacks.num_classes)
     shared = {

@@ -10,7 +10,7 @@ from neural_polarizer.cache import key_of
 from neural_polarizer.defenses import Defense
 from neural_polarizer.report.results import Label
 from neural_polarizer.runs.attack import Victim
-from neural_polarizer.runs.purify_checks import settings_of
+from neural_polarizer.runs.purify_checks import algorithm_of
 from neural_polarizer.settings import told
 
 SCHEMA = 1
@@ -105,7 +105,7 @@ class PurificationCell(Cell):
         return {
             "victim": self.victim.id,
             "method": self.method,
-            "defense": settings_of(self.defense),
+            **algorithm_of(self.defense),
             "n_clean": self.n_clean,
             "seed": self.seed,
         }

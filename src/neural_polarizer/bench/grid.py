@@ -11,7 +11,7 @@ from neural_polarizer.bench.smoke import SMOKE_CLEAN, SMOKE_DATA, small_attack, 
 from neural_polarizer.bench.suite import AXES, BenchScale, Suite
 from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.defenses import Defense
-from neural_polarizer.defenses.presets import KNOWS_TARGET, VARIANTS, Preset, Target
+from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset, Target
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 from neural_polarizer.models.normalize import PROFILES

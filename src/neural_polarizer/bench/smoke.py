@@ -7,7 +7,7 @@ from typing import Any
 
 from neural_polarizer.attacks import Attack
 from neural_polarizer.defenses import Defense
-from neural_polarizer.defenses.presets import VARIANTS
+from neural_polarizer.defenses.npd.presets import VARIANTS
 from neural_polarizer.runs.attack import Victim
 from neural_polarizer.settings import changed
 

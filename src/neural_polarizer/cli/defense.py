@@ -8,7 +8,7 @@ import typer
 from neural_polarizer.artifacts import ModelRecord
 from neural_polarizer.cli.options import look_in_current_folder, parse_settings
 from neural_polarizer.defenses import DEFENSES, Defense
-from neural_polarizer.defenses.presets import Preset, Target
+from neural_polarizer.defenses.npd.presets import Preset, Target
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import Precision, choose_precision
 from neural_polarizer.models.normalize import PROFILES
@@ -31,7 +31,6 @@ class Wanted:
     epochs: int | None
     batch_size: int | None
     radii: tuple[float, ...] | None
-    speed: str | None
     precision: Precision | None
     mixture: str | None
     own: tuple[str, ...]
@@ -62,7 +61,6 @@ def chosen_defense(wanted: Wanted, profile: str | None, device: torch.device) ->
         "epochs": wanted.epochs,
         "batch-size": wanted.batch_size,
         "radius": wanted.radii,
-        "speed": wanted.speed,
         "precision": wanted.precision,
         "mixture": None if wanted.mixture is None else "mixture",
     }

@@ -14,7 +14,7 @@ from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.defenses.presets import preset
+from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.report.terminal import summary_table
@@ -25,7 +25,7 @@ from neural_polarizer.train import Progress, Schedule
 
 CLEAN_SHARE = 0.05
 # A white square on black, the strongest contrast there is, has a norm of 5.2: more than the default radius.
-DEFENSE = replace(preset("npd"), radii=(8.0,), shared_radius=8.0)
+DEFENSE = replace(preset("npd"), radii=(8.0,))
 SCHEDULE = Schedule(epochs=4, batch_size=64, policy="one-cycle", lr=0.1, crop_padding=2, flip=False)
 
 

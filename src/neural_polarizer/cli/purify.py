@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFENSES
-from neural_polarizer.defenses.presets import Preset
+from neural_polarizer.defenses.npd.presets import Preset
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.models.normalize import PROFILES
@@ -76,10 +76,6 @@ def purify(
         list[float] | None,
         typer.Option(help="NPD: radius of the perturbations, in pixel units of [0, 1]; repeatable."),
     ] = None,
-    speed: Annotated[
-        Literal["exact", "fast"] | None,
-        typer.Option(help="NPD: the paper's algorithm (exact, the default), or our shortened one."),
-    ] = None,
     mixture: Annotated[
         str | None,
         typer.Option(help="ep: poisoned training images, a data spec; it sees these instead of the clean ones."),
@@ -117,7 +113,6 @@ def purify(
         epochs=epochs,
         batch_size=batch_size,
         radii=tuple(radius) if radius else None,
-        speed=speed,
         precision=precision,
         mixture=mixture,
         own=tuple(own or ()),

@@ -16,7 +16,7 @@ from neural_polarizer.defenses.fine_tuning import FineTuning as FineTuning
 from neural_polarizer.defenses.i_bau import IBAU as IBAU
 from neural_polarizer.defenses.nad import NAD as NAD
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse as NeuralCleanse
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer as NeuralPolarizer
+from neural_polarizer.defenses.npd import NeuralPolarizer as NeuralPolarizer
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import class_named
 
@@ -36,7 +36,7 @@ DEFENSES: Mapping[str, type[Defense]] = MappingProxyType(
         "ep": EntropyPruning,
     }
 )
-"""The settings of the NPD family are in ``presets``, those of all others in the classes and in ``recipes``."""
+"""The settings of the NPD family are in ``npd.presets``, those of all others in the classes and in ``recipes``."""
 
 
 def defense_class(name: str) -> type[Defense]:

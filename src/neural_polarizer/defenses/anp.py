@@ -27,7 +27,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 class ANP:
     """Learn a mask on every channel of every batch norm against noise on their weights; prune what it gives up.
 
-    Source: Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021; spec 4.4.
+    Source: Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021.
     Departures from the reference: the threshold is fixed (the reference chooses it by the test set's ASR); works on
     any network with batch norms.
 
@@ -44,6 +44,7 @@ class ANP:
         precision: "bf16" autocast or "fp32".
     """
 
+    revision: ClassVar[int] = 1
     # As far as the masks can move in the paper's 2,000 steps.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 500, "batch_size": 64, "lr": 0.04})
 

@@ -81,7 +81,8 @@ class Purified:
 class Defense(Protocol):
     """A defense sees a model, a few clean images and a seed; the trigger and the test set do not fit in.
 
-    A defense is a frozen dataclass, whose fields are its settings.
+    A defense is a frozen dataclass, whose fields are its settings. A class variable ``revision`` counts its algorithms
+    (``revision_of``).
     """
 
     def repair(
@@ -93,6 +94,15 @@ class Defense(Protocol):
         device: torch.device | str = "cpu",
         progress: Progress = silent,
     ) -> Purified: ...
+
+
+def revision_of(defense: Defense) -> int:
+    """Which algorithm the defense's class has: its ``revision: ClassVar[int]``, 1 where it does not say.
+
+    Whoever changes what a defense computes from the same settings raises it, so that results of the older algorithm
+    are no longer taken for those of this one.
+    """
+    return int(getattr(type(defense), "revision", 1))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import copy
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from neural_polarizer.train import Progress, silent
 class EntropyPruning:
     """Zero the batch-norm channels whose inputs have the least entropy.
 
-    Source: Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022; spec 4.6.
+    Source: Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022.
     Departures from the reference: entropies are averaged over several batches; a channel without variance is skipped.
     **As published it sees poisoned training images**: give those as ``clean``, and say so with ``data="mixture"``.
     With clean images alone, as every other defense has, there is no second mode to find.
@@ -36,6 +36,7 @@ class EntropyPruning:
         bin_width: of the histogram of standardised activations.
     """
 
+    revision: ClassVar[int] = 1
     data: Literal["clean", "mixture"] = "clean"
     deviations: float = 3.0
     batch_size: int = 256

@@ -24,7 +24,7 @@ from neural_polarizer.train import Progress, Schedule, silent
 class FinePruning:
     """Remove the inputs of the last linear layer that fire least on clean images, as many as accuracy allows.
 
-    Source: Liu et al., "Fine-Pruning", RAID 2018; spec 4.1.
+    Source: Liu et al., "Fine-Pruning", RAID 2018.
     Departures from the reference: accuracy is measured on the clean images, not on the test set; the step that costs
     too much is taken back; the features are computed once.
 
@@ -34,6 +34,7 @@ class FinePruning:
         schedule: of the fine-tuning.
     """
 
+    revision: ClassVar[int] = 1
     laptop: ClassVar[Mapping[str, Any]] = LAPTOP
 
     max_drop: float = 0.1

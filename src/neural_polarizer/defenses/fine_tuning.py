@@ -26,12 +26,13 @@ and 0.01 leaves their backdoors in place (docs/defenses.md)."""
 class FineTuning:
     """Train the whole network on the clean images.
 
-    Source: the control of the paper's comparison; spec 4.  Departures: none.
+    Source: the control of the paper's comparison.  Departures: none.
 
     Args:
         schedule: how to train; batches are never larger than the clean set.
     """
 
+    revision: ClassVar[int] = 1
     laptop: ClassVar[Mapping[str, Any]] = LAPTOP
 
     schedule: Schedule = field(default=RECIPE)

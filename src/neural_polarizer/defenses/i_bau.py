@@ -26,7 +26,7 @@ Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 class IBAU:
     """Minimise over the weights what one perturbation for all images maximises.
 
-    Source: Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022; spec 4.5.
+    Source: Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022.
     Departures from the reference: at least one image of a batch carries the perturbation, so that small clean sets
     are not plain fine-tuning.  As there, the perturbation lives behind the normalisation, without clipping.
 
@@ -41,6 +41,7 @@ class IBAU:
         portion: share of a batch that carries the perturbation in the outer problem.
     """
 
+    revision: ClassVar[int] = 1
     # Smaller batches, so that fewer rounds have as many steps as the paper's, and a larger rate, as FT.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 3, "batch_size": 128, "lr": 1e-3})
 

@@ -25,7 +25,7 @@ from neural_polarizer.train import Progress, Schedule, silent
 class NAD:
     """Cross-entropy plus the distance of the student's attention maps from the teacher's.
 
-    Source: Li et al., "Neural Attention Distillation", ICLR 2021; spec 4.2.
+    Source: Li et al., "Neural Attention Distillation", ICLR 2021.
     Departures from the reference: the maps are the last ones of the last three resolutions larger than one pixel, on
     any architecture (the reference's last map is always a constant), all taken from a single forward pass; the
     student follows its schedule.
@@ -37,6 +37,7 @@ class NAD:
         power: p of ``sum_c |F_c|^p``.
     """
 
+    revision: ClassVar[int] = 1
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "teacher.epochs": 5,

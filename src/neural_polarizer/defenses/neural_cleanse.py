@@ -26,7 +26,7 @@ from neural_polarizer.train import Progress, Schedule, silent
 class NeuralCleanse:
     """Trigger inversion, outlier detection on the masks' sizes, and unlearning.
 
-    Source: Wang et al., "Neural Cleanse", IEEE S&P 2019; spec 4.3.
+    Source: Wang et al., "Neural Cleanse", IEEE S&P 2019.
     Departures from the reference: several classes at a time, without any effect on the result; a class that was
     never reached does not enter the statistics; the inverted trigger is not rounded to 8 bits.
 
@@ -45,6 +45,7 @@ class NeuralCleanse:
         schedule: of the unlearning.
     """
 
+    revision: ClassVar[int] = 1
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "images": 500,

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from neural_polarizer.defenses import DEFENSES, defense_class
 from neural_polarizer.defenses.base import Defense
-from neural_polarizer.defenses.presets import VARIANTS, Preset, Target, preset
+from neural_polarizer.defenses.npd.presets import VARIANTS, Preset, Target, preset
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.scales import Scale, mirrored
@@ -78,8 +78,7 @@ def with_options(defense: Defense, method: str, options: Mapping[str, Any]) -> D
     Args:
         defense: any.
         method: its name, for messages.
-        options: values by "site", "radius", "speed", "epochs", "batch-size", "precision" or "mixture"; None: not asked
-            for.
+        options: values by "site", "radius", "epochs", "batch-size", "precision" or "mixture"; None: not asked for.
 
     Raises:
         WrongUsageError: the method has no such setting.
@@ -94,8 +93,6 @@ def with_options(defense: Defense, method: str, options: Mapping[str, Any]) -> D
             has = ", ".join(setting_names(defense)) or "none"
             raise WrongUsageError(f"{option} makes no sense for {method}, whose settings are: {has}")
         changes |= dict.fromkeys(found, None if (option, value) == ("site", AUTO) else value)
-        if option == "radius":  # one radius for all perturbations
-            changes |= dict.fromkeys(places(defense, "shared_radius"))
     return changed(defense, changes)
 
 

@@ -8,14 +8,12 @@ import mindspore as ms
 from mindspore import nn
 
 from neural_polarizer.data.convert import as_image_set
-from neural_polarizer.defenses.base import Audit
-from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
-from neural_polarizer.defenses.presets import Preset, Target, preset
+from neural_polarizer.defenses.npd.presets import Preset, Target, preset
+from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.mindspore.npd import Learner
 from neural_polarizer.mindspore.polarizer import Polarizer
 from neural_polarizer.settings import changed
-from neural_polarizer.suspects import Suspect
 from neural_polarizer.train import Progress, silent
 
 
@@ -30,9 +28,6 @@ class PurifiedCell:
         history: one record an epoch (losses, clean accuracy and surrogate success on the defender's own images).
         seconds: wall-clock by phase.
         notes: what the user should be warned of, in words.
-        suspect: the class that was taken for the attacker's, or "next" for all-to-all; None if none was looked for
-            or found.
-        audit: what was found in the model.
     """
 
     cell: nn.Cell
@@ -41,8 +36,6 @@ class PurifiedCell:
     history: Sequence[Mapping[str, float]]
     seconds: Mapping[str, float]
     notes: Sequence[str]
-    suspect: Suspect | None
-    audit: Audit | None
 
 
 def purify(
@@ -68,12 +61,12 @@ def purify(
         method: "npd", "npd-tp", "npd-tu", "npd-up" or "npd-uu".
         site: where to put the layer, ``before:NAME`` or ``after:NAME`` of a cell whose feature map is N x C x H x W;
             None takes the preset's, and "shipped" has none.
-        seed: fixes the order of the batches, and the images that the suspect is found with.
-        target: the attacker's class, or "next" for all-to-all; for "npd-tp" and "npd-tu" alone.
+        seed: fixes the order of the batches.
+        target: the attacker's class, or "next" for all-to-all; only for "npd-tp" and "npd-tu".
         name: which settings to start from: "shipped", "paper" or "reference".
         profile: which data set the images are like, such as "gtsrb"; the paper's settings depend on it.
         progress: called as ``progress(phase, done, total)``.
-        settings: fields of ``NeuralPolarizerSettings`` that replace the preset's, such as ``epochs=5``.
+        settings: fields of ``NPDSettings`` that replace the preset's, such as ``epochs=5``.
 
     Raises:
         BadInputError: network, data or settings cannot be used; the message says what to do.
@@ -83,9 +76,7 @@ def purify(
     if ms.get_context("mode") != ms.PYNATIVE_MODE:
         raise BadInputError("MindSpore is in graph mode: call mindspore.set_context(mode=mindspore.PYNATIVE_MODE)")
     own = {"site": site} if site is not None else {}
-    chosen: NeuralPolarizerSettings = changed(
-        preset(method, name=name, profile=profile, target=target), {**own, **settings}
-    )
+    chosen: NPDSettings = changed(preset(method, name=name, profile=profile, target=target), {**own, **settings})
     _check_supported(chosen)
     learner = Learner(chosen, cell, as_image_set(clean), seed)
     history = learner.learn(progress)
@@ -96,16 +87,14 @@ def purify(
         history,
         learner.seconds,
         tuple(learner.notes),
-        learner.suspected,
-        learner.audit,
     )
 
 
-def _check_supported(settings: NeuralPolarizerSettings) -> None:
+def _check_supported(settings: NPDSettings) -> None:
     if settings.site is None:
         raise BadInputError("name the site of the layer, such as site='before:layer4.1': MindSpore networks have none")
     if settings.structure != "conv-bn":
-        raise BadInputError(f"structure {settings.structure}: MindSpore networks get conv-bn alone; leave it out")
+        raise BadInputError(f"structure {settings.structure}: MindSpore networks get only conv-bn; leave it out")
     if settings.precision != "fp32":
         raise BadInputError(f"precision {settings.precision}: MindSpore networks compute in fp32; leave it out")
     if settings.compile:

@@ -1,4 +1,4 @@
-"""NPD for MindSpore networks; ``defenses.neural_polarizer`` is the same for PyTorch, and has the reasons."""
+"""Alg. 1 to 3 for MindSpore networks; ``defenses.npd.algorithm`` is the same for PyTorch, and has the reasons."""
 
 import copy
 import math
@@ -17,29 +17,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses import npd_schedule
-from neural_polarizer.defenses.base import Audit
-from neural_polarizer.defenses.npd_aims import Aim, Aims, check_classes, find_aims
-from neural_polarizer.defenses.npd_inner import SEARCH_RADIUS
-from neural_polarizer.defenses.npd_outer import outer_loss
-from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
+from neural_polarizer.defenses import schedule
+from neural_polarizer.defenses.npd.aims import Aim, aim_of, targets_of
+from neural_polarizer.defenses.npd.objective import objective
+from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.mindspore.perturb import perturb, perturb_features
-from neural_polarizer.mindspore.polarizer import Polarizer, batch_statistics, shifted
-from neural_polarizer.mindspore.replay import replayed
+from neural_polarizer.mindspore.perturb import perturb
+from neural_polarizer.mindspore.polarizer import Polarizer, batch_statistics
 from neural_polarizer.mindspore.surgery import feature_shape, insert
 from neural_polarizer.mindspore.tensors import to_mindspore, to_torch, with_gradient_of
 from neural_polarizer.perturb import Ball
-from neural_polarizer.suspects import Effort, Suspect, pixel_steps
 from neural_polarizer.train import Progress
 
 
 @dataclass(frozen=True, eq=False)
 class Perturbed:
-    """The perturbed images of a batch, how far the layer's input is moved (or None), and what they aim at."""
+    """The perturbed images of a batch, and what they aim at."""
 
     pixels: ms.Tensor
-    shift: ms.Tensor | None
     aim: Aim
 
 
@@ -53,15 +48,15 @@ class Learner:
         seed: of all randomness.
     """
 
-    def __init__(self, settings: NeuralPolarizerSettings, cell: nn.Cell, clean: ImageSet, seed: int) -> None:
+    def __init__(self, settings: NPDSettings, cell: nn.Cell, clean: ImageSet, seed: int) -> None:
         assert settings.site is not None
         if len(clean) == 0:
             raise BadInputError(f"{clean.source}: the clean set is empty; NPD needs at least a few images a class")
         self.settings = settings
         self.site = settings.site
         self.images, self.labels, self.seed = clean.images, clean.labels, seed
-        self.steps = npd_schedule.steps_an_epoch(len(clean), settings.batch_size)
-        self.epochs = npd_schedule.epochs(settings, self.steps)
+        self.steps = schedule.steps_an_epoch(len(clean), settings.batch_size)
+        self.epochs = settings.epochs_of(self.steps)
         self.seconds: dict[str, float] = {}
         self.feature_units_rate = 1.0
         self.notes: list[str] = []
@@ -69,30 +64,24 @@ class Learner:
         for parameter in frozen.get_parameters():
             parameter.requires_grad = False
         probe = self._pixels(torch.arange(min(4, len(clean))))
-        self.shape = feature_shape(frozen, self.site, probe)
-        self.polarizer = Polarizer(self.shape[0])
+        self.polarizer = Polarizer(feature_shape(frozen, self.site, probe)[0])
         self.cell = insert(frozen, self.site, self.polarizer)
         self._trainable = {parameter.name: parameter.requires_grad for parameter in cell.get_parameters()}
         logits = self.cell(probe)
         if not isinstance(logits, ms.Tensor) or logits.ndim != 2:
             raise BadInputError("the model must give logits N x K, one for every class")
-        check_classes(settings, clean, int(logits.shape[1]))
-        self.aims = Aims(settings, int(logits.shape[1]))
-        self.suspected: Suspect | None = None
-        self.audit: Audit | None = None
+        num_classes, highest = int(logits.shape[1]), int(clean.labels.max())
+        if highest >= num_classes:
+            raise BadInputError(
+                f"{clean.source}: has label {highest}, but the model knows {num_classes} classes (0 to "
+                f"{num_classes - 1}); is this the right data set?"
+            )
+        self.targets = targets_of(settings, num_classes)
 
     def learn(self, progress: Progress) -> list[dict[str, float]]:
         """All of Alg. 1; the history of the outer loop."""
         with self._timed("warm_up"):
             self.calibrate() if self.settings.init == "calibrated" else self.warm_up(progress)
-        with self._timed("suspect"):
-            self.aims, self.suspected, self.audit = find_aims(
-                self.aims,
-                self.labels,
-                in_pixels=lambda cells: partial(self._attack_in_pixels, cells),
-                in_features=self._attack_in_features,
-                seed=self.seed,
-            )
         with self._timed("optimise"):
             return self.optimise(progress)
 
@@ -120,14 +109,18 @@ class Learner:
         mean = first / count
         var = (second / count - mean.square()).clamp_min(0)
         self.polarizer.calibrate(mean, var)
-        self.feature_units_rate = npd_schedule.feature_units_rate(var)
+        self.feature_units_rate = schedule.feature_units_rate(var, self.settings.small_features)
 
     def warm_up(self, progress: Progress) -> None:
-        """T0 epochs of plain SGD on the benign loss, batch norm in training mode (spec 3.4)."""
+        """Line 4: T0 epochs of plain SGD on the benign loss, batch norm in training mode.
+
+        Where the layer is no longer finite, the last finite one is kept.
+        """
         settings = self.settings
         optimizer = Momentum(self.polarizer, momentum=0.0, weight_decay=0.0)
         with batch_statistics(self.polarizer, follow=True):
             for epoch in range(settings.warmup_epochs):
+                last_finite = self._state()
                 for step, rows in enumerate(self._batches("warm-up", epoch)):
                     benign = partial(F.cross_entropy, target=self.labels[rows])
 
@@ -136,9 +129,15 @@ class Learner:
 
                     optimizer.step(ms.grad(forward, None, optimizer.parameters)(), settings.warmup_lr)
                     progress("warm-up", epoch * self.steps + step + 1, settings.warmup_epochs * self.steps)
+                if not self._is_finite():
+                    self._restore(last_finite)
+                    self.notes.append(
+                        f"the loss was not finite in epoch {epoch + 1} of the warm-up, which ended before it"
+                    )
+                    break
 
     def optimise(self, progress: Progress) -> list[dict[str, float]]:
-        """The bi-level loop (Alg. 1); stops with the last finite polarizer if the loss is not finite."""
+        """Lines 5 to 9, the bi-level loop; stops with the last finite polarizer if the loss is not finite."""
         settings, total = self.settings, self.epochs * self.steps
         optimizer = Momentum(
             self.polarizer,
@@ -153,101 +152,38 @@ class Learner:
             for step, rows in enumerate(self._batches("optimise", epoch)):
                 done = epoch * self.steps + step
                 terms, gradients = self._outer_step(rows, done, optimizer.parameters)
-                optimizer.step(gradients, npd_schedule.learning_rate(settings, done, total))
+                optimizer.step(gradients, settings.rate(done, total))
                 for name, value in terms.items():
                     totals[name] += float(value) * len(rows) / len(self.labels)
                 progress("optimise", done + 1, total)
             record = {"epoch": float(epoch + 1), **totals}
-            finite = all(bool(values.isfinite().all()) for values in self._state())
-            if not finite or not all(map(math.isfinite, record.values())):
-                for parameter, values in zip(self.polarizer.get_parameters(), last_finite, strict=True):
-                    parameter.set_data(to_mindspore(values))
+            if not self._is_finite() or not all(map(math.isfinite, record.values())):
+                self._restore(last_finite)
                 self.notes.append(f"the loss was not finite in epoch {epoch + 1}; kept the polarizer of epoch {epoch}")
                 break
             history.append(record)
         return history
 
     def solve(self, rows: Tensor, done: int) -> Perturbed | None:
-        """The inner problem on the clean images ``rows``; None if none of them is perturbed."""
-        aim = self.aims.of_batch(to_torch(self._logits(self._pixels(rows))), self.labels[rows])
-        if len(aim.labels) == 0:
+        """Lines 7 and 8, the inner problem on the clean images ``rows``; None if none of them is perturbed."""
+        settings = self.settings
+        aim = aim_of(self.targets, to_torch(self._logits(self._pixels(rows))), self.labels[rows])
+        if len(aim.places) == 0:
             return None
-        rows = rows[aim.places]
-        return Perturbed(self._perturbed_pixels(rows, aim, done), self._shift_of_features(rows, aim), aim)
-
-    def _perturbed_pixels(self, rows: Tensor, aim: Aim, done: int) -> ms.Tensor:
-        settings, pixels = self.settings, self._pixels(rows)
-        chosen = (~aim.in_features).nonzero()[:, 0]
-        if len(chosen) == 0:
-            return pixels
-        own = self._pixels(rows[chosen])
+        pixels, targeted = self._pixels(rows[aim.places]), settings.goal == "targeted"
         delta = perturb(
             self._logits,
-            own,
-            aim.towards[chosen],
-            ball=Ball(settings.norm, self.aims.radius(len(chosen), done)),
-            steps=self.aims.steps,
+            pixels,
+            aim.targets if targeted else aim.labels,
+            ball=Ball(settings.norm, settings.radius(len(aim.places), done)),
+            steps=settings.steps,
             step_size=settings.step_size,
-            targeted=settings.goal == "targeted",
-            universal=self.aims.shared,
+            targeted=targeted,
+            universal=settings.perturbation == "universal",
             rule=settings.step_rule,
             stop_above=settings.early_stop,
-            cells=self.aims.cells,
         )
-        return _with_rows(pixels, chosen, ops.clamp(own + delta, 0.0, 1.0))
-
-    def _shift_of_features(self, rows: Tensor, aim: Aim) -> ms.Tensor | None:
-        settings = self.settings
-        chosen = aim.in_features.nonzero()[:, 0]
-        if len(chosen) == 0:
-            return None
-        towards = aim.towards[chosen]
-        shift = self._feature_shift(
-            rows[chosen],
-            towards,
-            self.aims.groups(towards),
-            radius=settings.feature_radius,
-            steps=settings.feature_steps,
-        )
-        return _with_rows(ops.zeros((len(rows), *self.shape), ms.float32), chosen, shift)
-
-    def _feature_shift(self, rows: Tensor, labels: Tensor, groups: Tensor, *, radius: float, steps: int) -> ms.Tensor:
-        with replayed(self.cell, self.polarizer, self._pixels(rows)):
-            return perturb_features(
-                lambda shift: self._logits(self._pixels(rows), shift),
-                self.shape,
-                labels,
-                groups,
-                radius=radius,
-                steps=steps,
-                targeted=self.settings.goal == "targeted",
-            )
-
-    def _attack_in_features(self, rows: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
-        """A ``suspects.SharedAttack``."""
-        rows, wanted = rows[: effort.samples], wanted[: effort.samples]
-        alike = torch.zeros_like(rows)
-        shift = self._feature_shift(rows, wanted, alike, radius=SEARCH_RADIUS, steps=effort.steps)
-        return to_torch(self._logits(self._pixels(rows), shift))
-
-    def _attack_in_pixels(self, cells: int | None, rows: Tensor, wanted: Tensor, effort: Effort) -> Tensor:
-        """With ``cells`` the ``suspects.SharedAttack`` of ``suspects.attack_in_pixels``."""
-        judged = self._pixels(rows[: effort.samples])
-        delta = ops.zeros_like(judged[:1])
-        for step in pixel_steps(len(rows), self.images[0].numel(), effort):
-            delta = perturb(
-                self._logits,
-                self._pixels(rows[step.places]),
-                wanted[step.places],
-                ball=step.ball,
-                steps=1,
-                step_size=step.size,
-                universal=True,
-                rule="gradient",
-                start=delta,
-                cells=cells,
-            )
-        return to_torch(self._logits(ops.clamp(judged + delta, 0.0, 1.0)))
+        return Perturbed(ops.clamp(pixels + delta, 0.0, 1.0), aim)
 
     def _outer_step(
         self, rows: Tensor, done: int, parameters: list[ms.Parameter]
@@ -258,7 +194,7 @@ class Learner:
 
         def loss(logits: Tensor, hostile: Tensor | None = None) -> Tensor:
             aim = None if perturbed is None else perturbed.aim
-            total, parts = outer_loss(self.settings, logits, self.labels[rows], hostile, aim)
+            total, parts = objective(self.settings, logits, self.labels[rows], hostile, aim)
             terms.update(parts)
             return total
 
@@ -267,7 +203,7 @@ class Learner:
                 logits = [self._logits(self._pixels(rows))]
             if perturbed is not None:
                 with self._outer_mode(follow=False):
-                    logits.append(self._logits(perturbed.pixels, perturbed.shift))
+                    logits.append(self._logits(perturbed.pixels))
             return with_gradient_of(loss, logits)
 
         gradients = ms.grad(forward, None, parameters)()
@@ -277,20 +213,24 @@ class Learner:
         in_training = self.settings.bn_outer == "train_clean_stats"
         return batch_statistics(self.polarizer, follow=follow) if in_training else nullcontext()
 
-    def _logits(self, pixels: ms.Tensor, shift: ms.Tensor | None = None) -> ms.Tensor:
-        with nullcontext() if shift is None else shifted(self.polarizer, shift):
-            return self.cell(pixels)
+    def _logits(self, pixels: ms.Tensor) -> ms.Tensor:
+        return self.cell(pixels)
 
     def _pixels(self, rows: Tensor) -> ms.Tensor:
         return to_mindspore(to_pixels(self.images[rows]))
 
     def _batches(self, phase: str, epoch: int) -> tuple[Tensor, ...]:
-        return npd_schedule.batches(
-            len(self.labels), self.settings.batch_size, seed=self.seed, phase=phase, epoch=epoch
-        )
+        return schedule.batches(len(self.labels), self.settings.batch_size, seed=self.seed, phase=phase, epoch=epoch)
 
     def _state(self) -> list[Tensor]:
         return [to_torch(parameter) for parameter in self.polarizer.get_parameters()]
+
+    def _restore(self, state: list[Tensor]) -> None:
+        for parameter, values in zip(self.polarizer.get_parameters(), state, strict=True):
+            parameter.set_data(to_mindspore(values))
+
+    def _is_finite(self) -> bool:
+        return all(bool(values.isfinite().all()) for values in self._state())
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -320,10 +260,3 @@ class Momentum:
             decayed = gradient + self._weight_decay * parameter
             self._velocities[index] = self._momentum * self._velocities[index] + decayed
             parameter.set_data(parameter - rate * self._rates[index] * self._velocities[index])
-
-
-def _with_rows(values: ms.Tensor, rows: Tensor, new: ms.Tensor) -> ms.Tensor:
-    """A copy of ``values`` with other ``rows``."""
-    changed = to_torch(values)
-    changed[rows] = to_torch(new)
-    return to_mindspore(changed)

@@ -1,7 +1,7 @@
 """The inner problem on MindSpore tensors; ``neural_polarizer.perturb`` has the same for PyTorch, with its reasons."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import mindspore as ms
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neural_polarizer.mindspore.tensors import to_mindspore, to_torch, with_gradient_of
-from neural_polarizer.perturb import STRIDE, Ball, StepRule, grid_kernel
+from neural_polarizer.perturb import Ball, StepRule
 
 Predict = Callable[[ms.Tensor], ms.Tensor]
 
@@ -27,8 +27,6 @@ def perturb(
     universal: bool = False,
     rule: StepRule = "sign",
     stop_above: float | None = None,
-    start: ms.Tensor | None = None,
-    cells: int | None = None,
 ) -> ms.Tensor:
     """Projected gradient steps on the cross-entropy (eqs. 7, 8, 10).
 
@@ -45,57 +43,19 @@ def perturb(
         universal: one perturbation for the whole batch, from the summed gradient.
         rule: "sign", or "gradient" for normalised steps of the same length.
         stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only).
-        start: where to begin, inside the ball; None begins at zero.
-        cells: if given, each step leads where a grid of so many cells a side can follow.
 
     Returns:
         The perturbations ``(n, c, h, w)``, or ``(1, c, h, w)`` if universal.
     """
-    delta = ops.zeros_like(pixels[:1] if universal else pixels) if start is None else start
+    delta = ops.zeros_like(pixels[:1] if universal else pixels)
     for step in range(steps):
         logits, gradient = _gradient(lambda point: predict(clip(pixels + point)), delta, labels)
         if stop_above is not None and targeted and step > 0:
             reached = (to_torch(logits).argmax(dim=1) == labels).float().mean()
             if reached > stop_above:
                 break
-        if cells is not None:
-            gradient = smoothed(gradient, cells)
         delta = _stepped(delta, gradient, ball=ball, step_size=step_size, targeted=targeted, rule=rule)
     return delta
-
-
-def perturb_features(
-    predict: Predict,
-    shape: Sequence[int],
-    labels: Tensor,
-    groups: Tensor,
-    *,
-    radius: float,
-    steps: int,
-    targeted: bool = True,
-) -> ms.Tensor:
-    """Perturbations of a feature map, in units of each image's own feature norm.
-
-    Args:
-        predict: shifts ``(n, c, h, w)`` of the feature maps, in these units, to logits; deterministic.
-        shape: of one image's feature map, ``(c, h, w)``.
-        labels: int64 ``(n,)``, targets (targeted) or true labels.
-        groups: int64 ``(n,)``; images with the same number have one perturbation in common, from their summed gradient.
-        radius: of the L2 ball.
-        steps: number of steps, 0 or more; together they are STRIDE radii long.
-        targeted: descend or ascend.
-
-    Returns:
-        The shifts ``(n, c, h, w)``, one for each image.
-    """
-    names, owners = groups.unique(return_inverse=True)
-    owner = to_mindspore(owners)
-    shift = ops.zeros((len(names), *shape), ms.float32)
-    ball, step_size = Ball("l2", radius), STRIDE * radius / max(steps, 1) / math.prod(shape) ** 0.5
-    for _ in range(steps):
-        _, gradient = _gradient(lambda point: predict(ops.gather(point, owner, 0)), shift, labels)
-        shift = _stepped(shift, gradient, ball=ball, step_size=step_size, targeted=targeted, rule="gradient")
-    return ops.gather(shift, owner, 0)
 
 
 def clip(values: ms.Tensor) -> ms.Tensor:
@@ -110,12 +70,6 @@ def project(delta: ms.Tensor, ball: Ball) -> ms.Tensor:
     if ball.norm == "linf":
         return ops.maximum(ops.minimum(delta, limit), -limit)
     return delta * ops.clamp(limit / ops.clamp(each_length(delta), min=1e-12), max=1.0)
-
-
-def smoothed(gradient: ms.Tensor, cells: int) -> ms.Tensor:
-    """The direction in pixels of a gradient step ``(m, c, h, w)`` that is taken in the values of a coarse grid."""
-    height, width = (to_mindspore(grid_kernel(size, cells)) for size in gradient.shape[2:])
-    return ops.matmul(ops.matmul(height, gradient), width)
 
 
 def each_length(values: ms.Tensor) -> ms.Tensor:

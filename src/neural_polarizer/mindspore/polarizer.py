@@ -6,15 +6,14 @@ from contextlib import contextmanager
 import mindspore as ms
 import torch
 from jaxtyping import Float
-from mindspore import nn, ops
+from mindspore import nn
 from torch import Tensor
 
-from neural_polarizer.mindspore.perturb import each_length
 from neural_polarizer.mindspore.tensors import to_mindspore, to_torch
 
 
 class Polarizer(nn.Cell):
-    """A 1x1 convolution and batch norm that start out as the identity (paper section 3.2; spec 3.1).
+    """A 1x1 convolution and batch norm that start out as the identity (paper section 3.2).
 
     Its parameters are named ``polarizer.mix.*`` and ``polarizer.norm.*``.
     Shape: ``(n, channels, h, w)`` to the same shape.
@@ -36,26 +35,12 @@ class Polarizer(nn.Cell):
         return self.norm(self.mix(features))
 
     def calibrate(self, mean: Float[Tensor, " c"], var: Float[Tensor, " c"]) -> None:
-        """Take over the statistics of what enters: a new layer becomes the exact identity (spec 3.4)."""
+        """Take over the statistics of the layer's input: a new layer becomes the exact identity."""
         mean, var = mean.float(), var.float()
         self.norm.moving_mean.set_data(to_mindspore(mean))
         self.norm.moving_variance.set_data(to_mindspore(var))
         self.norm.gamma.set_data(to_mindspore((var + self.norm.eps).sqrt()))
         self.norm.beta.set_data(to_mindspore(mean))
-
-
-@contextmanager
-def shifted(polarizer: Polarizer, shift: ms.Tensor) -> Iterator[None]:
-    """While it lasts, what enters the layer is moved by ``shift``, in units of each image's own norm there."""
-
-    def add(_cell: nn.Cell, args: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor]:
-        return (args[0] + each_length(ops.stop_gradient(args[0])) * shift,)
-
-    handle = polarizer.register_forward_pre_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_bytes, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.defenses.base import Audit, Defense, Purified
-from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
+from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.losses import runner_up
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.report.html import Picture
@@ -48,14 +49,13 @@ def inspect(
 
     They aim at the class that is known or suspected to be the attacker's, one for all images, as its trigger would;
     without such a class each aims at its image's runner-up. NPD's are made with its own settings, all other defenses
-    are tried with the shipped ones.
+    are tried with the shipped ones of NPD or NPD-TU.
     """
-    probe = defense if isinstance(defense, NeuralPolarizerSettings) else NeuralPolarizerSettings()
+    probe = defense if isinstance(defense, NeuralPolarizer) else _shipped(purified.suspect)
     rows = torch.randperm(len(clean), generator=stream(seed, "inspect"))[:sample]
     labels, pixels = clean.labels[rows].to(device), to_pixels(clean.images[rows].to(device))
     aim = purified.suspect if probe.target is None else probe.target
-    alone = aim is None or probe.shared_radius is None
-    radius = max(probe.radii) if alone else probe.shared_radius or 0.0
+    radius = max(probe.radii)
     success = []
     perturbed = pixels
     for network in (purified.model, model):  # the original last: its perturbations are shown
@@ -69,11 +69,15 @@ def inspect(
     return {"before": success[1], "after": success[0], "radius": radius}, pictures
 
 
+def _shipped(suspect: Suspect | None) -> NeuralPolarizer:
+    return preset("npd") if suspect is None else preset("npd-tu", target=suspect)
+
+
 def _attack(
     model: nn.Module,
     pixels: Float[Tensor, "n c h w"],
     labels: Tensor,
-    probe: NeuralPolarizerSettings,
+    probe: NeuralPolarizer,
     aim: Suspect | None,
     radius: float,
 ) -> tuple[Tensor, float]:
@@ -89,7 +93,7 @@ def _attack(
         pixels,
         targets,
         ball=Ball(probe.norm, radius),
-        steps=max(probe.steps if aim is None else probe.shared_steps or probe.steps, 2),
+        steps=max(probe.steps, 2),
         step_size=probe.step_size,
         universal=aim is not None,
         rule=probe.step_rule,

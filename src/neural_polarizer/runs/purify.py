@@ -13,7 +13,7 @@ from torch import Tensor
 from neural_polarizer.artifacts import LoadedModel, save_model, save_polarizer, versions
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset, write_index
-from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.base import Defense, revision_of
 from neural_polarizer.defenses.frame import admitted
 from neural_polarizer.defenses.recipes import precision_of
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
@@ -113,6 +113,7 @@ def run_purify(
         "site_reason": purified.site_reason,
         "seed": seed,
         "suspect": purified.suspect,
+        "revision": revision_of(defense),
         "config": settings_of(defense) | ({} if purified.site is None else {"site": purified.site}),
         "n_clean": len(clean),
         "clean_acc": dict(zip(("before", "after"), purified.clean_acc or (None, None), strict=True)),

@@ -8,8 +8,8 @@ from typing import Any
 from neural_polarizer.artifacts import LoadedModel, versions
 from neural_polarizer.data.duplicates import count_shared
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Defense
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.base import Defense, revision_of
+from neural_polarizer.defenses.npd import NeuralPolarizer
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
@@ -26,6 +26,12 @@ def settings_of(defense: Defense) -> dict[str, Any]:
     fields: Any = defense
     found: dict[str, Any] = json.loads(json.dumps(told(fields), default=str))
     return found
+
+
+def algorithm_of(defense: Defense) -> dict[str, Any]:
+    """What ids know of a defense: its settings, and its revision unless that is the first."""
+    revision = revision_of(defense)
+    return {"defense": settings_of(defense), **({} if revision == 1 else {"revision": revision})}
 
 
 def check_no_layer(loaded: LoadedModel, defense: Defense) -> None:
@@ -57,7 +63,7 @@ def run_id(
         "clean": clean.sha256(),
         "test": None if test is None else test.sha256(),
         "triggered": None if triggered is None else triggered.images.sha256(),
-        "defense": settings_of(defense),
+        **algorithm_of(defense),
         "method": method,
         "seed": seed,
         "versions": versions(),

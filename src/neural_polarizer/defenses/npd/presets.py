@@ -1,16 +1,16 @@
-"""The settings of the NPD family: ours, the paper's, and those of the authors' code (spec 3.5, 3.6)."""
+"""The settings of the NPD family: ours, the paper's, and those of the authors' code."""
 
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from neural_polarizer.defenses.neural_polarizer import NeuralPolarizer
+from neural_polarizer.defenses.npd.defense import NeuralPolarizer
+from neural_polarizer.defenses.npd.settings import Target as Target
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.settings import check_choice
 
 Preset = Literal["shipped", "paper", "reference"]
-Target = int | Literal["next"] | None
 
 VARIANTS = MappingProxyType(
     {
@@ -26,6 +26,19 @@ VARIANTS = MappingProxyType(
 KNOWS_TARGET = ("npd-tp", "npd-tu")
 
 PAPER_SITE = "before:layer4.1.conv1"
+
+_STRONG: dict[str, Any] = {"radii": (5.0,), "steps": 4}
+"""Shipped perturbations that are one for the batch, or lead to the attacker's class (docs/defaults.md)."""
+
+_PAPER: dict[str, Any] = {
+    "site": PAPER_SITE,
+    "init": "default",
+    "epochs": 50,
+    "batch_size": 128,
+    "lr": 0.01,
+    "lr_policy": "constant",
+    "step_rule": "sign",
+}
 
 _REFERENCE: dict[str, dict[str, Any]] = {
     "cifar10": {},
@@ -66,28 +79,11 @@ def preset(
         raise BadInputError(f"{method} {needs}")
     variant: dict[str, Any] = {**VARIANTS[method], "target": target}
     if name == "shipped":
-        own: dict[str, Any] = {"radii": (5.0,), "steps": 4} if method in KNOWS_TARGET else {}
-        if variant["goal"] == "untargeted":
-            own = {"feature_share": 0.0}
-        return NeuralPolarizer(**variant, **own)
+        strong = method in KNOWS_TARGET or variant["perturbation"] == "universal"
+        return NeuralPolarizer(**variant, **(_STRONG if strong else {}))
     weight = 0.1 if method in KNOWS_TARGET else 0.4
-    paper = NeuralPolarizer(
-        **variant,
-        site=PAPER_SITE,
-        init="default",
-        epochs=50,
-        batch_size=128,
-        lr=0.01,
-        lr_policy="constant",
-        step_rule="sign",
-        suspect=False,
-        feature_share=0.0,
-        radii=(6.0,) if profile == "tiny_imagenet" else (3.0,),
-        shared_radius=None,
-        shared_steps=None,
-        asr_weight=weight,
-        bce_weight=weight,
-    )
+    radii = (6.0,) if profile == "tiny_imagenet" else (3.0,)
+    paper = NeuralPolarizer(**variant, **_PAPER, radii=radii, asr_weight=weight, bce_weight=weight)
     if name == "paper":
         return paper
     changes = dict(_REFERENCE.get(profile or "", {}))

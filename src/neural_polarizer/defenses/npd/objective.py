@@ -1,29 +1,30 @@
-"""The outer loss of NPD (eq. 6) from logits, whatever network they come from."""
+"""The outer loss of NPD from logits, whatever network they come from (eq. 6; ``losses`` has eqs. 2 and 3)."""
 
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from neural_polarizer.defenses.npd_aims import Aim
-from neural_polarizer.defenses.npd_settings import NeuralPolarizerSettings
+from neural_polarizer.defenses.npd.aims import Aim
+from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
 
 
-def outer_loss(
-    settings: NeuralPolarizerSettings,
+def objective(
+    settings: NPDSettings,
     logits: Float[Tensor, "n k"],
     labels: Int64[Tensor, " n"],
     hostile: Float[Tensor, "m k"] | None,
     aim: Aim | None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """Eq. 6 on one batch.
+    """``lambda_1 L_bn + lambda_2 L_asr + lambda_3 L_bce`` on one batch (eq. 6).
 
     Args:
         settings: weights and forms of the losses.
         logits: of the clean images.
         labels: their true ones.
         hostile: logits of the perturbed images; None if there are none.
-        aim: what these were perturbed towards.
+        aim: what these were perturbed towards.  Untargeted ones have no target, which the paper leaves open: L_asr
+            takes the best wrong class of the perturbed images.
 
     Returns:
         The loss and, apart from any graph, its parts for the record: ``loss``, ``loss_benign`` and ``clean_accuracy``,

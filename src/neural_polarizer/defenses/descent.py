@@ -1,0 +1,51 @@
+"""Gradient descent on the parameters of a polarizer, with a way back from where they are not finite."""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neural_polarizer.polarizer import Polarizer
+
+
+class Descent:
+    """SGD on a polarizer.
+
+    Args:
+        polarizer: the layer; what it is at first is kept (``keep``).
+        momentum: as ``torch.optim.SGD`` has it.
+        weight_decay: likewise.
+        unit_rate: share of the learning rate for the parameters that have the unit of the features
+            (``schedule.feature_units_rate``).
+    """
+
+    def __init__(
+        self, polarizer: Polarizer, *, momentum: float = 0.0, weight_decay: float = 0.0, unit_rate: float = 1.0
+    ) -> None:
+        in_units = set(polarizer.in_feature_units)
+        self._polarizer = polarizer
+        self._shares = [unit_rate if each in in_units else 1.0 for each in polarizer.parameters()]
+        groups = [{"params": [each]} for each in polarizer.parameters()]
+        self._sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+        self.keep()
+
+    def step(self, loss: Float[Tensor, ""], lr: float) -> None:
+        """One step down the gradient of ``loss``."""
+        for group, share in zip(self._sgd.param_groups, self._shares, strict=True):
+            group["lr"] = share * lr
+        self._sgd.zero_grad()
+        loss.backward()
+        self._sgd.step()
+
+    def keep(self) -> None:
+        """Remember the layer as it is now."""
+        self._kept = copy.deepcopy(self._polarizer.state_dict())
+
+    def restore(self) -> None:
+        """Make the layer what it was when ``keep`` was called."""
+        self._polarizer.load_state_dict(self._kept)
+
+    def is_finite(self) -> bool:
+        """Whether the layer holds finite numbers only."""
+        return all(bool(tensor.isfinite().all()) for tensor in self._polarizer.state_dict().values())
