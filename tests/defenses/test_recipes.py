@@ -85,6 +85,14 @@ def test_laptop_values(profile: str) -> None:
     assert {defense.flip for defense in (anp, ft.schedule, nad.teacher)} == {profile == "cifar10"}
     assert made("i-bau", "laptop", profile) == IBAU(rounds=3, batch_size=128, lr=1e-3)
     assert made("ep", "laptop", profile) == made("ep", "paper", profile)
+    sam, fst, rnp, sau = (made(name, "laptop", profile) for name in ("ft-sam", "fst", "rnp", "sau"))
+    assert sam.schedule == ft.schedule
+    assert sam.rho == (8.0 if profile == "gtsrb" else 2.0)
+    assert (fst.schedule.epochs, fst.schedule.batch_size, fst.schedule.lr) == (10, 32, 0.03)
+    assert (rnp.unlearn.epochs, rnp.unlearn.batch_size, rnp.unlearn.lr) == (20, 64, 0.01)
+    assert (rnp.recover.epochs, rnp.recover.batch_size, rnp.recover.lr) == (10, 64, 0.005)
+    assert sau == SAU(rounds=5, batch_size=128, lr=1e-3)
+    assert made("clp", "laptop", profile) == CLP()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,10 @@ class RNP:
         step: from one threshold to the next.
     """
 
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"unlearn.batch_size": 64, "recover.batch_size": 64})
+    # As many steps of the masks as the authors', but shorter ones: theirs push a tenth of a narrow network to 0 at once.
+    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"unlearn.batch_size": 64, "recover.epochs": 10, "recover.batch_size": 64, "recover.lr": 0.005}
+    )
 
     images: int | None = 500
     unlearn: Schedule = field(default=Schedule(epochs=20, batch_size=128, lr=0.01, policy="constant"))

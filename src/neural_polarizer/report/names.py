@@ -57,6 +57,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "ssba": "SSBA",
         "trojan": "Trojan",
         "wanet": "WaNet",
+        "sig": "SIG",
         MEAN: "Mean",
     },
     "defense": {
