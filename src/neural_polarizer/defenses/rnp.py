@@ -46,7 +46,7 @@ class RNP:
         step: from one threshold to the next.
     """
 
-    # As many steps of the masks as the authors', but shorter ones: theirs push a tenth of a narrow network to 0 at once.
+    # As many steps of the masks as the authors', but shorter: theirs push a tenth of a narrow network to 0 at once.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"unlearn.batch_size": 64, "recover.epochs": 10, "recover.batch_size": 64, "recover.lr": 0.005}
     )
