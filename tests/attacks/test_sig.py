@@ -1,5 +1,7 @@
 """SIG's sinusoid."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,6 @@ def test_black_and_white_stay_in_range() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"delta": 0.0}, {"delta": 256.0}, {"frequency": 0.0}])
-def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(BadInputError, match="SIG needs a delta"):
         SIG(**settings)
