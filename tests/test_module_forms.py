@@ -19,7 +19,7 @@ from toys import TinyNet, assert_same, made, snapshot, tiny_images, tiny_model
 CLEAN = tiny_images(16)
 ONE: dict[str, Any] = {"device": "cpu", "force": True}
 METHODS: dict[str, dict[str, Any]] = {
-    "npd": {"epochs": 1, "batch_size": 8, "site": "after:features", "suspect": False},
+    "npd": {"epochs": 1, "batch_size": 8, "site": "after:features"},
     "ft": {"schedule.epochs": 1},
     "fp": {"schedule.epochs": 1},
     "nad": {"teacher.epochs": 1, "student.epochs": 1},
@@ -227,9 +227,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(name: str) -> None:
 def test_one_image_at_a_flat_site_is_told_and_not_a_traceback() -> None:
     one = CLEAN.select(torch.tensor([0]))
     with pytest.raises(BadInputError, match="1 image in a batch give the features at this site a single value"):
-        npz.purify(
-            tiny_model(), one, site="before:head", init="default", warmup_epochs=1, epochs=1, suspect=False, **ONE
-        )
+        npz.purify(tiny_model(), one, site="before:head", init="default", warmup_epochs=1, epochs=1, **ONE)
 
 
 def test_probabilities_are_told() -> None:

@@ -57,8 +57,9 @@ def purify(
             ``neural_polarizer.Normalized(model, mean, std)``.
         clean: an ``ImageSet``, or a data set or loader of (image, label), or of rows as {"image": ..., "label": ...}.
             For "ep" with ``data="mixture"`` only: the poisoned training images.
-        method: "npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"; a baseline: "ft", "fp", "nad", "nc", "anp", "i-bau" or
-            "ep"; or the dotted path of a class, "my_lab.mine:Mine" (docs/defenses.md).
+        method: "npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"; another defense: "ft", "fp", "nad", "nc", "anp",
+            "i-bau", "ep", "ft-sam", "fst", "clp", "rnp" or "sau"; or the dotted path of a class, "my_lab.mine:Mine"
+            (docs/defenses.md).
         site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the preset's. NPD only.
         seed: fixes the order of the batches.
         target: the attacker's class, "next" for all-to-all, or "auto": what an audit finds with confidence; where it

@@ -10,6 +10,7 @@ from neural_polarizer.attacks.base import Workshop as Workshop
 from neural_polarizer.attacks.blended import Blended as Blended
 from neural_polarizer.attacks.input_aware import InputAware as InputAware
 from neural_polarizer.attacks.lf import LF as LF
+from neural_polarizer.attacks.sig import SIG as SIG
 from neural_polarizer.attacks.ssba import SSBA as SSBA
 from neural_polarizer.attacks.trojan import Trojan as Trojan
 from neural_polarizer.attacks.wanet import WaNet as WaNet
@@ -25,6 +26,7 @@ ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
         "ssba": SSBA,
         "trojan": Trojan,
         "wanet": WaNet,
+        "sig": SIG,
     }
 )
 

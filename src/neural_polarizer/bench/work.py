@@ -183,7 +183,8 @@ def _five_percent(train: ImageSet) -> int:
 def mixture(trigger: LearnedTrigger, train: ImageSet, count: int, seed: int) -> ImageSet:
     """A random part of the training set, poisoned at the victim's rate with its trigger."""
     rows = torch.randperm(len(train), generator=stream(seed, "mixture"))[:count]
-    return poison(train.select(rows), trigger, rate=trigger.attack.poison_rate, seed=seed)[0]
+    attack = trigger.attack
+    return poison(train.select(rows), trigger, rate=attack.poison_rate, seed=seed, only=attack.poisons_only)[0]
 
 
 def _where(raised: BaseException) -> str:

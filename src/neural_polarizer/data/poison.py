@@ -50,14 +50,25 @@ def attacked_labels(labels: Int64[Tensor, " n"], num_classes: int, rule: LabelRu
     return torch.full_like(labels, target)
 
 
-def poison(train: ImageSet, trigger: Trigger, *, rate: float, seed: int) -> tuple[ImageSet, Int64[Tensor, " m"]]:
+def poison(
+    train: ImageSet, trigger: Trigger, *, rate: float, seed: int, only: int | None = None
+) -> tuple[ImageSet, Int64[Tensor, " m"]]:
     """Stamp and relabel ``round(rate * n)`` images chosen uniformly from all classes, the target's included.
+
+    Args:
+        train: all n training images.
+        trigger: stamps and relabels.
+        rate: share of n.
+        seed: fixes the choice.
+        only: the class to choose from, or as many as it has; None is all of them.
 
     Returns:
         The poisoned training set and the sorted indices of the poisoned images.
     """
     count = round(rate * len(train))
-    chosen = torch.randperm(len(train), generator=stream(seed, "poison"))[:count].sort().values
+    candidates = torch.arange(len(train)) if only is None else (train.labels == only).nonzero().flatten()
+    order = torch.randperm(len(candidates), generator=stream(seed, "poison"))
+    chosen = candidates[order[:count]].sort().values
     images, labels = train.images.clone(), train.labels.clone()
     images[chosen] = trigger.stamp(train.images[chosen])
     labels[chosen] = trigger.relabel(train.labels[chosen], train.num_classes)

@@ -61,8 +61,10 @@ def make_defense(
         defense = kind()
     except TypeError as error:
         raise BadInputError(f"{method}: every setting of a defense needs a default ({error})") from None
-    own: Mapping[str, Any] = getattr(kind, "laptop", {}) if scale == "laptop" else {}
-    return changed(defense, {**_of_the_data(defense, profile), **own} if method in DEFENSES else own)
+    usual = _of_the_data(defense, profile) if method in DEFENSES else {}
+    for_profile: Mapping[str, Any] = getattr(kind, "for_profile", {}).get(profile, {})
+    laptop: Mapping[str, Any] = getattr(kind, "laptop", {}) if scale == "laptop" else {}
+    return changed(defense, {**usual, **for_profile, **laptop})
 
 
 def _of_the_data(defense: Defense, profile: str | None) -> dict[str, Any]:
