@@ -22,6 +22,7 @@ from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.folding import Border, Folded, fold_polarizer
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.models.definition import network_named
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
 from neural_polarizer.train import Progress, silent
@@ -151,13 +152,14 @@ def load(path: str | PathLike[str], *, arch: str | None = None, profile: str | N
 
     Args:
         path: a checkpoint, an attack's folder, or a purification's folder.
-        arch: the architecture, for files that are not ours.
+        arch: the architecture, for files that are not ours; or code of your own, ``FILE.py:NAME`` or ``MODULE:NAME``,
+            which is imported and called.
         profile: the normalisation, for files that are not ours.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or of another architecture.
     """
-    return load_model(Path(path), architecture=arch, profile=profile).model
+    return load_model(Path(path), architecture=network_named(arch), profile=profile).model
 
 
 def evaluate(

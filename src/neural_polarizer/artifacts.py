@@ -32,6 +32,7 @@ from neural_polarizer.foreign import (
 from neural_polarizer.models.adapted import adapt, pointwise, square_linear
 from neural_polarizer.models.architecture import Architecture
 from neural_polarizer.models.build import build, sizes_in, skeleton
+from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import HubFolder
 from neural_polarizer.models.normalize import Normalized, normalisation_named
 from neural_polarizer.models.preprocessing import own_preprocessing
@@ -63,6 +64,7 @@ class ModelRecord:
         changes: of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
         structure: of the polarizer; saving reads it off the layer.
         config: of a classifier of transformers, what builds it, as JSON (``models.hugging_face``).
+        definition: SHA-256 of the user's own code that builds it; ``architecture`` then only says how it was called.
     """
 
     architecture: str
@@ -76,6 +78,7 @@ class ModelRecord:
     changes: tuple[tuple[str, str], ...] = ()
     structure: Structure = "conv-bn"
     config: str | None = None
+    definition: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +160,7 @@ def save_polarizer(path: Path, polarizer: Polarizer, record: ModelRecord) -> Non
 
 def _metadata(record: ModelRecord) -> dict[str, str]:
     told = asdict(record)
-    for name, usual in (("changes", ()), ("structure", "conv-bn"), ("config", None)):
+    for name, usual in (("changes", ()), ("structure", "conv-bn"), ("config", None), ("definition", None)):
         if told[name] == usual:  # the files of all other models stay as they were, byte for byte
             del told[name]
     return {KEY: json.dumps({**told, "versions": versions()})}
@@ -185,7 +188,7 @@ def locate(path: Path) -> Path:
 def load_model(
     path: Path | str,
     *,
-    architecture: str | None = None,
+    architecture: str | Definition | None = None,
     num_classes: int | None = None,
     profile: str | None = None,
 ) -> LoadedModel:
@@ -195,7 +198,8 @@ def load_model(
         path: a checkpoint, an attack's folder, a purification's folder, or the folder of a classifier of transformers
             (``transformers:FOLDER`` where that is not plain).
         architecture: needed for files that neither are ours nor lie in a folder that says it; the weights never
-            choose it.
+            choose it. A text is only a name: code of the user's own comes as what ``models.definition.network_named``
+            made of it, and is needed for our own files of such networks, too.
         num_classes: only checked, as the file's head tells it.
         profile: normalisation, a name of ``PROFILES`` or MEAN/STD. Where a file that is not ours comes without one,
             that of the library's own configuration is taken, or none; a remark says which.
@@ -214,21 +218,25 @@ def load_model(
 
 
 def _read_model(
-    file: Path, hub: HubFolder | None, architecture: str | None, num_classes: int | None, profile: str | None
+    file: Path,
+    hub: HubFolder | None,
+    architecture: str | Definition | None,
+    num_classes: int | None,
+    profile: str | None,
 ) -> LoadedModel:
     checkpoint = read_checkpoint(file)
     record, remarks = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...]()
     ours = record is not None
     if record is None:
         record, remarks = _foreign_record(checkpoint, file, hub, architecture, profile)
-    if architecture is not None and Architecture.parse(architecture) != Architecture.parse(record.architecture):
-        raise BadInputError(f"{file}: is a {record.architecture}, not a {architecture}; leave --arch out")
+    kind, said = _network_of(record, architecture, file)
+    remarks = (*said, *remarks)
     names = names_in_files(record.architecture, record.config)
     tensors = renamed_back(checkpoint.tensors, names)
     if not ours:
-        tensors, told = fitted(tensors, record.architecture, record.config, file)
+        tensors, told = fitted(tensors, kind, record.config, file)
         remarks = (*told, *remarks)
-    found, width = sizes_in(record.architecture, tensors, config=record.config)
+    found, width = sizes_in(kind, tensors, config=record.config)
     classes = num_classes or found or record.num_classes
     if not classes:
         raise BadInputError(
@@ -242,23 +250,52 @@ def _read_model(
     if profile is not None:
         mean, std = normalisation_named(profile)
         record = replace(record, mean=mean, std=std)
-    _check_size(record, tensors, file)
-    model = assemble(record, tensors, file)
+    _check_size(record, kind, tensors, file)
+    model = assemble(record, tensors, file, kind)
     return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks))
 
 
-def assemble(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
+def _network_of(
+    record: ModelRecord, given: str | Definition | None, file: Path
+) -> tuple[str | Definition, tuple[str, ...]]:
+    """What builds the network of ``record``, and remarks on it; code comes from ``given`` only, never from the record.
+
+    Raises:
+        BadInputError: ``given`` is another network, or the record's was built by code that is not given.
+    """
+    if record.definition is not None:
+        if not isinstance(given, Definition):
+            raise BadInputError(
+                f"{file}: its network is built by code of your own, {record.architecture} (SHA-256 "
+                f"{record.definition[:12]}...), which is never run unless you name it: give --arch FILE.py:NAME (in "
+                "Python, arch=)"
+            )
+        same = given.sha256 == record.definition
+        other = f"that code is not the {record.architecture} of SHA-256 {record.definition} that the file was made with"
+        return given, (given.remark, *(() if same else (other,)))
+    if isinstance(given, Definition) or (
+        given is not None and Architecture.parse(given) != Architecture.parse(record.architecture)
+    ):
+        named = given.name if isinstance(given, Definition) else given
+        raise BadInputError(f"{file}: is a {record.architecture}, not a {named}; leave --arch out")
+    return record.architecture, ()
+
+
+def assemble(
+    record: ModelRecord, tensors: Mapping[str, Tensor], file: Path, kind: str | Definition | None = None
+) -> nn.Module:
     """A new network of the kind that ``record`` names, filled with ``tensors``, behind its normalisation.
 
     Args:
         record: what is known about the model.
         tensors: by their names in the network; all that it needs, and nothing else.
         file: where they come from, for the errors.
+        kind: what builds the network; None: the name in the record.
 
     Raises:
         BadInputError: architecture, record and tensors do not go together.
     """
-    network = build(record.architecture, record.num_classes, width=record.width, config=record.config)
+    network = build(kind or record.architecture, record.num_classes, width=record.width, config=record.config)
     return _fill(Normalized(network, record.mean, record.std), record, tensors, file).eval()
 
 
@@ -288,11 +325,19 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
 
 
 def _foreign_record(
-    checkpoint: Checkpoint, file: Path, hub: HubFolder | None, architecture: str | None, profile: str | None
+    checkpoint: Checkpoint,
+    file: Path,
+    hub: HubFolder | None,
+    architecture: str | Definition | None,
+    profile: str | None,
 ) -> tuple[ModelRecord, tuple[str, ...]]:
     """What the user, or the folder, says of a file that is not ours, and a remark on what was assumed."""
+    definition = None
     if hub is not None:
         own, classes, config, named = hub.preprocessing, hub.classes, hub.config, hub.architecture
+    elif isinstance(architecture, Definition):
+        own, classes, config, named = None, None, None, architecture.name
+        definition = architecture.sha256
     elif architecture is not None:
         named, classes, config = str(Architecture.parse(architecture)), None, None
         skeleton(named, 2)  # a name that nothing is known by ends here
@@ -302,17 +347,17 @@ def _foreign_record(
             f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
             f"{suggestion(checkpoint.metadata)}"
         )
-    record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config)
+    record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config, definition=definition)
     if own is not None:
         record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
     return record, assumptions(own, checkpoint.metadata, normalised=profile is not None)
 
 
-def _check_size(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> None:
+def _check_size(record: ModelRecord, kind: str | Definition, tensors: Mapping[str, Tensor], file: Path) -> None:
     """Refuse sizes that a small file claims, before memory is spent on a network of that size."""
     held = sum(tensor.numel() for tensor in tensors.values())
     try:
-        network = skeleton(record.architecture, record.num_classes, width=record.width, config=record.config)
+        network = skeleton(kind, record.num_classes, width=record.width, config=record.config)
         needed = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
     except (RuntimeError, OverflowError):  # more numbers than can be counted
         needed = 1 << 63
@@ -363,6 +408,7 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
             changes=tuple((str(name), str(kind)) for name, kind in found.get("changes", ())),
             structure=_structure(found.get("structure", "conv-bn")),
             config=None if found.get("config") is None else str(found["config"]),
+            definition=None if found.get("definition") is None else str(found["definition"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         said = printable(f"{type(error).__name__}: {error}", 200)
@@ -371,7 +417,7 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
         raise BadInputError(f"{file}: its record of the model is damaged (mean and std are not three numbers each)")
     if not all(1 <= side <= MAX_SIDE for side in record.image_size or ()):
         raise BadInputError(f"{file}: its record of the model is damaged (image_size is not within 1..{MAX_SIDE})")
-    names = (record.architecture, record.site or "", *chain.from_iterable(record.changes))
+    names = (record.architecture, record.site or "", record.definition or "", *chain.from_iterable(record.changes))
     if max(map(len, names)) > MAX_NAME or len(record.changes) > MAX_NAME:
         raise BadInputError(f"{file}: its record of the model is damaged (a name or list of more than {MAX_NAME})")
     return record

@@ -11,6 +11,7 @@ from neural_polarizer.checkpoints.naming import fit_names
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
+from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import PREFIX, HubFolder, is_classifier_folder, read_folder
 from neural_polarizer.models.hugging_face import file_names
 from neural_polarizer.models.preprocessing import Preprocessing
@@ -110,7 +111,7 @@ def renamed_back(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dic
 
 
 def fitted(
-    tensors: Mapping[str, Tensor], architecture: str, config: str | None, file: Path
+    tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None, file: Path
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors by the names of the network, if a known renaming leads there, and remarks on it.
 
@@ -118,7 +119,7 @@ def fitted(
         BadInputError: they are those of the same network with other options.
     """
     wanted = skeleton(architecture, 2, config=config).state_dict()
-    other = architecture_in(architecture, wanted, tensors)
+    other = None if isinstance(architecture, Definition) else architecture_in(architecture, wanted, tensors)
     if other is not None:
         raise BadInputError(f"{file}: its tensors are those of another form of this network: --arch '{other}'")
     return fit_names(tensors, wanted)

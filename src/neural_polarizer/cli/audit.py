@@ -15,6 +15,7 @@ from neural_polarizer.cli.options import (
     Quiet,
     Seed,
     Size,
+    network_named,
     parse_size,
 )
 from neural_polarizer.cli.output import console
@@ -46,8 +47,8 @@ def audit(
 ) -> None:
     """Look for a backdoor with clean images alone; writes audit.json and report.html."""
     place = choose_device(device)
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
-    after = None if purified is None else load_model(purified, architecture=arch, profile=profile)
+    loaded = load_model(model, architecture=network_named(arch), num_classes=num_classes, profile=profile)
+    after = None if purified is None else load_model(purified, architecture=network_named(arch), profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes)
     for each in (loaded, *(() if after is None else (after,))):

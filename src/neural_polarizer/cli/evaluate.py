@@ -9,7 +9,16 @@ from rich.table import Table
 
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import read_evidence, triggered_path
-from neural_polarizer.cli.options import DeviceName, GivenArchitecture, NumClasses, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.options import (
+    DeviceName,
+    GivenArchitecture,
+    NumClasses,
+    ProfileName,
+    Quiet,
+    Size,
+    network_named,
+    parse_size,
+)
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
@@ -31,7 +40,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    loaded = load_model(model, architecture=network_named(arch), num_classes=num_classes, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     evidence = read_evidence(test, triggered_path(model, triggered), size=shape, num_classes=loaded.record.num_classes)
     if evidence.test is not None:

@@ -23,6 +23,7 @@ from neural_polarizer.cli.options import (
     Quiet,
     Seed,
     Size,
+    network_named,
     parse_size,
 )
 from neural_polarizer.cli.output import console, show_table
@@ -114,7 +115,8 @@ def purify(
     )
     named = profile if profile in PROFILES else None
     chosen_defense(wanted, named, place)  # wrong usage is told before anything is read
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    network = network_named(arch)
+    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     classes = loaded.record.num_classes
     pool = read_images(clean, size=shape, num_classes=classes)
@@ -154,7 +156,7 @@ def purify(
             progress=progress,
         )
         if fold:
-            record = fold_run(out, pool, evidence, device=place)
+            record = fold_run(out, pool, evidence, device=place, architecture=network)
     if not quiet:
         show_table(summary_table(record))
         summary = audit_summary(record)

@@ -9,7 +9,15 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.artifacts import load_model
-from neural_polarizer.cli.options import GivenArchitecture, NumClasses, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.options import (
+    GivenArchitecture,
+    NumClasses,
+    ProfileName,
+    Quiet,
+    Size,
+    network_named,
+    parse_size,
+)
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
@@ -28,7 +36,7 @@ def sites(
     quiet: Quiet = False,
 ) -> None:
     """List the places where the layer can go, from the pixels to the logits, and the one that --site auto takes."""
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    loaded = load_model(model, architecture=network_named(arch), num_classes=num_classes, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")
