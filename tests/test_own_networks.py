@@ -46,12 +46,12 @@ def broken(num_classes):
 
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Path]:
-    before, known = list(sys.path), set(sys.modules)
+    before = list(sys.path)
     path = tmp_path / "nets.py"
     path.write_text(CODE)
     yield path
     sys.path[:] = before
-    for name in set(sys.modules) - known:
+    for name in [each for each in sys.modules if each.startswith("nets")]:
         del sys.modules[name]
 
 

@@ -84,7 +84,7 @@ def test_every_kind_of_tensor_is_read_bit_for_bit(tmp_path: Path, protocol: int)
 def test_what_lies_beside_the_weights_is_passed_over(tmp_path: Path) -> None:
     net = small_net()
     optimizer = torch.optim.Adam(net.parameters())
-    sum(parameter.sum() for parameter in net.parameters()).backward()
+    torch.cat([parameter.flatten() for parameter in net.parameters()]).sum().backward()
     optimizer.step()
     tied = {"a": (weight := torch.arange(6.0)), "b": weight[2:], "c": weight.view(2, 3).t()}
     found = read_checkpoint(legacy(tmp_path / "m.pth", {"optimizer": optimizer.state_dict(), "net": tied}))

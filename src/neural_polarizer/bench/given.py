@@ -228,7 +228,7 @@ def _check(path: Path, expected: str) -> None:
 
 def _picture(path: Path) -> UInt8[Tensor, "3 h w"]:
     pixels = decode(path.read_bytes(), size=None, where=str(path))
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
 
 
 def _mask(path: Path) -> Tensor:

@@ -305,7 +305,7 @@ def _result(name: str, args: tuple[Any, ...]) -> Any:
     """The value of the few calls that only describe data; everything else stays a record."""
     match name, args:
         case "torch._utils._rebuild_tensor", (StorageRecord() as storage, offset, shape, stride):  # before 0.4
-            dtype_name, extra = None, []
+            dtype_name, extra = None, list[Any]()
         case "torch._utils._rebuild_tensor_v2", (
             StorageRecord() as storage,
             offset,
