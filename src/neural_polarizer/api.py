@@ -147,7 +147,9 @@ def export(
     return export_model(module, target, name, as_image_set(images), record, tolerance=tolerance)
 
 
-def load(path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None) -> nn.Module:
+def load(
+    path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None, weights: str | None = None
+) -> nn.Module:
     """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
 
     Args:
@@ -155,11 +157,12 @@ def load(path: str | PathLike[str], *, arch: str | None = None, profile: str | N
         arch: the architecture, for files that are not ours; or code of your own, ``FILE.py:NAME`` or ``MODULE:NAME``,
             which is imported and called.
         profile: the normalisation, for files that are not ours.
+        weights: which entry of a file that holds several sets of weights, such as ``state_dict_ema``.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or of another architecture.
     """
-    return load_model(Path(path), architecture=network_named(arch), profile=profile).model
+    return load_model(Path(path), architecture=network_named(arch), profile=profile, weights=weights).model
 
 
 def evaluate(

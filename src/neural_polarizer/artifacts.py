@@ -3,7 +3,7 @@
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -24,8 +24,10 @@ from neural_polarizer.folding import Folded
 from neural_polarizer.foreign import (
     assumptions,
     fitted,
+    fitting,
     hub_folder,
     names_in_files,
+    normalisation_inside,
     renamed_back,
     suggestion,
 )
@@ -191,6 +193,7 @@ def load_model(
     architecture: str | Definition | None = None,
     num_classes: int | None = None,
     profile: str | None = None,
+    weights: str | None = None,
 ) -> LoadedModel:
     """Read a model without ever unpickling anything.
 
@@ -203,6 +206,7 @@ def load_model(
         num_classes: only checked, as the file's head tells it.
         profile: normalisation, a name of ``PROFILES`` or MEAN/STD. Where a file that is not ours comes without one,
             that of the library's own configuration is taken, or none; a remark says which.
+        weights: which entry of a file that holds several sets of weights; None takes the one that fits.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or does not fit the architecture.
@@ -210,7 +214,7 @@ def load_model(
     hub = hub_folder(str(path), ours=FILES[0])
     file = locate(Path(path)) if hub is None else hub.weights
     try:
-        return _read_model(file, hub, architecture, num_classes, profile)
+        return _read_model(file, hub, architecture, num_classes, profile, weights)
     except BadInputError as error:
         said, names = str(error), (str(file), printable(str(file), 4096))
         said = said if any(name in said for name in names) else f"{file}: {said}"
@@ -223,8 +227,11 @@ def _read_model(
     architecture: str | Definition | None,
     num_classes: int | None,
     profile: str | None,
+    weights: str | None,
 ) -> LoadedModel:
-    checkpoint = read_checkpoint(file)
+    known = architecture if hub is None else hub.architecture
+    fits = None if known is None else fitting(known, None if hub is None else hub.config)
+    checkpoint = read_checkpoint(file, weights=weights, fits=fits)
     record, remarks = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...]()
     ours = record is not None
     if record is None:
@@ -332,8 +339,9 @@ def _foreign_record(
     profile: str | None,
 ) -> tuple[ModelRecord, tuple[str, ...]]:
     """What the user, or the folder, says of a file that is not ours, and a remark on what was assumed."""
-    definition = None
+    definition, kind = None, architecture
     if hub is not None:
+        kind = hub.architecture
         own, classes, config, named = hub.preprocessing, hub.classes, hub.config, hub.architecture
     elif isinstance(architecture, Definition):
         own, classes, config, named = None, None, None, architecture.name
@@ -350,7 +358,18 @@ def _foreign_record(
     record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config, definition=definition)
     if own is not None:
         record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
+    assert kind is not None
+    inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
+    if inside is not None and profile is None:
+        mean, std = inside
+        said = f"the normalisation in the file was taken (mean {_numbers(mean)}, std {_numbers(std)})"
+        record = replace(record, mean=mean, std=std)
+        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True))
     return record, assumptions(own, checkpoint.metadata, normalised=profile is not None)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _check_size(record: ModelRecord, kind: str | Definition, tensors: Mapping[str, Tensor], file: Path) -> None:

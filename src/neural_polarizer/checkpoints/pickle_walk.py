@@ -56,6 +56,18 @@ _HARMLESS = frozenset(
         ),
     )
 )
+# What holds data and does nothing else when it is unpickled.
+_CALM = frozenset(
+    (
+        *(
+            f"{module}.{name}"
+            for module in ("pathlib", "pathlib._local")
+            for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+        ),
+        *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+        *("argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
+    )
+)
 _KNOWN_PACKAGES = frozenset(("torch", "collections", "numpy"))
 
 
@@ -205,8 +217,11 @@ class _Machine:
         """What ``torch.load`` would do beyond reading tensors, in plain language, most harmful first."""
         order = ("run", "build", "import")
         said = sorted(self._verbs.items(), key=lambda item: order.index(item[1]))
+        calm = ", ".join(printable(name) for name, _ in said if name in _CALM)
+        said = [item for item in said if item[0] not in _CALM]
         lines = [f"this file tries to {verb} {printable(name)} when it is loaded by torch.load" for name, verb in said]
-        return (*lines[:20], f"and {len(lines) - 20} more names like these") if len(lines) > 20 else tuple(lines)
+        lines = [*lines[:20], f"and {len(lines) - 20} more names like these"] if len(lines) > 20 else lines
+        return (*lines, *([f"it also holds plain data of other kinds, which were not read: {calm}"] if calm else []))
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)  # looked up after ``value`` was made, which may have changed the stack

@@ -15,6 +15,7 @@ from neural_polarizer.cli.options import (
     Quiet,
     Seed,
     Size,
+    Weights,
     network_named,
     parse_size,
 )
@@ -40,6 +41,7 @@ def audit(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
     size: Size = None,
     device: DeviceName = None,
     seed: Seed = 0,
@@ -47,7 +49,9 @@ def audit(
 ) -> None:
     """Look for a backdoor with clean images alone; writes audit.json and report.html."""
     place = choose_device(device)
-    loaded = load_model(model, architecture=network_named(arch), num_classes=num_classes, profile=profile)
+    loaded = load_model(
+        model, architecture=network_named(arch), num_classes=num_classes, profile=profile, weights=weights
+    )
     after = None if purified is None else load_model(purified, architecture=network_named(arch), profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes)

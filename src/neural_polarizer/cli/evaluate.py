@@ -16,6 +16,7 @@ from neural_polarizer.cli.options import (
     ProfileName,
     Quiet,
     Size,
+    Weights,
     network_named,
     parse_size,
 )
@@ -35,12 +36,15 @@ def evaluate(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
     size: Size = None,
     device: DeviceName = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
-    loaded = load_model(model, architecture=network_named(arch), num_classes=num_classes, profile=profile)
+    loaded = load_model(
+        model, architecture=network_named(arch), num_classes=num_classes, profile=profile, weights=weights
+    )
     shape = parse_size(size) or loaded.record.image_size
     evidence = read_evidence(test, triggered_path(model, triggered), size=shape, num_classes=loaded.record.num_classes)
     if evidence.test is not None:

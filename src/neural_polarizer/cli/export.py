@@ -12,6 +12,7 @@ from neural_polarizer.cli.options import (
     ProfileName,
     Quiet,
     Size,
+    Weights,
     network_named,
     parse_size,
 )
@@ -34,13 +35,16 @@ def export(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
     size: Size = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a model for use elsewhere, with the polarizer folded into other layers, and check what was written."""
     if out is not None:
         format_of(out, to)  # wrong usage is told before anything is read
-    loaded = load_model(model, architecture=network_named(arch), num_classes=num_classes, profile=profile)
+    loaded = load_model(
+        model, architecture=network_named(arch), num_classes=num_classes, profile=profile, weights=weights
+    )
     path = out or loaded.path.with_name(f"exported{FORMATS[to].suffixes[0]}")
     if path.resolve() == loaded.path.resolve():
         raise BadInputError(f"{path}: is the model itself; choose another --out")

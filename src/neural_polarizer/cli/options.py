@@ -60,6 +60,10 @@ ProfileName = Annotated[
     ),
 ]
 NumClasses = Annotated[int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Which entry of a file with several sets of weights, as state_dict_ema.", metavar="ENTRY"),
+]
 Size = Annotated[
     str | None,
     typer.Option(help="Resize all images to this, as 32 or 32x48; needed where they differ.", metavar="HxW"),

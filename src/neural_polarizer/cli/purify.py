@@ -23,6 +23,7 @@ from neural_polarizer.cli.options import (
     Quiet,
     Seed,
     Size,
+    Weights,
     network_named,
     parse_size,
 )
@@ -48,6 +49,7 @@ def purify(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = "npd",
     target: Annotated[
         str | None,
@@ -116,7 +118,7 @@ def purify(
     named = profile if profile in PROFILES else None
     chosen_defense(wanted, named, place)  # wrong usage is told before anything is read
     network = network_named(arch)
-    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile)
+    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
     shape = parse_size(size) or loaded.record.image_size
     classes = loaded.record.num_classes
     pool = read_images(clean, size=shape, num_classes=classes)

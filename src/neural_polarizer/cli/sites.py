@@ -15,6 +15,7 @@ from neural_polarizer.cli.options import (
     ProfileName,
     Quiet,
     Size,
+    Weights,
     network_named,
     parse_size,
 )
@@ -30,13 +31,16 @@ def sites(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
     size: Size = None,
     everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """List the places where the layer can go, from the pixels to the logits, and the one that --site auto takes."""
-    loaded = load_model(model, architecture=network_named(arch), num_classes=num_classes, profile=profile)
+    loaded = load_model(
+        model, architecture=network_named(arch), num_classes=num_classes, profile=profile, weights=weights
+    )
     shape = parse_size(size) or loaded.record.image_size
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")
