@@ -49,10 +49,9 @@ def audit(
 ) -> None:
     """Look for a backdoor with clean images alone; writes audit.json and report.html."""
     place = choose_device(device)
-    loaded = load_model(
-        model, architecture=network_named(arch), num_classes=num_classes, profile=profile, weights=weights
-    )
-    after = None if purified is None else load_model(purified, architecture=network_named(arch), profile=profile)
+    network = network_named(arch)
+    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
+    after = None if purified is None else load_model(purified, architecture=network, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes)
     for each in (loaded, *(() if after is None else (after,))):

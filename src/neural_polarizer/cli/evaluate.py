@@ -42,9 +42,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
-    loaded = load_model(
-        model, architecture=network_named(arch), num_classes=num_classes, profile=profile, weights=weights
-    )
+    network = network_named(arch)
+    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
     shape = parse_size(size) or loaded.record.image_size
     evidence = read_evidence(test, triggered_path(model, triggered), size=shape, num_classes=loaded.record.num_classes)
     if evidence.test is not None:

@@ -42,9 +42,8 @@ def export(
     """Write a model for use elsewhere, with the polarizer folded into other layers, and check what was written."""
     if out is not None:
         format_of(out, to)  # wrong usage is told before anything is read
-    loaded = load_model(
-        model, architecture=network_named(arch), num_classes=num_classes, profile=profile, weights=weights
-    )
+    network = network_named(arch)
+    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
     path = out or loaded.path.with_name(f"exported{FORMATS[to].suffixes[0]}")
     if path.resolve() == loaded.path.resolve():
         raise BadInputError(f"{path}: is the model itself; choose another --out")

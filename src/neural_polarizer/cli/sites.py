@@ -38,9 +38,8 @@ def sites(
     quiet: Quiet = False,
 ) -> None:
     """List the places where the layer can go, from the pixels to the logits, and the one that --site auto takes."""
-    loaded = load_model(
-        model, architecture=network_named(arch), num_classes=num_classes, profile=profile, weights=weights
-    )
+    network = network_named(arch)
+    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
     shape = parse_size(size) or loaded.record.image_size
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")

@@ -70,8 +70,30 @@ def build(
     elif asked.library == "torchvision" or asked.name in _PLAIN:
         network = _torchvision(asked, num_classes, options)
     else:
-        raise BadInputError(f"unknown architecture {architecture!r}: expected {FORMS}")
+        raise BadInputError(f"unknown architecture {architecture!r}: expected {FORMS}{_proposal(asked.name)}")
     return network if side is None else nn.Sequential(Resize(side), network)
+
+
+def _proposal(name: str) -> str:
+    """The name that was meant, where a library has it under that name; as the end of a sentence."""
+    plain = [each for each in _PLAIN if each == name.lower().replace("-", "")]
+    found = plain or [f"{library}:{each}" for library, names in _listed().items() for each in names if each == name]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _listed() -> dict[str, list[str]]:
+    """The names of networks, by library that is installed."""
+    found: dict[str, list[str]] = {}
+    try:
+        import torchvision
+
+        found["torchvision"] = torchvision.models.list_models(module=torchvision.models)
+        import timm
+
+        found["timm"] = timm.list_models()
+    except ImportError:
+        pass
+    return found
 
 
 def _torchvision(asked: Architecture, num_classes: int, options: dict[str, int]) -> nn.Module:
