@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import neural_polarizer
-from neural_polarizer.artifacts import KEY, ModelRecord, load_model, save_model
+from neural_polarizer.artifacts import KEY, ModelRecord, check_takes, load_model, save_model
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.models.definition import Definition, network_named
+from neural_polarizer.models.preact_resnet import PreActResNet18
 
 CODE = """
 from pathlib import Path
@@ -38,6 +39,25 @@ def by_keywords(**options):
 
 def text():
     return "no network"
+
+class Several(Net):
+    kind = "tuple"
+
+    def forward(self, pixels):
+        maps = self[1](self[0](pixels))
+        logits = super().forward(pixels)
+        if self.kind == "dict":
+            return {"maps": maps, "scores": logits}
+        return Given(logits, maps) if self.kind == "object" else (maps, logits)
+
+class Given:
+    def __init__(self, logits, maps):
+        self.logits, self.maps = logits, maps
+
+def several(num_classes, kind):
+    net = Several(num_classes)
+    net.kind = kind
+    return net
 
 def broken(num_classes):
     raise RuntimeError("no luck\\ntoday")
@@ -106,7 +126,7 @@ def test_other_names_stay_names(text: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Missing", r"has no 'Missing'; it defines Net, fixed, by_keywords, text, broken"),
+        ("Missing", r"has no 'Missing'; it defines Net, fixed, by_keywords, text, Several"),
         ("WIDTH", "WIDTH is no class or function"),
         ("Net?width", "'width' is no argument; expected KEY=VALUE"),
         ("Net?width=1&width=2", "each key once"),
@@ -185,3 +205,51 @@ def test_code_for_a_file_that_names_its_network_is_refused(file: Path, tmp_path:
     save_model(tmp_path / "ours.safetensors", loaded.model, plain)
     with pytest.raises(BadInputError, match=r"is a preactresnet18, not a nets\.py:Net; leave --arch out"):
         load_model(tmp_path / "ours.safetensors", architecture=net)
+
+
+@pytest.mark.parametrize(("kind", "output"), [("tuple", "1"), ("dict", "scores"), ("object", "logits")])
+def test_the_output_that_is_meant_is_named(file: Path, tmp_path: Path, kind: str, output: str) -> None:
+    net = defined(f"{file}:several?kind={kind}")
+    path = weights(tmp_path / "m.pt", net)
+    with pytest.raises(BadInputError, match=rf"{output} \(2 x 5\).*--output KEY_OR_INDEX, as --output {output}"):
+        check_takes(load_model(path, architecture=net), (8, 8))
+    loaded = load_model(path, architecture=net, output=output)
+    check_takes(loaded, (8, 8))
+    assert f"of what the network gives, {output} is taken for the logits" in loaded.findings
+    with pytest.raises(BadInputError, match="gives no output 'x'; it gives a "):
+        load_model(path, architecture=net, output="x").model(torch.rand(1, 3, 8, 8))
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.record)
+    again = load_model(tmp_path / "ours.safetensors", architecture=net)
+    pixels = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again.model(pixels), loaded.model(pixels))
+    with pytest.raises(BadInputError, match="says itself what goes in and out"):
+        load_model(tmp_path / "ours.safetensors", architecture=net, output=output)
+
+
+def test_one_logit_stands_for_two_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = PreActResNet18(1, 2).eval()
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", architecture="preactresnet18", profile="none")
+    pixels = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(pixels), torch.cat((torch.zeros(2, 1), net(pixels)), dim=1))
+    assert loaded.record.num_classes == 2
+    assert "a yes/no model: its one logit z stands for the two logits (0, z)" in loaded.findings
+    with pytest.raises(BadInputError, match="has 1 classes, not 3"):
+        load_model(tmp_path / "m.pt", architecture="preactresnet18", num_classes=3)
+
+
+def test_a_network_of_one_channel_gets_the_mean_of_three(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = PreActResNet18(3, 2).eval()
+    net.conv1 = nn.Conv2d(1, 2, 3, padding=1, bias=False)
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", architecture="preactresnet18", profile="0.5/0.25", channels=1)
+    grey = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(grey.expand(2, 3, 8, 8)), net((grey - 0.5) / 0.25))
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.record)
+    with torch.no_grad():
+        again = load_model(tmp_path / "ours.safetensors").model
+        torch.testing.assert_close(again(grey.expand(2, 3, 8, 8)), loaded.model(grey.expand(2, 3, 8, 8)))

@@ -4,7 +4,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +36,14 @@ from neural_polarizer.models.architecture import Architecture
 from neural_polarizer.models.build import build, sizes_in, skeleton
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import HubFolder
-from neural_polarizer.models.normalize import Normalized, normalisation_named
+from neural_polarizer.models.normalize import (
+    Converted,
+    Normalized,
+    described,
+    normalisation_named,
+    one_channel,
+    outputs,
+)
 from neural_polarizer.models.preprocessing import own_preprocessing
 from neural_polarizer.polarizer import Polarizer, Structure
 from neural_polarizer.structures import polarizer_for
@@ -67,6 +74,9 @@ class ModelRecord:
         structure: of the polarizer; saving reads it off the layer.
         config: of a classifier of transformers, what builds it, as JSON (``models.hugging_face``).
         definition: SHA-256 of the user's own code that builds it; ``architecture`` then only says how it was called.
+        grey: whether the network takes one channel, the mean of the three.
+        output: key, attribute or index of the logits, where the network gives more than a tensor.
+        yes_no: whether the network gives one logit z, which stands for the two logits (0, z).
     """
 
     architecture: str
@@ -81,6 +91,9 @@ class ModelRecord:
     structure: Structure = "conv-bn"
     config: str | None = None
     definition: str | None = None
+    grey: bool = False
+    output: str | None = None
+    yes_no: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +175,8 @@ def save_polarizer(path: Path, polarizer: Polarizer, record: ModelRecord) -> Non
 
 def _metadata(record: ModelRecord) -> dict[str, str]:
     told = asdict(record)
-    for name, usual in (("changes", ()), ("structure", "conv-bn"), ("config", None), ("definition", None)):
+    later = ("changes", "structure", "config", "definition", "grey", "output", "yes_no")
+    for name, usual in ((field.name, field.default) for field in fields(ModelRecord) if field.name in later):
         if told[name] == usual:  # the files of all other models stay as they were, byte for byte
             del told[name]
     return {KEY: json.dumps({**told, "versions": versions()})}
@@ -194,6 +208,8 @@ def load_model(
     num_classes: int | None = None,
     profile: str | None = None,
     weights: str | None = None,
+    output: str | None = None,
+    channels: int | None = None,
 ) -> LoadedModel:
     """Read a model without ever unpickling anything.
 
@@ -207,6 +223,8 @@ def load_model(
         profile: normalisation, a name of ``PROFILES`` or MEAN/STD. Where a file that is not ours comes without one,
             that of the library's own configuration is taken, or none; a remark says which.
         weights: which entry of a file that holds several sets of weights; None takes the one that fits.
+        output: key, attribute or index of the logits, where a network that is not ours gives more than a tensor.
+        channels: 1 for a network that is not ours and takes one channel; it then gets the mean of the three.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or does not fit the architecture.
@@ -214,7 +232,7 @@ def load_model(
     hub = hub_folder(str(path), ours=FILES[0])
     file = locate(Path(path)) if hub is None else hub.weights
     try:
-        return _read_model(file, hub, architecture, num_classes, profile, weights)
+        return _read_model(file, hub, architecture, num_classes, profile, weights, output, channels)
     except BadInputError as error:
         said, names = str(error), (str(file), printable(str(file), 4096))
         said = said if any(name in said for name in names) else f"{file}: {said}"
@@ -228,6 +246,8 @@ def _read_model(
     num_classes: int | None,
     profile: str | None,
     weights: str | None,
+    output: str | None,
+    channels: int | None,
 ) -> LoadedModel:
     known = architecture if hub is None else hub.architecture
     fits = None if known is None else fitting(known, None if hub is None else hub.config)
@@ -236,6 +256,13 @@ def _read_model(
     ours = record is not None
     if record is None:
         record, remarks = _foreign_record(checkpoint, file, hub, architecture, profile)
+        record = replace(record, output=output, grey=channels == 1)
+        if output is not None:
+            remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
+        if channels == 1:
+            remarks = (*remarks, "the network takes one channel: it gets the mean of the three")
+    elif output is not None or channels is not None:
+        raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
     kind, said = _network_of(record, architecture, file)
     remarks = (*said, *remarks)
     names = names_in_files(record.architecture, record.config)
@@ -244,6 +271,9 @@ def _read_model(
         tensors, told = fitted(tensors, kind, record.config, file)
         remarks = (*told, *remarks)
     found, width = sizes_in(kind, tensors, config=record.config)
+    if found == 1 and num_classes in (None, 2):
+        record, found = replace(record, yes_no=True), 2
+        remarks = (*remarks, "a yes/no model: its one logit z stands for the two logits (0, z)")
     classes = num_classes or found or record.num_classes
     if not classes:
         raise BadInputError(
@@ -302,8 +332,15 @@ def assemble(
     Raises:
         BadInputError: architecture, record and tensors do not go together.
     """
-    network = build(kind or record.architecture, record.num_classes, width=record.width, config=record.config)
-    return _fill(Normalized(network, record.mean, record.std), record, tensors, file).eval()
+    logits = 1 if record.yes_no else record.num_classes
+    network = build(kind or record.architecture, logits, width=record.width, config=record.config, least=1)
+    if record.grey:
+        one_channel(network)
+    if not (record.grey or record.yes_no or record.output is not None):
+        return _fill(Normalized(network, record.mean, record.std), record, tensors, file).eval()
+    grey, output, yes_no = record.grey, record.output, record.yes_no
+    model = Converted(network, record.mean, record.std, grey=grey, output=output, yes_no=yes_no)
+    return _fill(model, record, tensors, file).eval()
 
 
 @torch.no_grad()
@@ -322,7 +359,18 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
             raise
         reason = " ".join(str(error).split())[:200]
         raise BadInputError(f"{said} ({reason}); give --size, or another --arch") from None
-    if not isinstance(logits, Tensor) or logits.shape != (2, loaded.record.num_classes):
+    if not isinstance(logits, Tensor):
+        fitting = [
+            key
+            for key, value in (outputs(logits) or getattr(logits, "__dict__", {})).items()
+            if isinstance(value, Tensor) and value.shape == (2, loaded.record.num_classes)
+        ]
+        proposed = f", as --output {fitting[0]}" if len(fitting) == 1 else ""
+        raise BadInputError(
+            f"{loaded.path}: the network gives {described(logits)}; name the logits with --output KEY_OR_INDEX"
+            f"{proposed}"
+        )
+    if logits.shape != (2, loaded.record.num_classes):
         raise BadInputError(f"{said}: it gives no {loaded.record.num_classes} logits for an image")
     if not bool(logits.isfinite().all()):
         raise BadInputError(
@@ -428,6 +476,9 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
             structure=_structure(found.get("structure", "conv-bn")),
             config=None if found.get("config") is None else str(found["config"]),
             definition=None if found.get("definition") is None else str(found["definition"]),
+            grey=found.get("grey") is True,
+            output=None if found.get("output") is None else str(found["output"]),
+            yes_no=found.get("yes_no") is True,
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         said = printable(f"{type(error).__name__}: {error}", 200)
@@ -436,7 +487,13 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
         raise BadInputError(f"{file}: its record of the model is damaged (mean and std are not three numbers each)")
     if not all(1 <= side <= MAX_SIDE for side in record.image_size or ()):
         raise BadInputError(f"{file}: its record of the model is damaged (image_size is not within 1..{MAX_SIDE})")
-    names = (record.architecture, record.site or "", record.definition or "", *chain.from_iterable(record.changes))
+    names = (
+        record.architecture,
+        record.site or "",
+        record.definition or "",
+        record.output or "",
+        *chain.from_iterable(record.changes),
+    )
     if max(map(len, names)) > MAX_NAME or len(record.changes) > MAX_NAME:
         raise BadInputError(f"{file}: its record of the model is damaged (a name or list of more than {MAX_NAME})")
     return record

@@ -7,10 +7,12 @@ import typer
 
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.options import (
+    Channels,
     DeviceName,
     GivenArchitecture,
     NumClasses,
     Out,
+    Output,
     ProfileName,
     Quiet,
     Seed,
@@ -42,6 +44,8 @@ def audit(
     num_classes: NumClasses = None,
     profile: ProfileName = None,
     weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     device: DeviceName = None,
     seed: Seed = 0,
@@ -50,7 +54,15 @@ def audit(
     """Look for a backdoor with clean images alone; writes audit.json and report.html."""
     place = choose_device(device)
     network = network_named(arch)
-    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     after = None if purified is None else load_model(purified, architecture=network, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes)

@@ -10,9 +10,11 @@ from rich.table import Table
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import read_evidence, triggered_path
 from neural_polarizer.cli.options import (
+    Channels,
     DeviceName,
     GivenArchitecture,
     NumClasses,
+    Output,
     ProfileName,
     Quiet,
     Size,
@@ -37,13 +39,23 @@ def evaluate(
     num_classes: NumClasses = None,
     profile: ProfileName = None,
     weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     device: DeviceName = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
     network = network_named(arch)
-    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     shape = parse_size(size) or loaded.record.image_size
     evidence = read_evidence(test, triggered_path(model, triggered), size=shape, num_classes=loaded.record.num_classes)
     if evidence.test is not None:

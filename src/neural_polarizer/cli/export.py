@@ -7,8 +7,10 @@ import typer
 
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.options import (
+    Channels,
     GivenArchitecture,
     NumClasses,
+    Output,
     ProfileName,
     Quiet,
     Size,
@@ -36,6 +38,8 @@ def export(
     num_classes: NumClasses = None,
     profile: ProfileName = None,
     weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     quiet: Quiet = False,
 ) -> None:
@@ -43,7 +47,15 @@ def export(
     if out is not None:
         format_of(out, to)  # wrong usage is told before anything is read
     network = network_named(arch)
-    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     path = out or loaded.path.with_name(f"exported{FORMATS[to].suffixes[0]}")
     if path.resolve() == loaded.path.resolve():
         raise BadInputError(f"{path}: is the model itself; choose another --out")

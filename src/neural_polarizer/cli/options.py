@@ -64,6 +64,13 @@ Weights = Annotated[
     str | None,
     typer.Option(help="Which entry of a file with several sets of weights, as state_dict_ema.", metavar="ENTRY"),
 ]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Which output are the logits, where the network gives several.", metavar="KEY_OR_INDEX"),
+]
+Channels = Annotated[
+    Literal["1", "3"] | None, typer.Option(help="1 for a network of grey images, which become one channel inside it.")
+]
 Size = Annotated[
     str | None,
     typer.Option(help="Resize all images to this, as 32 or 32x48; needed where they differ.", metavar="HxW"),

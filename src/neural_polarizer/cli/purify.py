@@ -13,10 +13,12 @@ from neural_polarizer.audit import choose_target
 from neural_polarizer.cli.defense import AUTO, Wanted, chosen_defense, profile_of
 from neural_polarizer.cli.inputs import read_evidence, triggered_path
 from neural_polarizer.cli.options import (
+    Channels,
     DeviceName,
     GivenArchitecture,
     NumClasses,
     Out,
+    Output,
     OwnSettings,
     PrecisionName,
     ProfileName,
@@ -50,6 +52,8 @@ def purify(
     num_classes: NumClasses = None,
     profile: ProfileName = None,
     weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = "npd",
     target: Annotated[
         str | None,
@@ -118,7 +122,15 @@ def purify(
     named = profile if profile in PROFILES else None
     chosen_defense(wanted, named, place)  # wrong usage is told before anything is read
     network = network_named(arch)
-    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     shape = parse_size(size) or loaded.record.image_size
     classes = loaded.record.num_classes
     pool = read_images(clean, size=shape, num_classes=classes)

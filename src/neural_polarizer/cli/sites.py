@@ -10,8 +10,10 @@ from rich.table import Table
 
 from neural_polarizer.artifacts import load_model
 from neural_polarizer.cli.options import (
+    Channels,
     GivenArchitecture,
     NumClasses,
+    Output,
     ProfileName,
     Quiet,
     Size,
@@ -32,6 +34,8 @@ def sites(
     num_classes: NumClasses = None,
     profile: ProfileName = None,
     weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None,
@@ -39,7 +43,15 @@ def sites(
 ) -> None:
     """List the places where the layer can go, from the pixels to the logits, and the one that --site auto takes."""
     network = network_named(arch)
-    loaded = load_model(model, architecture=network, num_classes=num_classes, profile=profile, weights=weights)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     shape = parse_size(size) or loaded.record.image_size
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")

@@ -24,7 +24,12 @@ _PLAIN = ("preactresnet18", *_AS_TORCHVISION_HAS_THEM, "inception_v3")
 
 
 def build(
-    architecture: str | Definition, num_classes: int, *, width: int | None = None, config: str | None = None
+    architecture: str | Definition,
+    num_classes: int,
+    *,
+    width: int | None = None,
+    config: str | None = None,
+    least: int = 2,
 ) -> nn.Module:
     """A randomly initialised network; weights are never fetched.
 
@@ -40,11 +45,12 @@ def build(
         width: channels of the first convolution (None: as published) of one of the first five; the other layers
             have as many more or fewer.
         config: of a ``transformers:CLASS``, from ``models.hugging_face``.
+        least: number of logits; 1 lets a yes/no model have one.
 
     Raises:
         BadInputError: unknown name, impossible size or option, or the library with that network is not installed.
     """
-    if num_classes < 2:
+    if num_classes < least:
         raise BadInputError(f"a classifier needs at least 2 classes, got {num_classes}")
     if width is not None and (width < 1 or architecture not in FULL_WIDTHS):
         raise BadInputError(
