@@ -24,6 +24,7 @@ from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.models.definition import network_named
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32, is_float32
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
@@ -169,18 +170,22 @@ def export(
     return export_model(module, target, name, as_image_set(images), record, tolerance=tolerance)
 
 
-def load(path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None) -> nn.Module:
+def load(
+    path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None, weights: str | None = None
+) -> nn.Module:
     """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
 
     Args:
         path: a checkpoint, an attack's folder, or a purification's folder.
-        arch: the architecture, for files that are not ours.
+        arch: the architecture, for files that are not ours; or code of your own, ``FILE.py:NAME`` or ``MODULE:NAME``,
+            which is imported and called.
         profile: the normalisation, for files that are not ours.
+        weights: which entry of a file that holds several sets of weights, such as ``state_dict_ema``.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or of another architecture.
     """
-    return load_model(Path(path), architecture=arch, profile=profile).model
+    return load_model(Path(path), architecture=network_named(arch), profile=profile, weights=weights).model
 
 
 def evaluate(

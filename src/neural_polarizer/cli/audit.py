@@ -8,15 +8,19 @@ import typer
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import classes_of
 from neural_polarizer.cli.options import (
+    Channels,
     Classes,
     DeviceName,
     GivenArchitecture,
     NumClasses,
     Out,
+    Output,
     ProfileName,
     Quiet,
     Seed,
     Size,
+    Weights,
+    network_named,
     parse_size,
 )
 from neural_polarizer.cli.output import console
@@ -41,6 +45,9 @@ def audit(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     classes: Classes = None,
     device: DeviceName = None,
@@ -49,8 +56,17 @@ def audit(
 ) -> None:
     """Look for a backdoor with clean images alone; writes audit.json and report.html."""
     place = choose_device(device)
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
-    after = None if purified is None else load_model(purified, architecture=arch, profile=profile)
+    network = network_named(arch)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
+    after = None if purified is None else load_model(purified, architecture=network, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
     known = classes_of(loaded, classes)
     pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes, classes=known)

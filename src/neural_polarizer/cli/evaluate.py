@@ -10,14 +10,18 @@ from rich.table import Table
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import (
+    Channels,
     Classes,
     DeviceName,
     GivenArchitecture,
     NumClasses,
+    Output,
     PoisonLabelText,
     ProfileName,
     Quiet,
     Size,
+    Weights,
+    network_named,
     parse_size,
 )
 from neural_polarizer.cli.output import console, show_table
@@ -39,6 +43,9 @@ def evaluate(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     classes: Classes = None,
     poison_label: PoisonLabelText = None,
@@ -46,7 +53,16 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    network = network_named(arch)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     shape = parse_size(size) or loaded.record.image_size
     evidence = read_evidence(
         test,

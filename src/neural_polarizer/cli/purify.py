@@ -12,11 +12,13 @@ from neural_polarizer.audit import choose_target
 from neural_polarizer.cli.defense import AUTO, Wanted, chosen_defense, profile_of
 from neural_polarizer.cli.inputs import classes_of, given_words, parse_poison_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import (
+    Channels,
     Classes,
     DeviceName,
     GivenArchitecture,
     NumClasses,
     Out,
+    Output,
     OwnSettings,
     PoisonLabelText,
     PrecisionName,
@@ -24,6 +26,8 @@ from neural_polarizer.cli.options import (
     Quiet,
     Seed,
     Size,
+    Weights,
+    network_named,
     parse_size,
 )
 from neural_polarizer.cli.output import console, show_table
@@ -49,6 +53,9 @@ def purify(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = "npd",
     target: Annotated[
         str | None,
@@ -119,7 +126,16 @@ def purify(
     )
     named = profile if profile in PROFILES else None
     chosen_defense(wanted, named, place)  # wrong usage is told before anything is read
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    network = network_named(arch)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     shape = parse_size(size) or loaded.record.image_size
     known = classes_of(loaded, classes)
     if known is not None and known.binding:
@@ -165,7 +181,7 @@ def purify(
             progress=progress,
         )
         if fold:
-            record = fold_run(out, pool, evidence, device=place)
+            record = fold_run(out, pool, evidence, device=place, architecture=network)
     if not quiet:
         show_table(summary_table(record))
         summary = audit_summary(record)
