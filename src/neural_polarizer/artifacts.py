@@ -321,7 +321,7 @@ def _network_of(
 def assemble(
     record: ModelRecord, tensors: Mapping[str, Tensor], file: Path, kind: str | Definition | None = None
 ) -> nn.Module:
-    """A new network of the kind that ``record`` names, filled with ``tensors``, behind its normalisation.
+    """A new float32 network of the kind that ``record`` names, filled with ``tensors``, behind its normalisation.
 
     Args:
         record: what is known about the model.
@@ -333,7 +333,7 @@ def assemble(
         BadInputError: architecture, record and tensors do not go together.
     """
     logits = 1 if record.yes_no else record.num_classes
-    network = build(kind or record.architecture, logits, width=record.width, config=record.config, least=1)
+    network = build(kind or record.architecture, logits, width=record.width, config=record.config, least=1).float()
     if record.grey:
         one_channel(network)
     if not (record.grey or record.yes_no or record.output is not None):

@@ -89,10 +89,10 @@ def bench(folder: Path, *more: str) -> tuple[str, ...]:
     return ("bench", "run", str(folder / "suite.toml"), "--engine", "inline", *options, *more)
 
 
-def results(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+def results(folder: Path, out: str = "results") -> dict[tuple[str, str], dict[str, Any]]:
     """By kind and file of the weights."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    records = [json.loads(path.read_text()) for path in (folder / "results" / "records").iterdir()]
+    records = [json.loads(path.read_text()) for path in (folder / out / "records").iterdir()]
     names = {each["id"]: min(each["request"]["sha256"]) for each in records if each["kind"] == "given"}
     for each in records:
         found[each["kind"], names[each["request"].get("victim", each["id"])]] = each
@@ -116,6 +116,24 @@ def test_given_victims_are_measured_and_purified(folder: Path, capsys: Capsys) -
     assert after["acc_lost"] == after["before"]["acc"] - after["acc"]
     assert (clean["asr"], clean["ra"], clean["der"]) == (None, None, None)
     assert clean["acc_lost"] == 1.0 - clean["acc"]
+
+
+def test_code_that_builds_in_half_precision_makes_a_victim_like_any_other(folder: Path, capsys: Capsys) -> None:
+    run(capsys, *bench(folder))
+    whole = {key: record["result"]["acc"] for key, record in results(folder).items()}
+    (folder / "nets.py").write_text(CODE.replace("nn.Linear(3, num_classes))", "nn.Linear(3, num_classes)).half()"))
+    done = run(capsys, *bench(folder, "--out", str(folder / "half")))
+    assert (done.code, "4 cells, 4 computed, 0 failed" in done.out) == (0, True)
+    assert {key: record["result"]["acc"] for key, record in results(folder, "half").items()} == whole
+
+
+def test_a_victim_that_guesses_is_purified_with_a_note(folder: Path, capsys: Capsys) -> None:
+    torch.save({"2.weight": torch.zeros(3, 3), "2.bias": torch.tensor([0.0, 1, 0])}, folder / "good.pth")
+    hashes = {name.partition(".")[0]: sha256_of_file(folder / name) for name in ("bad.pth", "good.pth", "blue.png")}
+    (folder / "manifest.toml").write_text(MANIFEST.format(**hashes))
+    assert run(capsys, *bench(folder)).code == 0
+    notes = results(folder)["purification", "good.pth"]["result"]["notes"]
+    assert any(note.startswith("the model classifies only 2 of 6 clean images correctly") for note in notes)
 
 
 def test_what_is_done_is_not_done_again_and_can_be_shown(folder: Path, capsys: Capsys) -> None:

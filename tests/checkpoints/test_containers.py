@@ -18,6 +18,7 @@ from neural_polarizer.checkpoints.naming import fit_names, fits
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.foreign import normalisation_inside
 from neural_polarizer.models.build import build
+from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 
 ONE = torch.ones(1)
@@ -161,6 +162,14 @@ def test_a_normalisation_in_front_is_taken(tmp_path: Path) -> None:
     assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.25, 0.1), (0.5, 0.5, 0.5))
     assert any("the normalisation in the file was taken" in remark for remark in loaded.findings)
     assert load(path, profile="0.1/0.2").record.mean == (0.1, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_normalized_saves_is_read_with_its_statistics(tmp_path: Path, whole: bool) -> None:
+    model = Normalized(network(), (0.5, 0.25, 0.1), (0.5, 0.3, 0.2)).eval()
+    loaded = load(saved(tmp_path / "m.pt", model if whole else model.state_dict()), profile=None)
+    assert same(loaded, model)
+    assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.25, 0.1), (0.5, 0.3, 0.2))
 
 
 @pytest.mark.parametrize("std", [torch.zeros(3), torch.full((3,), float("nan")), torch.ones(4), torch.ones(3).long()])

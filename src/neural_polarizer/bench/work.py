@@ -25,6 +25,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, poison, read_triggered, triggered_test
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses import Purified
+from neural_polarizer.defenses.frame import admitted
 from neural_polarizer.devices import choose_device
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError, NeuralPolarizerError
 from neural_polarizer.files import read_json, sha256_of_file
@@ -185,10 +186,11 @@ class Bench:
             study = analyses.distances(model, cell.defense, test, trigger, device)
             return self._with_pictures(cell, *study) | weights
         clean = train.select(clean_subset(train, cell.n_clean or _five_percent(train), seed=cell.seed))
-        shown = clean
+        shown = None
         if getattr(cell.defense, "data", None) == "mixture":
             shown = mixture(trigger, train, len(clean), cell.seed)
-        purified = cell.defense.repair(model, shown, seed=cell.seed, device=device)
+        patient = admitted(model, clean, device=device, force=True)  # a victim that learned little is a result, too
+        purified = patient.repaired(cell.defense, seed=cell.seed, device=device, shown=shown)
         before = Metrics(**{rate: scene.victim[rate] for rate in _RATES})
         after = evaluate(purified.model, test, scene.triggered, device=device)
         result = {
