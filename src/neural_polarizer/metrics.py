@@ -1,4 +1,4 @@
-"""ACC, ASR, RA and DER (spec 1.3), from one place; fractions in [0, 1], percent only when shown."""
+"""ACC, ASR, RA and DER, from one place; fractions in [0, 1], percent only when shown."""
 
 from dataclasses import dataclass
 
@@ -89,7 +89,7 @@ def evaluate(
     """ACC on ``test``, ASR and RA on ``triggered``, in evaluation mode and float32.
 
     Triggered images whose poison label equals the true one say nothing about the attack and are left out
-    (spec 1.2: all-to-one drops the target class, all-to-all nothing).
+    (all-to-one drops the target class, all-to-all nothing).
 
     Raises:
         BadInputError: a set is empty, or the model's output does not fit.

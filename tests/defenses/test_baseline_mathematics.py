@@ -1,4 +1,4 @@
-"""What each baseline computes, where the answer is known (spec 8.10)."""
+"""What each baseline computes, where the answer is known."""
 
 import math
 from collections.abc import Sequence

@@ -34,7 +34,7 @@ def made(method: str, scale: Any = None, profile: str | None = "cifar10") -> Any
 
 @pytest.mark.parametrize("profile", ["cifar10", "gtsrb", "tiny_imagenet", None])
 def test_paper_values(profile: str | None) -> None:
-    """Appendix B and spec 4: lr .01, batch 256, 100 epochs (GTSRB 50); ANP's threshold .4; the rest BackdoorBench's."""
+    """Appendix B: lr .01, batch 256, 100 epochs (GTSRB 50); ANP's threshold .4; the rest BackdoorBench's."""
     epochs = 50 if profile == "gtsrb" else 100
     schedules = [made(name, None, profile).schedule for name in ("ft", "fp", "nc")]
     schedules.append(made("nad", None, profile).student)

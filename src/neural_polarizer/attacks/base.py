@@ -160,7 +160,7 @@ class Attack(ABC):
         return triggered_test(test, LearnedTrigger(self, state))
 
     def poisoned_rows(self, batch: int, generator: torch.Generator) -> int:
-        """How many images of a batch an attack that poisons batches takes (spec 1.2).
+        """How many images of a batch an attack that poisons batches takes.
 
         ``floor(rate * batch)``; if that is none, one image with probability ``rate * batch``.
         """

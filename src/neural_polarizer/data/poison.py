@@ -1,4 +1,4 @@
-"""Which images an attack changes, and the frozen test set that shows whether it works (spec 1.2)."""
+"""Which images an attack changes, and the frozen test set that shows whether it works."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

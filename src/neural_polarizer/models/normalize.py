@@ -21,7 +21,7 @@ PROFILES = MappingProxyType(
         "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     }
 )
-"""Mean and standard deviation of each data set's pixels (spec 1.1)."""
+"""Mean and standard deviation of each data set's pixels."""
 
 
 def normalisation_named(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
