@@ -181,6 +181,22 @@ def mutate_zip(data: bytes, chance: random.Random) -> bytes:
     return buffer.getvalue()
 
 
+def mutate_legacy(data: bytes, chance: random.Random) -> bytes:
+    """One of the pickles changed, or anything behind the magic number."""
+    if chance.random() < 0.3:
+        return scramble(data, chance)
+    stream, ends = io.BytesIO(data), [0]
+    for _ in range(5):
+        for _ in pickletools.genops(stream):
+            pass
+        ends.append(stream.tell())
+    parts = [data[start:end] for start, end in zip(ends, [*ends[1:], len(data)], strict=True)]
+    place = chance.randrange(1, len(parts))
+    change = scramble if place == len(parts) - 1 else mutate_pickle
+    parts[place] = change(parts[place], chance)
+    return b"".join(parts)
+
+
 def mutate_safetensors(data: bytes, chance: random.Random) -> bytes:
     if chance.random() < 0.3:
         return scramble(data, chance, within=chance.choice((None, (0, 200))))
@@ -264,6 +280,17 @@ def torch_files() -> tuple[bytes, ...]:
     )
 
 
+def legacy_files() -> tuple[bytes, ...]:
+    """Files of the format before PyTorch 1.6: weights in an entry, a whole module, and a newer protocol."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
+
+    def old(value: Any, protocol: int = 2) -> bytes:
+        options: Any = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": False}
+        return bytes_of(lambda buffer: torch.save(value, buffer, **options))
+
+    return old({"state_dict": network.state_dict(), "epoch": 3}), old(network), old(network.state_dict(), 4)
+
+
 def safetensors_files() -> tuple[bytes, ...]:
     tensors = {"a": torch.ones(2, 3), "b.c": torch.zeros(4, dtype=torch.bfloat16), "empty": torch.ones(0, 2)}
     return (
@@ -332,6 +359,7 @@ def readers() -> dict[str, Reader]:
 
     return {
         "torch zip": Reader(".pt", torch_files(), mutate_zip, read_checkpoint),
+        "torch legacy": Reader(".pth", legacy_files(), mutate_legacy, read_checkpoint),
         "safetensors": Reader(".safetensors", safetensors_files(), mutate_safetensors, read_checkpoint),
         "our record": Reader(".safetensors", our_files(), mutate_record, model),
         "parquet": Reader(".parquet", parquet_files(), mutate_parquet, lambda path: read_images(str(path))),

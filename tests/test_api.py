@@ -1,6 +1,7 @@
 """``purify`` and ``evaluate`` as users call them, with every kind of data they may hand in."""
 
 import inspect
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.parquet import write_images
 from toys import assert_same, hooks, snapshot, tiny_images, tiny_model
 
-FAST: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu"}
+FAST: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu", "force": True}
 
 
 class Pairs(Dataset[tuple[Any, Any]]):
@@ -39,6 +40,13 @@ CLEAN = tiny_images(16)
 FLOATS = CLEAN.images.float() / 255
 PICTURES = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in CLEAN.images]
 
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "ImageSet": lambda: CLEAN,
     "TensorDataset of uint8": lambda: TensorDataset(CLEAN.images, CLEAN.labels),
@@ -50,6 +58,27 @@ KINDS: dict[str, Callable[[], Any]] = {
     "DataLoader of floats": lambda: DataLoader(TensorDataset(FLOATS, CLEAN.labels), batch_size=5),
     "DataLoader of half": lambda: DataLoader(TensorDataset(FLOATS.double(), CLEAN.labels), batch_size=16),
     "list of pairs": lambda: list(zip(CLEAN.images, CLEAN.labels, strict=True)),
+    "dicts as of Hugging Face": lambda: [
+        {"image": p, "label": y} for p, y in zip(PICTURES, CLEAN.labels.tolist(), strict=True)
+    ],
+    "dicts of encoded images": lambda: [
+        {"img": {"bytes": _png(p), "path": None}, "fine_label": y}
+        for p, y in zip(PICTURES, CLEAN.labels.tolist(), strict=True)
+    ],
+    "batches of dicts": lambda: [
+        {"pixel_values": FLOATS[i : i + 5], "labels": CLEAN.labels[i : i + 5]} for i in (0, 5, 10, 15)
+    ],
+    "float arrays, channels first": lambda: list(zip(FLOATS.numpy(), CLEAN.labels.numpy(), strict=True)),
+    "float arrays, channels last": lambda: list(zip(FLOATS.permute(0, 2, 3, 1).numpy(), CLEAN.labels, strict=True)),
+    "tensors, channels last": lambda: list(zip(CLEAN.images.permute(0, 2, 3, 1), CLEAN.labels, strict=True)),
+    "RGBA pictures": lambda: [(p.convert("RGBA"), y) for p, y in zip(PICTURES, CLEAN.labels.tolist(), strict=True)],
+    "one-hot labels": lambda: TensorDataset(CLEAN.images, torch.eye(4)[CLEAN.labels]),
+    "one-hot labels in batches": lambda: DataLoader(
+        TensorDataset(CLEAN.images, torch.eye(4)[CLEAN.labels]), batch_size=5
+    ),
+    "labels as numbers in text": lambda: [(p, str(y)) for p, y in zip(PICTURES, CLEAN.labels.tolist(), strict=True)],
+    "whole float labels": lambda: TensorDataset(CLEAN.images, CLEAN.labels.float()),
+    "labels as columns": lambda: TensorDataset(CLEAN.images, CLEAN.labels[:, None]),
     "generator of pairs": lambda: iter(list(zip(FLOATS, CLEAN.labels, strict=True))),
 }
 
@@ -94,16 +123,30 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
     ("data", "match"),
     [
         (TensorDataset((FLOATS - 0.5) / 0.25, CLEAN.labels), r"lie in \[0, 1\].*neural_polarizer.Normalized\(model"),
-        (DataLoader(TensorDataset(FLOATS * 255, CLEAN.labels)), r"DataLoader: float images must lie in \[0, 1\]"),
+        (
+            DataLoader(TensorDataset(FLOATS * 255, CLEAN.labels)),
+            r"DataLoader: float images must lie in \[0, 1\].*looks like 8-bit pixels; divide them by 255",
+        ),
         (_pairs(torch.full((3, 2, 2), float("nan"))), r"must lie in \[0, 1\]"),
         (_pairs(torch.zeros(3, 2, 2, dtype=torch.int64)), "images must be uint8 or float, got torch.int64"),
-        (_pairs(torch.rand(2, 2)), r"images must be uint8 of shape \(n, c, h, w\)"),
+        (_pairs(torch.rand(5)), r"images must be uint8 of shape \(n, c, h, w\)"),
         ([*_pairs(torch.rand(3, 2, 2)), *_pairs(torch.rand(3, 2, 2), -1)], r"labels must lie in 0..0, found -1..0"),
         ([*_pairs(torch.rand(3, 2, 2)), *_pairs(torch.rand(3, 4, 4))], r"images of several shapes .* resize them"),
         ([torch.rand(3, 2, 2)[0, 0, 0]], r"list: expected \(image, label\) pairs, got Tensor"),
+        (_pairs(torch.rand(3, 2, 2), "cat"), "its labels are names \\(cat\\).*classes="),
+        (_pairs(torch.rand(3, 2, 2), 1.7), "label 1.7 is no whole number"),
+        (_pairs(torch.rand(3, 2, 2), torch.tensor([0.4, 0.6])), "is not one-hot"),
+        (_pairs(torch.rand(3, 2, 2), None), "labels must be whole numbers, class names or one-hot rows, got NoneType"),
+        (_pairs("a.png"), "images must be pictures, arrays or tensors, got str"),
+        (_pairs(b"junk"), "list: cannot be used as an image"),
+        (_pairs(Image.new("F", (2, 2))), "list: cannot be used as an image .*no agreed range"),
+        (_pairs(np.zeros((2, 2, 3), dtype=np.uint16)), "images must be uint8 or float, got torch.uint16"),
+        ([{"picture": 1, "label": 0}], r"samples have the keys \['picture', 'label'\], none of which is an image"),
+        ([{"image": 1, "kind": 0}], r"samples have the keys \['image', 'kind'\], none of which is a label"),
         ([5], r"expected \(image, label\) pairs, got int"),
         ([(1, 2, 3)], r"expected \(image, label\) pairs, got tuple"),
         ([], "list: the data set is empty"),
+        (FLOATS, "Tensor: expected a data set of"),
         (5, "int: expected an ImageSet, a data set or a loader"),
     ],
     ids=[
@@ -115,9 +158,20 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
         "negative label",
         "sizes",
         "scalar",
+        "text label",
+        "1.7",
+        "soft label",
+        "no label",
+        "file name",
+        "junk",
+        "float picture",
+        "uint16",
+        "no image key",
+        "no label key",
         "int",
         "3",
         "empty",
+        "tensor",
         "5",
     ],
 )
@@ -176,7 +230,7 @@ def test_the_presets_name_and_profile_reach_the_method() -> None:
         progress=lambda *step: told.append(step),
         **FAST,
     )
-    assert {phase for phase, _, _ in told} == {"optimise"}  # no warm-up on Tiny ImageNet
+    assert {phase for phase, _, _ in told} == {"evaluate", "optimise"}  # no warm-up on Tiny ImageNet
 
 
 @pytest.mark.parametrize("method", ["npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"])
@@ -206,3 +260,51 @@ def test_every_public_name_is_documented() -> None:
             assert inspect.getdoc(value), name
     assert isinstance(CLEAN, ImageSet)
     assert isinstance(FLOATS, Tensor)
+
+
+def test_pictures_follow_the_rules_of_files(tmp_path: Path) -> None:
+    palette = Image.new("RGB", (4, 4), (250, 10, 60)).quantize(8)
+    turned = Image.new("RGB", (4, 2), (1, 2, 3))
+    turned.putpixel((0, 0), (200, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    forms = {
+        "palette": palette,
+        "grey": Image.new("L", (4, 4), 77),
+        "clear": Image.new("RGBA", (4, 4), (200, 100, 0, 128)),
+        "cmyk": Image.new("CMYK", (4, 4), (0, 200, 100, 30)),
+        "deep": Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)),
+        "one bit": Image.new("1", (4, 4), 1),
+        "turned": Image.open(io.BytesIO(buffer.getvalue())),
+    }
+    for name, image in forms.items():
+        folder = tmp_path / name / "class"
+        folder.mkdir(parents=True)
+        if name == "turned":
+            (folder / "0.png").write_bytes(buffer.getvalue())
+        else:
+            image.save(folder / ("0.tif" if name in ("cmyk", "deep") else "0.png"))
+        expected = neural_polarizer.read_images(str(tmp_path / name))
+        found = as_image_set([(image, 0)])
+        assert torch.equal(found.images, expected.images), name
+    assert as_image_set([(forms["turned"], 0)]).image_size == (4, 2)
+    assert as_image_set([(palette, 0)]).images[0, :, 0, 0].tolist() == [250, 10, 60]
+
+
+def test_names_of_classes_come_from_the_data_set_and_from_the_caller() -> None:
+    class Named(Pairs):
+        classes = ("d", "c", "b", "a")
+
+    pairs = Named(list(zip(CLEAN.images, CLEAN.labels.tolist(), strict=True)))
+    assert as_image_set(pairs).classes == ("d", "c", "b", "a")
+    assert as_image_set(DataLoader(pairs, batch_size=4)).classes == ("d", "c", "b", "a")
+    mapped = as_image_set(pairs, classes=["a", "b", "c", "d"])
+    assert mapped.labels.tolist() == (3 - CLEAN.labels).tolist()
+    words = [(image, "abcd"[label]) for image, label in zip(CLEAN.images, CLEAN.labels.tolist(), strict=True)]
+    assert as_image_set(words, classes={"b": 1, "a": 0, "c": 2, "d": 3}).labels.tolist() == CLEAN.labels.tolist()
+    own = ImageSet(CLEAN.images, CLEAN.labels, ("d", "c", "b", "a"))
+    assert as_image_set(own, classes=["a", "b", "c", "d"]).labels.tolist() == (3 - CLEAN.labels).tolist()
+    with pytest.raises(BadInputError, match="cannot be found among those of classes"):
+        as_image_set(words, classes=["a", "b"])

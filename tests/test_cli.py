@@ -2,6 +2,7 @@ import html
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_the_attack_of_the_docs_runs_from_a_file_of_ones_own(
     assert run(capsys, words[0], *words[2:]).code == 0
     record = json.loads((tmp_path / "a" / "attack.json").read_text())
     assert (record["attack"], record["settings"]["strength"]) == ("my_lab.ghost:Ghost", 60)
-    attack, state = load_attack(tmp_path / "a")
+    attack, state = load_attack(tmp_path / "a", own=import_module("my_lab.ghost").Ghost)
     black = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     assert attack.stamp(black, state)[0, 0, :, 0].tolist() == [60, 0, 60, 0]
     assert all((tmp_path / "a" / name).exists() for name in ("trigger.png", "triggered.parquet"))

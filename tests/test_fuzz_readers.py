@@ -25,7 +25,7 @@ def readers() -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged images
-@pytest.mark.parametrize("name", ["torch zip", "safetensors", "parquet", "image"])
+@pytest.mark.parametrize("name", ["torch zip", "torch legacy", "safetensors", "parquet", "image"])
 @few
 @given(seed=st.integers(0, 2**32))
 def test_a_changed_file_is_read_or_refused(readers: Any, tmp_path: Path, name: str, seed: int) -> None:

@@ -21,6 +21,7 @@ LAYERS = (
     ("surgery", "losses", "structures", "foreign"),
     ("train", "suspects", "folding", "sites"),
     ("metrics",),
+    ("plausibility",),
     ("attacks", "defenses", "analysis"),
     ("artifacts", "audit"),
     ("exporting",),

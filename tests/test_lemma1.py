@@ -1,4 +1,4 @@
-"""The paper's Lemma 1 (App. A.3; spec 3.8): a linear projection can hide the trigger from every linear read-out."""
+"""The paper's Lemma 1 (App. A.3): a linear projection can hide the trigger from every linear read-out."""
 
 import json
 from dataclasses import asdict

@@ -107,10 +107,10 @@ def test_normalisation_by_hand(dtype: torch.dtype) -> None:
     assert_close(model(pixels), torch.tensor([[1.0, -1.0, 0.25]], dtype=dtype))
 
 
-def test_normalisation_adds_nothing_to_the_state_but_a_prefix() -> None:
+def test_normalisation_adds_its_statistics_and_a_prefix_to_the_state() -> None:
     network = TinyNet()
     wrapped = Normalized(network, *PROFILES["cifar10"])
-    assert set(wrapped.state_dict()) == {f"network.{name}" for name in network.state_dict()}
+    assert set(wrapped.state_dict()) == {"mean", "std", *(f"network.{name}" for name in network.state_dict())}
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5)), ((0.5, 0.5, 0.5), (0.5, 0.0, 0.5)), ((0.5,), (-1.0,))])

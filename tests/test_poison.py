@@ -1,4 +1,4 @@
-"""Which images an attack changes (spec 1.2): counts, labels, seeds."""
+"""Which images an attack changes: counts, labels, seeds."""
 
 from dataclasses import dataclass, field
 

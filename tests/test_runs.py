@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,7 @@ def purify_into(out: Path, runs: Path, seed: int = 0, evidence: Evidence | None 
         device=CPU,
         evidence=evidence or Evidence(),
         sources={},
+        force=True,  # the victims of these tests have learned next to nothing
     )
 
 
@@ -314,6 +316,7 @@ def test_a_weak_model_and_missing_classes_are_warned_of(tmp_path: Path, runs: Pa
         device=CPU,
         evidence=Evidence(test=wrong),
         sources={},
+        force=True,  # the victims of these tests have learned next to nothing
     )
     assert record["n_clean"] == 32
     assert any("check --profile" in warning for warning in record["warnings"])
@@ -334,6 +337,7 @@ def test_clean_images_that_are_test_images_are_warned_of(tmp_path: Path, runs: P
         device=CPU,
         evidence=Evidence(test=replace(coloured(9, 1), images=torch.cat([coloured(7, 1).images, pool.images[:2]]))),
         sources={},
+        force=True,  # the victims of these tests have learned next to nothing
     )
     assert any(warning.startswith("2 of 24 clean images are test images, too") for warning in record["warnings"])
 
@@ -342,3 +346,25 @@ def test_clean_images_that_are_test_images_are_warned_of(tmp_path: Path, runs: P
 def measured_labels(runs: Path) -> torch.Tensor:
     """What the attacked model says about the test images."""
     return load_model(runs / "attack").model(coloured(21, 1).images / 255).argmax(dim=1)
+
+
+def test_a_record_never_names_code_to_import(tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(runs / "attack", tmp_path / "attack")
+    record = json.loads((folder / "attack.json").read_text())
+    sys.modules.pop("this", None)
+    for name in ("this:zen", "neural_polarizer.attacks.wanet:WaNet", ["badnets"], None):
+        (folder / "attack.json").write_text(json.dumps({**record, "attack": name, "settings": {}}))
+        with pytest.raises(BadInputError, match="code that a record names is never imported"):
+            load_attack(folder)
+    assert "this" not in sys.modules
+    assert capsys.readouterr().out == ""
+    mine = f"{Mine.__module__}:{Mine.__qualname__}"
+    (folder / "attack.json").write_text(json.dumps({**record, "attack": mine}))
+    assert type(load_attack(folder, own=Mine)[0]) is Mine
+    (folder / "attack.json").write_text(json.dumps({**record, "attack": "this:zen"}))
+    with pytest.raises(BadInputError, match="names the attack this:zen"):
+        load_attack(folder, own=Mine)
+
+
+class Mine(BadNets):
+    """An attack of one's own."""

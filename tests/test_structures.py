@@ -49,7 +49,7 @@ def features(n: int = 5) -> Tensor:
     ],
 )
 def test_sizes_are_those_of_the_specification(structure: Structure, count: int) -> None:
-    """C = 512 on 4x4 maps (spec 3.7)."""
+    """C = 512 on 4x4 maps."""
     layer = new(structure, shape=(512, 4, 4))
     assert sum(parameter.numel() for parameter in layer.parameters()) == count
     assert layer.structure == structure

@@ -1,5 +1,6 @@
 """The functions most users need: ``purify``, ``fold``, ``export``, ``load``, ``evaluate``."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -14,14 +15,18 @@ from neural_polarizer.audit import choose_target
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
+from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.defenses.base import Defense, Purified
+from neural_polarizer.defenses.frame import admitted, check_one_layer, fitting_images
 from neural_polarizer.defenses.npd.presets import Preset, Target
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
-from neural_polarizer.folding import Border, Folded, fold_polarizer
+from neural_polarizer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.models.definition import network_named
+from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32, is_float32
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
 from neural_polarizer.train import Progress, silent
@@ -30,7 +35,7 @@ from neural_polarizer.train import Progress, silent
 def purify(
     model: nn.Module,
     clean: Any,
-    method: str = "npd",
+    method: str = DEFAULT,
     *,
     site: str | None = None,
     seed: int = 0,
@@ -39,6 +44,8 @@ def purify(
     scale: Scale | None = None,
     profile: str | None = None,
     device: torch.device | str | None = None,
+    classes: Sequence[str] | Mapping[Any, Any] | None = None,
+    force: bool = False,
     progress: Progress = silent,
     **settings: Any,
 ) -> Purified:
@@ -47,12 +54,15 @@ def purify(
     Nothing that is passed in is changed, and nothing is printed or written.
 
     Args:
-        model: any module from float pixels in [0, 1], ``(n, c, h, w)``, to logits ``(n, k)``. If yours wants
-            normalised pixels, pass ``neural_polarizer.Normalized(model, mean, std)``.
-        clean: an ``ImageSet``, or a data set or loader of (image, label). For "ep" with ``data="mixture"`` alone: the
-            poisoned training images.
-        method: "npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"; a baseline: "ft", "fp", "nad", "nc", "anp", "i-bau" or
-            "ep"; or the dotted path of a class, "my_lab.mine:Mine" (docs/defenses.md).
+        model: any module from float pixels in [0, 1], ``(n, c, h, w)``, to logits ``(n, k)``, in any floating-point
+            type, on any device and in any mode. If yours wants normalised pixels, pass
+            ``neural_polarizer.Normalized(model, mean, std)``.
+        clean: an ``ImageSet``, or a data set or loader of (image, label), or of rows as {"image": ..., "label": ...}.
+            For "ep" with ``data="mixture"`` only: the poisoned training images.
+        method: "npd-ls" (the default, least stand-ins), "npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"; another
+            defense: "ft", "fp", "nad", "nc", "anp",
+            "i-bau", "ep", "ft-sam", "fst", "clp", "rnp" or "sau"; or the dotted path of a class, "my_lab.mine:Mine"
+            (docs/defenses.md).
         site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the preset's. NPD only.
         seed: fixes the order of the batches.
         target: the attacker's class, "next" for all-to-all, or "auto": what an audit finds with confidence; where it
@@ -61,29 +71,38 @@ def purify(
         scale: likewise for all others: "paper" (the default) or "laptop".
         profile: which data set the images are like, such as "gtsrb"; the paper's settings depend on it.
         device: where to compute; None takes CUDA if there is one.
+        classes: the data's class names in the model's order (a list, {name: number} or {number: name}), where labels
+            are names or the data set counts its classes otherwise.
+        force: go on where the model does no better than guessing on the clean images; ``notes`` then say so.
         progress: called as ``progress(phase, done, total)``.
         settings: fields of the defense's class that replace the preset's, such as ``epochs=5`` for NPD or
             ``threshold=0.3`` for ANP.
 
     Returns:
-        The purified model (in evaluation mode), the layer, the history of the learning, seconds, notes, and what the
-        defense has found in the model.
+        The purified model (in the dtype, device and mode of ``model``), the layer, the history of the learning,
+        seconds, notes, the accuracy on the clean images before and after, and what the defense has found in the model.
 
     Raises:
-        BadInputError: model, data or settings cannot be used; the message says what to do.
+        BadInputError: model, data or settings cannot be used, or the model does no better than guessing on the clean
+            images; the message says what to do.
         WrongUsageError: a site, target, preset or scale where none belongs (a BadInputError, too).
     """
-    images = as_image_set(clean)
+    images = as_image_set(clean, classes=classes)
     place = choose_device(None if device is None else str(device))
     notes: tuple[str, ...] = ()
+    # tells wrong usage at once
+    trial = make_defense(method, name=name, scale=scale, profile=profile, target=0 if target == "auto" else target)
+    changed(with_options(trial, method, {"site": site}), settings)
+    check_module(_module(model))
+    check_one_layer(model, trial)
+    patient = admitted(model, images, device=place, force=force, progress=progress)
     if target == "auto":
-        make_defense(method, name=name, scale=scale, profile=profile, target=0)  # tells wrong usage at once
-        found = choose_target(method, model, images, seed=seed, device=place, progress=progress)
+        found = choose_target(method, patient.working, patient.clean, seed=seed, device=place, progress=progress)
         method, target, notes = found.method, found.target, (found.reason,)
     base = make_defense(method, name=name, scale=scale, profile=profile, target=target)
     base = with_options(with_precision(base, choose_precision(place)), method, {"site": site})
     defense: Defense = changed(base, settings)
-    purified = defense.repair(model, images, seed=seed, device=place, progress=progress)
+    purified = patient.repaired(defense, seed=seed, device=place, progress=progress)
     return replace(purified, notes=(*purified.notes, *notes))
 
 
@@ -103,9 +122,16 @@ def fold(purified: Purified | nn.Module, images: Any, *, border: Border = "exact
     Raises:
         BadInputError: there is no polarizer to fold, or no image.
     """
-    model = purified.model if isinstance(purified, Purified) else purified
-    like = next(model.parameters())
-    return fold_polarizer(model, to_pixels(as_image_set(images).images).to(like), border=border)
+    model = check_module(_module(purified))
+    pixels = to_pixels(as_image_set(images).images[:FOLDED_IMAGES])
+    dtype, device, training = float_type(model), device_of(model), model.training
+    if dtype in (torch.float16, torch.bfloat16):  # too coarse to compare logits in
+        folded = fold_polarizer(in_float32(model), pixels, border=border)
+        folded.model.to(device=device, dtype=dtype)
+    else:
+        folded = fold_polarizer(copied(model).eval(), pixels.to(device, dtype), border=border)
+    folded.model.train(training)
+    return folded
 
 
 def export(
@@ -142,44 +168,59 @@ def export(
     if isinstance(model, (str, PathLike)):
         loaded = load_model(Path(model))
         model, record = loaded.model, loaded.record
-    module = model.model if isinstance(model, Purified) else model
+    module = check_module(_module(model))
     return export_model(module, target, name, as_image_set(images), record, tolerance=tolerance)
 
 
-def load(path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None) -> nn.Module:
+def load(
+    path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None, weights: str | None = None
+) -> nn.Module:
     """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
 
     Args:
         path: a checkpoint, an attack's folder, or a purification's folder.
-        arch: the architecture, for files that are not ours.
+        arch: the architecture, for files that are not ours; or code of your own, ``FILE.py:NAME`` or ``MODULE:NAME``,
+            which is imported and called.
         profile: the normalisation, for files that are not ours.
+        weights: which entry of a file that holds several sets of weights, such as ``state_dict_ema``.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or of another architecture.
     """
-    return load_model(Path(path), architecture=arch, profile=profile).model
+    return load_model(Path(path), architecture=network_named(arch), profile=profile, weights=weights).model
 
 
 def evaluate(
-    model: nn.Module,
+    model: Purified | nn.Module,
     test: Any,
     triggered: TriggeredSet | str | PathLike[str] | None = None,
     *,
+    classes: Sequence[str] | Mapping[Any, Any] | None = None,
     device: torch.device | str | None = None,
 ) -> Metrics:
     """ACC on ``test``, and ASR and RA on ``triggered`` if given, in evaluation mode and float32.
 
     Args:
-        model: float pixels in [0, 1] to logits; left as it was.
-        test: an ``ImageSet``, or a data set or loader of (image, label).
+        model: float pixels in [0, 1] to logits, in any floating-point type; or what ``purify`` returned. It stays as
+            it was.
+        test: an ``ImageSet``, or a data set or loader, as for ``purify``.
         triggered: the triggered test set: an attack's ``triggered(test)``, or the path of a ``triggered.parquet``.
+        classes: the data's class names in the model's order, as for ``purify``.
         device: where to compute; None takes CUDA if there is one.
 
     Raises:
-        BadInputError: a set is empty, or the model has too few classes for it.
+        BadInputError: a set is empty, or the model does not take it or has too few classes for it.
     """
     place = choose_device(None if device is None else str(device))
-    images = as_image_set(test)
+    module = check_module(_module(model))
+    module = module if is_float32(module) else in_float32(module)
+    images = fitting_images(module, as_image_set(test, classes=classes))
     if isinstance(triggered, (str, PathLike)):
         triggered = read_triggered(Path(triggered), size=images.image_size, num_classes=images.num_classes)
-    return metrics.evaluate(model, images, triggered, device=place)
+    if triggered is not None:
+        triggered = replace(triggered, images=fitting_images(module, triggered.images))
+    return metrics.evaluate(module, images, triggered, device=place)
+
+
+def _module(model: Purified | nn.Module) -> nn.Module:
+    return model.model if isinstance(model, Purified) else model

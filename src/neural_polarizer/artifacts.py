@@ -3,8 +3,8 @@
 import json
 import math
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -24,16 +24,26 @@ from neural_polarizer.folding import Folded
 from neural_polarizer.foreign import (
     assumptions,
     fitted,
+    fitting,
     hub_folder,
     names_in_files,
+    normalisation_inside,
     renamed_back,
     suggestion,
 )
 from neural_polarizer.models.adapted import adapt, pointwise, square_linear
 from neural_polarizer.models.architecture import Architecture
 from neural_polarizer.models.build import build, sizes_in, skeleton
+from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import HubFolder
-from neural_polarizer.models.normalize import Normalized, normalisation_named
+from neural_polarizer.models.normalize import (
+    Converted,
+    Normalized,
+    described,
+    normalisation_named,
+    one_channel,
+    outputs,
+)
 from neural_polarizer.models.preprocessing import own_preprocessing
 from neural_polarizer.polarizer import Polarizer, Structure
 from neural_polarizer.structures import polarizer_for
@@ -63,6 +73,10 @@ class ModelRecord:
         changes: of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
         structure: of the polarizer; saving reads it off the layer.
         config: of a classifier of transformers, what builds it, as JSON (``models.hugging_face``).
+        definition: SHA-256 of the user's own code that builds it; ``architecture`` then only says how it was called.
+        grey: whether the network takes one channel, the mean of the three.
+        output: key, attribute or index of the logits, where the network gives more than a tensor.
+        yes_no: whether the network gives one logit z, which stands for the two logits (0, z).
     """
 
     architecture: str
@@ -76,6 +90,10 @@ class ModelRecord:
     changes: tuple[tuple[str, str], ...] = ()
     structure: Structure = "conv-bn"
     config: str | None = None
+    definition: str | None = None
+    grey: bool = False
+    output: str | None = None
+    yes_no: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +175,8 @@ def save_polarizer(path: Path, polarizer: Polarizer, record: ModelRecord) -> Non
 
 def _metadata(record: ModelRecord) -> dict[str, str]:
     told = asdict(record)
-    for name, usual in (("changes", ()), ("structure", "conv-bn"), ("config", None)):
+    later = ("changes", "structure", "config", "definition", "grey", "output", "yes_no")
+    for name, usual in ((field.name, field.default) for field in fields(ModelRecord) if field.name in later):
         if told[name] == usual:  # the files of all other models stay as they were, byte for byte
             del told[name]
     return {KEY: json.dumps({**told, "versions": versions()})}
@@ -185,9 +204,12 @@ def locate(path: Path) -> Path:
 def load_model(
     path: Path | str,
     *,
-    architecture: str | None = None,
+    architecture: str | Definition | None = None,
     num_classes: int | None = None,
     profile: str | None = None,
+    weights: str | None = None,
+    output: str | None = None,
+    channels: int | None = None,
 ) -> LoadedModel:
     """Read a model without ever unpickling anything.
 
@@ -195,10 +217,14 @@ def load_model(
         path: a checkpoint, an attack's folder, a purification's folder, or the folder of a classifier of transformers
             (``transformers:FOLDER`` where that is not plain).
         architecture: needed for files that neither are ours nor lie in a folder that says it; the weights never
-            choose it.
+            choose it. A text is only a name: code of the user's own comes as what ``models.definition.network_named``
+            made of it, and is needed for our own files of such networks, too.
         num_classes: only checked, as the file's head tells it.
         profile: normalisation, a name of ``PROFILES`` or MEAN/STD. Where a file that is not ours comes without one,
             that of the library's own configuration is taken, or none; a remark says which.
+        weights: which entry of a file that holds several sets of weights; None takes the one that fits.
+        output: key, attribute or index of the logits, where a network that is not ours gives more than a tensor.
+        channels: 1 for a network that is not ours and takes one channel; it then gets the mean of the three.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or does not fit the architecture.
@@ -206,7 +232,7 @@ def load_model(
     hub = hub_folder(str(path), ours=FILES[0])
     file = locate(Path(path)) if hub is None else hub.weights
     try:
-        return _read_model(file, hub, architecture, num_classes, profile)
+        return _read_model(file, hub, architecture, num_classes, profile, weights, output, channels)
     except BadInputError as error:
         said, names = str(error), (str(file), printable(str(file), 4096))
         said = said if any(name in said for name in names) else f"{file}: {said}"
@@ -214,21 +240,40 @@ def load_model(
 
 
 def _read_model(
-    file: Path, hub: HubFolder | None, architecture: str | None, num_classes: int | None, profile: str | None
+    file: Path,
+    hub: HubFolder | None,
+    architecture: str | Definition | None,
+    num_classes: int | None,
+    profile: str | None,
+    weights: str | None,
+    output: str | None,
+    channels: int | None,
 ) -> LoadedModel:
-    checkpoint = read_checkpoint(file)
+    known = architecture if hub is None else hub.architecture
+    fits = None if known is None else fitting(known, None if hub is None else hub.config)
+    checkpoint = read_checkpoint(file, weights=weights, fits=fits)
     record, remarks = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...]()
     ours = record is not None
     if record is None:
         record, remarks = _foreign_record(checkpoint, file, hub, architecture, profile)
-    if architecture is not None and Architecture.parse(architecture) != Architecture.parse(record.architecture):
-        raise BadInputError(f"{file}: is a {record.architecture}, not a {architecture}; leave --arch out")
+        record = replace(record, output=output, grey=channels == 1)
+        if output is not None:
+            remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
+        if channels == 1:
+            remarks = (*remarks, "the network takes one channel: it gets the mean of the three")
+    elif output is not None or channels is not None:
+        raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
+    kind, said = _network_of(record, architecture, file)
+    remarks = (*said, *remarks)
     names = names_in_files(record.architecture, record.config)
     tensors = renamed_back(checkpoint.tensors, names)
     if not ours:
-        tensors, told = fitted(tensors, record.architecture, record.config, file)
+        tensors, told = fitted(tensors, kind, record.config, file)
         remarks = (*told, *remarks)
-    found, width = sizes_in(record.architecture, tensors, config=record.config)
+    found, width = sizes_in(kind, tensors, config=record.config)
+    if found == 1 and num_classes in (None, 2):
+        record, found = replace(record, yes_no=True), 2
+        remarks = (*remarks, "a yes/no model: its one logit z stands for the two logits (0, z)")
     classes = num_classes or found or record.num_classes
     if not classes:
         raise BadInputError(
@@ -242,24 +287,60 @@ def _read_model(
     if profile is not None:
         mean, std = normalisation_named(profile)
         record = replace(record, mean=mean, std=std)
-    _check_size(record, tensors, file)
-    model = assemble(record, tensors, file)
+    _check_size(record, kind, tensors, file)
+    model = assemble(record, tensors, file, kind)
     return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks))
 
 
-def assemble(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
-    """A new network of the kind that ``record`` names, filled with ``tensors``, behind its normalisation.
+def _network_of(
+    record: ModelRecord, given: str | Definition | None, file: Path
+) -> tuple[str | Definition, tuple[str, ...]]:
+    """What builds the network of ``record``, and remarks on it; code comes from ``given`` only, never from the record.
+
+    Raises:
+        BadInputError: ``given`` is another network, or the record's was built by code that is not given.
+    """
+    if record.definition is not None:
+        if not isinstance(given, Definition):
+            raise BadInputError(
+                f"{file}: its network is built by code of your own, {record.architecture} (SHA-256 "
+                f"{record.definition[:12]}...), which is never run unless you name it: give --arch FILE.py:NAME (in "
+                "Python, arch=)"
+            )
+        same = given.sha256 == record.definition
+        other = f"that code is not the {record.architecture} of SHA-256 {record.definition} that the file was made with"
+        return given, (given.remark, *(() if same else (other,)))
+    if isinstance(given, Definition) or (
+        given is not None and Architecture.parse(given) != Architecture.parse(record.architecture)
+    ):
+        named = given.name if isinstance(given, Definition) else given
+        raise BadInputError(f"{file}: is a {record.architecture}, not a {named}; leave --arch out")
+    return record.architecture, ()
+
+
+def assemble(
+    record: ModelRecord, tensors: Mapping[str, Tensor], file: Path, kind: str | Definition | None = None
+) -> nn.Module:
+    """A new float32 network of the kind that ``record`` names, filled with ``tensors``, behind its normalisation.
 
     Args:
         record: what is known about the model.
         tensors: by their names in the network; all that it needs, and nothing else.
         file: where they come from, for the errors.
+        kind: what builds the network; None: the name in the record.
 
     Raises:
         BadInputError: architecture, record and tensors do not go together.
     """
-    network = build(record.architecture, record.num_classes, width=record.width, config=record.config)
-    return _fill(Normalized(network, record.mean, record.std), record, tensors, file).eval()
+    logits = 1 if record.yes_no else record.num_classes
+    network = build(kind or record.architecture, logits, width=record.width, config=record.config, least=1).float()
+    if record.grey:
+        one_channel(network)
+    if not (record.grey or record.yes_no or record.output is not None):
+        return _fill(Normalized(network, record.mean, record.std), record, tensors, file).eval()
+    grey, output, yes_no = record.grey, record.output, record.yes_no
+    model = Converted(network, record.mean, record.std, grey=grey, output=output, yes_no=yes_no)
+    return _fill(model, record, tensors, file).eval()
 
 
 @torch.no_grad()
@@ -278,7 +359,18 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
             raise
         reason = " ".join(str(error).split())[:200]
         raise BadInputError(f"{said} ({reason}); give --size, or another --arch") from None
-    if not isinstance(logits, Tensor) or logits.shape != (2, loaded.record.num_classes):
+    if not isinstance(logits, Tensor):
+        fitting = [
+            key
+            for key, value in (outputs(logits) or getattr(logits, "__dict__", {})).items()
+            if isinstance(value, Tensor) and value.shape == (2, loaded.record.num_classes)
+        ]
+        proposed = f", as --output {fitting[0]}" if len(fitting) == 1 else ""
+        raise BadInputError(
+            f"{loaded.path}: the network gives {described(logits)}; name the logits with --output KEY_OR_INDEX"
+            f"{proposed}"
+        )
+    if logits.shape != (2, loaded.record.num_classes):
         raise BadInputError(f"{said}: it gives no {loaded.record.num_classes} logits for an image")
     if not bool(logits.isfinite().all()):
         raise BadInputError(
@@ -288,11 +380,20 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
 
 
 def _foreign_record(
-    checkpoint: Checkpoint, file: Path, hub: HubFolder | None, architecture: str | None, profile: str | None
+    checkpoint: Checkpoint,
+    file: Path,
+    hub: HubFolder | None,
+    architecture: str | Definition | None,
+    profile: str | None,
 ) -> tuple[ModelRecord, tuple[str, ...]]:
     """What the user, or the folder, says of a file that is not ours, and a remark on what was assumed."""
+    definition, kind = None, architecture
     if hub is not None:
+        kind = hub.architecture
         own, classes, config, named = hub.preprocessing, hub.classes, hub.config, hub.architecture
+    elif isinstance(architecture, Definition):
+        own, classes, config, named = None, None, None, architecture.name
+        definition = architecture.sha256
     elif architecture is not None:
         named, classes, config = str(Architecture.parse(architecture)), None, None
         skeleton(named, 2)  # a name that nothing is known by ends here
@@ -302,17 +403,28 @@ def _foreign_record(
             f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
             f"{suggestion(checkpoint.metadata)}"
         )
-    record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config)
+    record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config, definition=definition)
     if own is not None:
         record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
+    assert kind is not None
+    inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
+    if inside is not None and profile is None:
+        mean, std = inside
+        said = f"the normalisation in the file was taken (mean {_numbers(mean)}, std {_numbers(std)})"
+        record = replace(record, mean=mean, std=std)
+        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True))
     return record, assumptions(own, checkpoint.metadata, normalised=profile is not None)
 
 
-def _check_size(record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> None:
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _check_size(record: ModelRecord, kind: str | Definition, tensors: Mapping[str, Tensor], file: Path) -> None:
     """Refuse sizes that a small file claims, before memory is spent on a network of that size."""
     held = sum(tensor.numel() for tensor in tensors.values())
     try:
-        network = skeleton(record.architecture, record.num_classes, width=record.width, config=record.config)
+        network = skeleton(kind, record.num_classes, width=record.width, config=record.config)
         needed = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
     except (RuntimeError, OverflowError):  # more numbers than can be counted
         needed = 1 << 63
@@ -363,6 +475,10 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
             changes=tuple((str(name), str(kind)) for name, kind in found.get("changes", ())),
             structure=_structure(found.get("structure", "conv-bn")),
             config=None if found.get("config") is None else str(found["config"]),
+            definition=None if found.get("definition") is None else str(found["definition"]),
+            grey=found.get("grey") is True,
+            output=None if found.get("output") is None else str(found["output"]),
+            yes_no=found.get("yes_no") is True,
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         said = printable(f"{type(error).__name__}: {error}", 200)
@@ -371,7 +487,13 @@ def _our_record(text: str | None, file: Path) -> ModelRecord | None:
         raise BadInputError(f"{file}: its record of the model is damaged (mean and std are not three numbers each)")
     if not all(1 <= side <= MAX_SIDE for side in record.image_size or ()):
         raise BadInputError(f"{file}: its record of the model is damaged (image_size is not within 1..{MAX_SIDE})")
-    names = (record.architecture, record.site or "", *chain.from_iterable(record.changes))
+    names = (
+        record.architecture,
+        record.site or "",
+        record.definition or "",
+        record.output or "",
+        *chain.from_iterable(record.changes),
+    )
     if max(map(len, names)) > MAX_NAME or len(record.changes) > MAX_NAME:
         raise BadInputError(f"{file}: its record of the model is damaged (a name or list of more than {MAX_NAME})")
     return record

@@ -1,16 +1,17 @@
 """What to make of a file that is not ours: which network it may hold, by which names, and for what images."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from torch import Tensor
 
-from neural_polarizer.checkpoints.naming import fit_names
+from neural_polarizer.checkpoints.naming import fit_names, fits, unpruned
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
+from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import PREFIX, HubFolder, is_classifier_folder, read_folder
 from neural_polarizer.models.hugging_face import file_names
 from neural_polarizer.models.preprocessing import Preprocessing
@@ -110,7 +111,7 @@ def renamed_back(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dic
 
 
 def fitted(
-    tensors: Mapping[str, Tensor], architecture: str, config: str | None, file: Path
+    tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None, file: Path
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors by the names of the network, if a known renaming leads there, and remarks on it.
 
@@ -118,10 +119,42 @@ def fitted(
         BadInputError: they are those of the same network with other options.
     """
     wanted = skeleton(architecture, 2, config=config).state_dict()
-    other = architecture_in(architecture, wanted, tensors)
+    tensors, merged = unpruned(tensors, wanted, lambda value, mask: value * mask.to(value))
+    other = None if isinstance(architecture, Definition) else architecture_in(architecture, wanted, tensors)
     if other is not None:
         raise BadInputError(f"{file}: its tensors are those of another form of this network: --arch '{other}'")
-    return fit_names(tensors, wanted)
+    found, told = fit_names(tensors, wanted)
+    return found, (*merged, *told)
+
+
+def fitting(architecture: str | Definition, config: str | None) -> Callable[[Collection[str]], bool]:
+    """Tells whether names in a file can be those of this network; it is built when it is first asked."""
+    kept: dict[str, Mapping[str, Tensor]] = {}
+
+    def fit(names: Collection[str]) -> bool:
+        if not kept:
+            kept["wanted"] = skeleton(architecture, 2, config=config).state_dict()
+        return fits(names, kept["wanted"])
+
+    return fit
+
+
+def normalisation_inside(
+    tensors: Mapping[str, Tensor], wanted: Collection[str]
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation in a file of a network behind its normalisation, such as ``0.mean`` and ``0.std``.
+
+    None where the file has no such pair, or the network itself has tensors of these names.
+    """
+    if any(name.rpartition(".")[2] in ("mean", "std") for name in wanted):
+        return None
+    places = [name.removesuffix("mean") for name in tensors if name.rpartition(".")[2] == "mean"]
+    pairs = [(tensors[place + "mean"], tensors[place + "std"]) for place in places if place + "std" in tensors]
+    if len(pairs) != 1 or not all(value.numel() in (1, 3) and value.is_floating_point() for value in pairs[0]):
+        return None
+    mean, std = ([float(f"{one:.7g}") for one in value.flatten().tolist()] for value in pairs[0])
+    mean, std = mean * (3 // len(mean)), std * (3 // len(std))
+    return (tuple(mean), tuple(std)) if all(map(math.isfinite, mean + std)) and min(std) > 0 else None
 
 
 def architecture_in(architecture: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:

@@ -1,4 +1,4 @@
-"""ACC, ASR, RA and DER (spec 1.3), from one place; fractions in [0, 1], percent only when shown."""
+"""ACC, ASR, RA and DER, from one place; fractions in [0, 1], percent only when shown."""
 
 from dataclasses import dataclass
 
@@ -63,10 +63,11 @@ def predict(
         batches = images.images.split(batch_size)
         for done, batch in enumerate(batches, start=1):
             logits = model(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
-            if logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
+                form = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
                 raise BadInputError(
                     f"{images.source}: has label {int(images.labels.max())}, but the model's output is "
-                    f"{tuple(logits.shape)}; it needs N x K with a logit for every class"
+                    f"{form}; it needs N x K with a logit for every class"
                 )
             found.append(logits.argmax(dim=1).cpu())
             progress("evaluate", done, len(batches))
@@ -88,7 +89,7 @@ def evaluate(
     """ACC on ``test``, ASR and RA on ``triggered``, in evaluation mode and float32.
 
     Triggered images whose poison label equals the true one say nothing about the attack and are left out
-    (spec 1.2: all-to-one drops the target class, all-to-all nothing).
+    (all-to-one drops the target class, all-to-all nothing).
 
     Raises:
         BadInputError: a set is empty, or the model's output does not fit.

@@ -1,4 +1,4 @@
-"""The only supervised training loop: the victim's recipe of spec 1.5, resumable after every epoch."""
+"""The only supervised training loop: the victim's recipe, resumable after every epoch."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def silent(phase: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTraining:
-    """Untargeted L_inf attacks on every batch, to train on instead of it (the adaptive attacker; spec 2.9).
+    """Untargeted L_inf attacks on every batch, to train on instead of it (the adaptive attacker).
 
     Args:
         eps: radius in pixel units of [0, 1].
@@ -61,7 +61,7 @@ class AdversarialTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How to train a classifier (spec 1.5); the defaults are the reference's for CIFAR-10.
+    """How to train a classifier; the defaults are the reference's for CIFAR-10.
 
     Args:
         epochs: passes over the data.

@@ -19,7 +19,8 @@ from neural_polarizer.train import AdversarialTraining, Schedule, fit
 from run_files import states_equal
 
 ALL = pytest.mark.parametrize("name", ATTACKS)
-PLANTED_IN_THE_DATA = ("badnets", "blended", "lf", "ssba", "trojan")
+PLANTED_IN_THE_DATA = ("badnets", "blended", "lf", "ssba", "trojan", "sig")
+CLEAN_LABEL = tuple(name for name, kind in ATTACKS.items() if kind.clean_label)
 
 
 def _gap(one: Tensor, other: Tensor) -> int:
@@ -78,12 +79,33 @@ def test_labels_follow_the_rule(name: str) -> None:
     to_one = quick_attack(name, target=3)
     assert isinstance(LearnedTrigger(to_one, {}), Trigger)
     assert to_one.relabel(labels, 5).tolist() == [3] * 5
-    assert quick_attack(name, label_rule="all-to-all").relabel(labels, 5).tolist() == [1, 2, 3, 4, 0]
+    if name in CLEAN_LABEL:
+        with pytest.raises(BadInputError, match="leaves all labels true, which the label rule all-to-all does not"):
+            quick_attack(name, label_rule="all-to-all")
+    else:
+        assert quick_attack(name, label_rule="all-to-all").relabel(labels, 5).tolist() == [1, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize("name", CLEAN_LABEL)
+def test_with_true_labels_only_the_target_class_is_poisoned(name: str) -> None:
+    attack = quick_attack(name, target=1, poison_rate=0.125)
+    poisoned, chosen = poison(TRAIN, LearnedTrigger(attack, learned(attack)), rate=0.125, seed=0, only=1)
+    assert attack.poisons_only == 1
+    assert len(chosen) == 6  # of 48 images, 12 of them of class 1
+    assert torch.equal(poisoned.labels, TRAIN.labels)
+    changed = (poisoned.images != TRAIN.images).flatten(1).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == chosen.tolist()
+    assert set(TRAIN.labels[chosen].tolist()) == {1}
+    assert len(poison(TRAIN, LearnedTrigger(attack, learned(attack)), rate=0.5, seed=0, only=1)[1]) == 12
+    with pytest.raises(BadInputError, match="toy: no image of the target class 1 to put the trigger on"):
+        attack.check(TRAIN.select(TRAIN.labels != 1))
 
 
 @ALL
 @pytest.mark.parametrize("rule", ["all-to-one", "all-to-all"])
 def test_planting_is_repeatable_and_gives_a_trigger_for_the_test_set(name: str, rule: str) -> None:
+    if rule == "all-to-all" and name in CLEAN_LABEL:
+        pytest.skip("labels stay true")
     attack = quick_attack(name, target=1, poison_rate=0.25, label_rule=rule)
     first, planted = _planted(attack)
     again, _ = _planted(attack)
@@ -100,7 +122,9 @@ def test_planting_is_repeatable_and_gives_a_trigger_for_the_test_set(name: str, 
 def test_planting_is_training_on_the_poisoned_set(name: str) -> None:
     attack = quick_attack(name, target=1, poison_rate=0.25)
     state, _ = _planted(attack, seed=3)
-    poisoned, chosen = poison(TRAIN, LearnedTrigger(attack, learned(attack, seed=3)), rate=0.25, seed=3)
+    poisoned, chosen = poison(
+        TRAIN, LearnedTrigger(attack, learned(attack, seed=3)), rate=0.25, seed=3, only=attack.poisons_only
+    )
     assert len(chosen) == 12
     plain = untrained()
     fit(plain, poisoned, SCHEDULE, seed=3)

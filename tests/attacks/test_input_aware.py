@@ -17,7 +17,7 @@ PLAIN = Schedule(crop_padding=0, flip=False)
 
 
 def test_the_networks_have_the_papers_size_and_range() -> None:
-    """Convolutions of spec 2.3: 3-32-32, 64-64, 128-128, 128, then 128-64, 64-32, 32-out behind one more each."""
+    """Convolutions: 3-32-32, 64-64, 128-128, 128, then 128-64, 64-32, 32-out behind one more each."""
     maker = Maker(3, (32, 64, 128)).eval()
     plan = [tuple(layer.weight.shape[:2]) for layer in maker.modules() if isinstance(layer, torch.nn.Conv2d)]
     assert plan == [

@@ -14,8 +14,10 @@ import pytest
 
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.attacks.base import LearnedTrigger
+from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
 from neural_polarizer.bench.sources import parse_sources
+from neural_polarizer.bench.suite import load_suite
 from neural_polarizer.bench.work import mixture
 from neural_polarizer.errors import BadInputError
 from run_files import coloured, run, write_data
@@ -58,8 +60,9 @@ def test_a_suite_runs_goes_on_and_is_reported(tmp_path: Path, capsys: Capsys) ->
     assert "3 cells, 0 computed, 0 failed" in again.out
     assert records_in(out) == records
     status = run(capsys, "bench", "status", "smoke", "--out", out)
-    assert "104" in status.out
-    assert "101" in status.out
+    cells = len(planned(load_suite("smoke")))
+    assert str(cells) in status.out
+    assert str(cells - 3) in status.out
     site = run(capsys, "bench", "report", "smoke", "--results", out, "--out", tmp_path / "site")
     assert site.code == 0
     assert (tmp_path / "site" / "index.html").exists()
@@ -198,10 +201,16 @@ def test_ray_computes_the_same_cells(tmp_path: Path, capsys: Capsys) -> None:
 
 def test_the_peak_of_memory_begins_anew() -> None:
     reset_peak_memory()
-    before, size = peak_memory(), 200 << 20
+    before, size = _peak(), 200 << 20
     with mmap.mmap(-1, size) as block:  # not from the heap, which may hold freed memory
         for page in range(0, size, mmap.PAGESIZE):
             block[page] = 1
-        assert peak_memory() - before > 150 << 20
+        assert _peak() - before > 150 << 20
     reset_peak_memory()
-    assert peak_memory() - before < 100 << 20
+    assert _peak() - before < 100 << 20
+
+
+def _peak() -> int:
+    peak = peak_memory()
+    assert peak is not None
+    return peak

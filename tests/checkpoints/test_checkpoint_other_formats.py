@@ -49,12 +49,6 @@ def test_other_formats_are_named(tmp_path: Path, data: bytes, message: str, exte
     _refuse(path, message)
 
 
-def test_a_legacy_torch_file(tmp_path: Path) -> None:
-    path = tmp_path / "m.pt"
-    torch.save({"w": torch.ones(1)}, path, _use_new_zipfile_serialization=False)
-    _refuse(path, "the torch.save format from before PyTorch 1.6")
-
-
 def test_a_tar_archive(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     with tarfile.open(tmp_path / "m.pt", "w") as archive:

@@ -97,7 +97,10 @@ def test_what_is_no_model_at_the_top_is_named(tmp_path: Path, value: Any, top: s
 @pytest.mark.parametrize("names", [("state_dict", "ema"), ("model", "net"), ("netC", "netG")])
 def test_twins_are_refused_by_name(tmp_path: Path, names: tuple[str, str]) -> None:
     twins = {names[0]: {"w": torch.ones(1)}, names[1]: {"module.w": torch.zeros(1)}}
-    _refuse(saved(tmp_path / "m.pt", twins), rf"several sets of weights \({names[0]}, {names[1]}\); save the one")
+    _refuse(
+        saved(tmp_path / "m.pt", twins),
+        rf"several sets of weights \({names[0]}, {names[1]}\); name the one you mean, as in --weights {names[0]}",
+    )
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

@@ -67,6 +67,100 @@ def test_folders_of_another_layout_are_refused(tmp_path: Path) -> None:
     folder(tmp_path / "split" / "train", cat=1)
     with pytest.raises(BadInputError, match=r"a folder in a class folder; did you mean .*train\?"):
         read_images(str(tmp_path / "split"))
+    folder(tmp_path / "split" / "val", cat=1)
+    with pytest.raises(BadInputError, match=r"holds splits.*did you mean .*split/train or .*split/val\?"):
+        read_images(str(tmp_path / "split"))
+    folder(tmp_path / "flat", train=1, test=1)
+    with pytest.raises(BadInputError, match=r"\['test', 'train'\] are splits without class folders"):
+        read_images(str(tmp_path / "flat"))
+    folder(tmp_path / "around" / "photos", cat=1, dog=1)
+    with pytest.raises(BadInputError, match=r"in the only class folder; did you mean .*photos\?"):
+        read_images(str(tmp_path / "around"))
+    with pytest.raises(BadInputError, match=r"its only folder is 'images', which names no class"):
+        read_images(str(folder(tmp_path / "loose", images=2)))
     os.mkfifo(folder(tmp_path / "pipe", cat=1) / "cat" / "pipe.png")
     with pytest.raises(BadInputError, match=r"pipe\.png: not a regular file"):
         read_images(str(tmp_path / "pipe"))
+
+
+def test_folders_that_are_numbers_are_ordered_by_value(tmp_path: Path) -> None:
+    got = read_images(str(folder(tmp_path, **{"0": 1, "1": 1, "2": 1, "10": 1})))
+    assert got.classes == ("0", "1", "2", "10")
+    assert got.labels.tolist() == [0, 1, 3, 2]  # the files still come in the order of their names
+    assert "ordered by value" in got.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["3", "11"], [11, 3]),  # of 12: the numbers say which
+        (["003", "0011"], [11, 3]),
+        ([str(n) for n in range(1, 13)], [0, 9, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8]),  # counted from 1
+        ([str(10 * n) for n in range(12)], [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]),
+    ],
+)
+def test_folders_that_are_numbers_say_which_of_the_models_classes_they_are(
+    tmp_path: Path, names: list[str], labels: list[int]
+) -> None:
+    got = read_images(str(folder(tmp_path, **dict.fromkeys(names, 1))), num_classes=12)
+    assert got.labels.tolist() == labels
+    assert got.num_classes == 12
+
+
+def test_numbers_that_cannot_be_the_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="has 2 classes, but 12 are expected: it has 3, 12"):
+        read_images(str(folder(tmp_path / "a", **{"3": 1, "12": 1})), num_classes=12)
+    with pytest.raises(BadInputError, match="two class folders are the same number"):
+        read_images(str(folder(tmp_path / "b", **{"1": 1, "01": 1})))
+
+
+def test_what_operating_systems_and_notebooks_leave_behind_is_left_out_and_told(tmp_path: Path) -> None:
+    root = folder(tmp_path, cat=2, dog=1, __MACOSX=1)
+    (root / ".ipynb_checkpoints").mkdir()
+    (root / "Thumbs.db").write_bytes(b"x")
+    (root / "cat" / ".ipynb_checkpoints").mkdir()
+    (root / "cat" / "._0.png").write_bytes(b"x")
+    (root / "dog" / "Thumbs.db").write_bytes(b"x")
+    (root / "dog" / "1.avif").write_bytes(b"x")
+    (root / "dog" / "LICENSE").write_bytes(b"x")
+    got = read_images(str(root), num_classes=2)
+    assert got.labels.tolist() == [0, 0, 1]
+    (note,) = got.notes
+    assert "2 files that are no images by their ending (.avif: 1, no ending: 1)" in note
+    assert "hidden or system entries (._0.png, .ipynb_checkpoints, Thumbs.db, __MACOSX)" in note
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".jpe", ".JFIF", ".pjpeg"])
+def test_jpegs_of_other_endings_are_read(tmp_path: Path, ending: str) -> None:
+    root = folder(tmp_path, cat=1)
+    (root / "cat" / "0.png").rename(root / "cat" / f"0{ending}")
+    assert len(read_images(str(root))) == 1
+
+
+def test_tiny_imagenet_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
+    for name in ("n01", "n02"):
+        folder(tmp_path / "train" / name, images=2)
+        (tmp_path / "train" / name / f"{name}_boxes.txt").write_text("x")
+    got = read_images(str(tmp_path / "train"))
+    assert (got.classes, got.labels.tolist()) == (("n01", "n02"), [0, 0, 1, 1])
+    folder(tmp_path / "val", images=2)
+    with pytest.raises(BadInputError, match=r"names no class.*val_annotations.txt"):
+        read_images(str(tmp_path / "val"))
+    annotations = tmp_path / "val" / "val_annotations.txt"
+    annotations.write_text("0.png\tn02\t0\t0\t1\t1\n1.png\tn01\t0\t0\t1\t1\n")
+    got = read_images(str(tmp_path / "val"), num_classes=2)
+    assert (got.classes, got.labels.tolist()) == (("n01", "n02"), [1, 0])
+    annotations.write_text("0.png\tn02\n")
+    with pytest.raises(BadInputError, match=r"does not name the class of 1\.png"):
+        read_images(str(tmp_path / "val"))
+
+
+def test_links_to_folders_and_endless_nesting_in_a_class_are_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path / "a", cat=1, dog=1)
+    (root / "cat" / "again").symlink_to(root)
+    with pytest.raises(BadInputError, match="again: a link to a folder in a class folder"):
+        read_images(str(root))
+    (tmp_path / "b" / "dog").mkdir(parents=True)
+    (tmp_path / "b" / "cat" / "/".join("x" * 12)).mkdir(parents=True)
+    with pytest.raises(BadInputError, match="too many folders in one another"):
+        read_images(str(tmp_path / "b"))

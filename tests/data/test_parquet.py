@@ -99,7 +99,12 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "negative label": ({"labels": [0, -1]}, r"labels must lie in 0\.\.0, found -1\.\.0"),
     "absurd label": ({"labels": [0, 2**62]}, "labels must lie in"),
     "unsigned overflow": ({"labels": pa.array([2**64 - 1], pa.uint64())}, "cannot be read"),
-    "float label": ({"labels": [0.0, 1.0]}, "no integer column 'label'"),
+    "float label": ({"labels": [0.0, 1.7]}, "column 'label': label 1.7 is no whole number"),
+    "nan label": ({"labels": [0.0, float("nan")]}, "label nan is no whole number"),
+    "soft labels": ({"labels": [[0.5, 0.5], [0.0, 1.0]]}, "that of image 0 is not one-hot"),
+    "ragged labels": ({"labels": [[1], [0, 1]]}, "holds list.*, which cannot be labels"),
+    "dates": ({"labels": pa.array([0, 1], pa.timestamp("s"))}, "holds timestamp.*, which cannot be labels"),
+    "words": ({"labels": ["cat", "dog"]}, r"its labels are names \(cat, dog\), but nothing says which number"),
     "no rows": ({"labels": pa.array([], pa.int64()), "images": pa.array([], pa.binary())}, "holds no images"),
     "no label column": ({"labels": [0], "label": "kind"}, "needs one column label or"),
     "no image column": ({"labels": [0], "image": "picture"}, "needs one column image or img"),
@@ -135,9 +140,32 @@ def test_bad_parquet_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0.0, 2.0, 1.0],
+        pa.array([0.0, 2.0, 1.0], pa.float32()),
+        ["0", "2", "1"],
+        ["00", "02", "1.0"],
+        pa.array(["0", "2", "1"]).dictionary_encode(),
+        [[1, 0, 0], [0, 0, 1], [0, 1, 0]],
+        pa.array([[1.0, 0, 0], [0, 0, 1], [0, 1, 0]], pa.list_(pa.float32(), 3)),
+        [[True, False, False], [False, False, True], [False, True, False]],
+        [[0], [2], [1]],
+    ],
+    ids=["float", "float32", "text", "text with zeros", "dictionary", "one-hot", "fixed one-hot", "bool rows", "lists"],
+)
+def test_labels_of_other_types_that_can_mean_one_thing_only_are_taken(tmp_path: Path, labels: Any) -> None:
+    assert read_images(table(tmp_path / "a.parquet", labels), num_classes=3).labels.tolist() == [0, 2, 1]
+
+
+def test_booleans_are_the_classes_0_and_1(tmp_path: Path) -> None:
+    assert read_images(table(tmp_path / "a.parquet", [True, False])).labels.tolist() == [1, 0]
+
+
 def test_a_class_count_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "six.parquet", SIX)
-    with pytest.raises(BadInputError, match="has 3 classes, but 10 are expected"):
+    with pytest.raises(BadInputError, match="has 3 classes, but 10 are expected: it has cat, dog, Füchse"):
         read_images(str(tmp_path / "six.parquet"), num_classes=10)
     with pytest.raises(BadInputError, match=r"labels must lie in 0\.\.1, found 0\.\.5"):
         read_images(table(tmp_path / "b.parquet", [0, 5]), num_classes=2)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from image_bytes import png
 
-from neural_polarizer.data import parquet, parquet_pages
+from neural_polarizer.data import columns, parquet, parquet_pages
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 
@@ -65,7 +65,7 @@ def test_more_rows_than_anyone_has_are_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_metadata_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "MAX_METADATA_BYTES", 100)
+    monkeypatch.setattr(columns, "MAX_METADATA_BYTES", 100)
     table = pa.table({"image": [png()], "label": [0]}).replace_schema_metadata({"huggingface": " " * 101 + "{}"})
     pq.write_table(table, tmp_path / "a.parquet")
     refused(tmp_path / "a.parquet", "its Hugging Face metadata is larger than 100 bytes")
@@ -75,10 +75,8 @@ def test_thousands_of_columns_are_not_all_listed(tmp_path: Path) -> None:
     names = [f"c{number}" for number in range(2000)]
     pq.write_table(pa.table({name: [0] for name in names}), tmp_path / "a.parquet")
     refused(tmp_path / "a.parquet", r"needs one column image or img; found \['c0', .*'c9'\]$")
-    pq.write_table(
-        pa.table({"image": [png()], "label": ["x"], **{name: [0] for name in names}}), tmp_path / "a.parquet"
-    )
-    refused(tmp_path / "a.parquet", r"no integer column 'label'; found \['image', 'label', .*'c7'\]$")
+    pq.write_table(pa.table({"image": [png()], **{name: [0] for name in names}}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", r"needs one column label or .*; found \['image', 'c0', .*'c8'\]$")
 
 
 def test_a_footer_or_a_page_header_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,3 +167,14 @@ def test_a_pickled_extension_type_is_not_run(tmp_path: Path) -> None:
     assert not canary.exists()
     pickle.loads(code)
     assert canary.exists()
+
+
+def test_labels_that_are_no_names_but_a_flood_of_text_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rows = tmp_path / "a.parquet", [png()] * 4
+    pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "x" * 1001]}), path)
+    refused(path, "too many different texts, or too long ones")
+    pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "d"]}), path)
+    monkeypatch.setattr(columns, "_MAX_TEXTS", 3)
+    refused(path, "too many different texts, or too long ones")

@@ -10,14 +10,20 @@ from torch import nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.anp import ANP
 from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.clp import CLP
 from neural_polarizer.defenses.entropy_pruning import EntropyPruning
 from neural_polarizer.defenses.fine_pruning import FinePruning
 from neural_polarizer.defenses.fine_tuning import FineTuning
+from neural_polarizer.defenses.fst import FST
+from neural_polarizer.defenses.ft_sam import FTSAM
 from neural_polarizer.defenses.i_bau import IBAU
 from neural_polarizer.defenses.nad import NAD
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
 from neural_polarizer.defenses.recipes import with_precision
+from neural_polarizer.defenses.rnp import RNP
+from neural_polarizer.defenses.sau import SAU
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.layers import replace_layer
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.train import Schedule
 from toys import assert_same, hooks, made, snapshot, tiny_images, tiny_model
@@ -31,6 +37,11 @@ DEFENSES: dict[str, Defense] = {
     "anp": ANP(iterations=4, batch_size=8, lr=0.5, threshold=0.97),
     "i-bau": IBAU(rounds=2, batch_size=12),
     "ep": EntropyPruning(batch_size=12, batches=2, deviations=0.5),
+    "ft-sam": FTSAM(schedule=SHORT),
+    "fst": FST(schedule=SHORT),
+    "clp": CLP(deviations=0.5),
+    "rnp": RNP(images=8, unlearn=SHORT, recover=replace(SHORT, lr=3.0), max_drop=0.9),
+    "sau": SAU(rounds=2, batch_size=8, steps=2),
 }
 ALL = pytest.mark.parametrize("name", DEFENSES)
 
@@ -66,9 +77,24 @@ def test_the_seed_fixes_the_result(name: str) -> None:
     clean = tiny_images(24)
     first, again = (DEFENSES[name].repair(tiny_model(), clean, seed=1).model.state_dict() for _ in range(2))
     assert_same(first, again)
-    if name != "ep":  # with all images in every batch there is nothing to draw
+    if name not in ("ep", "clp"):  # EP has all images in every batch, CLP needs none: there is nothing to draw
         other = DEFENSES[name].repair(tiny_model(), clean, seed=2).model.state_dict()
         assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+@ALL
+def test_dropout_is_drawn_from_the_seed_only(name: str) -> None:
+    """The caller's random state neither changes the result nor is changed."""
+    clean = tiny_images(24)
+    found = []
+    for state in (3, 4):
+        model = tiny_model()
+        replace_layer(model, "network.pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5)))
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        found.append(DEFENSES[name].repair(model, clean, seed=1).model.state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert_same(*found)
 
 
 @ALL
@@ -85,11 +111,17 @@ def test_a_handful_of_images_is_enough(name: str) -> None:
     assert all(bool(value.isfinite().all()) for value in result.model.state_dict().values())
 
 
-@pytest.mark.parametrize("name", ["anp", "ep"])
+@pytest.mark.parametrize("name", ["anp", "ep", "clp", "rnp"])
 def test_methods_that_need_batch_norms_say_so(name: str) -> None:
     network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 4)))
     with pytest.raises(BadInputError, match="this network has none; use another defense"):
         DEFENSES[name].repair(network, tiny_images(8), seed=0)
+
+
+@pytest.mark.parametrize("name", ["ft", "ft-sam", "fst", "sau"])
+def test_methods_that_need_no_batch_norms_work_without(name: str) -> None:
+    network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4)))
+    DEFENSES[name].repair(network, tiny_images(8), seed=0)
 
 
 def test_fine_tuning_takes_the_whole_schedule() -> None:
@@ -113,26 +145,29 @@ def test_a_model_without_logits_for_classes_is_refused(name: str) -> None:
         DEFENSES[name].repair(made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), tiny_images(8), seed=0)
 
 
-@pytest.mark.parametrize("name", ["ft", "fp", "nad", "nc"])
+@pytest.mark.parametrize("name", ["ft", "fp", "nad", "nc", "ft-sam", "fst", "sau"])
 def test_a_class_that_would_be_forgotten_is_refused(name: str) -> None:
     clean = tiny_images(12)
-    with pytest.raises(BadInputError, match=r"no image of 2 of 4 classes, the first is 1 \(class 1\); \w+ trains all"):
+    with pytest.raises(
+        BadInputError, match=r"no image of 2 of 4 classes, the first is 1 \(class 1\); [\w-]+ trains all"
+    ):
         DEFENSES[name].repair(tiny_model(), clean.select(clean.labels % 2 == 0), seed=0)
     unnamed = ImageSet(clean.images[:2], clean.labels[:2], clean.classes[:2])
-    with pytest.raises(BadInputError, match=r"no image of 2 of 4 classes, the first is 2; \w+ trains all"):
+    with pytest.raises(BadInputError, match=r"no image of 2 of 4 classes, the first is 2; [\w-]+ trains all"):
         DEFENSES[name].repair(tiny_model(), unnamed, seed=0)
 
 
-@pytest.mark.parametrize("name", ["anp", "i-bau", "ep"])
+@pytest.mark.parametrize("name", ["anp", "i-bau", "ep", "clp", "rnp"])
 def test_other_methods_work_without_images_of_some_classes(name: str) -> None:
     clean = tiny_images(12)
     DEFENSES[name].repair(tiny_model(), clean.select(clean.labels % 2 == 0), seed=0)
 
 
-def test_a_network_without_a_linear_layer_cannot_be_fine_pruned() -> None:
+@pytest.mark.parametrize("name", ["fp", "fst"])
+def test_methods_that_need_a_linear_layer_say_so(name: str) -> None:
     network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     with pytest.raises(BadInputError, match="has no linear layer"):
-        DEFENSES["fp"].repair(network, tiny_images(8), seed=0)
+        DEFENSES[name].repair(network, tiny_images(8), seed=0)
 
 
 def test_training_that_diverges_is_an_error_and_not_a_result() -> None:
@@ -141,7 +176,7 @@ def test_training_that_diverges_is_an_error_and_not_a_result() -> None:
         wild.repair(tiny_model(), tiny_images(8), seed=0)
 
 
-@pytest.mark.parametrize("name", ["ft", "fp", "nad", "nc", "anp"])
+@pytest.mark.parametrize("name", ["ft", "fp", "nad", "nc", "anp", "ft-sam", "fst", "rnp", "sau"])
 def test_bf16_gives_float32_weights(name: str) -> None:
     """With one image a class, as small batches meet other code than large ones."""
     settings = with_precision(DEFENSES[name], "bf16")

@@ -83,9 +83,8 @@ def test_one_image_and_many_are_few(folder: Path, tmp_path: Path, capsys: Capsys
 
 
 def test_a_foreign_file_needs_to_be_told_what_it_is(tmp_path: Path, capsys: Capsys) -> None:
-    state = {
-        key.removeprefix("network."): value for key, value in model_of("preactresnet18", None, 2).state_dict().items()
-    }
+    whole = model_of("preactresnet18", None, 2).state_dict()
+    state = {key.removeprefix("network."): whole[key] for key in whole if key.startswith("network.")}
     torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "theirs.pt")
     words = ("export", tmp_path / "theirs.pt", "--to", "safetensors", "--arch", "preactresnet18")
     done = run(capsys, *words, "--profile", "cifar10")

@@ -175,7 +175,7 @@ def test_what_cannot_be_folded_is_remarked_and_stays_purified(
 
 def test_folding_from_python() -> None:
     images = tiny_images(16)
-    fast: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu"}
+    fast: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu", "force": True}
     purified = neural_polarizer.purify(tiny_model(), images, site="after:features", **fast)
     folded = neural_polarizer.fold(purified, images)
     assert folded.how == "folded into head"

@@ -141,7 +141,21 @@ def test_the_names_in_files_are_all_different(transformers: Any) -> None:
 def purified(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: object) -> None:
     data = out.with_suffix(".parquet")
     write_images(data, coloured(12, 0, (24, 20)))
-    words = ("purify", folder, "--clean", data, "--out", out, "--epochs", 1, "--device", "cpu", "--precision", "fp32")
+    words = (
+        "purify",
+        folder,
+        "--clean",
+        data,
+        "--out",
+        out,
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--force",
+    )
     done = run(capsys, *words, *more)
     assert done.code == 0, done.err
     assert "images become 16x16 pixels" in done.out.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""How near targeted and untargeted perturbations come to the trigger, in pixels and features (paper Fig. 4; spec 6)."""
+"""How near targeted and untargeted perturbations come to the trigger, in pixels and features (paper Fig. 4)."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

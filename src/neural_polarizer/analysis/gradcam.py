@@ -1,4 +1,4 @@
-"""Where a network looks on triggered images, before and after a defense (paper Figs. 5 to 7; spec 6)."""
+"""Where a network looks on triggered images, before and after a defense (paper Figs. 5 to 7)."""
 
 from dataclasses import dataclass
 

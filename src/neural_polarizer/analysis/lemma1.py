@@ -1,6 +1,6 @@
 """The paper's Lemma 1, checked with numbers: a projection can hide the trigger from every linear read-out.
 
-Source: App. A.3; spec 3.8. The backdoored predictor is a least-squares fit of the poisoned labels (eq. 11), on random
+Source: App. A.3. The backdoored predictor is a least-squares fit of the poisoned labels (eq. 11), on random
 Fourier features of image and poison indicator, and once more with a Gaussian kernel. All in float64.
 """
 
@@ -180,7 +180,7 @@ def gaussian_gram(samples: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
 def projected_values(
     gram: Float[Tensor, "n n"], poisoned: Float[Tensor, " n"], weights: Float[Tensor, "n k"]
 ) -> Float[Tensor, "n k"]:
-    """``<P phi(z), h>`` at the samples for ``h = sum_j a_j k(., z_j)``, by the kernel alone (spec 3.8).
+    """``<P phi(z), h>`` at the samples for ``h = sum_j a_j k(., z_j)``, by the kernel alone.
 
     Raises:
         BadInputError: as ``projection``.

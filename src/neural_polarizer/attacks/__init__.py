@@ -10,6 +10,7 @@ from neural_polarizer.attacks.base import Workshop as Workshop
 from neural_polarizer.attacks.blended import Blended as Blended
 from neural_polarizer.attacks.input_aware import InputAware as InputAware
 from neural_polarizer.attacks.lf import LF as LF
+from neural_polarizer.attacks.sig import SIG as SIG
 from neural_polarizer.attacks.ssba import SSBA as SSBA
 from neural_polarizer.attacks.trojan import Trojan as Trojan
 from neural_polarizer.attacks.wanet import WaNet as WaNet
@@ -25,6 +26,7 @@ ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
         "ssba": SSBA,
         "trojan": Trojan,
         "wanet": WaNet,
+        "sig": SIG,
     }
 )
 
@@ -43,5 +45,10 @@ def attack_class(name: str) -> type[Attack]:
 
 def name_of(attack: Attack) -> str:
     """The name under which ``attack_class`` finds its class."""
-    names = [name for name, kind in ATTACKS.items() if type(attack) is kind]
-    return names[0] if names else f"{type(attack).__module__}:{type(attack).__qualname__}"
+    return name_of_class(type(attack))
+
+
+def name_of_class(kind: type[Attack]) -> str:
+    """The name under which ``attack_class`` finds it."""
+    names = [name for name, known in ATTACKS.items() if kind is known]
+    return names[0] if names else f"{kind.__module__}:{kind.__qualname__}"

@@ -15,7 +15,7 @@ from neural_polarizer.errors import BadInputError
 class BadNets(Attack):
     """A white square in the bottom right corner, touching both borders.
 
-    Source: Gu et al., IEEE Access 2019; spec 2.1.
+    Source: Gu et al., IEEE Access 2019.
     Departures from the reference: the square is drawn at the image's own resolution, never resized.
 
     Args:

@@ -88,7 +88,8 @@ class Attack(ABC):
     Args:
         target: the attacker's class T, for the label rule "all-to-one".
         label_rule: "all-to-one" relabels to T, "all-to-all" to ``(y + 1) mod K``.
-        poison_rate: share of all training images that are poisoned, in [0, 1].
+        poison_rate: share of all training images that are poisoned, in [0, 1]; with true labels at most the whole
+            target class.
 
     Raises:
         BadInputError: a setting is out of its range.
@@ -101,6 +102,8 @@ class Attack(ABC):
     """Passes over the training images at that scale."""
     recipe: ClassVar[Mapping[str, Any]] = NOTHING
     """What the paper's training schedule has different for this attack."""
+    clean_label: ClassVar[bool] = False
+    """Only images of the target class are poisoned, so that all labels stay true."""
 
     target: int = 0
     label_rule: LabelRule = "all-to-one"
@@ -112,14 +115,27 @@ class Attack(ABC):
             raise BadInputError(f"the poison rate must lie in [0, 1], got {self.poison_rate}; the paper uses 0.1")
         if self.target < 0:
             raise BadInputError(f"the target class must be at least 0, got {self.target}")
+        if self.clean_label and self.label_rule != "all-to-one":
+            raise BadInputError(
+                f"{type(self).__name__} leaves all labels true, which the label rule {self.label_rule} does not: use "
+                "all-to-one"
+            )
+
+    @property
+    def poisons_only(self) -> int | None:
+        """The class that poisoned images are chosen from; None is all classes."""
+        return self.target if self.clean_label else None
 
     def check(self, images: ImageSet) -> None:
         """Refuse, before anything is trained, images that the attack cannot work on.
 
         Raises:
-            BadInputError: there is no such target class, or the images have the wrong size.
+            BadInputError: there is no such target class, it has no image where labels stay true, or the images have
+                the wrong size.
         """
         self.relabel(images.labels[:1], images.num_classes)
+        if self.clean_label and not (images.labels == self.target).any():
+            raise BadInputError(f"{images.source}: no image of the target class {self.target} to put the trigger on")
 
     def learn(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
         """What ``stamp`` needs to know, found before the victim is trained; nothing by default."""
@@ -144,7 +160,7 @@ class Attack(ABC):
         return triggered_test(test, LearnedTrigger(self, state))
 
     def poisoned_rows(self, batch: int, generator: torch.Generator) -> int:
-        """How many images of a batch an attack that poisons batches takes (spec 1.2).
+        """How many images of a batch an attack that poisons batches takes.
 
         ``floor(rate * batch)``; if that is none, one image with probability ``rate * batch``.
         """
@@ -153,7 +169,13 @@ class Attack(ABC):
 
     def plant(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "Planted":
         """Train ``model`` in place with the backdoor; leaves it in evaluation mode."""
-        poisoned, chosen = poison(train, LearnedTrigger(self, state), rate=self.poison_rate, seed=workshop.seed)
+        poisoned, chosen = poison(
+            train,
+            LearnedTrigger(self, state),
+            rate=self.poison_rate,
+            seed=workshop.seed,
+            only=self.poisons_only,
+        )
         triggered = torch.zeros(len(train), dtype=torch.bool).index_fill(0, chosen, True)
         fit(
             model,

@@ -19,7 +19,7 @@ from neural_polarizer.rng import stream
 class Blended(Attack):
     """``x' = (1 - alpha) x + alpha t`` with one fixed picture ``t``, truncated to 8 bits.
 
-    Source: Chen et al., arXiv 1712.05526; spec 2.2.
+    Source: Chen et al., arXiv 1712.05526.
     Departures: the paper's picture is a third party's cartoon; ours is a generated one of similar contrast (flat
     coloured discs on a coloured ground), or any picture of the user's.
 

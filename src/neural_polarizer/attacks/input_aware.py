@@ -28,7 +28,7 @@ class InputAware(Attack):
     The mask network is trained first, to be small and different for different images; then the pattern network
     together with the victim. A pattern made for another image must not work: such cross images keep their label.
 
-    Source: Nguyen & Tran, NeurIPS 2020; spec 2.3.
+    Source: Nguyen & Tran, NeurIPS 2020.
     Departures from the reference: one tanh instead of two at the output, G's gradients are cleared in every step,
     the joint training lasts all epochs, images are normalised alike whatever the data set, and the training of the mask
     pairs the images of one batch, not of two.
@@ -118,7 +118,7 @@ class InputAware(Attack):
     def mask_loss(
         self, first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"], mine: Tensor, theirs: Tensor
     ) -> Float[Tensor, ""]:
-        """``lambda_norm mean(relu(m - density)) + lambda_div d(x1, x2) / d(m1, m2)`` (spec 2.3, stage A).
+        """``lambda_norm mean(relu(m - density)) + lambda_div d(x1, x2) / d(m1, m2)`` (stage A).
 
         Images are normalised first: on their scale depends how much the masks may cover.
         """
@@ -130,7 +130,7 @@ class InputAware(Attack):
         return restored(lambda: nn.ModuleDict({"mask": Maker(1, self.widths), "pattern": Maker(3, self.widths)}), state)
 
     def _train_mask(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
-        """Small masks that differ where the images differ (spec 2.3, stage A)."""
+        """Small masks that differ where the images differ (stage A)."""
         schedule, device = workshop.schedule, workshop.device
         with global_rng(workshop.seed, "mask network"):
             maker = Maker(1, self.widths).to(device).train()
@@ -157,7 +157,7 @@ class InputAware(Attack):
 
 
 class _Forger:
-    """Assembles backdoor, cross and clean rows and trains the pattern network along (spec 2.3, stage B)."""
+    """Assembles backdoor, cross and clean rows and trains the pattern network along (stage B)."""
 
     def __init__(self, attack: InputAware, makers: nn.Module, train: ImageSet) -> None:
         self.attack = attack

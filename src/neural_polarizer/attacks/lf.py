@@ -24,7 +24,7 @@ class LF(Attack):
     v is a universal perturbation: over and over, an image that v does not fool yet is pushed to the target class by
     DeepFool, and the push, blurred, is added to v.
 
-    Source: Zeng et al., "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective", ICCV 2021; spec 2.4.
+    Source: Zeng et al., "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective", ICCV 2021.
     Departures from the reference: everything happens in pixel space; DeepFool takes the gradient of the two logits it
     needs; the fooling rate is measured on images of its own; the trigger is refused if nobody could see it.
 

@@ -32,7 +32,7 @@ class Recipe:
 def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none") -> Recipe:
     """The recipe of one attack for one kind of images.
 
-    "paper" is spec 1.5: 100 epochs (GTSRB 50, Tiny ImageNet 200) of SGD at full width. "laptop" is a network of
+    "paper" is 100 epochs (GTSRB 50, Tiny ImageNet 200) of SGD at full width. "laptop" is a network of
     width 16 in few epochs of one-cycle training with small crops: a few minutes on two cores (docs/attacks.md).
 
     Args:

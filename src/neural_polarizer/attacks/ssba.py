@@ -27,7 +27,7 @@ class SSBA(Attack):
     the decoder must read the string. The decoder is only needed for training and for the quality check.
 
     Source: Li et al., "Invisible Backdoor Attack with Sample-Specific Triggers", ICCV 2021; StegaStamp (Tancik et
-    al., CVPR 2020); spec 2.5.
+    al., CVPR 2020).
     Departures from the reference: the string is drawn from the seed, without an error-correcting code; the encoder
     need not have StegaStamp's width; a poor encoder is refused.
 

@@ -21,7 +21,7 @@ Fusion = Literal["add_clip", "replace", "add_wrap"]
 class Trojan(Attack):
     """A bright apple right of and below the centre, its texture inverted from a clean classifier.
 
-    Source: Liu et al., "Trojaning Attack on Neural Networks", NDSS 2018; spec 2.6.
+    Source: Liu et al., "Trojaning Attack on Neural Networks", NDSS 2018.
     Departures from the reference: the neurons are chosen by the trained weights of the real classifier (random ones
     there); sums beyond 255 are clipped, not wrapped, unless ``fusion`` says so; the apple is drawn by ourselves.
 

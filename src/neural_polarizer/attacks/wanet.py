@@ -23,7 +23,7 @@ class WaNet(Attack):
 
     The noise mode teaches the victim that only the exact warp is the trigger.
 
-    Source: Nguyen & Tran, ICLR 2021; spec 2.7.
+    Source: Nguyen & Tran, ICLR 2021.
     Departures from the reference: every image draws its own crop, turn and flip (one draw a batch there); warped in
     pixel space, which gives the same picture as the border is never left.
 

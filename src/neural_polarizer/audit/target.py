@@ -8,10 +8,11 @@ from torch import nn
 from neural_polarizer.audit.evidence import collect_margins
 from neural_polarizer.audit.score import confident_suspect, score
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.suspects import Suspect
 from neural_polarizer.train import Progress, silent
 
-FALLBACK = "npd"
+FALLBACK = DEFAULT
 
 
 @dataclass(frozen=True)

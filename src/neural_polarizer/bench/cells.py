@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from neural_polarizer.attacks import Attack, name_of
+from neural_polarizer.bench.given import GivenVictim
 from neural_polarizer.cache import key_of
 from neural_polarizer.defenses import Defense
 from neural_polarizer.report.results import Label
@@ -32,7 +33,7 @@ class Cell:
         raise NotImplementedError
 
     @property
-    def needs(self) -> "VictimCell | None":
+    def needs(self) -> "VictimCell | GivenCell | None":
         """The victim that must be there first."""
         return None
 
@@ -73,6 +74,40 @@ class VictimCell(Cell):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenCell(Cell):
+    """A model that somebody has published, with a backdoor or without.
+
+    Args:
+        given: what the manifest says of it.
+    """
+
+    given: GivenVictim
+
+    images: ClassVar[None] = None
+    """All training images are used."""
+
+    @property
+    def data(self) -> str:
+        """Name of the data set."""
+        return self.given.data
+
+    @property
+    def kind(self) -> str:
+        return "given"
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        given = self.given
+        return {
+            "data": given.data,
+            "network": given.network,
+            "profile": given.profile,
+            "trigger": None if given.trigger is None else told(given.trigger),
+            "sha256": dict(given.hashes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class PurificationCell(Cell):
     """A victim after a defense; with another ``kind``, an analysis of the two.
 
@@ -85,7 +120,7 @@ class PurificationCell(Cell):
         what: "purification", or the analysis that is made of it.
     """
 
-    victim: VictimCell
+    victim: VictimCell | GivenCell
     method: str
     defense: Defense
     n_clean: int
@@ -97,7 +132,7 @@ class PurificationCell(Cell):
         return self.what
 
     @property
-    def needs(self) -> VictimCell:
+    def needs(self) -> VictimCell | GivenCell:
         return self.victim
 
     @cached_property

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 from neural_polarizer.attacks import attack_class
 from neural_polarizer.attacks.recipes import recipe
-from neural_polarizer.bench.cells import Cell, LemmaCell, Planned, PurificationCell, VictimCell
+from neural_polarizer.bench.cells import Cell, GivenCell, LemmaCell, Planned, PurificationCell, VictimCell
 from neural_polarizer.bench.smoke import SMOKE_CLEAN, SMOKE_DATA, small_attack, small_defense, small_victim
 from neural_polarizer.bench.suite import AXES, BenchScale, Suite
 from neural_polarizer.data.poison import LabelRule
@@ -23,7 +24,9 @@ from neural_polarizer.train import AdversarialTraining
 
 ALL_TO_ALL = "-a2a"
 NO_DEFENSE = "none"
-VICTIM_AXES = ("data", "model", "attack", "poison_rate", "adaptive", "victim_seed")
+VICTIM_AXES = ("data", "model", "attack", "poison_rate", "adaptive", "victim_seed", "victim")
+CLEAN = "clean"
+"""What the axis "attack" says of a given victim without a trigger."""
 DEFENSE_AXES = ("defense", "variant", "site")
 
 
@@ -49,12 +52,13 @@ def planned(suite: Suite, scale: BenchScale | None = None) -> list[Planned]:
 
 def _planned(suite: Suite, scale: BenchScale) -> list[Planned]:
     found: dict[tuple[str, tuple[Label, ...]], Planned] = {}
-    victims: dict[tuple[Label, ...], VictimCell] = {}
+    victims: dict[tuple[Label, ...], VictimCell | GivenCell] = {}
     defenses: dict[tuple[Label, ...], Defense] = {}  # the same for all seeds, which are most of a large grid
-    for labels in _points(suite):
+    for labels in map(partial(_of_given, suite), _points(suite)):
         of_victim = tuple(labels[axis] for axis in VICTIM_AXES)
         if of_victim not in victims:
-            victims[of_victim] = _victim(suite, scale, labels)
+            given = suite.given.get(str(labels["victim"]))
+            victims[of_victim] = _victim(suite, scale, labels) if given is None else GivenCell(given=given)
         victim = victims[of_victim]
         before = {**labels, "defense": NO_DEFENSE, "variant": "", "site": "", "seed": labels["victim_seed"]}
         cells: list[tuple[Cell, Mapping[str, Label]]] = [(victim, before)]
@@ -64,7 +68,8 @@ def _planned(suite: Suite, scale: BenchScale) -> list[Planned]:
                 defenses[of_defense] = _defense(suite, scale, labels, victim)
             cells.append((_purification(suite, scale, labels, victim, defenses[of_defense]), labels))
         for cell, own in cells:
-            found.setdefault((cell.id, tuple(own.values())), Planned(cell, own))
+            told = {axis: label for axis, label in own.items() if axis != "victim" or label}
+            found.setdefault((cell.id, tuple(told.values())), Planned(cell, told))
     return list(found.values())
 
 
@@ -73,6 +78,17 @@ def _points(suite: Suite) -> Iterator[dict[str, Label]]:
         axes = [grid.get(axis, (default,)) for axis, (_, default) in AXES.items()]
         for values in product(*axes):
             yield dict(zip(AXES, values, strict=True))
+
+
+def _of_given(suite: Suite, labels: Mapping[str, Label]) -> dict[str, Label]:
+    """The labels of a point; those of a given victim's data set, network and attack are the manifest's."""
+    given = suite.given.get(str(labels["victim"]))
+    if given is None:
+        return dict(labels)
+    if suite.kind != "purification":
+        raise BadInputError(f"victim {given.name}: {suite.kind} needs a victim that is trained here")
+    network, attack = given.network.rpartition(":")[2], CLEAN if given.trigger is None else given.trigger.name
+    return {**labels, "data": given.data, "model": network, "attack": attack, "poison_rate": 0.0}
 
 
 def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> VictimCell:
@@ -110,7 +126,11 @@ def split_rule(name: str) -> tuple[str, LabelRule]:
 
 
 def _purification(
-    suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell, defense: Defense
+    suite: Suite,
+    scale: BenchScale,
+    labels: Mapping[str, Label],
+    victim: VictimCell | GivenCell,
+    defense: Defense,
 ) -> PurificationCell:
     n_clean = int(labels["n_clean"])
     return PurificationCell(
@@ -123,7 +143,7 @@ def _purification(
     )
 
 
-def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell) -> Defense:
+def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell | GivenCell) -> Defense:
     method = str(labels["defense"])
     defense = with_precision(_by_name(method, scale, victim), suite.precision)
     if method == "ep":  # as published: it sees poisoned training images
@@ -136,14 +156,25 @@ def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victi
     return small_defense(defense, method) if scale == "smoke" else defense
 
 
-def _by_name(method: str, scale: BenchScale, victim: VictimCell) -> Defense:
+def _by_name(method: str, scale: BenchScale, victim: VictimCell | GivenCell) -> Defense:
+    profile = victim.data if victim.data in PROFILES else "none"
     if method not in VARIANTS:
-        return make_defense(method, scale=_recipes(scale), profile=victim.victim.profile)
-    target: Target = "next" if victim.attack.label_rule == "all-to-all" else victim.attack.target
+        return make_defense(method, scale=_recipes(scale), profile=profile)
     name: Preset = "paper" if scale == "paper" else "shipped"
-    return make_defense(
-        method, name=name, profile=victim.victim.profile, target=target if method in KNOWS_TARGET else None
-    )
+    return make_defense(method, name=name, profile=profile, target=_target(victim) if method in KNOWS_TARGET else None)
+
+
+def _target(victim: VictimCell | GivenCell) -> Target:
+    """What a method is told that knows the attacker's class.
+
+    Raises:
+        BadInputError: the victim is clean.
+    """
+    if isinstance(victim, VictimCell):
+        return "next" if victim.attack.label_rule == "all-to-all" else victim.attack.target
+    if victim.given.trigger is None:
+        raise BadInputError(f"victim {victim.given.name}: is clean and has no target; leave {KNOWS_TARGET} out for it")
+    return victim.given.trigger.target
 
 
 def _recipes(scale: BenchScale) -> Scale:

@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from neural_polarizer.bench.cells import Cell, VictimCell
+from neural_polarizer.bench.cells import Cell, GivenCell, VictimCell
 from neural_polarizer.bench.store import Store
 from neural_polarizer.bench.work import NEEDED, described
 
@@ -64,19 +64,21 @@ def current(cells: Iterable[Cell], store: Store) -> dict[str, Record]:
 def missing(cells: Sequence[Cell], records: Mapping[str, Record], store: Store) -> list[Cell]:
     """The cells to compute: those without a finished record, and victims whose artefacts these need.
 
-    A failed cell is tried again.
+    Of a victim that is given, no artefacts are kept: its record is enough. A failed cell is tried again.
     """
     todo = [cell for cell in cells if records.get(cell.id, {}).get("status") != "done"]
     needed = {cell.needs.id: cell.needs for cell in todo if cell.needs is not None}
-    whole = store.with_artefacts(needed, NEEDED)
-    again = {name: victim for name, victim in needed.items() if name not in whole}
-    again |= {cell.id: cell for cell in todo if isinstance(cell, VictimCell)}
-    return [*again.values(), *(cell for cell in todo if not isinstance(cell, VictimCell))]
+    given = [name for name, victim in needed.items() if isinstance(victim, GivenCell)]
+    whole = {name for name, record in store.records(given).items() if record["status"] == "done"}
+    whole |= store.with_artefacts([name for name in needed if name not in given], NEEDED)
+    again: dict[str, Cell] = {name: victim for name, victim in needed.items() if name not in whole}
+    again |= {cell.id: cell for cell in todo if isinstance(cell, VictimCell | GivenCell)}
+    return [*again.values(), *(cell for cell in todo if cell.id not in again)]
 
 
 def run(todo: Sequence[Cell], engine: Engine, store: Store, listener: Listener) -> None:
     """Compute all of ``todo``; cells wait for their victim, and fail with it."""
-    victims = {cell.id for cell in todo if isinstance(cell, VictimCell)}
+    victims = {cell.id for cell in todo if isinstance(cell, VictimCell | GivenCell)}
     ready: deque[Cell] = deque()
     waiting: defaultdict[str, list[Cell]] = defaultdict(list)
     for cell in todo:

@@ -42,6 +42,10 @@ _DEFENSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "nc": {"images": 40, "epochs": 2, "batch_size": 20, "schedule.epochs": 1},
         "anp": {"iterations": 10},
         "i-bau": {"rounds": 1, "iterations": 1},
+        "ft-sam": {"schedule.epochs": 1},
+        "fst": {"schedule.epochs": 1},
+        "rnp": {"unlearn.epochs": 1, "recover.epochs": 1, "step": 0.3},
+        "sau": {"rounds": 1, "steps": 1},
     }
 )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from neural_polarizer.bench.given import GivenVictim, read_manifest
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report.results import Label, Layout
 from neural_polarizer.settings import check_choice
@@ -29,6 +30,7 @@ AXES: Mapping[str, tuple[type, Label]] = MappingProxyType(
         "poison_rate": (float, 0.1),
         "adaptive": (bool, False),
         "victim_seed": (int, 0),
+        "victim": (str, ""),
         "defense": (str, "npd"),
         "variant": (str, ""),
         "site": (str, ""),
@@ -37,13 +39,15 @@ AXES: Mapping[str, tuple[type, Label]] = MappingProxyType(
     }
 )
 """What a grid can vary, with the type and the value where it says nothing; 0 clean images are 5 % of the training
-images, an empty site is the method's own. An attack's name may end in "-a2a", for all-to-all."""
+images, an empty site is the method's own. An attack's name may end in "-a2a", for all-to-all. A victim is one of the
+manifest's, which says its data set, network and trigger."""
 
 _KEYS = ("title", "kind", "paper", "scale", "precision", "grid", "variants", "sites", "victims", "options", "table")
+_MANIFEST = "manifest"
 _OPTIONS = ("attack", "defense")
 _TABLE = ("rows", "columns", "values")
 VALUES = (
-    *("acc", "asr", "ra", "der", "seconds", "peak_mb"),
+    *("acc", "asr", "ra", "der", "acc_lost", "seconds", "peak_mb"),
     *("distance_targeted", "distance_untargeted", "distance_ratio"),
     *("trigger_area", "cam_in_trigger_before", "cam_in_trigger_after"),
     *("covariance_before", "covariance_after", "accuracy_before", "accuracy_after"),
@@ -72,6 +76,7 @@ class Suite:
         attack_options: settings of attacks, by name.
         defense_options: settings of defenses, by name.
         layout: of the table.
+        given: victims that are not trained, by the name that the axis "victim" has for them.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Suite:
     attack_options: Mapping[str, Settings]
     defense_options: Mapping[str, Settings]
     layout: Layout
+    given: Mapping[str, GivenVictim]
 
 
 def suite_names() -> list[str]:
@@ -108,13 +114,18 @@ def load_suite(name: str) -> Suite:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInputError(f"{name}: the suite cannot be read ({error})") from None
-        return parse_suite(text, path.stem)
+        return parse_suite(text, path.stem, path.parent)
     check_choice("suite", name, suite_names())
     return parse_suite((files("neural_polarizer.bench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), name)
 
 
-def parse_suite(text: str, name: str) -> Suite:
+def parse_suite(text: str, name: str, folder: Path | None = None) -> Suite:
     """The suite that a file's text describes.
+
+    Args:
+        text: TOML.
+        name: of the suite.
+        folder: of the file, where its ``manifest`` is looked for.
 
     Raises:
         BadInputError: see ``load_suite``.
@@ -124,13 +135,13 @@ def parse_suite(text: str, name: str) -> Suite:
     except tomllib.TOMLDecodeError as error:
         raise BadInputError(f"suite {name}: {error}") from None
     try:
-        return _suite(found, text, name)
+        return _suite(found, text, name, folder)
     except BadInputError as error:
         raise BadInputError(f"suite {name}: {error}") from None
 
 
-def _suite(found: dict[str, Any], text: str, name: str) -> Suite:
-    _check_keys("a key", found, _KEYS)
+def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> Suite:
+    _check_keys("a key", found, (*_KEYS, _MANIFEST))
     options, table = _table(found, "options"), _table(found, "table")
     _check_keys("a key of options", options, _OPTIONS)
     _check_keys("a key of table", table, _TABLE)
@@ -143,7 +154,10 @@ def _suite(found: dict[str, Any], text: str, name: str) -> Suite:
         raise BadInputError("it needs at least one [[grid]]")
     variants = {"": {}, **_tables(found, "variants")}
     grids = tuple(_grid(block) for block in blocks)
+    given = _manifest(found.get(_MANIFEST), folder)
     for grid in grids:
+        for victim in grid.get("victim", ()):
+            check_choice("victim", victim, ("", *given))
         for variant in grid.get("variant", ()):
             check_choice("variant", variant, variants)
     for value in (values := _words(table, "values", ("acc", "asr"))):
@@ -164,7 +178,23 @@ def _suite(found: dict[str, Any], text: str, name: str) -> Suite:
         attack_options=_tables(options, "attack"),
         defense_options=_tables(options, "defense"),
         layout=layout,
+        given=given,
     )
+
+
+def _manifest(named: Any, folder: Path | None) -> dict[str, GivenVictim]:
+    """The victims of the manifest beside the suite; none without one."""
+    if named is None:
+        return {}
+    if not isinstance(named, str) or folder is None:
+        raise BadInputError(f"manifest must be the name of a file beside the suite, got {named!r}")
+    path = folder / named
+    try:
+        return read_manifest(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInputError(f"{path}: the manifest cannot be read ({error})") from None
+    except BadInputError as error:
+        raise BadInputError(f"{path}: {error}") from None
 
 
 def _grid(block: Any) -> Mapping[str, tuple[Label, ...]]:

@@ -90,7 +90,11 @@ def _record(
         same = record["sha256"] == key_of(bare)
         yield "records", Check(what=what, holds=same, remark="" if same else "has been changed since it was written")
     place = folder / ARTEFACTS / name
-    if record.get("kind") == "victim" and result:
+    if record.get("kind") == "given" and result:
+        same = result.get("model_sha256") in table(request, "sha256").values()
+        remark = "" if same else "was measured with other weights than its request names"
+        yield "given victims", Check(what=what, holds=same, remark=remark)
+    elif record.get("kind") == "victim" and result:
         yield from _victim(place, name, result, test, measuring)
     elif result:
         victim = records.get(str(request.get("victim")))

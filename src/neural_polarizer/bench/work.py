@@ -3,25 +3,29 @@
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from neural_polarizer.artifacts import load_model, versions
 from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench import analyses
-from neural_polarizer.bench.cells import SCHEMA, Cell, LemmaCell, PurificationCell, VictimCell
+from neural_polarizer.bench.cells import SCHEMA, Cell, GivenCell, LemmaCell, PurificationCell, VictimCell
+from neural_polarizer.bench.given import PublishedTrigger
 from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
 from neural_polarizer.bench.sources import Sources
 from neural_polarizer.bench.store import Store
 from neural_polarizer.cache import SEAL
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.poison import poison, read_triggered
+from neural_polarizer.data.poison import TriggeredSet, poison, read_triggered, triggered_test
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses import Purified
+from neural_polarizer.defenses.frame import admitted
 from neural_polarizer.devices import choose_device
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError, NeuralPolarizerError
 from neural_polarizer.files import read_json, sha256_of_file
@@ -30,6 +34,8 @@ from neural_polarizer.rng import stream
 from neural_polarizer.runs.attack import FILES, MODEL, RECORD, TRIGGER, TRIGGERED, cached_attack, load_attack
 
 CLEAN_SHARE = 0.05
+USUAL_RATE = 0.1
+"""Of poisoned training images, where a victim does not say its own."""
 NEEDED = (MODEL, TRIGGERED, TRIGGER, RECORD)
 """The artefacts of a victim without which nothing can be made of it."""
 
@@ -43,12 +49,14 @@ class Bench:
     Args:
         store: where records and artefacts go.
         sources: where the data sets lie.
+        models: the folder with the files of victims that are given.
         device: where to compute; None chooses one.
         threads: of torch; None leaves them alone.
     """
 
     store: Store
     sources: Sources
+    models: Path | None = None
     device: str | None = None
     threads: int | None = None
 
@@ -68,7 +76,8 @@ class Bench:
         try:
             result = self._result(cell, device)
             if not isinstance(cell, VictimCell):  # which may come from the cache
-                result["peak_mb"] = peak_memory() / 2**20
+                peak = peak_memory()
+                result["peak_mb"] = None if peak is None else peak / 2**20
         except EnvironmentFaultError:  # a full disk fails all cells alike
             raise
         except NeuralPolarizerError as raised:
@@ -94,6 +103,8 @@ class Bench:
     def _result(self, cell: Cell, device: torch.device) -> dict[str, Any]:
         if isinstance(cell, VictimCell):
             return self._planted(cell, device)
+        if isinstance(cell, GivenCell):
+            return self._given(cell, device)
         if isinstance(cell, PurificationCell):
             return self._made_of_victim(cell, device)
         assert isinstance(cell, LemmaCell)
@@ -112,32 +123,81 @@ class Bench:
             "data_sha256": {"train": record["data_sha256"], "test": record["test_sha256"]},
         }
 
-    def _made_of_victim(self, cell: PurificationCell, device: torch.device) -> dict[str, Any]:
-        folder = self.store.fetch(cell.victim.id)
+    def _given(self, cell: GivenCell, device: torch.device) -> dict[str, Any]:
+        """What a published model does before anything is done to it: its ASR and RA are None where it is clean."""
+        begun = time.perf_counter()
+        loaded = cell.given.load(self._models)
+        train, test = self.sources.read(cell.data)
+        trigger = cell.given.stamp(self._models)
+        triggered = None if trigger is None else triggered_test(test, trigger)
+        found = evaluate(loaded.model, test, triggered, device=device)
+        return {
+            **asdict(found),
+            "seconds": time.perf_counter() - begun,
+            "model_sha256": loaded.sha256,
+            "definition_sha256": loaded.record.definition,
+            "data_sha256": {"train": train.sha256(), "test": test.sha256()},
+            "notes": list(loaded.findings),
+        }
+
+    @property
+    def _models(self) -> Path:
+        if self.models is None:
+            raise BadInputError("victims that are given need --models FOLDER, with the files of the manifest")
+        return self.models
+
+    def _scene(self, cell: PurificationCell) -> "_Scene":
+        """The victim, as it was measured, and its images.
+
+        Raises:
+            BadInputError: the images are others than those that the victim was measured on.
+        """
         train, test = self.sources.read(cell.victim.data, cell.victim.images)
+        hashes = {"train": train.sha256(), "test": test.sha256()}
+        if isinstance(cell.victim, GivenCell):
+            record = self.store.records([cell.victim.id]).get(cell.victim.id) or {}
+            victim = record.get("result") or {}
+            if victim.get("data_sha256") != hashes:
+                raise BadInputError(
+                    f"{test.source}: these are not the images that the victim {cell.victim.given.name} was measured "
+                    "on; choose another --out for them"
+                )
+            model, trigger = cell.victim.given.load(self._models).model, cell.victim.given.stamp(self._models)
+            triggered = None if trigger is None else triggered_test(test, trigger)
+            return _Scene(model, trigger, train, test, triggered, victim)
+        folder = self.store.fetch(cell.victim.id)
         victim = read_json(folder / RECORD)
-        if victim["data_sha256"] != train.sha256() or victim["test_sha256"] != test.sha256():
+        if {"train": victim["data_sha256"], "test": victim["test_sha256"]} != hashes:
             raise BadInputError(
                 f"{train.source}: these are not the images that the victim in {folder} was trained on; choose another "
                 "--out for them"
             )
-        model, trigger = load_model(folder / MODEL).model, LearnedTrigger(*load_attack(folder))
-        weights = {"model_sha256": victim["model_sha256"]}
+        learned = LearnedTrigger(*load_attack(folder, own=type(cell.victim.attack)))
+        model = load_model(folder / MODEL).model
+        triggered = read_triggered(folder / TRIGGERED, size=train.image_size, num_classes=train.num_classes)
+        return _Scene(model, learned, train, test, triggered, victim)
+
+    def _made_of_victim(self, cell: PurificationCell, device: torch.device) -> dict[str, Any]:
+        scene = self._scene(cell)
+        model, trigger, train, test = scene.model, scene.trigger, scene.train, scene.test
+        weights = {"model_sha256": scene.victim["model_sha256"]}
         if cell.kind == "distances":
+            assert isinstance(trigger, LearnedTrigger), "analyses are of trained victims"
             study = analyses.distances(model, cell.defense, test, trigger, device)
             return self._with_pictures(cell, *study) | weights
         clean = train.select(clean_subset(train, cell.n_clean or _five_percent(train), seed=cell.seed))
-        shown = clean
+        shown = None
         if getattr(cell.defense, "data", None) == "mixture":
             shown = mixture(trigger, train, len(clean), cell.seed)
-        purified = cell.defense.repair(model, shown, seed=cell.seed, device=device)
-        triggered = read_triggered(folder / TRIGGERED, size=train.image_size, num_classes=train.num_classes)
-        before = Metrics(**{rate: victim[rate] for rate in _RATES})
-        after = evaluate(purified.model, test, triggered, device=device)
+        patient = admitted(model, clean, device=device, force=True)  # a victim that learned little is a result, too
+        purified = patient.repaired(cell.defense, seed=cell.seed, device=device, shown=shown)
+        before = Metrics(**{rate: scene.victim[rate] for rate in _RATES})
+        after = evaluate(purified.model, test, scene.triggered, device=device)
         result = {
             **asdict(after),
             "before": asdict(before),
             "der": defense_effectiveness(before, after),
+            "acc_lost": None if before.acc is None or after.acc is None else before.acc - after.acc,
             "seconds": sum(purified.seconds.values()),
             "phases": dict(purified.seconds),
             "n_clean": len(clean),
@@ -145,6 +205,7 @@ class Bench:
             **weights,
         }
         if cell.kind == "gradcam":
+            assert isinstance(trigger, LearnedTrigger), "analyses are of trained victims"
             result |= self._with_pictures(cell, *analyses.gradcam(model, purified.model, test, trigger, device))
         return result
 
@@ -157,6 +218,18 @@ class Bench:
             self.store.keep(cell.id, paths)
             hashes = {path.name: sha256_of_file(path) for path in paths}
         return {**result, "pictures": list(pictures), "files": hashes}
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """A victim with what it is purified and measured on; ``trigger`` and ``triggered`` are None where it is clean."""
+
+    model: nn.Module
+    trigger: LearnedTrigger | PublishedTrigger | None
+    train: ImageSet
+    test: ImageSet
+    triggered: TriggeredSet | None
+    victim: Mapping[str, Any]
 
 
 def described(cell: Cell) -> dict[str, Any]:
@@ -178,10 +251,15 @@ def _five_percent(train: ImageSet) -> int:
     return max(1, int(len(train) * CLEAN_SHARE) // train.num_classes) * train.num_classes
 
 
-def mixture(trigger: LearnedTrigger, train: ImageSet, count: int, seed: int) -> ImageSet:
-    """A random part of the training set, poisoned at the victim's rate with its trigger."""
+def mixture(trigger: LearnedTrigger | PublishedTrigger | None, train: ImageSet, count: int, seed: int) -> ImageSet:
+    """A random part of the training set, poisoned with the victim's trigger, at its rate or at ``USUAL_RATE``."""
     rows = torch.randperm(len(train), generator=stream(seed, "mixture"))[:count]
-    return poison(train.select(rows), trigger, rate=trigger.attack.poison_rate, seed=seed)[0]
+    if trigger is None:
+        return train.select(rows)
+    rate, only = USUAL_RATE, None
+    if isinstance(trigger, LearnedTrigger):
+        rate, only = trigger.attack.poison_rate, trigger.attack.poisons_only
+    return poison(train.select(rows), trigger, rate=rate, seed=seed, only=only)[0]
 
 
 def _where(raised: BaseException) -> str:

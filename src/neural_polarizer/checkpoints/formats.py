@@ -1,19 +1,21 @@
 """What a file is, by its first bytes; its extension is only what somebody called it."""
 
 import io
+import re
 
 from neural_polarizer.errors import BadInputError
 
 _HEAD_BYTES = 512
 _EXPORT = "on a machine that may run its code, save its state_dict with safetensors.torch.save_file"
-_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the magic number of torch.save before 1.6
+_LEGACY = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+"""The magic number with which ``torch.save`` began before 1.6, a pickle of its own, framed from protocol 4 on."""
 
 
 def detect(file: io.BufferedReader) -> str:
-    """``"safetensors"`` or ``"torch-zip"``.
+    """``"safetensors"``, ``"torch-zip"`` or ``"torch-legacy"``.
 
     Raises:
-        BadInputError: it is neither; the message says what it is and what to do.
+        BadInputError: it is none of them; the message says what it is and what to do.
     """
     file.seek(0)
     head = file.read(_HEAD_BYTES)
@@ -21,7 +23,15 @@ def detect(file: io.BufferedReader) -> str:
         return "safetensors"
     if head.startswith(b"PK\3\4"):
         return "torch-zip"
+    if legacy_start(head):
+        return "torch-legacy"
     raise BadInputError(_reason(head))
+
+
+def legacy_start(head: bytes) -> int:
+    """How many bytes the magic number of the format before PyTorch 1.6 takes; 0 where a file does not begin with it."""
+    found = _LEGACY.match(head)
+    return 0 if found is None else found.end()
 
 
 def _reason(head: bytes) -> str:
@@ -39,8 +49,6 @@ def _reason(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it and give the model file inside"
     if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
-        if head[2:].startswith(_LEGACY):
-            return f"the torch.save format from before PyTorch 1.6, which can only be run, not read; {_EXPORT}"
         return f"a bare pickle, which can only be run, not read; {_EXPORT}"
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
         return "an ONNX model; export the PyTorch weights it was made from as a state_dict"

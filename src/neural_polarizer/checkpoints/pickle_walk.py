@@ -1,7 +1,8 @@
 """Read the pickle of a torch checkpoint as data: a stack machine that never imports and never calls."""
 
+import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +31,11 @@ _ARRAYS = tuple(
 )
 _HARMLESS = frozenset(
     (
+        "torch._utils._rebuild_tensor",
         "torch._utils._rebuild_tensor_v2",
         "torch._utils._rebuild_tensor_v3",
         "torch._utils._rebuild_parameter",
+        "torch.nn.backends.thnn._get_thnn_function_backend",
         "torch._utils._rebuild_parameter_with_state",
         "torch._utils._rebuild_qtensor",
         "torch._utils._rebuild_sparse_tensor",
@@ -51,6 +54,18 @@ _HARMLESS = frozenset(
             for module in ("builtins", "__builtin__")
             for name in ("set", "frozenset", "dict", "list")
         ),
+    )
+)
+# What holds data and does nothing else when it is unpickled.
+_CALM = frozenset(
+    (
+        *(
+            f"{module}.{name}"
+            for module in ("pathlib", "pathlib._local")
+            for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+        ),
+        *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+        *("argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
     )
 )
 _KNOWN_PACKAGES = frozenset(("torch", "collections", "numpy"))
@@ -104,30 +119,44 @@ class TensorRecord:
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """The top value of a pickle, and what a real unpickler would have imported, built or run."""
+    """The top value of a pickle, and what a real unpickler would have imported, built or run.
+
+    Args:
+        value: at the top of the stack.
+        findings: remarks in plain language, most harmful first.
+        storages: all that the pickle refers to, by key, as the first reference has them.
+        size: bytes up to the end of the pickle.
+    """
 
     value: Any
     findings: tuple[str, ...]
+    storages: Mapping[str, StorageRecord]
+    size: int
 
 
-def walk(data: bytes) -> Walked:
+def walk(data: bytes, *, limit: int | None = None) -> Walked:
     """Read a pickle of protocol 2 to 5 without running any of it.
+
+    Args:
+        data: begins with the pickle; what follows its end is left alone.
+        limit: of opcodes; None: ``MAX_OPCODES``.
 
     Raises:
         BadInputError: damaged, too large, too deep, or made of opcodes that ``torch.save`` does not write.
     """
-    machine = _Machine()
+    machine, stream = _Machine(), io.BytesIO(data)
+    limit = MAX_OPCODES if limit is None else limit
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if count >= MAX_OPCODES:
-                raise BadInputError(f"its pickle has more than {MAX_OPCODES:,} opcodes; save the state_dict alone")
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count >= limit:
+                raise BadInputError(f"its pickle has more than {limit:,} opcodes; save the state_dict alone")
             machine.step(opcode.name, argument)
         value = machine.stack.pop()
     except (IndexError, KeyError, ValueError, OverflowError) as error:
         if isinstance(error, BadInputError):
             raise
         raise BadInputError(_DAMAGED) from None
-    return Walked(value, machine.findings())
+    return Walked(value, machine.findings(), machine.storages, stream.tell())
 
 
 class _Machine:
@@ -135,6 +164,7 @@ class _Machine:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
+        self.storages: dict[str, StorageRecord] = {}
         self._below: list[list[Any]] = []  # the stacks under each open mark
         self._memo: dict[int, Any] = {}
         self._verbs: dict[str, str] = {}
@@ -187,8 +217,11 @@ class _Machine:
         """What ``torch.load`` would do beyond reading tensors, in plain language, most harmful first."""
         order = ("run", "build", "import")
         said = sorted(self._verbs.items(), key=lambda item: order.index(item[1]))
+        calm = ", ".join(printable(name) for name, _ in said if name in _CALM)
+        said = [item for item in said if item[0] not in _CALM]
         lines = [f"this file tries to {verb} {printable(name)} when it is loaded by torch.load" for name, verb in said]
-        return (*lines[:20], f"and {len(lines) - 20} more names like these") if len(lines) > 20 else tuple(lines)
+        lines = [*lines[:20], f"and {len(lines) - 20} more names like these"] if len(lines) > 20 else lines
+        return (*lines, *([f"it also holds plain data of other kinds, which were not read: {calm}"] if calm else []))
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)  # looked up after ``value`` was made, which may have changed the stack
@@ -256,8 +289,20 @@ class _Machine:
 
     def _persistent(self, _: Any) -> None:
         match self.stack.pop():
-            case ("storage", Global(name=type_name), str(key), str(), int(numel)):
-                self.stack.append(StorageRecord(type_name, key, numel))
+            # The last entry, of the format before PyTorch 1.6 only, is None unless the storage is a part of another.
+            case ("storage", Global(name=type_name), str(key), str(), int(numel)) | (
+                "storage",
+                Global(name=type_name),
+                str(key),
+                str(),
+                int(numel),
+                None,
+            ):
+                record = StorageRecord(type_name, key, numel)
+                self.storages.setdefault(key, record)
+                self.stack.append(record)
+            case ("module", Global() as kind, str() | None, str() | None):  # a class, with its source before 1.6
+                self.stack.append(kind)
             case _:
                 raise BadInputError(
                     "its pickle refers to something that is no tensor storage; save the state_dict anew"
@@ -274,6 +319,8 @@ def _safe_key(key: Any) -> Any:
 def _result(name: str, args: tuple[Any, ...]) -> Any:
     """The value of the few calls that only describe data; everything else stays a record."""
     match name, args:
+        case "torch._utils._rebuild_tensor", (StorageRecord() as storage, offset, shape, stride):  # before 0.4
+            dtype_name, extra = None, list[Any]()
         case "torch._utils._rebuild_tensor_v2", (
             StorageRecord() as storage,
             offset,

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from neural_polarizer.checkpoints.formats import detect
+from neural_polarizer.checkpoints.legacy_reader import LegacyFile
 from neural_polarizer.checkpoints.pickle_walk import TensorRecord, walk
 from neural_polarizer.checkpoints.safetensors_reader import read_header, read_tensors
-from neural_polarizer.checkpoints.state_dict import find_state_dict, strip_wrappers
-from neural_polarizer.checkpoints.tensors import check_records, materialise
+from neural_polarizer.checkpoints.state_dict import Fits, find_state_dict, strip_wrappers
+from neural_polarizer.checkpoints.tensors import Storages, check_records, materialise
 from neural_polarizer.checkpoints.wording import printable
 from neural_polarizer.checkpoints.zip_reader import Source, TorchArchive
 from neural_polarizer.errors import BadInputError
@@ -31,7 +32,7 @@ class Checkpoint:
         tensors: contiguous tensors on the CPU, by name; tied tensors may share memory.
         metadata: what the file says about itself, never to be relied on.
         sha256: of exactly the bytes that the tensors come from.
-        format: ``"safetensors"`` or ``"torch-zip"``.
+        format: ``"safetensors"``, ``"torch-zip"`` or, from before PyTorch 1.6, ``"torch-legacy"``.
         findings: remarks in plain language, safe to show.
     """
 
@@ -42,15 +43,20 @@ class Checkpoint:
     findings: tuple[str, ...]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the weights in a safetensors file or a ``torch.save`` zip file; nothing in it is executed.
+def read_checkpoint(path: Path, *, weights: str | None = None, fits: Fits | None = None) -> Checkpoint:
+    """Read the weights in a safetensors file or one that ``torch.save`` wrote; nothing in it is executed.
+
+    Args:
+        path: the file.
+        weights: which of several sets of weights in it, by its entry, such as ``state_dict_ema``.
+        fits: tells which of several sets could be meant, by their names.
 
     Raises:
         BadInputError: the file cannot be opened, is of another kind, damaged, or made to do harm.
     """
     try:
         with _open(path) as file:
-            return _read(file)
+            return _read(file, weights, fits)
     except BadInputError as error:
         raise BadInputError(f"{printable(str(path), 4096)}: {error}") from None
     except (OSError, ValueError) as error:
@@ -78,20 +84,22 @@ def _require_regular(mode: int) -> None:
         raise BadInputError("not a regular file but a pipe or a device; copy its content to a file")
 
 
-def _read(file: io.BufferedReader) -> Checkpoint:
+def _read(file: io.BufferedReader, weights: str | None, fits: Fits | None) -> Checkpoint:
     # Every check runs twice: on the file, so that a bad one is refused before it is read whole,
     # and on the bytes that were hashed, which nobody can change in between.
     form = detect(file)
     if form == "safetensors":
+        if weights is not None:
+            raise BadInputError("a safetensors file, which has one set of weights; leave --weights out")
         read_header(file)
         data = _read_all(file)
         metadata = read_header(io.BytesIO(data))
         tensors, prefix = strip_wrappers(read_tensors(data))
         findings: tuple[str, ...] = (f"the prefix {prefix} was removed from all names",) if prefix else ()
     else:
-        _plan(file)
+        _plan(file, form, weights, fits)
         data = _read_all(file)
-        plan = _plan(io.BytesIO(data))
+        plan = _plan(io.BytesIO(data), form, weights, fits)
         tensors = materialise(plan.records, plan.archive)
         metadata, findings = plan.metadata, plan.findings
     return Checkpoint(tensors, metadata, hashlib.sha256(data).hexdigest(), form, findings)
@@ -107,23 +115,29 @@ def _read_all(file: io.BufferedReader) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What will be read from a torch archive, all of it checked."""
+    """What will be read from a file of ``torch.save``, all of it checked."""
 
-    archive: TorchArchive
+    archive: Storages
     records: dict[str, TensorRecord]
     metadata: dict[str, str]
     findings: tuple[str, ...]
 
 
-def _plan(file: Source) -> _Plan:
-    archive = TorchArchive(file)
-    walked = walk(archive.pickle())
+def _plan(file: Source, form: str, weights: str | None, fits: Fits | None) -> _Plan:
+    archive: TorchArchive | LegacyFile
+    if form == "torch-zip":
+        archive = TorchArchive(file)
+        walked = walk(archive.pickle())
+        findings = walked.findings
+    else:
+        archive = LegacyFile(file)
+        walked, findings = archive.walked, archive.findings
     try:
-        records, remarks = find_state_dict(walked.value)
+        records, remarks = find_state_dict(walked.value, weights, fits)
         check_records(records, archive)
     except BadInputError as error:
-        raise BadInputError("; ".join((str(error), *walked.findings[:3]))) from None
-    return _Plan(archive, records, _metadata(walked.value), walked.findings + remarks)
+        raise BadInputError("; ".join((str(error), *findings[:3]))) from None
+    return _Plan(archive, records, _metadata(walked.value), findings + remarks)
 
 
 def _metadata(top: Any) -> dict[str, str]:

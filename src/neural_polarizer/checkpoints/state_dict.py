@@ -1,7 +1,7 @@
 """Which of the things in a checkpoint are the model's weights."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from neural_polarizer.checkpoints.pickle_walk import Opaque, TensorRecord
@@ -16,27 +16,46 @@ _MAX_LEVELS = 4
 _MAX_RIVALS = 20
 _MAX_LETTERS = 4_000_000
 _RESAVE = "save the state_dict alone"
+_QUANTISED = re.compile(r"(^|\.)_packed_params(\.|$)")
+_FLOAT = "give the float model that it was made from"
+_QUANTISED_CALL = "torch._utils._rebuild_qtensor"
 
+Fits = Callable[[Collection[str]], bool]
+"""Whether the names of some weights are those of the network that is wanted."""
 Value = TypeVar("Value")
 
 
-def find_state_dict(value: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
+def find_state_dict(
+    value: Any, entry: str | None = None, fits: Fits | None = None
+) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
     """The weights in a walked pickle, under their names in the model, and remarks on where they were.
+
+    Args:
+        value: at the top of the pickle.
+        entry: which of several sets of weights is meant, by its path such as ``state_dict_ema``.
+        fits: tells which of several sets could be meant.
 
     Raises:
         BadInputError: there are none, several sets of them, or tensors of a kind that cannot be read.
     """
-    path, holder = _choose(_candidates(value), value)
+    found = _candidates(value)
+    path, holder = _choose(found, value, entry, fits)
     remarks = [f"the weights were taken from its entry {path}"] if path else []
+    others = [other for other in found if other != path]
+    if others:
+        remarks.append(f"it holds other weights, too: {listing(others)}; --weights takes those of another entry")
     if isinstance(holder, Opaque):
         remarks.append(f"a whole pickled module of class {printable(holder.name)}; only its weights were read")
         weights = _module_weights(holder)
     else:
-        weights = holder
+        weights, beside = _split(holder)
+        if beside:
+            remarks.append(f"entries beside the weights that are no tensors were left out: {listing(beside)}")
     for name, record in weights.items():
         if not isinstance(record, TensorRecord):
             kind = printable(record.name) if isinstance(record, Opaque) else type(record).__name__
-            raise BadInputError(f"tensor {printable(name)} is of a kind that cannot be read ({kind}); {_RESAVE}")
+            remedy = _FLOAT if kind == _QUANTISED_CALL else _RESAVE
+            raise BadInputError(f"tensor {printable(name)} is of a kind that cannot be read ({kind}); {remedy}")
     stripped, prefix = strip_wrappers(weights)
     if prefix:
         remarks.append(f"the prefix {prefix} was removed from all names")
@@ -87,21 +106,34 @@ def _entries(item: Any) -> Iterable[tuple[str, Any]]:
             yield key, child
 
 
-def _choose(found: dict[str, Any], top: Any) -> tuple[str, Any]:
+def _choose(found: dict[str, Any], top: Any, entry: str | None, fits: Fits | None) -> tuple[str, Any]:
     if not found:
         raise BadInputError(f"no weights found in it: {_describe(top)}; {_RESAVE}")
+    if entry is not None:
+        if entry not in found:
+            raise BadInputError(f"it has no weights {printable(entry)!r}; --weights takes one of {listing(found)}")
+        return entry, found[entry]
     if len(found) == 1:
         return next(iter(found.items()))
+    if fits is not None and len(found) <= _MAX_RIVALS:
+        found = {path: item for path, item in found.items() if fits(_names(item))} or found
+        likely = [path for path in found if path.rpartition(".")[2] in _USUAL]
+        if len(found) == 1 or len(likely) == 1:
+            path = likely[0] if likely else next(iter(found))
+            return path, found[path]
     usual = [path for path in found if path.rpartition(".")[2] in _USUAL]
     if len(usual) == 1 and len(found) <= _MAX_RIVALS:
         names = _names(found[usual[0]])
         if not any(names & _names(item) for path, item in found.items() if path != usual[0]):
             return usual[0], found[usual[0]]
-    raise BadInputError(f"it holds several sets of weights ({listing(found)}); save the one you mean as its own file")
+    raise BadInputError(
+        f"it holds several sets of weights ({listing(found)}); name the one you mean, as in --weights "
+        f"{next(iter(found))}"
+    )
 
 
 def _names(holder: Any) -> set[str]:
-    weights = _module_weights(holder) if isinstance(holder, Opaque) else holder
+    weights = _module_weights(holder) if isinstance(holder, Opaque) else _split(holder)[0]
     return set(strip_wrappers(weights)[0])
 
 
@@ -124,11 +156,30 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _is_state_dict(value: Any) -> bool:
+    """Tensors by name; numbers, texts and the like may stand beside them."""
     return (
         isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(key, str) and _is_tensor(item) for key, item in value.items())
+        and any(_is_tensor(item) for item in value.values())
+        and all(isinstance(key, str) and (_is_tensor(item) or _is_aside(key, item)) for key, item in value.items())
     )
+
+
+def _is_aside(name: str, value: Any) -> bool:
+    packed = _QUANTISED.search(name) is not None
+    return packed or value is None or isinstance(value, (bool, int, float, str, bytes))
+
+
+def _split(holder: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The tensors, and the printable names of what is none.
+
+    Raises:
+        BadInputError: they are the weights of a quantised model.
+    """
+    packed = [printable(name) for name in holder if _QUANTISED.search(name)]
+    if packed:
+        raise BadInputError(f"a quantised model, by its entries {listing(packed)}; {_FLOAT}")
+    beside = [name for name, item in holder.items() if not _is_tensor(item)]
+    return {name: item for name, item in holder.items() if name not in beside}, [*map(printable, beside)]
 
 
 def _is_module(value: Any) -> bool:

@@ -1,13 +1,13 @@
 """From records to tensors, with every bound checked before a byte is read."""
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from neural_polarizer.checkpoints.pickle_walk import StorageRecord, TensorRecord
 from neural_polarizer.checkpoints.wording import printable
-from neural_polarizer.checkpoints.zip_reader import TorchArchive
 from neural_polarizer.errors import BadInputError
 
 MAX_TENSORS = 50_000
@@ -29,12 +29,30 @@ _STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
 }
+_QUANTISED = {"QUInt8Storage": 1, "QInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
 _UNTYPED = {
     str(dtype): dtype for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
 }
 
 
-def check_records(records: dict[str, TensorRecord], archive: TorchArchive) -> None:
+class Storages(Protocol):
+    """Where the bytes of tensors lie."""
+
+    @property
+    def little_endian(self) -> bool:
+        """The order of the bytes of a number."""
+        ...
+
+    def storage_bytes(self, key: str) -> int:
+        """The size of a storage, without reading it; a BadInputError where there is none of that key."""
+        ...
+
+    def storage(self, key: str) -> bytearray:
+        """The bytes of a storage, writable because tensors are."""
+        ...
+
+
+def check_records(records: dict[str, TensorRecord], archive: Storages) -> None:
     """Check every record against the sizes in the archive.
 
     Raises:
@@ -55,7 +73,7 @@ def check_records(records: dict[str, TensorRecord], archive: TorchArchive) -> No
         raise BadInputError("its tensors claim many times the bytes that are stored; do not use this file")
 
 
-def materialise(records: dict[str, TensorRecord], archive: TorchArchive) -> dict[str, Tensor]:
+def materialise(records: dict[str, TensorRecord], archive: Storages) -> dict[str, Tensor]:
     """Read the tensors of checked ``records``; contiguous, on the CPU, shared storages read once."""
     storages: dict[str, Tensor] = {}
     tensors = {}
@@ -67,7 +85,7 @@ def materialise(records: dict[str, TensorRecord], archive: TorchArchive) -> dict
     return tensors
 
 
-def _problem(record: TensorRecord, archive: TorchArchive) -> str | None:
+def _problem(record: TensorRecord, archive: Storages) -> str | None:
     dtype = _find_dtype(record)
     if dtype is None:
         return f"has the unsupported type {printable(record.dtype_name or record.storage.type_name)}"
@@ -89,6 +107,14 @@ def _problem(record: TensorRecord, archive: TorchArchive) -> str | None:
     return None
 
 
+def element_bytes(type_name: str) -> int | None:
+    """Bytes of one element of a storage of this type; None where the type is unknown."""
+    if type_name.endswith(".UntypedStorage"):
+        return 1
+    dtype = _STORAGES.get(type_name.removeprefix("torch."))
+    return _QUANTISED.get(type_name.removeprefix("torch.")) if dtype is None else dtype.itemsize
+
+
 def _storage_bytes(storage: StorageRecord, dtype: torch.dtype) -> int:
     return storage.numel * (1 if storage.type_name.endswith(".UntypedStorage") else dtype.itemsize)
 
@@ -105,7 +131,7 @@ def _dtype(record: TensorRecord) -> torch.dtype:
     return dtype
 
 
-def _storage(key: str, dtype: torch.dtype, archive: TorchArchive) -> Tensor:
+def _storage(key: str, dtype: torch.dtype, archive: Storages) -> Tensor:
     data = archive.storage(key)
     if not data:
         return torch.empty(0, dtype=dtype)

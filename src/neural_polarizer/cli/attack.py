@@ -27,6 +27,7 @@ from neural_polarizer.cli.options import (
 )
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
+from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import result_folder
@@ -107,7 +108,8 @@ def attack(
     planted = kind(**{"target": target, "label_rule": label_rule, "poison_rate": poison_rate, **own})
     shape = parse_size(size)
     train_images = read_images(data, size=shape, limit=limit)
-    test_images = read_images(test, size=shape, num_classes=train_images.num_classes)
+    known = ClassNames(train_images.classes, said_by=data)
+    test_images = read_images(test, size=shape, num_classes=train_images.num_classes, classes=known)
     place = choose_device(device)
     asked: dict[str, Any] = {"batch_size": batch_size, "crop_padding": crop_padding, "flip": flip}
     hardening = AdversarialTraining(eps=eps / 255, steps=pgd_steps or base.pgd_steps, spare_triggered=spare_triggered)

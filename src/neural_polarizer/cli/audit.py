@@ -6,15 +6,21 @@ from typing import Annotated
 import typer
 
 from neural_polarizer.artifacts import check_takes, load_model
+from neural_polarizer.cli.inputs import classes_of
 from neural_polarizer.cli.options import (
+    Channels,
+    Classes,
     DeviceName,
     GivenArchitecture,
     NumClasses,
     Out,
+    Output,
     ProfileName,
     Quiet,
     Seed,
     Size,
+    Weights,
+    network_named,
     parse_size,
 )
 from neural_polarizer.cli.output import console
@@ -39,17 +45,31 @@ def audit(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
+    classes: Classes = None,
     device: DeviceName = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
     """Look for a backdoor with clean images alone; writes audit.json and report.html."""
     place = choose_device(device)
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
-    after = None if purified is None else load_model(purified, architecture=arch, profile=profile)
+    network = network_named(arch)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
+    after = None if purified is None else load_model(purified, architecture=network, profile=profile)
     shape = parse_size(size) or loaded.record.image_size
-    pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes)
+    known = classes_of(loaded, classes)
+    pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes, classes=known)
     for each in (loaded, *(() if after is None else (after,))):
         check_takes(each, pool.image_size)
     with result_folder(out), bars(console, quiet=quiet) as progress:
@@ -69,6 +89,6 @@ def audit(
             if part is not None:
                 found = judge_audit(part | {"model": record["model"]})
                 console.print(f"{name}{found.headline}. {found.text}", markup=False, highlight=False)
-        for remark in record["findings"]:
+        for remark in (*record["findings"], *pool.notes):
             console.print(f"note: {remark}", markup=False, highlight=False)
         console.print(f"report: {out / REPORT}", markup=False, highlight=False, soft_wrap=True)

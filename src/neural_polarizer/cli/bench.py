@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from neural_polarizer.bench.cells import Cell, Planned, VictimCell
+from neural_polarizer.bench.cells import Cell, GivenCell, Planned, VictimCell
 from neural_polarizer.bench.engines import InlineEngine, Resources, ray_engine
 from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.publish import publish
@@ -23,6 +23,7 @@ from neural_polarizer.bench.work import Bench
 from neural_polarizer.cli.bench_view import watching
 from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
 from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_choice
 
 Suites = Annotated[list[str], typer.Argument(help="Names of suites, or files ending in .toml; 'list' shows them.")]
@@ -39,6 +40,9 @@ def run(
     data: Annotated[
         list[str] | None,
         typer.Option(help="A folder with NAME/train.parquet and NAME/test.parquet, or NAME=TRAIN,TEST; repeatable."),
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Folder with the files of victims that are given, not trained.")
     ] = None,
     out: Results = "results",
     scale: ScaleName = None,
@@ -64,9 +68,11 @@ def run(
             show_table(_plan(cells, todo))
         return
     sources = parse_sources(data or [])
-    sources.check(sorted({cell.data for cell in todo if isinstance(cell, VictimCell)} | _data_of(todo)))
+    victims = [cell if cell.needs is None else cell.needs for cell in todo]
+    sources.check(sorted({cell.data for cell in victims if isinstance(cell, VictimCell | GivenCell)}))
+    _check_models(victims, models)
     store.prepare()
-    work = Bench(store, sources, device, cpus)
+    work = Bench(store, sources, models, device, cpus)
     with (
         store.alone(),
         _engine(engine, work, store, Resources(cpus, gpus, round(memory * 1e9)), address, workers) as place,
@@ -115,7 +121,7 @@ def list_suites() -> None:
     for name in suite_names():
         suite = load_suite(name)
         cells = {each.cell.id: each.cell for each in planned(suite)}.values()
-        victims = sum(isinstance(cell, VictimCell) for cell in cells)
+        victims = sum(isinstance(cell, VictimCell | GivenCell) for cell in cells)
         table.add_row(name, suite.title, str(len(cells)), str(victims))
     show_table(table)
 
@@ -153,8 +159,12 @@ def _chosen(names: Sequence[str], scale: BenchScale | None, only: Sequence[str] 
     return [each for each in found if all(str(each.labels.get(axis, "")) in values for axis, values in wanted.items())]
 
 
-def _data_of(todo: Sequence[Cell]) -> set[str]:
-    return {cell.needs.data for cell in todo if cell.needs is not None}
+def _check_models(victims: Sequence[Cell], models: Path | None) -> None:
+    """Refuse a folder of models that lacks files, before anything is computed."""
+    for cell in victims:
+        lacking = cell.given.missing(models) if isinstance(cell, GivenCell) else None
+        if lacking is not None:
+            raise BadInputError(lacking)
 
 
 def _plan(cells: Sequence[Cell], todo: Sequence[Cell]) -> Table:

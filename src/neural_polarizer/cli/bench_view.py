@@ -14,7 +14,19 @@ from neural_polarizer.bench.cells import Cell, Planned
 from neural_polarizer.bench.schedule import Listener
 
 _SHOWN = 12
-_NAMING = ("data", "model", "attack", "poison_rate", "adaptive", "defense", "variant", "site", "n_clean", "seed")
+_NAMING = (
+    "victim",
+    "data",
+    "model",
+    "attack",
+    "poison_rate",
+    "adaptive",
+    "defense",
+    "variant",
+    "site",
+    "n_clean",
+    "seed",
+)
 
 
 class _Silent:

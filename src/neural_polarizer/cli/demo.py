@@ -1,7 +1,6 @@
 """``polarizer demo``: the whole story offline, on digits that ship inside a PyPI package."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,8 @@ from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.defenses.npd.presets import preset
+from neural_polarizer.defenses import DEFAULT
+from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.report.terminal import summary_table
@@ -24,8 +24,6 @@ from neural_polarizer.runs.purify import REPORT, run_purify
 from neural_polarizer.train import Progress, Schedule
 
 CLEAN_SHARE = 0.05
-# A white square on black, the strongest contrast there is, has a norm of 5.2: more than the default radius.
-DEFENSE = replace(preset("npd"), radii=(8.0,))
 SCHEDULE = Schedule(epochs=4, batch_size=64, policy="one-cycle", lr=0.1, crop_padding=2, flip=False)
 
 
@@ -62,9 +60,9 @@ def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
     return run_purify(
         loaded,
         train,
-        DEFENSE,
+        make_defense(DEFAULT),
         out / "purified",
-        method="npd",
+        method=DEFAULT,
         n_clean=round(CLEAN_SHARE * len(train)),
         seed=seed,
         device=device,

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from neural_polarizer.artifacts import check_takes, load_model
-from neural_polarizer.cli.options import GivenArchitecture, NumClasses, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.options import (
+    Channels,
+    GivenArchitecture,
+    NumClasses,
+    Output,
+    ProfileName,
+    Quiet,
+    Size,
+    Weights,
+    network_named,
+    parse_size,
+)
 from neural_polarizer.cli.output import console
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
@@ -26,13 +37,25 @@ def export(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a model for use elsewhere, with the polarizer folded into other layers, and check what was written."""
     if out is not None:
         format_of(out, to)  # wrong usage is told before anything is read
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    network = network_named(arch)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     path = out or loaded.path.with_name(f"exported{FORMATS[to].suffixes[0]}")
     if path.resolve() == loaded.path.resolve():
         raise BadInputError(f"{path}: is the model itself; choose another --out")

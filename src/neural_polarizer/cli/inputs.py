@@ -1,11 +1,22 @@
 """Reading what several commands take: a model, and the test data to measure it on."""
 
+import sys
 from pathlib import Path
 
-from neural_polarizer.data.poison import read_triggered
+import typer
+
+from neural_polarizer.artifacts import LoadedModel
+from neural_polarizer.data.classes import ClassNames, read_class_names
+from neural_polarizer.data.poison import PoisonLabel, read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.runs.attack import TRIGGERED
 from neural_polarizer.runs.inspect import Evidence
+
+
+def given_words(context: typer.Context) -> list[str]:
+    """The words of the command line, also where ``main`` was called with a list of them."""
+    words = context.find_root().obj
+    return [str(word) for word in words] if isinstance(words, list) else sys.argv[1:]
 
 
 def triggered_path(model: Path, given: Path | None) -> Path | None:
@@ -15,15 +26,50 @@ def triggered_path(model: Path, given: Path | None) -> Path | None:
     return given
 
 
+def classes_of(loaded: LoadedModel, given: Path | None) -> ClassNames | None:
+    """The names of the model's classes: those of the file that the user gave, else those that came with the model.
+
+    Raises:
+        BadInputError: the file cannot be read.
+    """
+    if given is not None:
+        return read_class_names(given)
+    return None if loaded.record.classes is None else ClassNames(loaded.record.classes, said_by=str(loaded.path))
+
+
+def parse_poison_label(text: str | None) -> PoisonLabel | None:
+    """A class number or "next".
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    if text is None or text == "next":
+        return None if text is None else "next"
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"--poison-label {text!r}: expected a class number or 'next'") from None
+
+
 def read_evidence(
-    test: str | None, triggered: Path | None, *, size: tuple[int, int] | None, num_classes: int
+    test: str | None,
+    triggered: Path | None,
+    *,
+    size: tuple[int, int] | None,
+    num_classes: int,
+    classes: ClassNames | None = None,
+    poison_label: PoisonLabel | None = None,
 ) -> Evidence:
     """The clean and the triggered test set, of one size; None for what was not named.
 
     Raises:
         BadInputError: a set is missing, damaged, or does not fit the model.
     """
-    images = None if test is None else read_images(test, size=size, num_classes=num_classes)
+    images = None if test is None else read_images(test, size=size, num_classes=num_classes, classes=classes)
     shape = size if images is None else images.image_size
-    stamped = None if triggered is None else read_triggered(triggered, size=shape, num_classes=num_classes)
+    stamped = None
+    if triggered is not None:
+        stamped = read_triggered(
+            triggered, size=shape, num_classes=num_classes, classes=classes, poison_label=poison_label
+        )
     return Evidence(test=images, triggered=stamped)

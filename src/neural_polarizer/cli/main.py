@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     try:
         with _orderly_termination():
-            app(arguments, standalone_mode=True)
+            app(arguments, standalone_mode=True, obj=sys.argv[1:] if arguments is None else list(arguments))
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:

@@ -10,6 +10,7 @@ import typer
 
 from neural_polarizer.data.decode import MAX_PIXELS
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models import definition
 from neural_polarizer.models.architecture import FORMS
 from neural_polarizer.models.normalize import PROFILES, normalisation_named
 
@@ -34,7 +35,11 @@ Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be
 Architecture = Annotated[str, typer.Option(help=f"{FORMS}, with options as in timm:NAME?img_size=32.")]
 GivenArchitecture = Annotated[
     str | None,
-    typer.Option("--arch", help=f"{FORMS}, with options as in timm:NAME?img_size=32; our own files say it themselves."),
+    typer.Option(
+        "--arch",
+        help=f"{FORMS}, with options as in timm:NAME?img_size=32, or code of your own, FILE.py:NAME or "
+        "PACKAGE.MODULE:NAME, which is run; our own files say it themselves.",
+    ),
 ]
 Width = Annotated[
     int | None,
@@ -55,9 +60,37 @@ ProfileName = Annotated[
     ),
 ]
 NumClasses = Annotated[int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Which entry of a file with several sets of weights, as state_dict_ema.", metavar="ENTRY"),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Which output are the logits, where the network gives several.", metavar="KEY_OR_INDEX"),
+]
+Channels = Annotated[
+    Literal["1", "3"] | None, typer.Option(help="1 for a network of grey images, which become one channel inside it.")
+]
 Size = Annotated[
     str | None,
     typer.Option(help="Resize all images to this, as 32 or 32x48; needed where they differ.", metavar="HxW"),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        help="The data's class names in the model's order: one a line, or JSON (a list, {name: number} or {number: "
+        "name}); needed where names or folders do not say which class is which.",
+        metavar="FILE",
+    ),
+]
+PoisonLabelText = Annotated[
+    str | None,
+    typer.Option(
+        "--poison-label",
+        help="The attacker's class, or next for all-to-all, where --triggered is a folder of triggered images by their "
+        "true class, as BackdoorBench's bd_test_dataset.",
+        metavar="CLASS",
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N training images.", min=1)]
 PrecisionName = Annotated[
@@ -109,6 +142,16 @@ def parse_settings(texts: Sequence[str], known: Sequence[str]) -> dict[str, Any]
 
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is not a number")
+
+
+def network_named(arch: str | None) -> str | definition.Definition | None:
+    """What ``--arch`` means; code of the user's own is imported, from the current folder, too.
+
+    Raises:
+        BadInputError: it cannot be imported.
+    """
+    look_in_current_folder(arch or "")
+    return definition.network_named(arch)
 
 
 def look_in_current_folder(name: str) -> None:

@@ -1,34 +1,39 @@
 """``polarizer purify``."""
 
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.audit import choose_target
 from neural_polarizer.cli.defense import AUTO, Wanted, chosen_defense, profile_of
-from neural_polarizer.cli.inputs import read_evidence, triggered_path
+from neural_polarizer.cli.inputs import classes_of, given_words, parse_poison_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import (
+    Channels,
+    Classes,
     DeviceName,
     GivenArchitecture,
     NumClasses,
     Out,
+    Output,
     OwnSettings,
+    PoisonLabelText,
     PrecisionName,
     ProfileName,
     Quiet,
     Seed,
     Size,
+    Weights,
+    network_named,
     parse_size,
 )
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.defenses import DEFENSES
+from neural_polarizer.defenses import DEFAULT, DEFENSES
 from neural_polarizer.defenses.npd.presets import Preset
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
@@ -41,18 +46,22 @@ from neural_polarizer.scales import Scale
 
 
 def purify(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
     clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
     out: Out,
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = "npd",
+    weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = DEFAULT,
     target: Annotated[
         str | None,
         typer.Option(
-            help="npd-tp, npd-tu: the attacker's class, 'next' for all-to-all, or 'auto': what an audit finds with "
-            "confidence, and npd if it finds none."
+            help="npd-ls, npd-tp, npd-tu: the attacker's class, 'next' for all-to-all, or 'auto': what an audit finds "
+            "with confidence, and npd-ls without a target if it finds none."
         ),
     ] = None,
     preset: Annotated[
@@ -80,17 +89,25 @@ def purify(
     ] = None,
     own: OwnSettings = None,
     test: Annotated[str | None, typer.Option(help="Test images, a data spec: measures ACC.")] = None,
-    triggered: Annotated[Path | None, typer.Option(help="triggered.parquet: measures ASR and RA.")] = None,
+    triggered: Annotated[
+        Path | None, typer.Option(help="triggered.parquet, or a folder with --poison-label: measures ASR and RA.")
+    ] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Also write the model without the layer, as fast.")] = False,
     size: Size = None,
+    classes: Classes = None,
+    poison_label: PoisonLabelText = None,
     precision: PrecisionName = None,
     device: DeviceName = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on where the model does no better than guessing on the clean images."),
+    ] = False,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
     """Take the backdoor out of a classifier; writes the purified model, run.json and report.html.
 
-    The default method, npd, inserts one small layer; docs/defenses.md has the others.
+    The default method, npd-ls, inserts one small layer; docs/defenses.md has the others.
     """
     started = time.perf_counter()
     place = choose_device(device)
@@ -109,14 +126,27 @@ def purify(
     )
     named = profile if profile in PROFILES else None
     chosen_defense(wanted, named, place)  # wrong usage is told before anything is read
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    network = network_named(arch)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     shape = parse_size(size) or loaded.record.image_size
-    classes = loaded.record.num_classes
-    pool = read_images(clean, size=shape, num_classes=classes)
+    known = classes_of(loaded, classes)
+    if known is not None and known.binding:
+        loaded = replace(loaded, record=replace(loaded.record, classes=None))  # the images have the file's
+    form: dict[str, Any] = {"num_classes": loaded.record.num_classes, "classes": known}
+    pool = read_images(clean, size=shape, **form)
     check_takes(loaded, pool.image_size)
     triggered = triggered_path(model, triggered)
-    poisoned = None if mixture is None else read_images(mixture, size=pool.image_size, num_classes=classes)
-    evidence = read_evidence(test, triggered, size=pool.image_size, num_classes=classes)
+    poisoned = None if mixture is None else read_images(mixture, size=pool.image_size, **form)
+    label = parse_poison_label(poison_label)
+    evidence = read_evidence(test, triggered, size=pool.image_size, poison_label=label, **form)
     notes: tuple[str, ...] = ()
     if target == AUTO:
         with bars(console, quiet=quiet) as progress:
@@ -142,14 +172,16 @@ def purify(
                 "test": test,
                 "triggered": None if triggered is None else str(triggered),
                 "mixture": mixture,
+                **({} if label is None else {"poison_label": label}),
             },
             notes=notes,
+            force=force,
             load_seconds=time.perf_counter() - started,
-            command=["polarizer", *sys.argv[1:]],
+            command=["polarizer", *given_words(context)],
             progress=progress,
         )
         if fold:
-            record = fold_run(out, pool, evidence, device=place)
+            record = fold_run(out, pool, evidence, device=place, architecture=network)
     if not quiet:
         show_table(summary_table(record))
         summary = audit_summary(record)

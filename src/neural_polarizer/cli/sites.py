@@ -9,7 +9,18 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.artifacts import load_model
-from neural_polarizer.cli.options import GivenArchitecture, NumClasses, ProfileName, Quiet, Size, parse_size
+from neural_polarizer.cli.options import (
+    Channels,
+    GivenArchitecture,
+    NumClasses,
+    Output,
+    ProfileName,
+    Quiet,
+    Size,
+    Weights,
+    network_named,
+    parse_size,
+)
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
@@ -22,13 +33,25 @@ def sites(
     arch: GivenArchitecture = None,
     num_classes: NumClasses = None,
     profile: ProfileName = None,
+    weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """List the places where the layer can go, from the pixels to the logits, and the one that --site auto takes."""
-    loaded = load_model(model, architecture=arch, num_classes=num_classes, profile=profile)
+    network = network_named(arch)
+    loaded = load_model(
+        model,
+        architecture=network,
+        num_classes=num_classes,
+        profile=profile,
+        weights=weights,
+        output=output,
+        channels=None if channels is None else int(channels),
+    )
     shape = parse_size(size) or loaded.record.image_size
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")

@@ -1,53 +1,96 @@
-"""PyTorch data sets and loaders of (image, label) as an image set."""
+"""PyTorch and Hugging Face data sets and loaders, pictures and arrays as an image set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from neural_polarizer.data.classes import Numbered, class_names, numbered
+from neural_polarizer.data.decode import decode, picture, shown
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.labels import class_labels, plain
+from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS
 from neural_polarizer.errors import BadInputError
 
+IMAGE_KEYS = (*IMAGE_COLUMNS, "pixel_values", "images", "pixels", "x")
+LABEL_KEYS = (*LABEL_COLUMNS, "targets", "y")
+_CHANNELS = (1, 3, 4)
 
-def as_image_set(data: Any, *, num_classes: int | None = None) -> ImageSet:
-    """An ``ImageSet`` from an ``ImageSet``, a data set of (image, label), or a loader of batches of them.
 
-    Float images are rounded to 8 bits.
+def as_image_set(
+    data: Any,
+    *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | Mapping[Any, Any] | None = None,
+) -> ImageSet:
+    """An ``ImageSet`` from an ``ImageSet``, a data set of (image, label) or of dictionaries, or a loader of batches.
+
+    Pictures follow the rules of image files (``data.decode``). Arrays and tensors may have the channels first or last
+    where their shape tells; float images are rounded to 8 bits. Labels may be anything that ``data.labels`` takes.
 
     Args:
-        data: images as PIL pictures, arrays or tensors: uint8, or float in [0, 1]; channels first in tensors.
+        data: images as PIL pictures, encoded bytes, arrays or tensors: uint8, or float in [0, 1].
         num_classes: K, if more than the highest label tells.
+        classes: the class names of the data in the order of the model (a list, {name: number} or {number: name}).
 
     Raises:
-        BadInputError: not pairs, images of several sizes, pixels outside [0, 1], or labels out of range.
+        BadInputError: no images with labels, images of several sizes, pixels outside [0, 1], or labels out of range.
     """
+    known = None if classes is None else class_names(classes, said_by="classes")
     if isinstance(data, ImageSet):
-        return data
+        if known is None:
+            return data
+        names = None if data.classes == tuple(map(str, range(data.num_classes))) else data.classes
+        found = numbered(
+            data.labels.cpu().numpy(),
+            names,
+            in_order_of_names=False,
+            known=known,
+            num_classes=num_classes,
+            source=data.source,
+        )
+        return _image_set(data.images, found, data.source, data.notes)
     where = type(data).__name__
     images: list[Tensor] = []
-    labels: list[Tensor] = []
+    labels: list[np.ndarray] = []
     for item in _items(data, where):
-        try:
-            image, label = item
-        except (TypeError, ValueError):
-            raise BadInputError(f"{where}: expected (image, label) pairs, got {type(item).__name__}") from None
-        batch = isinstance(data, DataLoader)
-        images.append(_bytes(image, where) if batch else _bytes(image, where)[None])
-        labels.append(torch.as_tensor(label, dtype=torch.int64).reshape(-1))
+        image, label = _pair(item, where)
+        pixels = _bytes(image, where)
+        images.append(pixels)
+        values = np.asarray(plain(label))
+        labels.append(values if pixels.ndim == 4 and _is_batch(image) else values[None])
     if not images:
         raise BadInputError(f"{where}: the data set is empty")
     sizes = sorted({tuple(image.shape[1:]) for image in images})
     if len(sizes) > 1:
         raise BadInputError(f"{where}: images of several shapes ({sizes[:3]}); resize them to one")
-    found = torch.cat(labels)
-    count = max(num_classes or 0, int(found.max()) + 1)
-    return ImageSet(torch.cat(images), found, tuple(str(label) for label in range(count)), where)
+    if len({values.ndim for values in labels}) > 1:
+        raise BadInputError(f"{where}: labels of several forms; give one class number an image")
+    try:
+        together = np.concatenate(labels)
+    except ValueError:
+        raise BadInputError(f"{where}: labels of several lengths; give one class number an image") from None
+    given = class_labels(together, where)
+    own = _names_of(data)
+    if given.dtype.kind != "U":
+        highest = int(given.max()) if len(given) else 0
+        own = own if own is not None and highest < len(own) else None
+        if own is None and known is None:
+            num_classes = max(num_classes or 0, highest + 1)
+    found = numbered(given, own, in_order_of_names=False, known=known, num_classes=num_classes, source=where)
+    return _image_set(torch.cat(images), found, where)
+
+
+def _image_set(images: Tensor, found: Numbered, source: str, notes: tuple[str, ...] = ()) -> ImageSet:
+    return ImageSet(images, torch.from_numpy(found.labels.copy()), found.classes, source, (*notes, *found.notes))
 
 
 def _items(data: Any, where: str) -> Iterable[Any]:
+    if isinstance(data, (Tensor, np.ndarray, str, bytes, Mapping)):
+        raise BadInputError(f"{where}: expected a data set of (image, label); images need their labels beside them")
     if isinstance(data, Iterable):
         return data
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -55,19 +98,104 @@ def _items(data: Any, where: str) -> Iterable[Any]:
     raise BadInputError(f"{where}: expected an ImageSet, a data set or a loader of (image, label)")
 
 
+def _pair(item: Any, where: str) -> tuple[Any, Any]:
+    """The image and the label of a sample, or those of a batch."""
+    if isinstance(item, Mapping):
+        keys = list(item)
+        image = next((key for key in IMAGE_KEYS if key in item), None)
+        label = next((key for key in LABEL_KEYS if key in item), None)
+        if image is None or label is None:
+            missing = f"an image ({', '.join(IMAGE_KEYS)})" if image is None else f"a label ({', '.join(LABEL_KEYS)})"
+            raise BadInputError(
+                f"{where}: its samples have the keys {shown(keys[:10])}, none of which is {missing}; rename one, or "
+                "give (image, label) pairs"
+            )
+        return item[image], item[label]
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        parts = f" of {len(item)} parts" if isinstance(item, (tuple, list)) else ""
+        raise BadInputError(f"{where}: expected (image, label) pairs, got {type(item).__name__}{parts}")
+    return item[0], item[1]
+
+
+def _is_batch(image: Any) -> bool:
+    return isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
+
+
 def _bytes(image: Any, where: str) -> Tensor:
-    """uint8, channels first; PIL pictures and arrays have the channels last."""
-    if not isinstance(image, Tensor):
-        array = np.asarray(image)
-        array = array[..., None] if array.ndim == 2 else array
-        image = torch.from_numpy(array.copy()).movedim(-1, -3)
-    if image.dtype == torch.uint8:
-        return image
-    if not image.is_floating_point():
-        raise BadInputError(f"{where}: images must be uint8 or float, got {image.dtype}")
-    if not (bool(image.isfinite().all()) and float(image.min()) >= 0 and float(image.max()) <= 1):
+    """uint8 ``(n, c, h, w)`` of a batch or of a single image."""
+    if isinstance(image, (list, tuple)) and image and not isinstance(image[0], (int, float, list, tuple)):
+        parts = [_bytes(one, where) for one in image]
+        if len({part.shape for part in parts}) > 1:
+            raise BadInputError(f"{where}: images of several shapes in a batch; resize them to one")
+        return torch.cat(parts)
+    if isinstance(image, Image.Image):
+        return torch.from_numpy(picture(image, where)).permute(2, 0, 1)[None].contiguous()
+    if isinstance(image, Mapping):  # a row of Hugging Face whose images were not decoded
+        image = image.get("bytes")
+    if isinstance(image, bytes):
+        return torch.from_numpy(decode(image, size=None, where=where).copy()).permute(2, 0, 1)[None].contiguous()
+    if not isinstance(image, (Tensor, np.ndarray)):
+        raise BadInputError(f"{where}: images must be pictures, arrays or tensors, got {type(image).__name__}")
+    pixels = _channels_first(image, where)
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        raise BadInputError(f"{where}: images must be uint8 or float, got {pixels.dtype}; convert them to 8 bits")
+    _check_unit_range(pixels, where)
+    return (pixels.float() * 255).round().to(torch.uint8)
+
+
+def _channels_first(image: Tensor | np.ndarray, where: str) -> Tensor:
+    """``(n, c, h, w)``: tensors have their channels first, arrays last, unless only the other reading makes sense."""
+    last = isinstance(image, np.ndarray)
+    try:
+        pixels = torch.from_numpy(image.copy()) if isinstance(image, np.ndarray) else image.detach().cpu()
+    except TypeError:
+        raise BadInputError(f"{where}: images must be uint8 or float, got arrays of {image.dtype}") from None
+    if pixels.ndim == 2:
+        return pixels[None, None]
+    if pixels.ndim not in (3, 4):
         raise BadInputError(
-            f"{where}: float images must lie in [0, 1]; give them without normalisation and put it into the model: "
-            "neural_polarizer.Normalized(model, mean, std)"
+            f"{where}: images must be uint8 of shape (n, c, h, w), or floats in [0, 1], got {tuple(pixels.shape)}"
         )
-    return (image * 255).round().to(torch.uint8)
+    first = pixels.shape[-3] in _CHANNELS
+    if (pixels.shape[-1] in _CHANNELS) != first:
+        last = not first
+    pixels = pixels.movedim(-1, -3) if last else pixels
+    return pixels if pixels.ndim == 4 else pixels[None]
+
+
+def _check_unit_range(pixels: Tensor, where: str) -> None:
+    """Refuse floats that are no pixels in [0, 1], with what they look like.
+
+    Raises:
+        BadInputError: they are none.
+    """
+    if not bool(pixels.isfinite().all()):
+        raise BadInputError(f"{where}: float images must lie in [0, 1], but some values are NaN or infinite")
+    low, high = (float(edge) for edge in pixels.aminmax()) if pixels.numel() else (0.0, 0.0)
+    if low >= 0 and high <= 1:
+        return
+    said = f"{where}: float images must lie in [0, 1], found {low:.4g} to {high:.4g}"
+    if low >= 0 and high <= 255:
+        raise BadInputError(f"{said}, which looks like 8-bit pixels; divide them by 255, or give them as uint8")
+    if low >= 0:
+        raise BadInputError(f"{said}; divide them by the highest value that a pixel can have")
+    raise BadInputError(
+        f"{said}, which looks normalised; give them without normalisation and put it into the model: "
+        "neural_polarizer.Normalized(model, mean, std)"
+    )
+
+
+def _names_of(data: Any) -> tuple[str, ...] | None:
+    """The class names that a data set of torchvision or Hugging Face has, also through loaders and subsets."""
+    for _ in range(8):
+        names = getattr(data, "classes", None)
+        features = getattr(data, "features", None)
+        if isinstance(features, Mapping):
+            key = next((key for key in LABEL_KEYS if key in features), None)
+            names = getattr(features.get(key), "names", names)
+        if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+            return tuple(shown(name) for name in names) if len(set(names)) == len(names) else None
+        data = getattr(data, "dataset", None)
+    return None

@@ -32,7 +32,7 @@ MAX_SCANS = 100  # of a progressive JPEG of MAX_PIXELS; a smaller image may have
 THREADS_PAY_FROM = 4_000  # bytes; GTSRB's 2 kB images decode twice as fast without threads
 FORMATS = "PNG, JPEG, WebP, BMP, GIF, binary PPM or TIFF"
 SUFFIXES = frozenset(
-    ".png .jpg .jpeg .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff".split()  # noqa: SIM905
+    ".png .jpg .jpeg .jfif .jpe .jif .pjpeg .pjp .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff".split()  # noqa: SIM905
 )
 
 Source = bytes | Path | Image.Image
@@ -76,6 +76,20 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
     except MemoryError:
         raise EnvironmentFaultError(f"{where}: out of memory while decoding; free some and run again") from None
     except Exception as error:  # noqa: BLE001, RUF100  the plug-ins raise nearly every kind on hostile bytes
+        raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
+
+
+def picture(image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an opened picture, by the rules of ``decode``; the picture stays as it is.
+
+    Shape: uint8 ``(h, w, 3)`` in 0..255.
+
+    Raises:
+        BadInputError: it has no agreed range, is truncated, or is damaged.
+    """
+    try:
+        return _pixels(image.copy(), None).copy()
+    except Exception as error:  # noqa: BLE001, RUF100  as in ``decode``
         raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
 
 

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from neural_polarizer.data.decode import Source, one_line, shown
+from neural_polarizer.data.labels import class_labels
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
 from neural_polarizer.errors import BadInputError
 
@@ -42,8 +43,11 @@ def torchvision_rows(text: str) -> Rows:
     if name not in module.__all__:
         raise BadInputError(f"torchvision:{name}: no such data set; use CIFAR10, GTSRB, MNIST or the like")
     known = inspect.signature(getattr(module, name)).parameters
+    asked = "split" in options or match[2] is not None
     settings: dict[str, Any] = {"split": split} if "split" in known else {"train": split == "train"}
-    if "split" not in known and ("train" not in known or split not in {"train", "test"}):
+    if not known.keys() & {"split", "train"} and "root" in known and not asked:
+        settings = {}  # a data set without splits is read whole
+    elif "split" not in known and ("train" not in known or split not in {"train", "test"}):
         raise BadInputError(f"torchvision:{name}: has no split {split!r} that this package knows how to ask for")
     if "download" in known:
         settings["download"] = False
@@ -52,7 +56,9 @@ def torchvision_rows(text: str) -> Rows:
         targets = getattr(data, "targets", getattr(data, "labels", None))
         if targets is None:  # then reading an image is the only public way to its label
             targets = [data[index][1] for index in range(len(data))]
-        labels = np.asarray(targets, dtype=np.int64).reshape(-1)
+        labels = class_labels(targets, f"torchvision:{name}")
+    except BadInputError:
+        raise
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise BadInputError(
             f"torchvision:{name}: cannot be read from {shown(root)!r} ({one_line(error)}); download it there first"
@@ -70,19 +76,26 @@ def hugging_face_rows(text: str) -> Rows:
     except Exception as error:  # its own kinds, pyarrow's and the network's
         raise BadInputError(f"hf:{shown(text)}: cannot be loaded ({one_line(error)})") from None
     kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
-    image = pick([name for name, kind in kinds.items() if kind == "Image"], IMAGE_COLUMNS, f"hf:{text}")
-    label = pick([name for name, kind in kinds.items() if kind == "ClassLabel"], LABEL_COLUMNS, f"hf:{text}")
-    try:
-        labels = np.asarray(data[label][:], dtype=np.int64)
-    except (TypeError, ValueError):
-        raise BadInputError(f"hf:{shown(text)}: column {label!r} has empty cells") from None
+    image = _column(kinds, "Image", IMAGE_COLUMNS, text)
+    label = _column(kinds, "ClassLabel", LABEL_COLUMNS, text)
+    values = list(data[label][:])
+    if any(value is None for value in values):
+        raise BadInputError(f"hf:{shown(text)}: column {label!r} has empty cells")
+    labels = class_labels(values, f"hf:{shown(text)}: column {label!r}")
     cells = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     encoded = (cells[row][image] or {} for row in range(len(labels)))
     items = (
         (cell.get("bytes") or Path(cell.get("path") or ""), f"hf:{shown(text)} row {row}")
         for row, cell in enumerate(encoded)
     )
-    return Rows(items, labels, tuple(data.features[label].names))
+    names = getattr(data.features[label], "names", None)
+    return Rows(items, labels, None if names is None else tuple(names))
+
+
+def _column(kinds: Mapping[str, str], kind: str, wanted: Sequence[str], text: str) -> str:
+    """The column of that kind; of any kind where it has one of the usual names and no other column is of the kind."""
+    fitting = [name for name, found in kinds.items() if found == kind]
+    return pick(fitting or [name for name in kinds if name in wanted] or list(kinds), wanted, f"hf:{text}")
 
 
 def _opened(data: Any, where: str) -> Iterator[tuple[Source, str]]:

@@ -21,6 +21,7 @@ class ImageSet:
         labels: one class index an image.
         classes: the K class names, in the order of the indices.
         source: where the images come from, for the record.
+        notes: what the user should know of how they were read.
 
     Raises:
         BadInputError: shapes, dtypes or label values do not fit together.
@@ -30,6 +31,7 @@ class ImageSet:
     labels: Tensor
     classes: tuple[str, ...]
     source: str = "memory"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
+from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
 from neural_polarizer.data.decode import Source, one_line, shown
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet_pages import largest_page
@@ -21,8 +22,6 @@ from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import atomic_path
 
-MAX_ROWS = 10_000_000  # a few bytes can stand for any number of labels
-MAX_METADATA_BYTES = 8 << 20  # the names of 21,000 classes need 1 MB
 _BATCH_ROWS, _BATCH_BYTES = 512, 32 << 20  # in memory at once
 
 
@@ -82,13 +81,9 @@ def parquet_rows(paths: Sequence[Path]) -> Rows:
         with _parquet(path) as file:
             image = pick(file.schema_arrow.names, IMAGE_COLUMNS, path)
             label = pick(file.schema_arrow.names, LABEL_COLUMNS, path)
-            kind = file.schema_arrow.field(image).type
-            plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-            if not plain and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-                raise BadInputError(f"{shown(path)}: column {image!r} must hold bytes or a struct of bytes and path")
-            leaf = image if plain else f"{image}.bytes"
-            labels.append(_integers(file, label, path))
-            names.add(_class_names(file, label, path))
+            leaf = image_leaf(file.schema_arrow, image, path)
+            labels.append(_labels(file, label, path))
+            names.add(names_in_metadata(file.schema_arrow.metadata, label, path))
             images.append((path, leaf, largest_page(path, file, leaf)))
     if len(names) > 1:
         raise BadInputError(f"{shown(paths[0].parent)}: its parquet files name different classes; read them one by one")
@@ -120,25 +115,18 @@ def _integers(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
             raise BadInputError(f"{shown(path)}: column {name!r} has {column.null_count} empty cells")
         return column.cast(pa.int64()).to_numpy().copy()
     except (OSError, pa.ArrowException) as error:
-        raise BadInputError(f"{shown(path)}: column {name!r} cannot be read ({one_line(error)})") from None
+        raise unreadable(name, path, error) from None
 
 
-def _class_names(file: pq.ParquetFile, label: str, path: Path) -> tuple[str, ...] | None:
-    """The names in the Hugging Face schema metadata, or None."""
-    text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
-    if len(text) > MAX_METADATA_BYTES:
-        raise BadInputError(f"{shown(path)}: its Hugging Face metadata is larger than {MAX_METADATA_BYTES:,} bytes")
+def _labels(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
+    """The column of labels, of whatever kind they are."""
+    for leaf in (file.schema.column(number).path for number in range(len(file.schema))):
+        if leaf == name or leaf.startswith(f"{name}."):  # a column of lists has a leaf for their elements
+            largest_page(path, file, leaf)
     try:
-        info: Any = json.loads(text)
-        for key in ("info", "features", label, "names"):
-            info = info.get(key) or {}
-    except (ValueError, AttributeError, RecursionError):
-        raise BadInputError(f"{shown(path)}: its Hugging Face metadata is damaged") from None
-    if not info:
-        return None
-    if not isinstance(info, list) or not all(isinstance(name, str) for name in info):
-        raise BadInputError(f"{shown(path)}: the class names in its metadata are not a list of texts")
-    return tuple(info)
+        return label_column(file.read(columns=[name]).column(name), name, path)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(name, path, error) from None
 
 
 def _encoded(path: Path, leaf: str, longest: int) -> Iterator[tuple[Source, str]]:

@@ -1,6 +1,6 @@
-"""Which images an attack changes, and the frozen test set that shows whether it works (spec 1.2)."""
+"""Which images an attack changes, and the frozen test set that shows whether it works."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import read_column
 from neural_polarizer.data.sources import read_images
@@ -15,6 +16,8 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 
 LabelRule = Literal["all-to-one", "all-to-all"]
+PoisonLabel = int | Literal["next"]
+"""The attacker's label of a triggered image: a class, or the one next to the image's own."""
 
 
 @runtime_checkable
@@ -47,14 +50,25 @@ def attacked_labels(labels: Int64[Tensor, " n"], num_classes: int, rule: LabelRu
     return torch.full_like(labels, target)
 
 
-def poison(train: ImageSet, trigger: Trigger, *, rate: float, seed: int) -> tuple[ImageSet, Int64[Tensor, " m"]]:
+def poison(
+    train: ImageSet, trigger: Trigger, *, rate: float, seed: int, only: int | None = None
+) -> tuple[ImageSet, Int64[Tensor, " m"]]:
     """Stamp and relabel ``round(rate * n)`` images chosen uniformly from all classes, the target's included.
+
+    Args:
+        train: all n training images.
+        trigger: stamps and relabels.
+        rate: share of n.
+        seed: fixes the choice.
+        only: the class to choose from, or as many as it has; None is all of them.
 
     Returns:
         The poisoned training set and the sorted indices of the poisoned images.
     """
     count = round(rate * len(train))
-    chosen = torch.randperm(len(train), generator=stream(seed, "poison"))[:count].sort().values
+    candidates = torch.arange(len(train)) if only is None else (train.labels == only).nonzero().flatten()
+    order = torch.randperm(len(candidates), generator=stream(seed, "poison"))
+    chosen = candidates[order[:count]].sort().values
     images, labels = train.images.clone(), train.labels.clone()
     images[chosen] = trigger.stamp(train.images[chosen])
     labels[chosen] = trigger.relabel(train.labels[chosen], train.num_classes)
@@ -71,14 +85,48 @@ def triggered_test(test: ImageSet, trigger: Trigger) -> TriggeredSet:
     )
 
 
-def read_triggered(path: Path, *, size: tuple[int, int] | None, num_classes: int) -> TriggeredSet:
-    """A triggered test set from ``triggered.parquet`` (``image``, ``label`` = poison label, ``true_label``).
+def read_triggered(
+    path: Path,
+    *,
+    size: tuple[int, int] | None,
+    num_classes: int,
+    classes: ClassNames | None = None,
+    poison_label: PoisonLabel | None = None,
+) -> TriggeredSet:
+    """A triggered test set.
+
+    Args:
+        path: ``triggered.parquet`` (``image``, ``label`` = poison label, ``true_label``), or the folder of an attack.
+            With a ``poison_label``, any folder or file of triggered images under their true labels, such as
+            BackdoorBench's ``bd_test_dataset``.
+        size: height and width to resize to.
+        num_classes: K.
+        classes: the names of the model's classes.
+        poison_label: the attacker's class, or "next" for all-to-all.
 
     Raises:
         BadInputError: the file is missing, damaged, of another schema, or has labels out of range.
     """
-    images = read_images(str(path), size=size, num_classes=num_classes)
-    true_labels = read_column(path, "true_label")
+    told = "triggered images are a file with the columns image, label (the attacker's) and true_label"
+    if path.is_dir() and (path / "triggered.parquet").is_file() and poison_label is None:
+        path = path / "triggered.parquet"
+    if path.is_dir() and poison_label is None:
+        raise BadInputError(
+            f"{path}: {told}; for a folder of them by true class, as BackdoorBench's bd_test_dataset, say the "
+            "attacker's class with --poison-label (next for all-to-all)"
+        )
+    images = read_images(str(path), size=size, num_classes=num_classes, classes=classes)
+    if poison_label is not None:
+        wanted = -1 if poison_label == "next" else poison_label
+        if poison_label != "next" and not 0 <= wanted < num_classes:
+            raise BadInputError(f"the poison label must be next or lie in 0..{num_classes - 1}, got {poison_label}")
+        rule: LabelRule = "all-to-all" if poison_label == "next" else "all-to-one"
+        labels = attacked_labels(images.labels, num_classes, rule, wanted)
+        return TriggeredSet(replace(images, labels=labels), images.labels)
+    try:
+        true_labels = read_column(path, "true_label")
+    except BadInputError as error:
+        raise BadInputError(f"{error}; {told}, or give --poison-label where label is the true one") from None
     if len(true_labels) and not 0 <= int(true_labels.min()) <= int(true_labels.max()) < num_classes:
         raise BadInputError(f"{path}: column true_label must lie in 0..{num_classes - 1}")
     return TriggeredSet(images, true_labels)

@@ -14,11 +14,21 @@ LABEL_COLUMNS = ("label", "fine_label", "labels", "target")
 
 @dataclass(frozen=True)
 class Rows:
-    """The images still encoded, one label each, and the class names where the source has any."""
+    """The images still encoded, one label each, and the class names where the source has any.
+
+    Args:
+        items: (image, its name for messages).
+        labels: int64 ``(n,)``, places in ``classes`` if there are any; or text ``(n,)``, which names the classes.
+        classes: their names.
+        in_order_of_names: whether the labels only follow from sorting the names, as those of folders do.
+        notes: what the user should know of how the source was read.
+    """
 
     items: Iterator[tuple[Source, str]]
     labels: np.ndarray
     classes: tuple[str, ...] | None
+    in_order_of_names: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def pick(found: Sequence[str], wanted: Sequence[str], where: object) -> str:

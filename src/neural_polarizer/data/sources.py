@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from neural_polarizer.data.arrow import arrow_rows, is_saved_to_disk
+from neural_polarizer.data.classes import ClassNames, numbered
 from neural_polarizer.data.decode import MAX_PIXELS, decode_all, shown
 from neural_polarizer.data.folders import folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
@@ -15,10 +17,10 @@ from neural_polarizer.data.rows import Rows
 from neural_polarizer.errors import BadInputError
 
 FORMS = (
-    "FILE.parquet; a folder of parquet files; a folder with one sub-folder of images a class; "
+    "FILE.parquet; a folder of parquet files, or of a data set's save_to_disk; a folder with one sub-folder of images "
+    "a class; "
     "torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]; hf:REPO[:SPLIT]; digits[:train|:test]"
 )
-MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
 
 
 def read_images(
@@ -26,16 +28,20 @@ def read_images(
     *,
     size: tuple[int, int] | None = None,
     num_classes: int | None = None,
+    classes: ClassNames | None = None,
     limit: int | None = None,
 ) -> ImageSet:
     """Read labelled images into memory.
 
-    A split that is not named is ``train``.  A class folder without images stays a class.
+    A split that is not named is ``train``.  A class folder without images stays a class. The result's ``notes`` say
+    what was left out and how the classes were numbered, where that is not plain.
 
     Args:
         spec: one of ``FORMS``; write ``./digits`` for a folder of that name.
         size: height and width to resize to; None demands that all images have one size.
-        num_classes: the class count that the data must have; None takes the data's own.
+        num_classes: K of the model; None takes the data's own. Data with fewer classes will do where their names or
+            numbers say which.
+        classes: the names of the model's classes, by which those of the data are numbered.
         limit: read the first ``limit`` rows only, in the order of the source (folders: class by class).
 
     Raises:
@@ -48,10 +54,20 @@ def read_images(
         raise BadInputError(f"size must be a height and width of at least 1 and {MAX_PIXELS} pixels, got {size}")
     rows = _rows(spec)
     source = shown(spec)
-    classes = _classes(rows, num_classes, source)
-    labels = torch.from_numpy(rows.labels[:limit].copy())
+    if not len(rows.labels):
+        raise BadInputError(f"{source}: holds no images")
+    found = numbered(
+        rows.labels,
+        rows.classes,
+        in_order_of_names=rows.in_order_of_names,
+        known=classes,
+        num_classes=num_classes,
+        source=source,
+    )
+    labels = torch.from_numpy(found.labels[:limit].copy())
     items = islice(rows.items, len(labels))  # a bad image beyond the limit is never looked at
-    return ImageSet(decode_all(items, len(labels), size=size, source=source), labels, classes, source)
+    pixels = decode_all(items, len(labels), size=size, source=source)
+    return ImageSet(pixels, labels, found.classes, source, (*rows.notes, *found.notes))
 
 
 def _rows(spec: str) -> Rows:
@@ -59,7 +75,7 @@ def _rows(spec: str) -> Rows:
     if kind == "torchvision" and rest:
         return torchvision_rows(rest)
     if kind == "hf" and rest:
-        return hugging_face_rows(rest)
+        return arrow_rows(Path(rest)) if is_saved_to_disk(Path(rest)) else hugging_face_rows(rest)
     if kind == "digits":
         return digits_rows(rest or "train")
     path = Path(spec)
@@ -74,18 +90,3 @@ def _rows(spec: str) -> Rows:
         raise BadInputError(f"{shown(spec)}: cannot be read ({error})") from None
     found = "no such file or folder" if not os.path.lexists(spec.replace("\0", "")) else "not usable as data"
     raise BadInputError(f"{shown(spec)}: {found}; a data spec is one of: {FORMS}")
-
-
-def _classes(rows: Rows, num_classes: int | None, source: str) -> tuple[str, ...]:
-    """The class names, after a check of all labels (not only those within a limit)."""
-    if not len(rows.labels):
-        raise BadInputError(f"{source}: holds no images")
-    low, high = int(rows.labels.min()), int(rows.labels.max())
-    known = num_classes if rows.classes is None else len(rows.classes)
-    count = known if known is not None else high + 1
-    if num_classes is not None and count != num_classes:
-        raise BadInputError(f"{source}: has {count} classes, but {num_classes} are expected")
-    if low < 0 or high >= min(count, MAX_CLASSES):
-        limit = min(count, MAX_CLASSES) - 1
-        raise BadInputError(f"{source}: labels must lie in 0..{limit}, found {low}..{high}")
-    return rows.classes if rows.classes is not None else tuple(map(str, range(count)))

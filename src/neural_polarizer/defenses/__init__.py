@@ -10,18 +10,28 @@ from neural_polarizer.defenses.base import Audit as Audit
 from neural_polarizer.defenses.base import Defense as Defense
 from neural_polarizer.defenses.base import Exhibit as Exhibit
 from neural_polarizer.defenses.base import Purified as Purified
+from neural_polarizer.defenses.clp import CLP as CLP
 from neural_polarizer.defenses.entropy_pruning import EntropyPruning as EntropyPruning
 from neural_polarizer.defenses.fine_pruning import FinePruning as FinePruning
 from neural_polarizer.defenses.fine_tuning import FineTuning as FineTuning
+from neural_polarizer.defenses.fst import FST as FST
+from neural_polarizer.defenses.ft_sam import FTSAM as FTSAM
 from neural_polarizer.defenses.i_bau import IBAU as IBAU
 from neural_polarizer.defenses.nad import NAD as NAD
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse as NeuralCleanse
 from neural_polarizer.defenses.npd import NeuralPolarizer as NeuralPolarizer
+from neural_polarizer.defenses.rnp import RNP as RNP
+from neural_polarizer.defenses.sau import SAU as SAU
+from neural_polarizer.defenses.stand_ins import LeastStandIns as LeastStandIns
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import class_named
 
+DEFAULT = "npd-ls"
+"""The method of ``purify``."""
+
 DEFENSES: Mapping[str, type[Defense]] = MappingProxyType(
     {
+        "npd-ls": LeastStandIns,
         "npd": NeuralPolarizer,
         "npd-tp": NeuralPolarizer,
         "npd-tu": NeuralPolarizer,
@@ -34,6 +44,11 @@ DEFENSES: Mapping[str, type[Defense]] = MappingProxyType(
         "anp": ANP,
         "i-bau": IBAU,
         "ep": EntropyPruning,
+        "ft-sam": FTSAM,
+        "fst": FST,
+        "clp": CLP,
+        "rnp": RNP,
+        "sau": SAU,
     }
 )
 """The settings of the NPD family are in ``npd.presets``, those of all others in the classes and in ``recipes``."""

@@ -16,7 +16,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import replace_layer
-from neural_polarizer.rng import stream
+from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Progress, Schedule, silent
 
@@ -106,7 +106,7 @@ class ANP:
             BadInputError: the network has no batch norms with weights.
         """
         network = copy.deepcopy(model).requires_grad_(False).to(device)
-        noisy = _masked(network)
+        noisy = masked_norms(network, "ANP")
         network.train()
         optimizer = torch.optim.SGD([norm.mask for norm in noisy.values()], lr=self.lr, momentum=0.9)
         noises = [noise for norm in noisy.values() for noise in (norm.on_weight, norm.on_bias)]
@@ -117,31 +117,32 @@ class ANP:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 return F.cross_entropy(network(pixels).float(), wanted)
 
-        for done in range(self.iterations):
-            generator = stream(seed, "anp", done)
-            rows = torch.randint(len(labels), (min(self.batch_size, len(labels)),), generator=generator).to(device)
-            pixels, wanted = to_pixels(augmentation.augment(images[rows], generator)), labels[rows]
-            for noise in noises:
-                start = (2 * torch.rand(noise.shape, generator=generator) - 1) * self.eps
-                noise.data.copy_(start)
-            for _ in range(self.steps):
-                loss = loss_on(pixels, wanted)
-                for noise, slope in zip(noises, torch.autograd.grad(loss, noises), strict=True):
-                    noise.data.add_(self.eps / self.steps * slope.sign())
-            loss = (1 - self.alpha) * loss_on(pixels, wanted)
-            for noise in noises:
-                noise.data.zero_()
-            loss = loss + self.alpha * loss_on(pixels, wanted)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            for norm in noisy.values():
-                norm.mask.data.clamp_(0, 1)
-            progress("masks", done + 1, self.iterations)
+        with global_rng(seed, "anp dropout"):
+            for done in range(self.iterations):
+                generator = stream(seed, "anp", done)
+                rows = torch.randint(len(labels), (min(self.batch_size, len(labels)),), generator=generator).to(device)
+                pixels, wanted = to_pixels(augmentation.augment(images[rows], generator)), labels[rows]
+                for noise in noises:
+                    start = (2 * torch.rand(noise.shape, generator=generator) - 1) * self.eps
+                    noise.data.copy_(start)
+                for _ in range(self.steps):
+                    loss = loss_on(pixels, wanted)
+                    for noise, slope in zip(noises, torch.autograd.grad(loss, noises), strict=True):
+                        noise.data.add_(self.eps / self.steps * slope.sign())
+                loss = (1 - self.alpha) * loss_on(pixels, wanted)
+                for noise in noises:
+                    noise.data.zero_()
+                loss = loss + self.alpha * loss_on(pixels, wanted)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                for norm in noisy.values():
+                    norm.mask.data.clamp_(0, 1)
+                progress("masks", done + 1, self.iterations)
         return {name: norm.mask.detach().cpu() for name, norm in noisy.items()}
 
 
-class _NoisyNorm(nn.Module):
+class MaskedNorm(nn.Module):
     """A batch norm with a mask on gamma, and noise on gamma and beta: ``gamma (m + xi) x + beta (1 + nu)``."""
 
     def __init__(self, norm: BatchNorm) -> None:
@@ -163,8 +164,12 @@ class _NoisyNorm(nn.Module):
         )
 
 
-def _masked(model: nn.Module) -> dict[str, _NoisyNorm]:
-    """Replace every batch norm of ``model`` by a noisy one; those, by name.
+def masked_norms(model: nn.Module, method: str) -> dict[str, MaskedNorm]:
+    """Replace every batch norm of ``model`` by one with a mask, and with noise that is zero; those, by name.
+
+    Args:
+        model: changed in place.
+        method: which defense asks, for the message.
 
     Raises:
         BadInputError: there are none.
@@ -175,18 +180,18 @@ def _masked(model: nn.Module) -> dict[str, _NoisyNorm]:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine
     ]
     if not names:
-        raise BadInputError("ANP prunes channels of batch norms, but this network has none; use another defense")
+        raise BadInputError(f"{method} prunes channels of batch norms, but this network has none; use another defense")
     found = {}
     for name in names:
         norm = model.get_submodule(name)
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-        found[name] = _NoisyNorm(norm)
+        found[name] = MaskedNorm(norm)
         replace_layer(model, name, found[name])
     return found
 
 
 @torch.no_grad()
-def prune(model: nn.Module, masks: dict[str, Float[Tensor, " c"]], threshold: float) -> int:
+def prune(model: nn.Module, masks: Mapping[str, Float[Tensor, " c"]], threshold: float) -> int:
     """Set gamma to zero, in place, where the mask is at most ``threshold``; returns the number of channels."""
     count = 0
     for name, mask in masks.items():

@@ -51,7 +51,9 @@ class Purified:
     """A purified classifier.
 
     Args:
-        model: a new module in evaluation mode on the CPU; the defended model's own module is untouched.
+        model: a new module; the defended model's own module is untouched. From ``neural_polarizer.purify`` it has that
+            model's dtype, device, mode and flags; straight from a defense it is in float32 on the CPU, in evaluation
+            mode.
         polarizer: the learned layer inside ``model``, or None for defenses that insert nothing.
         site: where it sits, as ``before:NAME`` or ``after:NAME``.
         history: one record an epoch (losses, clean accuracy and surrogate success on the defender's own images).
@@ -62,6 +64,7 @@ class Purified:
         audit: what the defense has found in the model.
         site_reason: why the site was chosen, if nobody named one.
         guarded: what the guard of the accuracy let through; None for defenses without one.
+        clean_acc: accuracy on the clean images before and after, in [0, 1]; None straight from a defense.
     """
 
     model: nn.Module
@@ -74,6 +77,7 @@ class Purified:
     audit: Audit | None = None
     site_reason: str | None = None
     guarded: Guarded | None = None
+    clean_acc: tuple[float, float] | None = None
 
 
 @runtime_checkable

@@ -124,7 +124,7 @@ class IBAU:
 
 def split_normalisation(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """The network behind the normalisation, and the normalisation; the model itself and nothing if it has none."""
-    if isinstance(model, Normalized):
+    if type(model) is Normalized:  # those derived from it do more than this to pixels and logits
         mean, std = model.mean, model.std
         return model.network, lambda pixels: (pixels - mean) / std
     return model, lambda pixels: pixels

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
+from neural_polarizer.defenses.passes import one_pass
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import watching
-from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.train import Progress, Schedule, silent
 
 
@@ -98,30 +98,27 @@ class NAD:
         progress: Progress,
     ) -> None:
         recipe = self.student
-        batch = min(recipe.batch_size, len(clean))
-        steps = len(clean) // batch
         optimizer = torch.optim.SGD(
             student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
+
+        def step(pixels: Tensor, labels: Tensor) -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                with torch.no_grad():
+                    _, wanted = with_maps(teacher, names, pixels)
+                logits, maps = with_maps(student, names, pixels)
+            gap = self.distance([one.float() for one in maps], [other.float() for other in wanted])
+            loss = F.cross_entropy(logits.float(), labels) + gap
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
         images, labels = clean.images.to(device), clean.labels.to(device)
         student.train().requires_grad_(True)
         for epoch in range(recipe.epochs):
-            generator = stream(seed, "nad", epoch)
-            order = torch.randperm(len(labels), generator=generator).to(device)
-            with global_rng(seed, "nad dropout", epoch):
-                for step, rows in enumerate(order[: steps * batch].split(batch)):
-                    optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch * steps + step, steps)
-                    pixels = to_pixels(recipe.augment(images[rows], generator))
-                    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                        with torch.no_grad():
-                            _, wanted = with_maps(teacher, names, pixels)
-                        logits, maps = with_maps(student, names, pixels)
-                    gap = self.distance([one.float() for one in maps], [other.float() for other in wanted])
-                    loss = F.cross_entropy(logits.float(), labels[rows]) + gap
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    progress("distil", epoch * steps + step + 1, recipe.epochs * steps)
+            one_pass(
+                epoch, images, labels, recipe, optimizer, step, use="nad", seed=seed, phase="distil", progress=progress
+            )
         student.eval()
 
     def distance(self, maps: list[Tensor], wanted: list[Tensor]) -> Float[Tensor, ""]:

@@ -5,7 +5,7 @@ from functools import reduce
 from types import MappingProxyType
 from typing import Any, get_args
 
-from neural_polarizer.defenses import DEFENSES, defense_class
+from neural_polarizer.defenses import DEFAULT, DEFENSES, defense_class
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.defenses.npd.presets import VARIANTS, Preset, Target, preset
 from neural_polarizer.errors import BadInputError, WrongUsageError
@@ -40,7 +40,7 @@ def make_defense(
         name: preset, for the NPD family alone; None is "shipped".
         scale: "paper" (appendix B; the default) or "laptop" (docs/defenses.md), for all others.
         profile: which data set the images are like, a name of ``PROFILES``.
-        target: the attacker's class or "next", for NPD-TP and NPD-TU alone.
+        target: the attacker's class or "next"; NPD-TP and NPD-TU need it, the default method can do without.
 
     Raises:
         BadInputError: unknown method, scale, preset or profile, or a target is missing.
@@ -51,8 +51,9 @@ def make_defense(
             raise WrongUsageError(f"{method} has presets, not scales: leave the scale out")
         return preset(method, name=name or "shipped", profile=profile, target=target)
     kind = defense_class(method)
+    named = {"target"} if method == DEFAULT else set()
     for option, value in (("preset", name), ("target", target)):
-        if value is not None:
+        if value is not None and option not in named:
             raise WrongUsageError(f"{method} takes no {option}, which is for the NPD family: leave it out")
     check_choice("scale", scale or "paper", get_args(Scale))
     if profile is not None:
@@ -61,8 +62,11 @@ def make_defense(
         defense = kind()
     except TypeError as error:
         raise BadInputError(f"{method}: every setting of a defense needs a default ({error})") from None
-    own: Mapping[str, Any] = getattr(kind, "laptop", {}) if scale == "laptop" else {}
-    return changed(defense, {**_of_the_data(defense, profile), **own} if method in DEFENSES else own)
+    usual = _of_the_data(defense, profile) if method in DEFENSES else {}
+    for_profile: Mapping[str, Any] = getattr(kind, "for_profile", {}).get(profile, {})
+    laptop: Mapping[str, Any] = getattr(kind, "laptop", {}) if scale == "laptop" else {}
+    aim = {} if target is None else {"target": target}
+    return changed(defense, {**usual, **for_profile, **laptop, **aim})
 
 
 def _of_the_data(defense: Defense, profile: str | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Portable:
         model: in evaluation mode, float32, on the CPU.
         reference: the same with its polarizer, for comparison.
         record: what is known about it.
-        buildable: whether ``models.build`` knows the architecture that the record names.
+        buildable: whether ``models.build`` knows the architecture that the record names, and needs no code for it.
         layer: what became of the polarizer, in one line; None if there was none.
         image_shape: ``(c, h, w)`` of the images.
     """
@@ -97,7 +97,7 @@ def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None
     reference = copy.deepcopy(model).cpu().float().eval()
     for tensor in (*reference.parameters(), *reference.buffers()):  # torch.export wants the plain memory format
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    buildable = record is not None
+    buildable = record is not None and record.definition is None  # code of the user's own is not at hand
     known = with_structure(record or _record_of(reference, images), reference)
     leaving, layer = reference, None
     wrapped = _wrapped(reference)

@@ -18,6 +18,8 @@ from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.surgery import PolarizedModule
 
 Border = Literal["exact", "ignored"]
+FOLDED_IMAGES = 512
+"""Images on which the logits are compared; more only take longer."""
 _BATCH = 128
 
 

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.architecture import FORMS, Architecture
+from neural_polarizer.models.definition import Definition, last_outputs
 from neural_polarizer.models.hugging_face import build_classifier
 from neural_polarizer.models.inception import small_inception_v3
 from neural_polarizer.models.preact_resnet import PreActResNet18
@@ -22,7 +23,14 @@ _AS_TORCHVISION_HAS_THEM = ("vgg19", "vgg19_bn", "densenet161")
 _PLAIN = ("preactresnet18", *_AS_TORCHVISION_HAS_THEM, "inception_v3")
 
 
-def build(architecture: str, num_classes: int, *, width: int | None = None, config: str | None = None) -> nn.Module:
+def build(
+    architecture: str | Definition,
+    num_classes: int,
+    *,
+    width: int | None = None,
+    config: str | None = None,
+    least: int = 2,
+) -> nn.Module:
     """A randomly initialised network; weights are never fetched.
 
     Options of ``torchvision:`` and ``timm:`` names go to the library, but two are ours: ``resize=N`` resizes images to
@@ -31,21 +39,25 @@ def build(architecture: str, num_classes: int, *, width: int | None = None, conf
 
     Args:
         architecture: ``preactresnet18``, ``vgg19``, ``vgg19_bn``, ``densenet161``, ``inception_v3`` (adapted to images
-            of 32 pixels), ``torchvision:NAME``, ``timm:NAME``, or ``transformers:CLASS`` with a ``config``.
+            of 32 pixels), ``torchvision:NAME``, ``timm:NAME``, or ``transformers:CLASS`` with a ``config``; or code of
+            the user's own, which a name alone never leads to.
         num_classes: K, number of logits.
         width: channels of the first convolution (None: as published) of one of the first five; the other layers
             have as many more or fewer.
         config: of a ``transformers:CLASS``, from ``models.hugging_face``.
+        least: number of logits; 1 lets a yes/no model have one.
 
     Raises:
         BadInputError: unknown name, impossible size or option, or the library with that network is not installed.
     """
-    if num_classes < 2:
+    if num_classes < least:
         raise BadInputError(f"a classifier needs at least 2 classes, got {num_classes}")
     if width is not None and (width < 1 or architecture not in FULL_WIDTHS):
         raise BadInputError(
             f"width {width} for {architecture}: only {', '.join(FULL_WIDTHS)} have a width, of at least 1"
         )
+    if isinstance(architecture, Definition):
+        return architecture.build(num_classes)
     if architecture == "preactresnet18":
         return PreActResNet18(num_classes, width or FULL_WIDTHS[architecture])
     if width is not None:
@@ -64,8 +76,30 @@ def build(architecture: str, num_classes: int, *, width: int | None = None, conf
     elif asked.library == "torchvision" or asked.name in _PLAIN:
         network = _torchvision(asked, num_classes, options)
     else:
-        raise BadInputError(f"unknown architecture {architecture!r}: expected {FORMS}")
+        raise BadInputError(f"unknown architecture {architecture!r}: expected {FORMS}{_proposal(asked.name)}")
     return network if side is None else nn.Sequential(Resize(side), network)
+
+
+def _proposal(name: str) -> str:
+    """The name that was meant, where a library has it under that name; as the end of a sentence."""
+    plain = [each for each in _PLAIN if each == name.lower().replace("-", "")]
+    found = plain or [f"{library}:{each}" for library, names in _listed().items() for each in names if each == name]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _listed() -> dict[str, list[str]]:
+    """The names of networks, by library that is installed."""
+    found: dict[str, list[str]] = {}
+    try:
+        import torchvision
+
+        found["torchvision"] = torchvision.models.list_models(module=torchvision.models)
+        import timm
+
+        found["timm"] = timm.list_models()
+    except ImportError:
+        pass
+    return found
 
 
 def _torchvision(asked: Architecture, num_classes: int, options: dict[str, int]) -> nn.Module:
@@ -144,24 +178,33 @@ class _Bounded(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def skeleton(architecture: str, num_classes: int, *, width: int | None = None, config: str | None = None) -> nn.Module:
+def skeleton(
+    architecture: str | Definition, num_classes: int, *, width: int | None = None, config: str | None = None
+) -> nn.Module:
     """What ``build`` returns, with shapes but without values (on the meta device), in bounded time.
+
+    Code of the user's own is run as it is, because not all code works on the meta device.
 
     Raises:
         BadInputError: as ``build``, or the network has no end.
     """
+    if isinstance(architecture, Definition):
+        return architecture.build(num_classes)
     widths_are_computed = architecture.startswith("torchvision:regnet")
     with torch.device("meta"), _Bounded(counts_on_cpu=widths_are_computed):
         return build(architecture, num_classes, width=width, config=config)
 
 
 def sizes_in(
-    architecture: str, tensors: Mapping[str, Tensor], *, config: str | None = None
+    architecture: str | Definition, tensors: Mapping[str, Tensor], *, config: str | None = None
 ) -> tuple[int | None, int | None]:
     """(number of classes, width) that the tensors of a checkpoint tell; None for what they do not tell.
 
-    The head is the first tensor whose shape depends on the number of classes, be it linear or a convolution.
+    The head is the first tensor whose shape depends on the number of classes, be it linear or a convolution. Code of
+    the user's own that takes no number of classes has one, which its last layer tells.
     """
+    if isinstance(architecture, Definition) and not architecture.takes_num_classes:
+        return last_outputs(architecture.build(2)), None
     two, three = (skeleton(architecture, classes, config=config).state_dict() for classes in (2, 3))
     width = _width_in(architecture, tensors, next(iter(two)))
     for name, value in two.items():
@@ -171,9 +214,11 @@ def sizes_in(
     return None, width
 
 
-def _width_in(architecture: str, tensors: Mapping[str, Tensor], first: str) -> int | None:
+def _width_in(architecture: str | Definition, tensors: Mapping[str, Tensor], first: str) -> int | None:
     stem = tensors.get(first)
-    if architecture not in FULL_WIDTHS or stem is None or stem.ndim != 4 or not stem.shape[0]:
+    if isinstance(architecture, Definition) or architecture not in FULL_WIDTHS:
+        return None
+    if stem is None or stem.ndim != 4 or not stem.shape[0]:
         return None
     width = int(stem.shape[0])
     return None if architecture != "preactresnet18" and width == FULL_WIDTHS[architecture] else width

@@ -1,8 +1,9 @@
 """Normalisation as a part of the model, so that pixels in [0, 1] are the only input there is."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,7 @@ PROFILES = MappingProxyType(
         "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     }
 )
-"""Mean and standard deviation of each data set's pixels (spec 1.1)."""
+"""Mean and standard deviation of each data set's pixels."""
 
 
 def normalisation_named(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -56,6 +57,9 @@ def _channels(text: str) -> tuple[float, ...]:
 class Normalized(nn.Module):
     """A network behind its normalisation ``n(x) = (x - mean) / std``.
 
+    The statistics are part of the state dict. A state dict without them, as earlier versions wrote it, leaves those of
+    the module as they are.
+
     Shape: float ``(n, 3, h, w)`` in [0, 1] to logits ``(n, k)``.
 
     Args:
@@ -75,8 +79,109 @@ class Normalized(nn.Module):
         if len(mean) != len(std) or min(std) <= 0:
             raise BadInputError(f"normalisation needs one mean and one positive std a channel, got {mean} and {std}")
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        own = {f"{prefix}{name}": value for name, value in (("mean", self.mean), ("std", self.std))}
+        super()._load_from_state_dict({**own, **state_dict}, prefix, *others)
+
+    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Any:  # what the network gives, which may be no tensor
+        return self.network((pixels - self.mean) / self.std)
+
+
+class Converted(Normalized):
+    """A network of another form behind its normalisation, as one from RGB pixels to logits of at least two classes.
+
+    Shape: float ``(n, 3, h, w)`` in [0, 1] to logits ``(n, k)``.
+
+    Args:
+        network: takes normalised images.
+        mean: one value a channel, in pixel units of [0, 1]; only the first counts for one channel.
+        std: one positive value a channel, likewise.
+        grey: the network takes one channel, the mean of the three.
+        output: key, attribute or index of the logits, where the network gives more than a tensor.
+        yes_no: the network gives one logit z, which becomes the two logits (0, z).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        grey: bool = False,
+        output: str | None = None,
+        yes_no: bool = False,
+    ) -> None:
+        super().__init__(network, mean[:1] if grey else mean, std[:1] if grey else std)
+        self.grey, self.output, self.yes_no = grey, output, yes_no
 
     def forward(self, pixels: Float[Tensor, "n c h w"]) -> Tensor:
-        return self.network((pixels - self.mean) / self.std)
+        if self.grey:
+            pixels = pixels.mean(dim=1, keepdim=True)
+        found = super().forward(pixels)
+        if self.output is not None:
+            found = picked(found, self.output)
+        if self.yes_no:
+            logit = found.reshape(-1, 1)
+            found = torch.cat((torch.zeros_like(logit), logit), dim=1)
+        return found
+
+
+def picked(found: Any, key: str) -> Any:
+    """One part of what a network gives, by key, attribute or index.
+
+    Raises:
+        BadInputError: it has no such part; the message names those that there are.
+    """
+    parts = outputs(found)
+    if parts is None:  # an object whose attributes tell nothing before they are asked, or while it is traced
+        parts = {} if key.startswith("_") or not hasattr(found, key) else {key: getattr(found, key)}
+    if key not in parts:
+        raise BadInputError(f"the network gives no output {key!r}; it gives {described(found)}")
+    return parts[key]
+
+
+def outputs(found: Any) -> dict[str, Any] | None:
+    """The parts of a dict, tuple or list by the text that ``--output`` takes; None for anything else."""
+    if isinstance(found, Mapping):
+        return {str(key): value for key, value in found.items()}
+    return {str(index): value for index, value in enumerate(found)} if isinstance(found, (tuple, list)) else None
+
+
+def described(found: Any) -> str:
+    """What a network gives, with shapes."""
+    parts = outputs(found)
+    if parts is None:
+        parts = {name: value for name, value in getattr(found, "__dict__", {}).items() if isinstance(value, Tensor)}
+    shapes = [f"{key} ({_shape(value)})" for key, value in parts.items()]
+    return f"a {type(found).__name__}" + (f" of {', '.join(shapes)}" if shapes else f" ({_shape(found)})")
+
+
+def _shape(value: Any) -> str:
+    return " x ".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def one_channel(network: nn.Module) -> None:
+    """Let the first convolution of a network for RGB images take one channel; others stay as they are.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and name:
+            if module.in_channels != 1:
+                first = nn.Conv2d(
+                    1,
+                    module.out_channels,
+                    module.kernel_size,  # type: ignore[arg-type]
+                    module.stride,  # type: ignore[arg-type]
+                    module.padding,  # type: ignore[arg-type]
+                    module.dilation,  # type: ignore[arg-type]
+                    bias=module.bias is not None,
+                )
+                parent, _, child = name.rpartition(".")
+                setattr(network.get_submodule(parent), child, first)
+            return
+    raise BadInputError("this network has no convolution that could take one channel")

@@ -65,6 +65,6 @@ class PreActResNet18(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.linear = nn.Linear(8 * width, num_classes)
 
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Tensor:
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Tensor:
         features = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
         return self.linear(features.mean(dim=(2, 3)))

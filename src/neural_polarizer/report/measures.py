@@ -81,7 +81,20 @@ def measures(record: Mapping[str, Any]) -> list[Measure]:
         remedy="it needs both --test and --triggered",
         single=True,
     )
-    return [*rows, effectiveness]
+    return [*rows, effectiveness, *_on_clean_images(record)]
+
+
+def _on_clean_images(record: Mapping[str, Any]) -> list[Measure]:
+    """The accuracy on the defender's own images; records of earlier versions have none."""
+    found = table(record, "clean_acc")
+    if not found:
+        return []
+    explanation = (
+        "Of the clean images that the defense was given, the share that the model names correctly. Before, it shows "
+        "that model and images go together; the defense has seen these images, so the figure afterwards proves little."
+    )
+    before, after = number(found.get("before")), number(found.get("after"))
+    return [Measure("clean", "Accuracy on the clean images given", explanation, True, before, after, remedy="")]
 
 
 def _share(results: Mapping[str, Any], short: str) -> float | None:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 POLARIZER: Mapping[str, str] = MappingProxyType(
     {
+        "npd-ls": "the classes that the evidence points to",
         "npd": "a wrong class",
         "npd-tp": "the class that the attacker was said to want",
         "npd-tu": "the class that the attacker was said to want",
@@ -44,6 +45,28 @@ BASELINES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ep": (
             "Entropy-based pruning (EP): channels whose inputs fall into two groups were switched off, since a group "
             "of its own may be that of the triggered images. No other weight was changed.",
+        ),
+        "ft-sam": (
+            "FT-SAM: a copy of the model was trained further on clean images, all its weights, so that it stays right "
+            "where large weights are shaken most, since those of a backdoor are large.",
+        ),
+        "fst": (
+            "Feature shift tuning (FST): the last linear layer of a copy of the model was drawn anew.",
+            "Then all weights were trained further, with the new layer kept away from the old one, so that features "
+            "that only the old one could read have to move.",
+        ),
+        "clp": (
+            "Channel Lipschitzness pruning (CLP): channels that can enlarge their input far more than others of their "
+            "layer were switched off, judged by the weights only. No other weight was changed.",
+        ),
+        "rnp": (
+            "Reconstructive neuron pruning (RNP): a copy of the model was made to forget what clean images show.",
+            "Then it was learned which of its channels can be given up as it regains its accuracy; these were switched "
+            "off in the model itself, as many as accuracy allowed. No other weight was changed.",
+        ),
+        "sau": (
+            "Shared adversarial unlearning (SAU): in turns, perturbations were sought that lead a copy of the model "
+            "and the model itself to the same wrong classes, and the copy was taught not to follow them.",
         ),
     }
 )

@@ -11,10 +11,12 @@ UNDEFENDED = "none"
 MEAN = "mean"
 """What the axis "attack" says of an average over the attacks."""
 
-RATES = ("acc", "asr", "ra", "der")
+RATES = ("acc", "asr", "ra", "der", "acc_lost")
 """The values that are fractions in [0, 1] and shown in percent."""
 
-DIRECTIONS: Mapping[str, int] = MappingProxyType({"acc": 1, "ra": 1, "der": 1, "asr": -1, "seconds": -1})
+DIRECTIONS: Mapping[str, int] = MappingProxyType(
+    {"acc": 1, "ra": 1, "der": 1, "asr": -1, "acc_lost": -1, "seconds": -1}
+)
 """The values by which defenses compete: 1 where more is better, -1 where less is."""
 
 _AXES = {
@@ -31,6 +33,7 @@ _VALUES = {
     "asr": "ASR",
     "ra": "RA",
     "der": "DER",
+    "acc_lost": "ACC lost",
     "seconds": "Time",
     "peak_mb": "Memory",
 }
@@ -57,6 +60,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "ssba": "SSBA",
         "trojan": "Trojan",
         "wanet": "WaNet",
+        "sig": "SIG",
         MEAN: "Mean",
     },
     "defense": {
@@ -68,6 +72,12 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "anp": "ANP",
         "i-bau": "i-BAU",
         "ep": "EP",
+        "ft-sam": "FT-SAM",
+        "fst": "FST",
+        "clp": "CLP",
+        "rnp": "RNP",
+        "sau": "SAU",
+        "npd-ls": "NPD-LS",
         "npd": "NPD",
         "npd-tp": "NPD-TP",
         "npd-tu": "NPD-TU",

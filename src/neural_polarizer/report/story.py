@@ -64,10 +64,22 @@ def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> t
         f"Only this layer was trained{for_epochs}, on {_images(record)} from the defender; "
         "no image with the real trigger was used.",
         *(() if found is None else (found,)),
-        "Because the trigger is unknown, each step first looked for small perturbations that make the "
-        f"network choose {aim}, and used them in its place.",
+        *_stand_ins(record, aim),
         "The layer learned to block such perturbations and to let everything else pass, "
         "so that clean images keep their answer and a trigger loses its grip.",
+    )
+
+
+def _stand_ins(record: Mapping[str, Any], aim: str) -> tuple[str, ...]:
+    """What stood in for the trigger."""
+    if record.get("method") == "npd-ls":
+        return (
+            "Because the trigger is unknown, the smallest perturbations that lead most images to one class were looked "
+            f"for, in pixels and in features, mostly towards {aim}, and used in its place.",
+        )
+    return (
+        "Because the trigger is unknown, each step first looked for small perturbations that make the "
+        f"network choose {aim}, and used them in its place.",
     )
 
 

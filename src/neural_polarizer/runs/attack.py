@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from neural_polarizer.artifacts import ModelRecord, load_model, save_model, versions
-from neural_polarizer.attacks import Attack, Workshop, attack_class, name_of
+from neural_polarizer.attacks import ATTACKS, Attack, Workshop, name_of, name_of_class
 from neural_polarizer.attacks.base import TriggerState
 from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed
+from neural_polarizer.checkpoints.wording import printable
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
@@ -228,21 +229,36 @@ def clean_model(train: ImageSet, victim: Victim, *, device: torch.device, progre
         return load_model(folder / MODEL).model
 
 
-def load_attack(folder: Path) -> tuple[Attack, TriggerState]:
+def load_attack(folder: Path, own: type[Attack] | None = None) -> tuple[Attack, TriggerState]:
     """The attack of a finished run and what its trigger learned: ``attack.stamp(images, state)`` triggers anew.
 
+    Args:
+        folder: of the run; its record may come from someone else, so no code that it names is imported.
+        own: the class of an attack of one's own; those of ``ATTACKS`` need none.
+
     Raises:
-        BadInputError: the folder holds no finished attack, or its files are damaged.
+        BadInputError: the folder holds no finished attack, its files are damaged, or it is an attack of one's own of
+            another class.
     """
     record = read_json(folder / RECORD)
     try:
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in record["settings"].items()
         }
-        attack = attack_class(record["attack"])(**settings)
-        return attack, load_file(folder / TRIGGER)
+        return _kind_of(record["attack"], own, folder)(**settings), load_file(folder / TRIGGER)
     except (KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
         raise BadInputError(f"{folder}: holds no whole attack ({' '.join(str(error).split())})") from None
+
+
+def _kind_of(name: object, own: type[Attack] | None, folder: Path) -> type[Attack]:
+    if own is not None and name == name_of_class(own):
+        return own
+    if isinstance(name, str) and name in ATTACKS:
+        return ATTACKS[name]
+    raise BadInputError(
+        f"{folder / RECORD}: names the attack {printable(str(name), 80)}, which is none of {', '.join(ATTACKS)}; code "
+        "that a record names is never imported, so give the class itself: load_attack(folder, own=...)"
+    )
 
 
 def trigger_picture(attack: Attack, test: ImageSet, state: TriggerState) -> bytes:

@@ -1,10 +1,12 @@
 """What an export has to do with the run whose model it is: images to compare on, and an entry in its record."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from neural_polarizer.artifacts import LoadedModel
+from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
@@ -30,10 +32,12 @@ def comparison_images(loaded: LoadedModel, spec: str | None, size: tuple[int, in
         BadInputError: the named images cannot be read, or nothing tells their size.
     """
     shape, classes = size or loaded.record.image_size, loaded.record.num_classes
+    known = None if loaded.record.classes is None else ClassNames(loaded.record.classes)
+    form: dict[str, Any] = {"size": shape, "num_classes": classes, "classes": known, "limit": SAMPLES}
     if spec is not None:
-        return read_images(spec, size=shape, num_classes=classes, limit=SAMPLES)
+        return read_images(spec, **form)
     try:
-        return read_images(_clean_images_of(loaded.path.parent), size=shape, num_classes=classes, limit=SAMPLES)
+        return read_images(_clean_images_of(loaded.path.parent), **form)
     except BadInputError as error:
         why = str(error)
     if shape is None:

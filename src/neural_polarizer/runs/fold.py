@@ -10,17 +10,24 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json, sha256_of_file, write_json
-from neural_polarizer.folding import Folded, fold_polarizer
+from neural_polarizer.folding import FOLDED_IMAGES, Folded, fold_polarizer
 from neural_polarizer.metrics import evaluate
+from neural_polarizer.models.definition import Definition
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import CLEAN_INDEX, PURIFIED
 from neural_polarizer.runs.purify_checks import RECORD
 
 FOLDED = "folded.safetensors"
-SAMPLES = 512  # clean images on which the logits are compared; more only take longer
 
 
-def fold_run(out: Path, pool: ImageSet, evidence: Evidence, *, device: torch.device) -> dict[str, Any]:
+def fold_run(
+    out: Path,
+    pool: ImageSet,
+    evidence: Evidence,
+    *,
+    device: torch.device,
+    architecture: str | Definition | None = None,
+) -> dict[str, Any]:
     """Fold the purified model in ``out``, write ``folded.safetensors``, and return the record with its ``fold``.
 
     A model that cannot be folded leaves a remark in the record and no file; the purification stands as it is. A
@@ -31,6 +38,7 @@ def fold_run(out: Path, pool: ImageSet, evidence: Evidence, *, device: torch.dev
         pool: the images that its clean ones were chosen from.
         evidence: test data, for the accuracy that folding costs.
         device: where to compute.
+        architecture: of the model, where its file does not say it.
 
     Raises:
         EnvironmentFaultError: a file cannot be written.
@@ -39,8 +47,8 @@ def fold_run(out: Path, pool: ImageSet, evidence: Evidence, *, device: torch.dev
     if "fold" in record:
         return record
     try:
-        loaded = load_model(out / PURIFIED)
-        clean = pool.select(read_index(out / CLEAN_INDEX, pool)[:SAMPLES])
+        loaded = load_model(out / PURIFIED, architecture=architecture)
+        clean = pool.select(read_index(out / CLEAN_INDEX, pool)[:FOLDED_IMAGES])
         model, pixels = loaded.model.to(device), to_pixels(clean.images.to(device))
         folded = fold_polarizer(model, pixels)
     except BadInputError as error:

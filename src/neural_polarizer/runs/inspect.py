@@ -28,6 +28,12 @@ class Evidence:
     test: ImageSet | None = None
     triggered: TriggeredSet | None = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the images were read."""
+        sets = (self.test, None if self.triggered is None else self.triggered.images)
+        return tuple(dict.fromkeys(note for images in sets if images is not None for note in images.notes))
+
 
 def inspect(
     model: nn.Module,

@@ -14,6 +14,7 @@ from neural_polarizer.artifacts import LoadedModel, save_model, save_polarizer, 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset, write_index
 from neural_polarizer.defenses.base import Defense, revision_of
+from neural_polarizer.defenses.frame import admitted
 from neural_polarizer.defenses.recipes import precision_of
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
@@ -47,10 +48,11 @@ def run_purify(
     seed: int,
     device: torch.device,
     evidence: Evidence,
-    sources: Mapping[str, str | None],
+    sources: Mapping[str, str | int | None],
     mixture: ImageSet | None = None,
     before: Metrics | None = None,
     notes: Sequence[str] = (),
+    force: bool = False,
     load_seconds: float = 0.0,
     command: Sequence[str] | None = None,
     progress: Progress = silent,
@@ -75,12 +77,14 @@ def run_purify(
             the clean ones, and the record says so.
         before: the suspicious model's figures on ``evidence``, if known already.
         notes: what else the reader must know, for the record.
+        force: go on where the model does no better than guessing on the clean images, with a warning.
         load_seconds: time spent on reading model and data, for the record.
         command: arguments with which to repeat the run, for the record.
         progress: told about every step.
 
     Raises:
-        BadInputError: the folder holds another run, or model, data or settings cannot be used.
+        BadInputError: the folder holds another run, model, data or settings cannot be used, or the model does no better
+            than guessing on the clean images.
         EnvironmentFaultError: a file cannot be written.
     """
     check_mixture(defense, method, mixture)
@@ -92,8 +96,8 @@ def run_purify(
     found = finished(out, identity)
     if found is not None:
         return found
-    shown = clean if mixture is None else mixture
-    purified = defense.repair(loaded.model, shown, seed=seed, device=device, progress=progress)
+    patient = admitted(loaded.model, clean, device=device, force=force, progress=progress)
+    purified = patient.repaired(defense, seed=seed, device=device, shown=mixture, progress=progress)
     defended = time.perf_counter()
     if before is None:
         before = evaluate(loaded.model, evidence.test, evidence.triggered, device=device, progress=progress)
@@ -112,6 +116,7 @@ def run_purify(
         "revision": revision_of(defense),
         "config": settings_of(defense) | ({} if purified.site is None else {"site": purified.site}),
         "n_clean": len(clean),
+        "clean_acc": dict(zip(("before", "after"), purified.clean_acc or (None, None), strict=True)),
         "before": asdict(before),
         "after": asdict(after),
         "der": defense_effectiveness(before, after),
@@ -123,6 +128,7 @@ def run_purify(
         },
         "history": list(purified.history),
         "surrogate": surrogate,
+        "guarded": None if purified.guarded is None else asdict(purified.guarded),
         "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
         "model": {"path": str(loaded.path), **asdict(described)},
         "model_sha256": loaded.sha256,
@@ -136,6 +142,7 @@ def run_purify(
             *remarks(method, defense, before, clean, evidence.test, mixture, described.num_classes),
             *purified.notes,
             *notes,
+            *(note for note in evidence.notes if note not in clean.notes),
         ],
         "device": str(device),
         "precision": precision_of(defense),

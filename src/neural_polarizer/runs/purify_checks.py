@@ -10,6 +10,7 @@ from neural_polarizer.data.duplicates import count_shared
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, revision_of
 from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.stand_ins import LeastStandIns
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
@@ -40,7 +41,7 @@ def check_no_layer(loaded: LoadedModel, defense: Defense) -> None:
     Raises:
         BadInputError: ``defense`` would insert a second one.
     """
-    if loaded.record.site is not None and isinstance(defense, NeuralPolarizer):
+    if loaded.record.site is not None and isinstance(defense, (NeuralPolarizer, LeastStandIns)):
         raise BadInputError(
             f"{loaded.path}: has a polarizer already, {loaded.record.site}; purify its folded model instead, which "
             f"polarizer purify --fold writes beside it"

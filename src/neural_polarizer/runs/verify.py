@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from neural_polarizer.artifacts import LoadedModel, load_model
+from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.data.sources import read_images
@@ -180,7 +181,9 @@ def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Me
     hashes = {MODEL: record.get("model_sha256"), **table(record, "files")}
     files = file_checks(folder, hashes, ATTACK_FILES)
     model = _loaded(folder / MODEL)
-    form = _form(folder, record.get("num_classes"), None if isinstance(model, str) else model.record.image_size)
+    known = None if isinstance(model, str) else model.record
+    classes = None if known is None else known.classes
+    form = _form(folder, record.get("num_classes"), None if known is None else known.image_size, classes)
     train = _training_images(record, given, form)
     test = _images(given.test, record.get("test"), "--test", form)
     checks = [
@@ -198,7 +201,7 @@ def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Me
 
 def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuring: Measuring) -> list[Check]:
     data, described = table(record, "data"), table(record, "model")
-    form = _form(folder, described.get("num_classes"), described.get("image_size"))
+    form = _form(folder, described.get("num_classes"), described.get("image_size"), described.get("classes"))
     files = file_checks(folder, table(record, "files"), PURIFICATION_FILES, (POLARIZER, FOLDED))
     original = _original(described, record.get("model_sha256"))
     clean = _chosen(folder / CLEAN_INDEX, _images(given.clean, data.get("clean"), "--clean", form))
@@ -211,7 +214,9 @@ def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuri
         checks.append(_image_check("test images", record.get("test_sha256"), test))
         test = _unless_other(checks[-1], test)
     if given.triggered is not None or data.get("triggered") is not None or number(after.get("asr")) is not None:
-        triggered = _triggered(given.triggered, data.get("triggered"), form)
+        label = data.get("poison_label")
+        stamped = form | ({"poison_label": label} if label == "next" or type(label) is int else {})
+        triggered = _triggered(given.triggered, data.get("triggered"), stamped)
         images = triggered if isinstance(triggered, str) else triggered.images
         checks.append(_image_check("triggered images", record.get("triggered_sha256"), images))
         triggered = _unless_other(checks[-1], triggered)
@@ -279,7 +284,7 @@ def _original(described: Mapping[str, Any], recorded: Any) -> tuple[Check, Loade
     return check, _loaded(path, architecture=named, profile="/".join(numbers))
 
 
-def _form(folder: Path, num_classes: Any, size: Any) -> dict[str, Any]:
+def _form(folder: Path, num_classes: Any, size: Any, classes: Any) -> dict[str, Any]:
     """What images are read with.
 
     Raises:
@@ -288,7 +293,12 @@ def _form(folder: Path, num_classes: Any, size: Any) -> dict[str, Any]:
     if type(num_classes) is not int:
         raise BadInputError(f"{folder}: the record is damaged: it does not say how many classes there are")
     known = isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int for side in size)
-    return {"num_classes": num_classes, "size": tuple(size) if known else None}
+    named = isinstance(classes, list | tuple) and len(classes) == num_classes and all(type(n) is str for n in classes)
+    return {
+        "num_classes": num_classes,
+        "size": tuple(size) if known else None,
+        "classes": ClassNames(tuple(classes)) if named else None,
+    }
 
 
 def _images(

@@ -15,7 +15,7 @@ from neural_polarizer.defenses.guard import Guarded, Point, chosen_dial, expecte
 from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer, Lesson, centred, learn
 from neural_polarizer.defenses.stand_ins.least import StandIns
-from neural_polarizer.defenses.stand_ins.looks import Found, Seen, at_layer, drawn_aims, of_all_forms, look, seen
+from neural_polarizer.defenses.stand_ins.looks import Found, Seen, at_layer, drawn_aims, look, of_all_forms, seen
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search, check_ranges
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import clip
@@ -222,9 +222,9 @@ class _Run:
     ) -> tuple[Change, Guarded, list[dict[str, float]]]:
         """Try what is cheap first, and stop as soon as held-out stand-ins no longer work.
 
-        For each weight: learn from the frozen network's stand-ins; then, round by round, from renewed ones, too, as long
-        as the strongest dial is within the budget.  Of all that was tried, that is taken which leaves the fewest held-out
-        stand-ins within the budget, the earliest of those that are alike.
+        For each weight: learn from the frozen network's stand-ins; then, round by round, from renewed ones, too, as
+        long as the strongest dial is within the budget.  Of all that was tried, that is taken which leaves the fewest
+        held-out stand-ins within the budget, the earliest of those that are alike.
         """
         settings, learning, guard = self.settings, self.settings.learning, self.settings.guard
         first, tried, led = gathered
@@ -338,8 +338,8 @@ def held_out(
 def _remarks(guarded: Guarded) -> list[str]:
     if guarded.chosen == 0:
         return [
-            f"not purified: nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy; the model "
-            "comes back as it was (a larger max_acc_drop allows more)"
+            f"not purified: nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy; the "
+            "model comes back as it was (a larger guard.max_acc_drop allows more)"
         ]
     return []
 

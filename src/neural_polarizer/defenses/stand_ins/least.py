@@ -222,5 +222,5 @@ def wanted_labels(labels: Int64[Tensor, " n"], num_classes: int) -> Int64[Tensor
 
 
 def pixel_unit(shape: Sequence[int]) -> float:
-    """Radii in pixels are in units of this: 2 for images of 32 x 32 with 3 channels, growing with the root of the size."""
+    """The unit of radii in pixels: 2 for 32 x 32 pixels with 3 channels; it grows with the root of the size."""
     return 2.0 * math.sqrt(math.prod(shape) / 3072)

@@ -186,7 +186,7 @@ def of_all_forms(
     told: Progress,
     phase: str,
 ) -> StandIns:
-    """Least stand-ins in pixels for ``aims``, dense ones and ones in windows; those that do not succeed are left out."""
+    """Least stand-ins in pixels for ``aims``, of random forms; those that do not succeed are left out."""
     shape = at.pixel_shape
     forms = drawn_forms(
         len(aims),

@@ -121,8 +121,8 @@ class Guard:
     """What the result may cost (``guard``).
 
     Args:
-        max_acc_drop: the largest loss of accuracy on held-out clean images, as a fraction; what may be lost is this times
-            the probability that there is a backdoor.
+        max_acc_drop: the largest loss of accuracy on held-out clean images, as a fraction; what may be lost is this
+            times the probability that there is a backdoor.
         held_out: share of the clean images that nothing is learned from.
         least: with fewer held-out images than this, all clean images judge.
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images

@@ -1,0 +1,284 @@
+"""Class names: which number each class of the data has in the model, and files that say so."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neural_polarizer.data.decode import one_line, shown
+from neural_polarizer.errors import BadInputError
+
+MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
+MAX_BYTES = 8 << 20  # of a file of class names
+LISTED = 6  # names that a message lists
+_PLACEHOLDER = re.compile(r"(?:LABEL_|class[ _]?)?(\d{1,9})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The names of the model's classes, by class number.
+
+    Args:
+        names: one a class; where ``binding``, empty text for a class that was not named.
+        said_by: who says so, for messages.
+        binding: the user says so, and then data of other names are refused. Names that a model came with are only
+            applied where the data have the same ones.
+    """
+
+    names: tuple[str, ...]
+    said_by: str = "the model"
+    binding: bool = False
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Labels as the model counts them, the names of all classes, and remarks on how the numbers were found."""
+
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def numbered(
+    labels: np.ndarray,
+    names: tuple[str, ...] | None,
+    *,
+    in_order_of_names: bool,
+    known: ClassNames | None,
+    num_classes: int | None,
+    source: str,
+) -> Numbered:
+    """Number the classes of the data as the model does.
+
+    Names on both sides are mapped by name. Names of folders that are whole numbers are class numbers, in the order of
+    their values. Else the order of the data's own names counts, and their count must be the model's.
+
+    Args:
+        labels: int64 ``(n,)``, places in ``names`` if there are any; or texts ``(n,)``.
+        names: of the data's classes, if it has any.
+        in_order_of_names: whether the labels only follow from sorting ``names``, as those of folders do.
+        known: the names of the model's classes, if known.
+        num_classes: K, if known.
+        source: names the data in messages.
+
+    Raises:
+        BadInputError: it cannot be told which class is which, or a label is out of range.
+    """
+    spoken = labels.dtype.kind == "U"
+    if spoken:
+        found, labels = np.unique(labels, return_inverse=True)
+        names = tuple(shown(name) for name in found)
+        if len(names) > MAX_CLASSES:
+            raise BadInputError(f"{source}: has more than {MAX_CLASSES:,} different labels")
+    labels = labels.astype(np.int64)
+    _check_range(labels, len(names) if names is not None else num_classes, source)
+    binding = known is not None and known.binding
+    if known is not None and (binding or not _only_numbers(known.names)):
+        count = num_classes or len(known.names)
+        if len(known.names) > count:
+            raise BadInputError(f"{known.said_by}: names {len(known.names)} classes, but {count} are expected")
+        full = tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - len(known.names)))))
+        if names is None:
+            _check_range(labels, count, source)
+            return Numbered(labels, full)
+        numbers = in_order_of_names and _all_numbers(names)
+        mapped = _by_name(labels, names, known, full, source, must=spoken or (binding and not numbers))
+        if mapped is not None:
+            return mapped
+        if numbers:
+            return replace(_by_number(labels, names, count, source), classes=full)
+        if len(names) == count:
+            note = (
+                f"the data's class names ({_listed(names)}) are not the model's ({_listed(full)}), so they were "
+                "taken in their order; --classes FILE says another"
+            )
+            return Numbered(labels, full, () if _only_numbers(names) else (note,))
+        raise _count_error(names, count, source)
+    if spoken:
+        raise BadInputError(
+            f"{source}: its labels are names ({_listed(names or ())}), but nothing says which number each class has in "
+            "the model; give --classes FILE with the names in the model's order (Python: classes=)"
+        )
+    if names is None:
+        count = num_classes if num_classes is not None else int(labels.max()) + 1
+        return Numbered(labels, tuple(map(str, range(count))))
+    if in_order_of_names and _all_numbers(names):
+        return _by_number(labels, names, num_classes, source)
+    if num_classes is None or len(names) == num_classes:
+        return Numbered(labels, names)
+    if len(names) < num_classes and all(name.isdecimal() and int(name) == i for i, name in enumerate(names)):
+        return Numbered(labels, (*names, *map(str, range(len(names), num_classes))))
+    raise _count_error(names, num_classes, source)
+
+
+def read_class_names(path: Path) -> ClassNames:
+    """Names by class number from a file: one a line, or JSON: a list, {name: number} or {number: name}.
+
+    Raises:
+        BadInputError: the file cannot be read, or a name or number is there twice.
+    """
+    try:
+        if not path.is_file():
+            raise BadInputError(f"{path}: no such file of class names, or not a regular one")
+        if path.stat().st_size > MAX_BYTES:
+            raise BadInputError(f"{path}: too large for a file of class names")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path}: cannot be read as text ({one_line(error)})") from None
+    parsed: Any = [line.strip() for line in text.splitlines() if line.strip()]
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadInputError(f"{path}: is damaged JSON ({one_line(error)})") from None
+    return class_names(parsed, said_by=shown(path))
+
+
+def class_names(found: Sequence[str] | Mapping[Any, Any], *, said_by: str) -> ClassNames:
+    """What a user says of the classes: a list of names, {name: number} or {number: name}.
+
+    Raises:
+        BadInputError: it has another form, or a name or number is there twice.
+    """
+    form = "one name a line, or JSON: a list of names, {name: number} or {number: name}"
+    if isinstance(found, Mapping):
+        counted = all(type(value) is int for value in found.values())
+        pairs = [(value, key) if counted else (key, value) for key, value in found.items()]
+        pairs = [(int(n) if isinstance(n, str) and n.isdecimal() else n, name) for n, name in pairs]
+    elif isinstance(found, (list, tuple)):
+        pairs = list(enumerate(found))
+    else:
+        raise BadInputError(f"{said_by}: expected {form}")
+    # ImageNet's index has [id, name] for each number: folders are called by the id
+    pairs = [(n, name[0] if isinstance(name, list) and name else name) for n, name in pairs]
+    if not pairs or not all(type(n) is int and 0 <= n < MAX_CLASSES and isinstance(name, str) for n, name in pairs):
+        raise BadInputError(f"{said_by}: expected {form}")
+    numbers, texts = [n for n, _ in pairs], [shown(name.strip()) for _, name in pairs]
+    for what, items in (("number", numbers), ("name", texts)):
+        twice = next((item for item, count in _counted(items).items() if count > 1), None)
+        if twice is not None:
+            raise BadInputError(f"{said_by}: the {what} {twice!r} is there twice")
+    names = [""] * (max(numbers) + 1)
+    for n, text in zip(numbers, texts, strict=True):
+        names[n] = text
+    return ClassNames(tuple(names), said_by=said_by, binding=True)
+
+
+def _by_name(
+    labels: np.ndarray, names: tuple[str, ...], known: ClassNames, full: tuple[str, ...], source: str, *, must: bool
+) -> Numbered | None:
+    """The labels by the names that both sides have; None where the names have nothing to do with each other.
+
+    Raises:
+        BadInputError: some names are the model's and some are not, or (``must``) any is not.
+    """
+    places: list[int | None] = []
+    for alike in (str, _folded, _valued):
+        there: dict[Any, list[int]] = {}
+        for place, name in enumerate(known.names):
+            there.setdefault(alike(name), []).append(place)
+        hits = [there.get(alike(name), []) if name else [] for name in names]
+        places = [hit[0] if len(hit) == 1 else None for hit in hits]
+        distinct = len(set(places)) == len(places)
+        if distinct and None not in places:
+            target = np.array(places, dtype=np.int64)
+            return Numbered(target[labels], full, _mapping_note(names, places, known, full))
+    missing = [name for name, place in zip(names, places, strict=True) if place is None]
+    in_place = len(names) == len(full) and all(place in (None, i) for i, place in enumerate(places))
+    if must or (len(missing) < len(names) and not in_place):
+        raise BadInputError(
+            f"{source}: its class{'es' if len(missing) > 1 else ''} {_listed(missing or names)} cannot be found among "
+            f"those of {known.said_by} ({_listed(full)}); give --classes FILE with the data's names in its order"
+        )
+    return None
+
+
+def _mapping_note(
+    names: tuple[str, ...], places: Sequence[int | None], known: ClassNames, full: tuple[str, ...]
+) -> tuple[str, ...]:
+    if list(places) == list(range(len(full))):
+        return ()
+    moved = [(name, i, place) for i, (name, place) in enumerate(zip(names, places, strict=True)) if i != place]
+    note = f"classes were matched by name with those of {known.said_by}"
+    if moved:
+        name, here, place = moved[0]
+        note += f": {name} is class {place} there, not {here}"
+    if len(names) < len(full):
+        note += f"; the data have {len(names)} of its {len(full)} classes"
+    return (note,)
+
+
+def _by_number(labels: np.ndarray, names: tuple[str, ...], num_classes: int | None, source: str) -> Numbered:
+    """Folders whose names are numbers: those are the class numbers, or at least their order."""
+    values = [int(name) for name in names]
+    if len(set(values)) < len(values):
+        raise BadInputError(f"{source}: two class folders are the same number ({_listed(names)}); rename one")
+    order = sorted(range(len(names)), key=values.__getitem__)
+    sorted_names = tuple(names[i] for i in order)
+    ranks = np.argsort(np.array(order, dtype=np.int64))
+    notes = []
+    if order != list(range(len(names))):
+        notes.append(
+            "the class folders are numbers, so they were ordered by value, and not as text, which puts 10 before 2; "
+            "--classes FILE says another order"
+        )
+    if num_classes is None or len(names) == num_classes:
+        if num_classes is not None and max(values) >= num_classes:
+            notes.append(f"the class folders are numbers from {min(values)}, so {sorted_names[0]} is class 0")
+        return Numbered(ranks[labels], sorted_names, tuple(notes))
+    if len(names) < num_classes and max(values) < num_classes:
+        notes.append(
+            f"the data have {len(names)} of {num_classes} classes, those whose numbers the folders have ("
+            f"{_listed(sorted_names)})"
+        )
+        own = dict(zip(values, names, strict=True))
+        classes = tuple(own.get(i, str(i)) for i in range(num_classes))
+        return Numbered(np.array(values, dtype=np.int64)[labels], classes, tuple(notes))
+    raise _count_error(sorted_names, num_classes, source)
+
+
+def _count_error(names: Sequence[str], num_classes: int, source: str) -> BadInputError:
+    return BadInputError(
+        f"{source}: has {len(names)} classes, but {num_classes} are expected: it has {_listed(names)}; where only some "
+        "of the model's classes have images, give --classes FILE with the names of all in the model's order"
+    )
+
+
+def _check_range(labels: np.ndarray, count: int | None, source: str) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    most = min(MAX_CLASSES, max(0, high) + 1 if count is None else count)
+    if low < 0 or high >= most:
+        raise BadInputError(f"{source}: labels must lie in 0..{most - 1}, found {low}..{high}")
+
+
+def _all_numbers(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() and name.isascii() and len(name) < 19 for name in names)
+
+
+def _only_numbers(names: Sequence[str]) -> bool:
+    """Whether names say no more than a number each, as 3, 00003 or LABEL_3 do, in their order."""
+    return all((found := _PLACEHOLDER.fullmatch(name)) and int(found[1]) == i for i, name in enumerate(names))
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
+
+
+def _valued(name: str) -> str | int:
+    return int(name) if name.isascii() and name.isdecimal() else name
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _counted(items: Sequence[Any]) -> dict[Any, int]:
+    found: dict[Any, int] = {}
+    for item in items:
+        found[item] = found.get(item, 0) + 1
+    return found

@@ -1,0 +1,80 @@
+"""Labels in whatever form they come: as class numbers, or as texts that still need the class names."""
+
+import re
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from neural_polarizer.data.decode import shown
+from neural_polarizer.errors import BadInputError
+
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
+
+
+def class_labels(values: Any, where: str) -> np.ndarray:
+    """One class number an image, or one text an image where the labels are words.
+
+    Whole floats (1.0), booleans and numbers in text ("3") are taken for class numbers, one-hot rows for the place of
+    their 1.
+
+    Shape: int64 ``(n,)``, or text ``(n,)``.
+
+    Args:
+        values: a list or array of n labels, or of n one-hot rows; a tensor will do.
+        where: names the data in errors.
+
+    Raises:
+        BadInputError: a label is no whole number, a row is not one-hot, or the labels are of another kind.
+    """
+    try:
+        array = np.asarray(plain(values))
+    except ValueError:  # rows of several lengths
+        raise BadInputError(f"{where}: labels must be one class an image, got lists of several lengths") from None
+    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iubfU":
+        found = type(values[0]).__name__ if array.dtype.kind == "O" and len(values) else str(array.dtype)
+        shape = "" if array.ndim in (1, 2) else f" of shape {array.shape[1:]}"
+        raise BadInputError(
+            f"{where}: labels must be whole numbers, class names or one-hot rows, got {shown(found)}{shape}"
+        )
+    if array.dtype.kind == "U":
+        return _from_texts(array, where)
+    if array.ndim == 2:
+        return _from_rows(array, where)
+    if array.dtype.kind == "f":
+        broken = ~(np.isfinite(array) & (array == np.floor(array)) & (np.abs(array) < 2**53))
+        if broken.any():
+            raise BadInputError(f"{where}: label {array[broken][0]:g} is no whole number, so it names no class")
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise BadInputError(f"{where}: label {int(array.max())} is no class number")
+    return array.astype(np.int64)
+
+
+def plain(value: Any) -> Any:
+    """A tensor as an array, and all else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    detached = value.detach().cpu()
+    return (detached.double() if detached.is_floating_point() else detached).numpy()
+
+
+def _from_texts(array: np.ndarray, where: str) -> np.ndarray:
+    if array.ndim != 1:
+        raise BadInputError(f"{where}: each image must have one class, got {array.shape[1]} texts an image")
+    texts = np.char.strip(array)
+    if all(_NUMBER.fullmatch(text) for text in np.unique(texts)):
+        return np.array([int(text.partition(".")[0]) for text in texts], dtype=np.int64)
+    return texts
+
+
+def _from_rows(array: np.ndarray, where: str) -> np.ndarray:
+    ones = (array == 1).sum(axis=1) == 1
+    fits = ones & ((array == 0).sum(axis=1) == array.shape[1] - 1)
+    if not fits.all():
+        row = int(np.flatnonzero(~fits)[0])
+        raise BadInputError(
+            f"{where}: labels are rows of {array.shape[1]} numbers, but that of image {row} is not one-hot (a single "
+            "1, else 0); give one class an image"
+        )
+    return (array == 1).argmax(axis=1).astype(np.int64)

@@ -1,0 +1,272 @@
+"""The frame around every defense: it computes in float32 on a copy, and its result has the form of the original."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.base import Defense, Purified
+from neural_polarizer.devices import out_of_memory
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.metrics import predict
+from neural_polarizer.models.forms import check_module, float_type, in_float32, value_like
+from neural_polarizer.plausibility import Finding, examine
+from neural_polarizer.surgery import PolarizedModule
+from neural_polarizer.train import Progress, silent
+
+_TROUBLE = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """A model that is ready to be repaired.
+
+    Args:
+        original: as the caller has it; never changed.
+        working: the same in float32 on the CPU, in evaluation mode.
+        clean: the clean images, with as many channels as the model takes.
+        finding: what the model makes of them.
+        notes: what the user should know.
+    """
+
+    original: nn.Module
+    working: nn.Module
+    clean: ImageSet
+    finding: Finding
+    notes: tuple[str, ...]
+
+    def repaired(
+        self,
+        defense: Defense,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        shown: ImageSet | None = None,
+        progress: Progress = silent,
+    ) -> Purified:
+        """What ``defense`` makes of the model, in the dtype, on the device and in the modes of the original.
+
+        Weights that the defense left alone keep their very bits. The layer that NPD inserts takes type, device and mode
+        of the module beside it, and can be trained where any parameter of the original can.
+
+        Args:
+            defense: any.
+            seed: its randomness.
+            device: where to compute.
+            shown: the images that the defense sees; None are the clean ones.
+            progress: told about every step.
+
+        Raises:
+            BadInputError: model, images and defense do not go together.
+        """
+        check_one_layer(self.original, defense)
+        images = self.clean if shown is None else shown
+        try:
+            found = defense.repair(self.working, images, seed=seed, device=device, progress=progress)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise BadInputError(
+                f"{images.source}: {len(images)} image{'' if len(images) == 1 else 's'} in a batch give the features "
+                "at this site a single value per channel, which has no spread; use more images, or another --site"
+            ) from None
+        after = float((predict(found.model, self.clean, device=device) == self.clean.labels).double().mean())
+        _take_form(found.model, self.original)
+        return replace(
+            found, clean_acc=(self.finding.accuracy, after), notes=(*found.notes, *self.notes, *self.clean.notes)
+        )
+
+
+def admitted(
+    model: nn.Module,
+    clean: ImageSet,
+    *,
+    device: torch.device | str = "cpu",
+    force: bool = False,
+    progress: Progress = silent,
+) -> Patient:
+    """Check that a model can be repaired with these images, and that it makes sense of them.
+
+    Args:
+        model: in any floating-point type, on any device, in any mode; left as it was.
+        clean: clean images.
+        device: where to compute.
+        force: go on where the model does no better than guessing, with a note.
+        progress: told about every step.
+
+    Raises:
+        BadInputError: the module is of no usable kind, does not take the images, gives no logits, or (without
+            ``force``) does no better than guessing.
+    """
+    working = in_float32(check_module(model))
+    fitting, logits = _fitting(working, clean)
+    known, highest = int(logits.shape[1]), int(clean.labels.max())
+    if highest >= known:
+        raise BadInputError(
+            f"{clean.source}: has label {highest}, but the model knows {known} classes (0 to {known - 1}); is this the "
+            "right data set?"
+        )
+    notes: tuple[str, ...] = ()
+    if bool(((logits >= 0) & (logits <= 1)).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all()):
+        notes = (
+            "the model's outputs are probabilities that sum to 1, whose gradients are weak; give the logits before the "
+            "softmax if you can",
+        )
+    finding = examine(working, fitting, device=device, progress=progress)
+    if not force:
+        finding.require_sense()
+    remark = () if finding.remark is None else (finding.remark,)
+    return Patient(model, working, fitting, finding, (*notes, *remark))
+
+
+def check_one_layer(model: nn.Module, defense: Defense) -> None:
+    """One model holds one polarizer: neither its file nor a fold could tell two of them apart.
+
+    Raises:
+        BadInputError: ``defense`` would insert a second one.
+    """
+    inserts = hasattr(defense, "site")  # what has a place to choose puts something there
+    if inserts and any(isinstance(module, PolarizedModule) for module in model.modules()):
+        raise BadInputError(
+            "the model has been purified already and holds a polarizer; fold it first (neural_polarizer.fold) and "
+            "purify the folded model, or start from the original one"
+        )
+
+
+def fitting_images(model: nn.Module, images: ImageSet) -> ImageSet:
+    """``images`` with as many channels as the model takes: one of grey ones or three equal ones.
+
+    Args:
+        model: in float32; its modes stay as they are.
+        images: any number.
+
+    Raises:
+        BadInputError: the model does not take them, or gives no logits.
+    """
+    return _fitting(in_float32(model), images)[0] if len(images) else images
+
+
+@torch.no_grad()
+def _fitting(model: nn.Module, clean: ImageSet) -> tuple[ImageSet, Tensor]:
+    """The images in a form that the model takes (grey ones with one or three channels), and two images' logits.
+
+    Raises:
+        BadInputError: it takes none, or gives no logits.
+    """
+    if len(clean) == 0:
+        raise BadInputError(f"{clean.source}: holds no images")
+    forms = [clean, *_other_channels(clean)]
+    reason = ""
+    for images in forms:
+        try:
+            logits = model(to_pixels(images.images[:2]))
+        except _TROUBLE as error:
+            if out_of_memory(error):
+                raise
+            reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        return images, _checked(logits, images)
+    shape = " x ".join(map(str, clean.images.shape[1:]))
+    if _takes_channels_last(model, clean):
+        raise BadInputError(
+            f"the model takes pixels with the channels last, but is given N x {shape}; wrap it in a module whose "
+            "forward returns model(pixels.permute(0, 2, 3, 1))"
+        )
+    raise BadInputError(
+        f"{clean.source}: the model cannot take images N x {shape} ({reason}); resize them, or wrap the model so that "
+        "it takes float pixels in [0, 1], channels first"
+    )
+
+
+def _other_channels(clean: ImageSet) -> Iterator[ImageSet]:
+    """Grey images with one channel instead of three equal ones, or the other way round."""
+    pixels = clean.images
+    if pixels.shape[1] == 1:
+        yield replace(clean, images=pixels.expand(-1, 3, -1, -1).contiguous())
+    if pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()):
+        yield replace(clean, images=pixels[:, :1].contiguous())
+
+
+def _takes_channels_last(model: nn.Module, clean: ImageSet) -> bool:
+    try:
+        logits = model(to_pixels(clean.images[:2]).permute(0, 2, 3, 1))
+    except _TROUBLE:
+        return False
+    return isinstance(logits, Tensor) and logits.ndim == 2
+
+
+def _checked(logits: object, images: ImageSet) -> Tensor:
+    """The logits, if they are such.
+
+    Raises:
+        BadInputError: they are none.
+    """
+    said = "the model must give logits N x K, one for every class"
+    if not isinstance(logits, Tensor):
+        raise BadInputError(f"{said}, but it gives a {type(logits).__name__}; wrap it so that only the logits come out")
+    if logits.ndim != 2 or logits.shape[0] != min(2, len(images)):
+        raise BadInputError(f"{said}, but it gives {tuple(logits.shape)} for {min(2, len(images))} images")
+    if logits.shape[1] == 1:
+        raise BadInputError(
+            f"{said}, but it gives one number z an image, as yes/no models do; wrap it in a module whose forward "
+            "returns torch.cat([torch.zeros_like(z), z], dim=1)"
+        )
+    return logits.float()
+
+
+@torch.no_grad()
+def _take_form(result: nn.Module, original: nn.Module) -> None:
+    """Give the modules of ``result``, in place, the types, device, modes and flags of those of ``original``."""
+    before = _places(original)
+    modes = {name: module.training for name, module in original.named_modules(remove_duplicate=False)}
+    usual, trainable = float_type(original), any(each.requires_grad for each in original.parameters())
+    wrapped = {
+        name
+        for name, module in result.named_modules(remove_duplicate=False)
+        if isinstance(module, PolarizedModule) and f"{name}.polarizer" not in modes
+    }
+    home = next((value.device for value in before.values()), torch.device("cpu"))
+    done: set[int] = set()
+    for name, module in result.named_modules(remove_duplicate=False):
+        own, outer = _own_name(name, wrapped)
+        module.training = modes.get(own if own is not None else outer, original.training)
+        for key, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is None or id(value) in done:
+                continue
+            done.add(id(value))
+            like = before.get(f"{own}.{key}".removeprefix(".")) if own is not None else None
+            finite = bool(value.isfinite().all())
+            if like is not None and like.is_floating_point() == value.is_floating_point():
+                value.data = value_like(value, like)
+            else:
+                value.data = value.data.to(home, usual if value.is_floating_point() else value.dtype)
+            if finite and not bool(value.isfinite().all()):
+                raise BadInputError(
+                    f"a weight of the purified model ({name}.{key}) is too large for {value.dtype}; purify the model "
+                    "in float32 (model.float()) and convert the result yourself"
+                )
+            if isinstance(value, nn.Parameter):
+                value.grad = None
+                value.requires_grad_(like.requires_grad if like is not None else trainable)
+
+
+def _places(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all of their names."""
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for key, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None:
+                found[f"{name}.{key}".removeprefix(".")] = value
+    return found
+
+
+def _own_name(name: str, wrapped: set[str]) -> tuple[str | None, str]:
+    """The name of a module before a layer was inserted, None for the layer's own; and that of the module beside it."""
+    for outer in wrapped:
+        if f"{name}.".startswith(f"{outer}.polarizer."):
+            return None, outer
+        if f"{name}.".startswith(f"{outer}.module."):
+            return outer + name.removeprefix(f"{outer}.module"), outer
+    return name, name

@@ -1,0 +1,213 @@
+"""SAU (Wei et al., 2023): unlearn perturbations that fool the model and its backdoored original alike."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.base import Purified, check_images, repaired
+from neural_polarizer.defenses.passes import one_pass
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.losses import log_one_minus
+from neural_polarizer.settings import check_literals
+from neural_polarizer.train import Progress, Schedule, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAU:
+    """Minimise over the weights what perturbations do that the original answers in the same wrong way.
+
+    Source: Wei et al., "Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial Examples",
+    NeurIPS 2023; settings of the authors' code, whose plain adversarial term has weight 0 and is left out.
+    Departures from the reference: ``-log(1 - p)`` is computed exactly instead of with clamped probabilities; the last,
+    smaller batch of a round is dropped.  As there, images are not augmented, perturbed pixels are not clipped to [0, 1]
+    and batch-norm statistics stay as they are.
+
+    Args:
+        rounds: passes over the clean images.
+        batch_size: images a batch, never more than there are.
+        lr: of Adam on the weights, constant.
+        radius: of the perturbations, L_inf in pixel units of [0, 1].
+        steps: sign steps of each perturbation.
+        step_size: of them, in pixel units.
+        fooling: weight, in the inner problem, of the cross-entropy of images that do not yet fool a model.
+        agreement: weight, there, of the two models' Jensen-Shannon divergence.
+        unlearning: weight, in the outer problem, of the shared examples' loss.
+        precision: "bf16" autocast or "fp32".
+    """
+
+    revision: ClassVar[int] = 1
+    # Fewer rounds with larger steps on smaller batches, as i-BAU.
+    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 5, "batch_size": 128, "lr": 1e-3})
+
+    rounds: int = 100
+    batch_size: int = 256
+    lr: float = 1e-4
+    radius: float = 0.2
+    steps: int = 5
+    step_size: float = 0.2
+    fooling: float = 0.01
+    agreement: float = 1.0
+    unlearning: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        if min(self.rounds, self.batch_size, self.steps) < 1 or not min(self.lr, self.radius, self.step_size) > 0:
+            raise BadInputError(
+                f"SAU needs at least 1 round, image a batch and step, and a positive lr, radius and step size, got "
+                f"{self.rounds}, {self.batch_size}, {self.steps}, {self.lr}, {self.radius}, {self.step_size}"
+            )
+
+    def repair(
+        self,
+        model: nn.Module,
+        clean: ImageSet,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        progress: Progress = silent,
+    ) -> Purified:
+        """An unlearned copy of ``model``.
+
+        Raises:
+            BadInputError: fewer than two images, a class without any, or the training diverged.
+        """
+        started = time.perf_counter()
+        check_images("SAU", model, clean, every_class=True)
+        device = torch.device(device)
+        original = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        network = copy.deepcopy(model).to(device).eval().requires_grad_(True)
+        optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        schedule = Schedule(
+            epochs=self.rounds,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            policy="constant",
+            crop_padding=0,
+            flip=False,
+            precision=self.precision,
+        )
+
+        def answers(of: nn.Module, pixels: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return of(pixels).float()
+
+        def step(pixels: Tensor, labels: Tensor) -> None:
+            network.requires_grad_(False)
+            delta = shared_perturbation(
+                lambda x: answers(network, x),
+                lambda x: answers(original, x),
+                pixels,
+                labels,
+                radius=self.radius,
+                steps=self.steps,
+                step_size=self.step_size,
+                fooling=self.fooling,
+                agreement=self.agreement,
+            )
+            network.requires_grad_(True)
+            moved = pixels + delta
+            logits, perturbed = answers(network, torch.cat([pixels, moved])).split(len(pixels))
+            with torch.no_grad():
+                before, wrong = (answers(original, x).argmax(dim=1) for x in (pixels, moved))
+            shared = shared_loss(perturbed, labels, before, wrong)
+            loss = F.cross_entropy(logits, labels) + self.unlearning * shared
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        images, labels = clean.images.to(device), clean.labels.to(device)
+        for epoch in range(self.rounds):
+            one_pass(
+                epoch,
+                images,
+                labels,
+                schedule,
+                optimizer,
+                step,
+                use="sau",
+                seed=seed,
+                phase="unlearn",
+                progress=progress,
+            )
+        return repaired(network, {"unlearn": time.perf_counter() - started})
+
+
+def shared_perturbation(
+    ours: Callable[[Tensor], Tensor],
+    theirs: Callable[[Tensor], Tensor],
+    pixels: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    *,
+    radius: float,
+    steps: int,
+    step_size: float,
+    fooling: float,
+    agreement: float,
+) -> Float[Tensor, "n c h w"]:
+    """Perturbations that lead both models to the same wrong answers: sign steps from ``+radius`` everywhere.
+
+    An image is fooled if a model's answer is no longer its own on the clean image.  Images that do not yet fool a
+    model count with its cross-entropy, those that do not yet fool both alike with the divergence of the answers.
+
+    Args:
+        ours: pixels to logits, of the model that is purified.
+        theirs: likewise, of the original.
+        pixels: the clean images, in [0, 1].
+        labels: their true labels.
+        radius: L_inf bound, in pixel units.
+        steps: at most so many; fewer once all images fool both models alike.
+        step_size: in pixel units.
+        fooling: weight of the cross-entropy.
+        agreement: weight of the divergence.
+    """
+    delta = torch.full_like(pixels, radius)
+    with torch.no_grad():
+        clean_ours, clean_theirs = (answer(pixels).argmax(dim=1) for answer in (ours, theirs))
+    for _ in range(steps):
+        point = delta.requires_grad_()
+        logits, others = (answer(pixels + point) for answer in (ours, theirs))
+        said, heard = logits.argmax(dim=1), others.argmax(dim=1)
+        fooled, also = said != clean_ours, heard != clean_theirs
+        apart = ~(fooled & also & (said == heard))
+        if not apart.any():
+            break
+        missed = F.cross_entropy(logits[~fooled], labels[~fooled], reduction="sum") + F.cross_entropy(
+            others[~also], labels[~also], reduction="sum"
+        )
+        loss = (agreement * divergence(logits, others)[apart].sum() - fooling * missed / 2) / len(pixels)
+        (slope,) = torch.autograd.grad(loss, point)
+        delta = (point.detach() - step_size * slope.sign()).clamp(-radius, radius)
+    return delta.detach()
+
+
+def divergence(logits: Float[Tensor, "n k"], others: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """The Jensen-Shannon divergence of two models' probabilities, in nats, for each image."""
+    one, other = (values.softmax(dim=1).clamp_min(1e-8) for values in (logits, others))
+    middle = (one + other).log() - math.log(2)
+    return 0.5 * (one * (one.log() - middle) + other * (other.log() - middle)).sum(dim=1)
+
+
+def shared_loss(
+    logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], before: Int64[Tensor, " n"], wrong: Int64[Tensor, " n"]
+) -> Float[Tensor, ""]:
+    """``-log(1 - p)`` of the original's answer to the perturbed image, where it is a fooled one; over all n.
+
+    Args:
+        logits: of the model that is purified, on the perturbed images.
+        labels: the true ones.
+        before: the original's answers to the clean images.
+        wrong: its answers to the perturbed ones; it is fooled where they differ from both label and ``before``.
+    """
+    fooled = (wrong != labels) & (wrong != before)
+    return log_one_minus(logits, wrong)[fooled].sum() / len(labels)

@@ -1,0 +1,171 @@
+"""Networks by code of the user's own: a file or a module that the user names, and nobody else.
+
+A ``Definition`` is only ever made from what the user wrote on the command line or passed from Python. Records and
+checkpoints hold its name and hash as text, which is never imported.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import sha256_of_file
+from neural_polarizer.models.architecture import OPTIONS
+
+NUM_CLASSES = "num_classes"
+_LIBRARIES = ("", "transformers", *OPTIONS)
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """A class or function of the user's that gives a network.
+
+    Args:
+        name: ``FILE.py:NAME`` (without folders) or ``MODULE:NAME``, with its arguments, for records.
+        sha256: of the file that defines it.
+        make: what stands under NAME.
+        arguments: by name.
+    """
+
+    name: str
+    sha256: str
+    make: Callable[..., Any]
+    arguments: Mapping[str, Any]
+
+    @property
+    def takes_num_classes(self) -> bool:
+        """Whether the number of classes is passed to it; arguments of the user's own go first."""
+        try:
+            known = inspect.signature(self.make).parameters.values()
+        except (TypeError, ValueError):
+            return False
+        accepted = any(each.name == NUM_CLASSES or each.kind is each.VAR_KEYWORD for each in known)
+        return accepted and NUM_CLASSES not in self.arguments
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network, with random weights; torch's random numbers are left as they were.
+
+        Raises:
+            BadInputError: the code fails, or gives something else.
+        """
+        more = {NUM_CLASSES: num_classes} if self.takes_num_classes else {}
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = self.make(**self.arguments, **more)
+        except Exception as error:  # code of the user's may raise anything
+            raise BadInputError(f"--arch {self.name}: {_said(error)}") from None
+        if not isinstance(network, nn.Module):
+            raise BadInputError(f"--arch {self.name}: gives a {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+    @property
+    def remark(self) -> str:
+        """That code was run, and which."""
+        return f"the network is built by code that you named and trust, {self.name} (SHA-256 {self.sha256}); it was run"
+
+
+def network_named(text: str | None) -> str | Definition | None:
+    """What the user means by ``--arch``: the code of ``FILE.py:NAME`` or ``MODULE:NAME``, or a name as it is.
+
+    The code is imported. So this is for what a user has typed or passed, never for what a file says.
+
+    Args:
+        text: ``NAME[?KEY=VALUE&KEY=VALUE]``; values are JSON, or text where they are not.
+
+    Raises:
+        BadInputError: the file or the module cannot be imported, or there is nothing to call under that name.
+    """
+    place, colon, name = (text or "").partition("?")[0].rpartition(":")
+    if text is None or not colon or place in _LIBRARIES:
+        return text
+    module, shown = _imported(text, place)
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [each for each, value in vars(module).items() if _is_maker(value, module)]
+            raise BadInputError(f"--arch {text}: {place} has no {name!r}; it defines {', '.join(known) or 'nothing'}")
+        found = getattr(found, part)
+    if not callable(found) or isinstance(found, nn.Module):
+        raise BadInputError(f"--arch {text}: {name} is no class or function that gives a network")
+    _, mark, tail = text.partition("?")
+    arguments = _arguments(text, tail) if mark else {}
+    source = getattr(module, "__file__", None)
+    sha256 = sha256_of_file(Path(source)) if source else ""
+    return Definition(f"{shown}:{name}{mark}{tail}", sha256, found, arguments)
+
+
+def last_outputs(network: nn.Module) -> int | None:
+    """K, as the network's attribute ``num_classes`` or else its last linear layer or convolution tells."""
+    told = getattr(network, NUM_CLASSES, None)
+    if type(told) is int:
+        return told
+    sizes = [
+        each.out_features if isinstance(each, nn.Linear) else each.out_channels
+        for each in network.modules()
+        if isinstance(each, (nn.Linear, nn.Conv2d))
+    ]
+    return sizes[-1] if sizes else None
+
+
+def _imported(text: str, place: str) -> tuple[ModuleType, str]:
+    """The module, and how records call it."""
+    path = Path(place).expanduser()
+    if place.endswith(".py") and not path.is_file():
+        raise BadInputError(f"--arch {text}: {place}: no such file")
+    try:
+        if place.endswith(".py"):
+            return _from_file(path.resolve()), path.name
+        return importlib.import_module(place), place
+    except Exception as error:  # so may its import
+        raise BadInputError(f"--arch {text}: {place} cannot be imported ({_said(error)})") from None
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module of a file, imported as a script's neighbours are: with its folder on the path."""
+    name = f"{path.stem}_{sha256_of_file(path)[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a file of Python code")
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    sys.modules[name] = module  # dataclasses look themselves up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _arguments(text: str, tail: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in tail.split("&"):
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier() or key in found:
+            raise BadInputError(f"--arch {text}: {part!r} is no argument; expected KEY=VALUE, each key once")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def _is_maker(value: Any, module: ModuleType) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

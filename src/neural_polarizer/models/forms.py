@@ -1,0 +1,96 @@
+"""Modules in the forms that users have them in: what can be used, float32 copies, and values of the same form."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from neural_polarizer.errors import BadInputError
+
+
+def check_module(model: object) -> nn.Module:
+    """``model``, if it is a module that can be copied and changed.
+
+    Raises:
+        BadInputError: it is none, TorchScript, quantised, without values, or spread over several devices.
+    """
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        hint = "; build the network and load these weights into it" if isinstance(model, dict) else ""
+        raise BadInputError(f"the model must be a torch.nn.Module from pixels to logits, got {kind}{hint}")
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise BadInputError(
+                "the model is TorchScript, which cannot be taken apart; give the Python module that it was made from, "
+                "with module.load_state_dict(scripted.state_dict())"
+            )
+        if "quantized" in type(module).__module__.split(".") or getattr(module, "_packed_params", None) is not None:
+            raise BadInputError(
+                f"the model is quantised (it has a {type(module).__name__}), so its weights cannot be changed; give "
+                "the floating-point model and quantise the result"
+            )
+    tensors = list(_tensors(model))
+    if any(tensor.is_meta for tensor in tensors):
+        raise BadInputError("the model has parameters on the device meta, which hold no values; load its weights first")
+    places = sorted({str(tensor.device) for tensor in tensors})
+    if len(places) > 1:
+        raise BadInputError(f"the model is spread over the devices {', '.join(places)}; move it to one of them")
+    return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy on the same device.
+
+    Raises:
+        BadInputError: the module holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInputError(
+            f"the model cannot be copied ({reason}); give it without locks, open files, or tensors that are still part "
+            "of a computation"
+        ) from None
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """A copy in float32 on the CPU, in evaluation mode; ``model`` stays as it is.
+
+    Raises:
+        BadInputError: it cannot be copied.
+    """
+    return copied(model).to("cpu").float().eval()
+
+
+def is_float32(model: nn.Module) -> bool:
+    """Whether all of its floating-point parameters and buffers are."""
+    return all(tensor.dtype == torch.float32 for tensor in _tensors(model) if tensor.is_floating_point())
+
+
+def float_type(model: nn.Module) -> torch.dtype:
+    """The floating-point type that most of its values have; float32 for a model without any."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in _tensors(model):
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    return max(sizes, key=sizes.__getitem__, default=torch.float32)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its parameters and buffers are; the CPU for a model without any."""
+    return next((tensor.device for tensor in _tensors(model)), torch.device("cpu"))
+
+
+def value_like(now: Tensor, before: Tensor) -> Tensor:
+    """``now`` in the type and on the device of ``before``; the very values of ``before`` where nothing has changed."""
+    held = before.detach()
+    if held.shape == now.shape and torch.equal(held.to(now.device, now.dtype), now.detach()):
+        return held.clone()
+    return now.detach().to(held.device, held.dtype)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

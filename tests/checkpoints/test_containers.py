@@ -1,0 +1,193 @@
+"""Weights as other tools leave them: which of several sets is meant, what stands beside them, and their names."""
+
+import argparse
+import datetime
+import pathlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_files import saved
+from torch import nn
+from torch.nn.utils import prune
+
+from neural_polarizer.artifacts import load_model
+from neural_polarizer.checkpoints import read_checkpoint
+from neural_polarizer.checkpoints.naming import fit_names, fits
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.foreign import normalisation_inside
+from neural_polarizer.models.build import build
+from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.preact_resnet import PreActResNet18
+
+ONE = torch.ones(1)
+PIXELS = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network(seed: int = 0) -> PreActResNet18:
+    torch.manual_seed(seed)
+    return PreActResNet18(4, 2).eval()
+
+
+def load(path: Path, **options: Any) -> Any:
+    return load_model(path, architecture="preactresnet18", profile=options.pop("profile", "none"), **options)
+
+
+def same(loaded: Any, wanted: nn.Module) -> bool:
+    with torch.no_grad():
+        return torch.equal(loaded.model(PIXELS), wanted(PIXELS))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "network.", "encoder.net.", "module.model.", "1."])
+def test_a_prefix_before_all_names_of_the_network_is_removed(tmp_path: Path, prefix: str) -> None:
+    net = network()
+    state = {prefix + name: value for name, value in net.state_dict().items()}
+    loaded = load(saved(tmp_path / "m.ckpt", {"state_dict": state | {"criterion.weight": ONE}, "epoch": 1}))
+    assert same(loaded, net)
+    assert f"the prefix {prefix} was removed from all names" in loaded.findings
+    assert "tensors that the network has no use for were left out: criterion.weight" in loaded.findings
+
+
+def test_no_prefix_is_removed_where_more_than_the_network_stands_behind_it() -> None:
+    names = {"model.a": 1, "model.b": 2, "model.more": 3}
+    assert fit_names(names, ("a", "b")) == (names, ())
+    assert not fits(names, ("a", "b"))
+
+
+def test_a_network_behind_two_prefixes_is_not_guessed() -> None:
+    names = {"student.a": 1, "teacher.a": 2}
+    with pytest.raises(BadInputError, match=r"several times, behind the prefixes student\., teacher\."):
+        fit_names(names, ("a",))
+    assert not fits(names, ("a",))
+
+
+def test_what_torch_compile_puts_into_names_goes_anywhere(tmp_path: Path) -> None:
+    net = network()
+    state = {name.replace("layer4.0.", "layer4.0._orig_mod."): value for name, value in net.state_dict().items()}
+    loaded = load(saved(tmp_path / "m.pt", state))
+    assert same(loaded, net)
+    assert any("_orig_mod. was removed from names" in remark for remark in loaded.findings)
+    twice = {"a._orig_mod.w": 1, "a.w": 2}
+    assert fit_names(twice, ("a.w",)) == (twice, ())  # two tensors would get one name
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("layer2.0.shortcut.0.weight", "layer2.0.downsample.0.weight"),
+        ("backbone.conv1.weight", "conv1.weight"),
+        ("fc.1.weight", "fc.weight"),
+        ("classifier.4.bias", "classifier.bias"),
+    ],
+)
+def test_names_of_other_tools_are_known(theirs: str, ours: str) -> None:
+    found, remarks = fit_names({theirs: 1}, (ours,))
+    assert found == {ours: 1}
+    assert "they were renamed" in remarks[0]
+
+
+def test_the_resnet_of_pytorch_cifar_loads(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    net = build("torchvision:resnet18?stem=3", 4).eval()
+    renamed = {
+        name.replace("downsample", "shortcut").replace("fc.", "linear."): v for name, v in net.state_dict().items()
+    }
+    path = saved(tmp_path / "ckpt.pth", {"net": renamed, "acc": 95.1, "epoch": 200})
+    loaded = load_model(path, architecture="torchvision:resnet18?stem=3", profile="none")
+    assert same(loaded, net)
+    assert "its tensors were named as pytorch-cifar names a ResNet; they were renamed" in loaded.findings
+
+
+def test_the_set_that_fits_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
+    net = network()
+    sets = {"netC": net.state_dict(), "netG": {"conv.weight": ONE}, "netM": {"conv.weight": ONE}}
+    loaded = load(saved(tmp_path / "iad.pth.tar", {**sets, "epoch_current": 9}))
+    assert same(loaded, net)
+    assert "it holds other weights, too: netG, netM; --weights takes those of another entry" in loaded.findings
+
+
+def test_an_average_beside_the_model_is_taken_on_demand(tmp_path: Path) -> None:
+    net, average = network(0), network(1)
+    path = saved(tmp_path / "m.pth", {"state_dict": net.state_dict(), "state_dict_ema": average.state_dict()})
+    assert same(load(path), net)
+    assert same(load(path, weights="state_dict_ema"), average)
+    with pytest.raises(BadInputError, match="has no weights 'ema'; --weights takes one of state_dict, state_dict_ema"):
+        load(path, weights="ema")
+    twins = saved(tmp_path / "n.pth", {"one": net.state_dict(), "two": average.state_dict()})
+    with pytest.raises(BadInputError, match=r"several sets of weights \(one, two\); name the one you mean"):
+        load(twins)
+
+
+def test_a_safetensors_file_has_one_set(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    safetensors.torch.save_file({"w": ONE}, tmp_path / "m.safetensors")
+    with pytest.raises(BadInputError, match="has one set of weights; leave --weights out"):
+        read_checkpoint(tmp_path / "m.safetensors", weights="x")
+
+
+def test_numbers_beside_weights_and_counters_are_left_out(tmp_path: Path) -> None:
+    net = network()
+    state = {**net.state_dict(), "epoch": 3, "arch": "x", "total_ops": ONE, "layer1.0.conv1.total_params": ONE}
+    loaded = load(saved(tmp_path / "m.pt", state))
+    assert same(loaded, net)
+    assert "entries beside the weights that are no tensors were left out: epoch, arch" in loaded.findings
+    assert any("total_ops, layer1.0.conv1.total_params" in remark for remark in loaded.findings)
+
+
+def test_pruning_masks_are_applied(tmp_path: Path) -> None:
+    net = network()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            prune.l1_unstructured(module, "weight", amount=0.5)
+    loaded = load(saved(tmp_path / "m.pt", net.state_dict()))
+    assert same(loaded, net)
+    assert any(remark.startswith("its pruning masks were applied to ") for remark in loaded.findings)
+
+
+def test_a_quantised_model_is_refused_by_name(tmp_path: Path) -> None:
+    state = {**network().state_dict(), "linear._packed_params._packed_params": (ONE, None)}
+    with pytest.raises(BadInputError, match=r"quantised model, by its entries linear\._packed_params.*float model"):
+        load(saved(tmp_path / "m.pt", state))
+
+
+def test_a_normalisation_in_front_is_taken(tmp_path: Path) -> None:
+    net = network()
+    inside = {"0.mean": torch.tensor([0.5, 0.25, 0.1]).view(1, 3, 1, 1), "0.std": torch.tensor([0.5])}
+    state = inside | {f"1.{name}": value for name, value in net.state_dict().items()}
+    path = saved(tmp_path / "m.pt", state)
+    loaded = load(path, profile=None)
+    assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.25, 0.1), (0.5, 0.5, 0.5))
+    assert any("the normalisation in the file was taken" in remark for remark in loaded.findings)
+    assert load(path, profile="0.1/0.2").record.mean == (0.1, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_normalized_saves_is_read_with_its_statistics(tmp_path: Path, whole: bool) -> None:
+    model = Normalized(network(), (0.5, 0.25, 0.1), (0.5, 0.3, 0.2)).eval()
+    loaded = load(saved(tmp_path / "m.pt", model if whole else model.state_dict()), profile=None)
+    assert same(loaded, model)
+    assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.25, 0.1), (0.5, 0.3, 0.2))
+
+
+@pytest.mark.parametrize("std", [torch.zeros(3), torch.full((3,), float("nan")), torch.ones(4), torch.ones(3).long()])
+def test_a_normalisation_that_is_none_is_not_taken(std: torch.Tensor) -> None:
+    assert normalisation_inside({"0.mean": torch.zeros(3), "0.std": std}, ()) is None
+    assert normalisation_inside({"mean": torch.zeros(3), "std": torch.ones(3)}, ("mean", "std")) is None
+
+
+def test_plain_data_are_noted_calmly(tmp_path: Path) -> None:
+    beside = {"args": argparse.Namespace(lr=0.1), "out": pathlib.PurePosixPath("a"), "at": datetime.date(2020, 1, 1)}
+    findings = read_checkpoint(saved(tmp_path / "m.pt", {"model": {"w": ONE}, **beside})).findings
+    assert findings[0].startswith("it also holds plain data of other kinds, which were not read: ")
+    assert not any("tries to" in finding for finding in findings)
+
+
+def test_the_library_of_a_bare_name_is_proposed() -> None:
+    pytest.importorskip("torchvision")
+    with pytest.raises(BadInputError, match=r"did you mean torchvision:resnet18"):
+        build("resnet18", 10)
+    with pytest.raises(BadInputError, match=r"did you mean preactresnet18\?"):
+        build("PreActResNet18", 10)

@@ -1,0 +1,255 @@
+"""Networks by code of the user's own: run where the user names it, and never because a file does."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import neural_polarizer
+from neural_polarizer.artifacts import KEY, ModelRecord, check_takes, load_model, save_model
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import sha256_of_file
+from neural_polarizer.models.definition import Definition, network_named
+from neural_polarizer.models.preact_resnet import PreActResNet18
+
+CODE = """
+from pathlib import Path
+from torch import nn
+
+Path(__file__).with_name("was_run").touch()
+WIDTH = 4
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, width=WIDTH, act="relu"):
+        acts = {"relu": nn.ReLU, "elu": nn.ELU}
+        super().__init__(
+            nn.Conv2d(3, width, 3), acts[act](), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
+        )
+
+def fixed():
+    return Net(5)
+
+def by_keywords(**options):
+    return Net(**options)
+
+def text():
+    return "no network"
+
+class Several(Net):
+    kind = "tuple"
+
+    def forward(self, pixels):
+        maps = self[1](self[0](pixels))
+        logits = super().forward(pixels)
+        if self.kind == "dict":
+            return {"maps": maps, "scores": logits}
+        return Given(logits, maps) if self.kind == "object" else (maps, logits)
+
+class Given:
+    def __init__(self, logits, maps):
+        self.logits, self.maps = logits, maps
+
+def several(num_classes, kind):
+    net = Several(num_classes)
+    net.kind = kind
+    return net
+
+def broken(num_classes):
+    raise RuntimeError("no luck\\ntoday")
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    before = list(sys.path)
+    path = tmp_path / "nets.py"
+    path.write_text(CODE)
+    yield path
+    sys.path[:] = before
+    for name in [each for each in sys.modules if each.startswith("nets")]:
+        del sys.modules[name]
+
+
+def defined(text: str) -> Definition:
+    found = network_named(text)
+    assert isinstance(found, Definition)
+    return found
+
+
+def weights(path: Path, definition: Definition, num_classes: int = 5) -> Path:
+    torch.save(definition.build(num_classes).state_dict(), path)
+    return path
+
+
+def test_a_class_with_arguments(file: Path, tmp_path: Path) -> None:
+    net = defined(f"{file}:Net?width=6&act=elu")
+    assert (net.name, net.sha256) == ("nets.py:Net?width=6&act=elu", sha256_of_file(file))
+    loaded = load_model(weights(tmp_path / "m.pt", net, 7), architecture=net)
+    assert (loaded.record.num_classes, loaded.record.architecture) == (7, net.name)
+    assert loaded.record.definition == net.sha256
+    assert any(net.name in remark and net.sha256 in remark for remark in loaded.findings)
+    assert isinstance(next(each for each in loaded.model.modules() if isinstance(each, nn.ELU)), nn.ELU)
+
+
+def test_the_number_of_classes_is_passed_where_it_is_taken(file: Path, tmp_path: Path) -> None:
+    for name, taken in (("Net", True), ("by_keywords", True), ("fixed", False)):
+        net = defined(f"{file}:{name}")
+        assert net.takes_num_classes is taken
+        path = weights(tmp_path / f"{name}.pt", net)
+        assert load_model(path, architecture=net).record.num_classes == 5
+    assert not defined(f"{file}:Net?num_classes=5").takes_num_classes
+
+
+def test_a_module_by_its_dotted_name(file: Path, tmp_path: Path) -> None:
+    sys.path.append(str(file.parent))
+    net = defined("nets:Net")
+    assert load_model(weights(tmp_path / "m.pt", net), architecture=net).record.architecture == "nets:Net"
+    assert defined("torch.nn:Linear").name == "torch.nn:Linear"
+
+
+def test_building_leaves_the_random_numbers_alone(file: Path) -> None:
+    net, before = defined(f"{file}:Net"), torch.get_rng_state()
+    net.build(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("text", ["preactresnet18", "torchvision:resnet18?stem=3", "timm:x", "transformers:X", None])
+def test_other_names_stay_names(text: str | None) -> None:
+    assert network_named(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Missing", r"has no 'Missing'; it defines Net, fixed, by_keywords, text, Several"),
+        ("WIDTH", "WIDTH is no class or function"),
+        ("Net?width", "'width' is no argument; expected KEY=VALUE"),
+        ("Net?width=1&width=2", "each key once"),
+    ],
+)
+def test_what_is_not_there_is_told(file: Path, name: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        network_named(f"{file}:{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text", "gives a str, not a torch.nn.Module"),
+        ("broken", "RuntimeError: no luck today"),
+        ("Net?depth=3", "TypeError: .*unexpected keyword argument 'depth'"),
+    ],
+)
+def test_code_that_gives_no_network_is_told(file: Path, name: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message) as caught:
+        defined(f"{file}:{name}").build(3)
+    assert str(caught.value).isprintable()
+
+
+def test_files_that_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import no_such_module_anywhere")
+    (tmp_path / "worse.py").write_text("def f(:")
+    with pytest.raises(BadInputError, match=r"bad\.py cannot be imported \(ModuleNotFoundError"):
+        network_named(f"{tmp_path}/bad.py:f")
+    with pytest.raises(BadInputError, match=r"worse\.py cannot be imported \(SyntaxError"):
+        network_named(f"{tmp_path}/worse.py:f")
+    with pytest.raises(BadInputError, match=r"gone\.py: no such file"):
+        network_named(f"{tmp_path}/gone.py:f")
+    with pytest.raises(BadInputError, match=r"no_such\.module cannot be imported"):
+        network_named("no_such.module:f")
+
+
+def test_our_file_of_such_a_network_says_how_it_is_loaded(file: Path, tmp_path: Path) -> None:
+    net = defined(f"{file}:Net")
+    loaded = load_model(weights(tmp_path / "m.pt", net), architecture=net)
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.record)
+    with pytest.raises(BadInputError, match=r"nets\.py:Net \(SHA-256 .*never run unless you name it: give --arch"):
+        load_model(tmp_path / "ours.safetensors")
+    with pytest.raises(BadInputError, match="never run unless you name it"):
+        load_model(tmp_path / "ours.safetensors", architecture=f"{file}:Net")  # a text is only a name
+    again = neural_polarizer.load(tmp_path / "ours.safetensors", arch=f"{file}:Net")
+    pixels = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again(pixels), loaded.model(pixels))
+
+
+def test_other_code_than_the_record_has_is_remarked(file: Path, tmp_path: Path) -> None:
+    net = defined(f"{file}:Net")
+    loaded = load_model(weights(tmp_path / "m.pt", net), architecture=net)
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.record)
+    (tmp_path / "other.py").write_text(CODE + "\n# changed\n")
+    found = load_model(tmp_path / "ours.safetensors", architecture=defined(f"{tmp_path}/other.py:Net"))
+    assert any(f"not the nets.py:Net of SHA-256 {net.sha256}" in remark for remark in found.findings)
+
+
+@pytest.mark.parametrize("definition", [None, "0" * 64])
+def test_a_record_never_leads_to_code(file: Path, tmp_path: Path, definition: str | None) -> None:
+    record = ModelRecord(architecture=f"{file}:Net", num_classes=5, definition=definition)
+    told = {**{name: getattr(record, name) for name in record.__dataclass_fields__}}
+    save_file({"w": torch.ones(1)}, tmp_path / "m.safetensors", metadata={KEY: json.dumps(told)})
+    with pytest.raises(BadInputError):
+        load_model(tmp_path / "m.safetensors")
+    with pytest.raises(BadInputError):
+        load_model(tmp_path / "m.safetensors", architecture=f"{file}:Net")
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_code_for_a_file_that_names_its_network_is_refused(file: Path, tmp_path: Path) -> None:
+    net = defined(f"{file}:Net")
+    loaded = load_model(weights(tmp_path / "m.pt", net), architecture=net)
+    plain = ModelRecord(architecture="preactresnet18", num_classes=5)
+    save_model(tmp_path / "ours.safetensors", loaded.model, plain)
+    with pytest.raises(BadInputError, match=r"is a preactresnet18, not a nets\.py:Net; leave --arch out"):
+        load_model(tmp_path / "ours.safetensors", architecture=net)
+
+
+@pytest.mark.parametrize(("kind", "output"), [("tuple", "1"), ("dict", "scores"), ("object", "logits")])
+def test_the_output_that_is_meant_is_named(file: Path, tmp_path: Path, kind: str, output: str) -> None:
+    net = defined(f"{file}:several?kind={kind}")
+    path = weights(tmp_path / "m.pt", net)
+    with pytest.raises(BadInputError, match=rf"{output} \(2 x 5\).*--output KEY_OR_INDEX, as --output {output}"):
+        check_takes(load_model(path, architecture=net), (8, 8))
+    loaded = load_model(path, architecture=net, output=output)
+    check_takes(loaded, (8, 8))
+    assert f"of what the network gives, {output} is taken for the logits" in loaded.findings
+    with pytest.raises(BadInputError, match="gives no output 'x'; it gives a "):
+        load_model(path, architecture=net, output="x").model(torch.rand(1, 3, 8, 8))
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.record)
+    again = load_model(tmp_path / "ours.safetensors", architecture=net)
+    pixels = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again.model(pixels), loaded.model(pixels))
+    with pytest.raises(BadInputError, match="says itself what goes in and out"):
+        load_model(tmp_path / "ours.safetensors", architecture=net, output=output)
+
+
+def test_one_logit_stands_for_two_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = PreActResNet18(1, 2).eval()
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", architecture="preactresnet18", profile="none")
+    pixels = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(pixels), torch.cat((torch.zeros(2, 1), net(pixels)), dim=1))
+    assert loaded.record.num_classes == 2
+    assert "a yes/no model: its one logit z stands for the two logits (0, z)" in loaded.findings
+    with pytest.raises(BadInputError, match="has 1 classes, not 3"):
+        load_model(tmp_path / "m.pt", architecture="preactresnet18", num_classes=3)
+
+
+def test_a_network_of_one_channel_gets_the_mean_of_three(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = PreActResNet18(3, 2).eval()
+    net.conv1 = nn.Conv2d(1, 2, 3, padding=1, bias=False)
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", architecture="preactresnet18", profile="0.5/0.25", channels=1)
+    grey = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(grey.expand(2, 3, 8, 8)), net((grey - 0.5) / 0.25))
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.record)
+    with torch.no_grad():
+        again = load_model(tmp_path / "ours.safetensors").model
+        torch.testing.assert_close(again(grey.expand(2, 3, 8, 8)), loaded.model(grey.expand(2, 3, 8, 8)))
