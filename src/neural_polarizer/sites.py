@@ -158,6 +158,29 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     )
 
 
+def neighbouring_sites(found: Sequence[Candidate], site: Site) -> list[Site]:
+    """The site one level deeper than ``site``, and the one a level shallower, where there are such.
+
+    A level is all places with the same operations behind them.  Places that something bypasses, flat features and maps
+    of one pixel do not count.  Of the deeper level it is the first place, of the shallower the last: the nearest ones.
+
+    Args:
+        found: what ``candidates`` returns, from shallow to deep.
+        site: one of them.
+    """
+    behind = next((each.behind for each in found if each.site == site), None)
+    if behind is None:
+        return []
+    free = [
+        each for each in found if not each.bypassed and each.features.layout != "NC" and each.features.positions > 1
+    ]
+    deeper = [each for each in free if each.behind < behind]
+    shallower = [each for each in free if each.behind > behind]
+    nearest = [each for each in deeper if each.behind == max(other.behind for other in deeper)][:1]
+    nearest += [each for each in shallower if each.behind == min(other.behind for other in shallower)][-1:]
+    return [each.site for each in nearest]
+
+
 def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
     """``choose_site`` of all candidates.
 

@@ -1,7 +1,7 @@
 """A frozen network with a polarizer in it, cut in front of the layer: what defenses that learn one compute with."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -14,7 +14,7 @@ from neural_polarizer.defenses.schedule import batches, steps_an_epoch
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.polarizer import Polarizer, Structure, shifted
 from neural_polarizer.rng import stream
-from neural_polarizer.sites import candidates, choose_site, features_at
+from neural_polarizer.sites import Candidate, candidates, choose_site, features_at
 from neural_polarizer.structures import make_polarizer
 from neural_polarizer.surgery import Cut, Site, cut, insert
 
@@ -46,6 +46,7 @@ class Engine:
         polarizer: the layer in it.
         site: where the layer is.
         site_reason: why there, if nobody named the site.
+        sites: all candidates, if nobody named the site.
         features: the layout of the layer's input.
         num_classes: K.
         images: of the clean set, uint8 ``(n, c, h, w)``, on the device.
@@ -84,8 +85,10 @@ class Engine:
         frozen = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         probe = to_pixels(self.images[:4])
         self.site_reason: str | None = None
+        self.sites: Sequence[Candidate] = ()
         if site is None:
-            choice = choose_site(candidates(frozen, probe))
+            self.sites = candidates(frozen, probe)
+            choice = choose_site(self.sites)
             self.site, self.site_reason = choice.site, choice.reason
         else:
             self.site = Site.parse(site)

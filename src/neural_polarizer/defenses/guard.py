@@ -99,14 +99,16 @@ def allowed(points: Sequence[Point], budget: float) -> Sequence[Point]:
     return points[:over]
 
 
-def chosen_dial(points: Sequence[Point], budget: float, alike: float) -> float:
-    """The dial that is allowed and no stronger than held-out stand-ins need.
+def chosen_dial(points: Sequence[Point], budget: float, *, alike: float, beyond: float) -> float:
+    """The dial that is allowed, and as strong as held-out stand-ins need, and a little more.
 
     Args:
         points: from weak to strong, beginning with 0.
         budget: the loss of accuracy that is allowed.
         alike: shares of stand-ins that count as equal.
+        beyond: the little more, where it is allowed.
     """
     free = allowed(points, budget)
     fewest = min(point.stand_ins for point in free)
-    return next(point.dial for point in free if point.stand_ins <= fewest + alike)
+    needed = next(point.dial for point in free if point.stand_ins <= fewest + alike)
+    return needed if needed == 0 else max(point.dial for point in free if point.dial <= needed + beyond)

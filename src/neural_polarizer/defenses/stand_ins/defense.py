@@ -21,6 +21,8 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import clip
 from neural_polarizer.rng import stream
 from neural_polarizer.settings import check_literals
+from neural_polarizer.sites import neighbouring_sites
+from neural_polarizer.surgery import Site
 from neural_polarizer.train import Progress, silent
 
 
@@ -33,7 +35,8 @@ class LeastStandIns:
 
     Args:
         target: the attacker's class, "next" for all-to-all, or None: stand-ins are drawn in proportion to the evidence.
-        site: ``before:NAME`` or ``after:NAME``; None takes ``sites.choose_site``.
+        site: ``before:NAME`` or ``after:NAME``; None tries ``sites.choose_site`` and, while stand-ins are left, the
+            places next to it.
         batch_size: the most images at once, and those of a step of learning.
         precision: "fp32", or "bf16" autocast (losses stay in float32).
         looks: what is looked at to find the attacker's class.
@@ -93,54 +96,104 @@ class LeastStandIns:
             BadInputError: no images, an unknown or unusable site, or a class count that does not fit.
         """
         started = time.perf_counter()
-        net = Engine(
-            model,
-            clean,
-            seed=seed,
-            site=self.site,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            device=device,
-        )
-        _, variance = net.calibrate()
-        run = _Run(self, net, seed, progress, float(variance.mean().sqrt()))
+        run = _Run(self, model, clean, self.site, seed=seed, device=device, progress=progress)
         cached = time.perf_counter()
         found, belief = run.look()
         looked = time.perf_counter()
-        lesson = run.gather(found, belief)
+        pixels = run.stand_ins(found, belief)
         gathered = time.perf_counter()
-        change, guarded, history = run.learn(lesson, belief)
-        run.layer.set(change, guarded.chosen)
+        best = run.learn(pixels, belief)
+        for site in run.neighbours if self.site is None else ():
+            if best.guarded.point.stand_ins <= self.guard.enough:
+                break
+            other = _Run(self, model, clean, str(site), seed=seed, device=device, progress=progress).learn(
+                pixels, belief
+            )
+            if other.better_than(best, self.guard.alike):
+                reason = (
+                    f"{site}: of {run.net.site} and the places next to it, the one that leaves the fewest stand-ins"
+                )
+                best = replace(other, reason=reason)
         seconds = {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
         seconds["learn"] = time.perf_counter() - gathered
         accused = belief.p_value < self.looks.level and self.target is None
         return Purified(
-            net.model.to("cpu").eval().requires_grad_(True),
-            net.polarizer,
-            str(net.site),
-            history,
+            best.net.model.to("cpu").eval().requires_grad_(True),
+            best.net.polarizer,
+            str(best.net.site),
+            best.history,
             seconds,
-            (*net.notes, *_remarks(guarded)),
-            told_aim(belief.likeliest, net.num_classes) if accused else self.target,
-            _audit(found, belief, net.num_classes, self.looks.level),
-            net.site_reason,
-            guarded,
+            (*best.net.notes, *_remarks(best.guarded)),
+            told_aim(belief.likeliest, best.net.num_classes) if accused else self.target,
+            _audit(found, belief, best.net.num_classes, self.looks.level),
+            best.reason,
+            best.guarded,
         )
 
 
-class _Run:
-    """One run: the network, its images in two parts, and the layer."""
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """What was learned at one site; the network has it."""
 
-    def __init__(self, settings: LeastStandIns, net: Engine, seed: int, progress: Progress, unit: float) -> None:
-        self.settings, self.net, self.seed, self.progress, self.unit = settings, net, seed, progress, unit
+    net: Engine
+    guarded: Guarded
+    history: list[dict[str, float]]
+    reason: str | None
+
+    def better_than(self, other: "_Result", alike: float) -> bool:
+        """Fewer held-out stand-ins work; where these are alike, less accuracy is lost."""
+        gap = self.guarded.point.stand_ins - other.guarded.point.stand_ins
+        return gap < -alike or (abs(gap) <= alike and self.guarded.point.drop < other.guarded.point.drop)
+
+
+class _Run:
+    """One site: the network, its images in two parts, and the layer.
+
+    Args:
+        settings: of the method.
+        model: untouched.
+        clean: the defender's images.
+        site: None chooses one.
+        seed: of all that is drawn.
+        device: where to compute.
+        progress: told about every step.
+    """
+
+    def __init__(
+        self,
+        settings: LeastStandIns,
+        model: nn.Module,
+        clean: ImageSet,
+        site: str | None,
+        *,
+        seed: int,
+        device: torch.device | str,
+        progress: Progress,
+    ) -> None:
+        self.settings, self.seed, self.progress = settings, seed, progress
+        self.net = net = Engine(
+            model,
+            clean,
+            seed=seed,
+            site=site,
+            batch_size=settings.batch_size,
+            precision=settings.precision,
+            device=device,
+        )
         if isinstance(settings.target, int) and not 0 <= settings.target < net.num_classes:
             raise BadInputError(f"the target class must lie in 0..{net.num_classes - 1}, got {settings.target}")
+        self.unit = float(net.calibrate()[1].mean().sqrt())
         net.polarizer.requires_grad_(False)
         fit, held = held_out(net.labels, settings.guard, stream(seed, "held out"))
         self.seen = seen(net, fit, settings.batch_size)
         self.judges = seen(net, held, settings.batch_size)
         self.held_out = len(fit) < len(net.labels)
         self.layer = Layer(net)
+
+    @property
+    def neighbours(self) -> list[Site]:
+        """The sites next to this one, where the network chose its site itself."""
+        return neighbouring_sites(self.net.sites, self.net.site)
 
     def look(self) -> tuple[Found, Belief]:
         settings = self.settings
@@ -158,10 +211,10 @@ class _Run:
         known = self.net.num_classes if settings.target == "next" else settings.target
         return found, found.belief.knowing(known, settings.looks.floor)
 
-    def gather(self, found: Found, belief: Belief) -> tuple[Lesson, Carried, Tensor]:
-        """Both banks, and held-out stand-ins on the images that judge, with the labels that they lead to."""
+    def stand_ins(self, found: Found, belief: Belief) -> StandIns:
+        """Stand-ins in pixels, which do not depend on the site: of all forms, and the dense ones of the evidence."""
         settings, bank = self.settings, self.settings.bank
-        generator = stream(self.seed, "bank")
+        generator = stream(self.seed, "bank in pixels")
         windows = of_all_forms(
             self.seen,
             drawn_aims(belief, bank.pixels, generator),
@@ -173,9 +226,20 @@ class _Run:
             phase="stand-ins in pixels",
         )
         kept = drawn_aims(belief, bank.pixels, generator)
-        dense = found.pixels.select(torch.isin(found.pixels.aims, kept) & (found.pixels.success >= 0.5))
-        pixels = windows.joined(dense)
-        held = torch.arange(len(pixels)) % 4 == 3
+        return windows.joined(
+            found.pixels.select(torch.isin(found.pixels.aims, kept) & (found.pixels.success >= 0.5).cpu())
+        )
+
+    def learn(self, pixels: StandIns, belief: Belief) -> _Result:
+        """Learn with these stand-ins in pixels and new ones at the layer's input; the layer has the result."""
+        change, guarded, history = self._learned(self._gathered(pixels, belief), belief)
+        self.layer.set(change, guarded.chosen)
+        return _Result(self.net, guarded, history, self.net.site_reason)
+
+    def _gathered(self, pixels: StandIns, belief: Belief) -> tuple[Lesson, Carried, Tensor]:
+        """Both banks, and held-out stand-ins on the images that judge, with the labels that they lead to."""
+        settings, bank = self.settings, self.settings.bank
+        generator = stream(self.seed, "bank")
         shifts = at_layer(
             self.seen,
             drawn_aims(belief, bank.features, generator),
@@ -186,6 +250,7 @@ class _Run:
             told=self.progress,
             phase="stand-ins in features",
         )
+        held = torch.arange(len(pixels)) % 4 == 3
         stretch = torch.rand(bank.images, generator=generator)
         carried, _ = self._carried(self.seen, pixels.select(~held), 1 + bank.stretch * stretch, generator)
         longest = torch.full_like(stretch, 1 + bank.stretch)
@@ -217,7 +282,7 @@ class _Run:
         values = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         return Carried(values, torch.cat(rows)), torch.cat(led)
 
-    def learn(
+    def _learned(
         self, gathered: tuple[Lesson, Carried, Tensor], belief: Belief
     ) -> tuple[Change, Guarded, list[dict[str, float]]]:
         """Try what is cheap first, and stop as soon as held-out stand-ins no longer work.
@@ -295,7 +360,7 @@ class _Run:
     def _guarded(self, tried: Carried, led: Tensor, weight: float, rounds: int, budget: float) -> Guarded:
         guard, change = self.settings.guard, self.layer.change
         points = tuple(self._point(change, dial, tried, led) for dial in guard.dials)
-        chosen = chosen_dial(points, budget, guard.alike)
+        chosen = chosen_dial(points, budget, alike=guard.alike, beyond=guard.beyond)
         return Guarded(points, chosen, len(self.judges.labels), self.held_out, budget, weight, rounds)
 
     def _point(self, change: Change, dial: float, tried: Carried, led: Tensor) -> Point:

@@ -207,7 +207,7 @@ def drawn_forms(
             start = int(torch.randint(0, shape[axis] - length + 1, (1,), generator=generator))
             box[axis] = slice(start, start + length)
         windows[place] = 0
-        windows[(place, *box)] = 1
+        windows[place][tuple(box)] = 1
     return Forms(windows.to(device), (kind >= dense) & (kind < dense + smooth), cells)
 
 

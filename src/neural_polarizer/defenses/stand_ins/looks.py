@@ -96,14 +96,12 @@ class Found:
 
     Args:
         belief: in each aim.
-        norms: of dense stand-ins by class, "pixels", "features" and "head"; NaN where not looked at.
-        shifts: of dense stand-ins at the layer's input, by shift of the label.
+        norms: of dense stand-ins by class, "pixels", "head" and "features"; NaN where not looked at.
         pixels: the dense stand-ins in pixels.
     """
 
     belief: Belief
     norms: dict[str, Float[Tensor, " k"]]
-    shifts: Float[Tensor, " s"]
     pixels: StandIns
 
 
@@ -125,13 +123,10 @@ def look(
     net, count = at.net, at.net.num_classes
     classes = _closely(at.logits, at.labels, looks.classes, stream(seed, "classes"))
     head = _head_weight(net, to_pixels(net.images[:2]))
-    norms = {name: torch.full((count,), torch.nan) for name in ("pixels", "features", "head")}
+    norms = {name: torch.full((count,), torch.nan) for name in ("pixels", "head", "features")}
     if head is not None:
-        norms["head"][classes] = (
-            head_norms(head, at.logits, at.labels, classes, quantile=looks.quantile, steps=looks.program_steps)
-            .float()
-            .cpu()
-        )
+        found = head_norms(head, at.logits, at.labels, classes, quantile=looks.quantile, steps=looks.program_steps)
+        norms["head"][classes] = found.float().cpu()
     shift_count = min(count - 1, 2 * looks.classes)
     aims = torch.cat([classes.cpu().repeat_interleave(looks.features), count + torch.arange(shift_count)])
     in_features = least_stand_ins(
@@ -147,8 +142,8 @@ def look(
         generator=stream(seed, "looks in features"),
         told=lambda done, total: told("look in features", done, total),
     )
-    found = in_features.norms.log().cpu()
-    norms["features"][classes] = found[: -shift_count or None].view(len(classes), -1).mean(dim=1).exp()
+    of_class, of_shift = in_features.norms.log().cpu().split([len(aims) - shift_count, shift_count])
+    norms["features"][classes] = of_class.view(len(classes), -1).mean(dim=1).exp()
     each = max(1, round(looks.pixels / len(classes)))
     dense = least_stand_ins(
         at.in_pixels(),
@@ -165,9 +160,9 @@ def look(
     )
     norms["pixels"][classes] = dense.norms.log().cpu().view(len(classes), -1).mean(dim=1).exp()
     shifts = torch.full((count - 1,), torch.nan)
-    shifts[:shift_count] = found[len(found) - shift_count :].exp()
-    belief = believed([each.log() for each in norms.values()], shifts.log(), floor=looks.floor, prior=looks.prior)
-    return Found(belief, norms, shifts, dense)
+    shifts[:shift_count] = of_shift
+    belief = believed([each.log() for each in norms.values()], shifts, floor=looks.floor, prior=looks.prior)
+    return Found(belief, norms, dense)
 
 
 def drawn_aims(belief: Belief, count: int, generator: torch.Generator) -> Int64[Tensor, " m"]:

@@ -130,6 +130,8 @@ class Guard:
         dials: how far beyond the learned layer (1) the result may go; points that are measured.
         enough: nothing stronger is tried once held-out stand-ins lead no more than this share of images over.
         alike: shares of images that are led over count as equal up to this.
+        beyond: how much further the dial goes than held-out stand-ins need, within the budget: a real trigger is no
+            stand-in.
     """
 
     max_acc_drop: float = 0.006
@@ -139,6 +141,7 @@ class Guard:
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     enough: float = 0.02
     alike: float = 0.01
+    beyond: float = 0.25
 
 
 def check_ranges(settings: object) -> None:
