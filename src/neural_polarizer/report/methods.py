@@ -52,8 +52,8 @@ BASELINES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "fst": (
             "Feature shift tuning (FST): the last linear layer of a copy of the model was drawn anew.",
-            "Then all weights were trained further, with the new layer kept away from the old one, so that features "
-            "that only the old one could read have to move.",
+            "Then all weights were trained further, with this layer kept away from what it was, so that features that "
+            "only the old weights could read have to move.",
         ),
         "clp": (
             "Channel Lipschitzness pruning (CLP): channels that can enlarge their input far more than others of their "
