@@ -1,0 +1,91 @@
+"""The one test of the evidence: Student's tail, factors, and how they combine."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neural_polarizer.defenses.stand_ins.evidence import bayes_factor, believed, outlier_p, student_tail, told_aim
+from toys import quick
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "tail"),
+    [
+        (1.0, 1, 0.25),  # arctan(1) / pi from 1/2
+        (2.0, 2, 0.09175170953613698),  # (1 - 2 / sqrt(6)) / 2
+        (2.015048372669157, 5, 0.05),
+        (3.355387331333395, 8, 0.005),
+        (1.6828783, 41, 0.05),
+    ],
+)
+def test_tails_of_printed_tables(t: float, freedom: int, tail: float) -> None:
+    assert float(student_tail(torch.tensor([t]), freedom)) == pytest.approx(tail, rel=1e-5)
+
+
+@quick
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=30, unique=True), st.integers(0, 3))
+def test_p_values_do_not_depend_on_unit_and_origin(values: list[float], place: int) -> None:
+    found = torch.tensor(values, dtype=torch.float64)
+    if float(found.std()) < 1e-2 or float(torch.cat([found[:place], found[place + 1 :]]).std()) < 1e-2:
+        return
+    assert torch.allclose(outlier_p(found), outlier_p(3 * found + 7), atol=1e-6)
+
+
+def test_a_class_far_below_the_others_is_an_outlier_and_one_far_above_is_not() -> None:
+    values = torch.tensor([0.0, 0.1, -0.1, 0.05, -0.05, 0.08, -2.0, 2.0])
+    p = outlier_p(torch.cat([values[:6], values[6:7]]))
+    assert int(p.argmin()) == 6
+    assert float(p[6]) < 1e-5
+    assert float(outlier_p(torch.cat([values[:6], values[7:]]))[6]) > 0.999
+
+
+def test_false_alarms_come_as_often_as_the_level_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    alarms = sum(
+        believed([torch.randn(10, generator=generator)], torch.zeros(0), floor=0.1, prior=0.5).p_value < 0.05
+        for _ in range(1000)
+    )
+    assert 25 <= alarms <= 75
+
+
+def test_too_few_classes_and_missing_ones_accuse_nobody() -> None:
+    assert outlier_p(torch.tensor([0.0, 1.0, -9.0])).tolist() == [1.0, 1.0, 1.0]
+    assert float(outlier_p(torch.tensor([torch.nan, 0.0, 0.1, 0.2, -0.1]))[0]) == 1.0
+
+
+def test_factors_are_those_of_sellke_and_others() -> None:
+    assert float(bayes_factor(torch.tensor([0.05]))) == pytest.approx(-1 / (math.e * 0.05 * math.log(0.05)))
+    assert float(bayes_factor(torch.tensor([0.5]))) == 1.0
+    assert float(bayes_factor(torch.tensor([0.0]))) == float(bayes_factor(torch.tensor([1e-6])))
+
+
+def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
+    calm = torch.linspace(-1, 1, 10)
+    low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
+    one = believed([low], torch.zeros(0), floor=0.2, prior=0.5)
+    both = believed([low, low], torch.zeros(0), floor=0.2, prior=0.5)
+    none = believed([calm], torch.zeros(0), floor=0.2, prior=0.5)
+    assert both.factors[0] == pytest.approx(float(one.factors[0]) ** 2)
+    assert one.likeliest == both.likeliest == 0
+    assert float(both.aims.sum()) == pytest.approx(1)
+    assert float(both.aims.min()) == pytest.approx(0.02, rel=0.05)
+    assert none.backdoor < 0.7 < one.backdoor < both.backdoor
+
+
+def test_a_shift_of_all_labels_is_an_aim_like_a_class() -> None:
+    shifts = torch.cat([torch.tensor([-5.0]), torch.linspace(-0.2, 0.2, 8)])
+    found = believed([torch.linspace(-1, 1, 10)], shifts, floor=0.1, prior=0.5)
+    assert found.likeliest == 10
+    assert told_aim(found.likeliest, 10) == "next"
+    assert told_aim(3, 10) == 3
+    assert told_aim(12, 10) is None
+
+
+def test_whoever_knows_the_aim_leaves_the_others_the_floor_only() -> None:
+    found = believed([torch.linspace(-1, 1, 10)], torch.zeros(0), floor=0.1, prior=0.5).knowing(4, 0.1)
+    assert float(found.aims[4]) == pytest.approx(0.91)
+    assert float(found.aims[0]) == pytest.approx(0.01)
+    assert found.backdoor == 1.0

@@ -1,0 +1,56 @@
+"""The guard: losses from few images, and what is let through."""
+
+import math
+
+import pytest
+import torch
+
+from neural_polarizer.defenses.guard import Point, allowed, chosen_dial, expected_drop, margins
+
+
+def points(*drops_and_stand_ins: tuple[float, float]) -> list[Point]:
+    return [Point(0.5 * place, 1 - drop, drop, drop, led) for place, (drop, led) in enumerate(drops_and_stand_ins)]
+
+
+def test_the_expected_loss_is_that_of_many_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = 2 + 2 * torch.randn(200_000, generator=generator)
+    after = before - 0.3 + 0.5 * torch.randn(200_000, generator=generator)
+    counted = float((before > 0).float().mean() - (after > 0).float().mean())
+    found, error = expected_drop(before, after)
+    assert found == pytest.approx(counted, rel=0.15)
+    few = [expected_drop(b, a)[0] for b, a in zip(before.split(100), after.split(100), strict=True)]
+    counts = [
+        float((b > 0).float().mean() - (a > 0).float().mean())
+        for b, a in zip(before.split(100), after.split(100), strict=True)
+    ]
+    assert torch.tensor(few).std() < 0.7 * torch.tensor(counts).std()  # less chance in it
+    assert error < 1e-3
+
+
+def test_no_change_costs_nothing_and_what_is_not_finite_everything() -> None:
+    before = torch.tensor([1.0, -1.0, 2.0])
+    assert expected_drop(before, before) == (0.0, 0.0)
+    assert expected_drop(before, torch.tensor([1.0, torch.nan, 2.0]))[0] == math.inf
+
+
+def test_margins_are_to_the_best_other_class() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 1.0]])
+    assert margins(logits, torch.tensor([1, 2])).tolist() == [1.0, -4.0]
+
+
+def test_the_dial_stops_at_the_first_point_over_the_budget() -> None:
+    curve = points((0.0, 0.9), (0.001, 0.5), (0.02, 0.1), (0.0, 0.0))
+    assert [point.dial for point in allowed(curve, 0.006)] == [0.0, 0.5]
+    assert chosen_dial(curve, 0.006, alike=0.01, beyond=0.5) == 0.5
+
+
+def test_the_dial_goes_a_little_beyond_what_stand_ins_need() -> None:
+    curve = points((0.0, 0.9), (0.0, 0.3), (0.0, 0.005), (0.0, 0.0), (0.0, 0.0))
+    assert chosen_dial(curve, 0.006, alike=0.01, beyond=0.0) == 1.0
+    assert chosen_dial(curve, 0.006, alike=0.01, beyond=0.5) == 1.5
+
+
+def test_what_destroys_everything_comes_back_as_it_was() -> None:
+    curve = points((0.0, 0.9), (0.4, 0.0), (0.8, 0.0))
+    assert chosen_dial(curve, 0.006, alike=0.01, beyond=0.5) == 0.0
