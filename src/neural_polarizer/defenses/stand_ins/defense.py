@@ -102,17 +102,19 @@ class LeastStandIns:
         looked = time.perf_counter()
         pixels = run.stand_ins(found, belief)
         gathered = time.perf_counter()
-        best = run.learn(pixels, belief)
+        best, first = run.learn(pixels, belief), run.net.site
         for site in run.neighbours if self.site is None else ():
             if best.guarded.point.stand_ins <= self.guard.enough:
                 break
-            other = _Run(self, model, clean, str(site), seed=seed, device=device, progress=progress).learn(
-                pixels, belief
-            )
+            run = _Run(self, model, clean, str(site), seed=seed, device=device, progress=progress)
+            again, seen_here = run.look(found)
+            if seen_here.likeliest != belief.likeliest:
+                pixels = run.stand_ins(again, seen_here)
+            other = run.learn(pixels, seen_here)
+            if seen_here.backdoor > belief.backdoor:
+                found, belief = again, seen_here
             if other.better_than(best, self.guard.alike):
-                reason = (
-                    f"{site}: of {run.net.site} and the places next to it, the one that leaves the fewest stand-ins"
-                )
+                reason = f"{site}: of {first} and the places next to it, the one that leaves the fewest stand-ins"
                 best = replace(other, reason=reason)
         seconds = {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
         seconds["learn"] = time.perf_counter() - gathered
@@ -195,7 +197,8 @@ class _Run:
         """The sites next to this one, where the network chose its site itself."""
         return neighbouring_sites(self.net.sites, self.net.site)
 
-    def look(self) -> tuple[Found, Belief]:
+    def look(self, known: Found | None = None) -> tuple[Found, Belief]:
+        """The evidence; what does not depend on the site is taken from ``known``."""
         settings = self.settings
         found = look(
             self.seen,
@@ -205,11 +208,12 @@ class _Run:
             batch_size=settings.batch_size,
             seed=self.seed,
             told=self.progress,
+            known=known,
         )
         if settings.target is None:
             return found, found.belief
-        known = self.net.num_classes if settings.target == "next" else settings.target
-        return found, found.belief.knowing(known, settings.looks.floor)
+        aim = self.net.num_classes if settings.target == "next" else settings.target
+        return found, found.belief.knowing(aim, settings.looks.floor)
 
     def stand_ins(self, found: Found, belief: Belief) -> StandIns:
         """Stand-ins in pixels, which do not depend on the site: of all forms, and the dense ones of the evidence."""

@@ -114,8 +114,11 @@ def look(
     batch_size: int,
     seed: int,
     told: Progress,
+    known: Found | None = None,
 ) -> Found:
-    """Compute the statistics and combine them.
+    """Compute the statistics and combine them; a class's norm is the least of its stand-ins'.
+
+    What does not depend on the site is taken from ``known``, what was found with the layer at another one.
 
     With many classes only the nearest ones and as many others are looked at (``Looks.classes``): a backdoor brings its
     class near, and the others are the crowd that it has to stand out from.
@@ -124,7 +127,9 @@ def look(
     classes = _closely(at.logits, at.labels, looks.classes, stream(seed, "classes"))
     head = _head_weight(net, to_pixels(net.images[:2]))
     norms = {name: torch.full((count,), torch.nan) for name in ("pixels", "head", "features")}
-    if head is not None:
+    if known is not None:
+        norms |= {name: known.norms[name] for name in ("pixels", "head")}
+    elif head is not None:
         found = head_norms(head, at.logits, at.labels, classes, quantile=looks.quantile, steps=looks.program_steps)
         norms["head"][classes] = found.float().cpu()
     shift_count = min(count - 1, 2 * looks.classes)
@@ -143,22 +148,25 @@ def look(
         told=lambda done, total: told("look in features", done, total),
     )
     of_class, of_shift = in_features.norms.log().cpu().split([len(aims) - shift_count, shift_count])
-    norms["features"][classes] = of_class.view(len(classes), -1).mean(dim=1).exp()
-    each = max(1, round(looks.pixels / len(classes)))
-    dense = least_stand_ins(
-        at.in_pixels(),
-        at.labels,
-        at.wanted,
-        classes.cpu().repeat_interleave(each),
-        dense_forms(len(classes) * each, at.pixel_shape, net.device),
-        at.pixel_shape,
-        unit=pixel_unit(at.pixel_shape),
-        search=pixels,
-        batch_size=batch_size,
-        generator=stream(seed, "looks in pixels"),
-        told=lambda done, total: told("look in pixels", done, total),
-    )
-    norms["pixels"][classes] = dense.norms.log().cpu().view(len(classes), -1).mean(dim=1).exp()
+    norms["features"][classes] = of_class.view(len(classes), -1).amin(dim=1).exp()
+    if known is None:
+        each = max(1, round(looks.pixels / len(classes)))
+        dense = least_stand_ins(
+            at.in_pixels(),
+            at.labels,
+            at.wanted,
+            classes.cpu().repeat_interleave(each),
+            dense_forms(len(classes) * each, at.pixel_shape, net.device),
+            at.pixel_shape,
+            unit=pixel_unit(at.pixel_shape),
+            search=pixels,
+            batch_size=batch_size,
+            generator=stream(seed, "looks in pixels"),
+            told=lambda done, total: told("look in pixels", done, total),
+        )
+        norms["pixels"][classes] = dense.norms.cpu().view(len(classes), -1).amin(dim=1)
+    else:
+        dense = known.pixels
     shifts = torch.full((count - 1,), torch.nan)
     shifts[:shift_count] = of_shift
     belief = believed([each.log() for each in norms.values()], shifts, floor=looks.floor, prior=looks.prior)

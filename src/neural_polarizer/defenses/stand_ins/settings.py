@@ -54,7 +54,7 @@ class Looks:
     """
 
     classes: int = 32
-    pixels: int = 20
+    pixels: int = 40
     features: int = 2
     quantile: float = 0.9
     program_steps: int = 300
