@@ -47,9 +47,16 @@ _DEFENSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "rnp": {"unlearn.epochs": 1, "recover.epochs": 1, "step": 0.3},
         "sau": {"rounds": 1, "steps": 1},
         "npd-ls": {
-            **{"looks.pixels": 10, "looks.program_steps": 20, "in_pixels.steps": 3, "in_features.steps": 3},
-            **{"bank.pixels": 4, "bank.features": 8, "learning.steps": 5, "learning.rounds": 1},
-            **{"learning.round_steps": 2, "learning.renewed": 4},
+            "looks.pixels": 10,
+            "looks.program_steps": 20,
+            "in_pixels.steps": 3,
+            "in_features.steps": 3,
+            "bank.pixels": 4,
+            "bank.features": 8,
+            "learning.steps": 5,
+            "learning.rounds": 1,
+            "learning.round_steps": 2,
+            "learning.renewed": 4,
         },
     }
 )

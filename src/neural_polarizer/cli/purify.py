@@ -39,6 +39,7 @@ from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.report.audit import audit_summary
+from neural_polarizer.report.guard import guard_summary, not_purified
 from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.fold import fold_run
 from neural_polarizer.runs.purify import chosen_images, run_purify
@@ -183,10 +184,13 @@ def purify(
         if fold:
             record = fold_run(out, pool, evidence, device=place, architecture=network)
     if not quiet:
+        guarded = guard_summary(record)
+        if guarded is not None and not_purified(record):
+            console.print(guarded, markup=False, highlight=False)
         show_table(summary_table(record))
-        summary = audit_summary(record)
-        if summary is not None:
-            console.print(summary, markup=False, highlight=False)
+        for summary in (audit_summary(record), None if not_purified(record) else guarded):
+            if summary is not None:
+                console.print(summary, markup=False, highlight=False)
         folded = [record["fold"]["remark"]] if fold else []
         for remark in (*record["findings"], *record["warnings"], *folded):
             console.print(f"note: {remark}", markup=False, highlight=False)

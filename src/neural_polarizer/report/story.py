@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neural_polarizer.report.audit import audit_summary
+from neural_polarizer.report.guard import guard_summary
 from neural_polarizer.report.methods import BASELINES, POLARIZER
 from neural_polarizer.report.values import count, table
 
@@ -57,6 +58,7 @@ def _images(record: Mapping[str, Any]) -> str:
 def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> tuple[str, ...]:
     epochs, found = count(table(record, "config").get("epochs")), audit_summary(record)
     for_epochs = f" for {epochs} epoch{'' if epochs == '1' else 's'}" if epochs else ""
+    guarded = guard_summary(record)
     return (
         "Every weight of the original network was frozen, and its file was only read.",
         f"One small layer, the polarizer, was inserted {where} {layer or 'the chosen layer'}: "
@@ -67,6 +69,7 @@ def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> t
         *_stand_ins(record, aim),
         "The layer learned to block such perturbations and to let everything else pass, "
         "so that clean images keep their answer and a trigger loses its grip.",
+        *(() if guarded is None else (guarded,)),
     )
 
 

@@ -1,0 +1,40 @@
+"""What the guard of the accuracy let through, in a sentence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from neural_polarizer.report.values import count, items, number, percent, table
+
+
+def guard_summary(record: Mapping[str, Any]) -> str | None:
+    """How strong the layer is, what that costs on clean images, and what is left of held-out stand-ins.
+
+    None for methods without a guard.
+    """
+    found = table(record, "guarded")
+    curve = [each for each in items(found, "points") if isinstance(each, Mapping)]
+    chosen = next((each for each in curve if each.get("dial") == found.get("chosen")), None)
+    dial, drop, budget = (
+        number(value) for value in (found.get("chosen"), (chosen or {}).get("drop"), found.get("budget"))
+    )
+    if chosen is None or dial is None or drop is None or budget is None:
+        return None
+    apart = "held-out clean images" if found.get("held_out") else "clean images"
+    judges = f"On {count(found.get('judges')) or 'the'} {apart}"
+    if dial == 0:
+        return (
+            f"Not purified. {judges} nothing that helps stays within {100 * budget:.1f} points of accuracy: the model "
+            "came back as it was."
+        )
+    left, first = number(chosen.get("stand_ins")), number(curve[0].get("stand_ins"))
+    return (
+        f"The layer works at {dial:g} times its learned strength. {judges} the expected loss of accuracy is "
+        f"{100 * drop:.1f} points ({100 * budget:.1f} are allowed, and one standard error). Held-out stand-ins lead "
+        f"{percent(left)} of the images to their class, {percent(first)} before."
+    )
+
+
+def not_purified(record: Mapping[str, Any]) -> bool:
+    """Whether the guard gave the model back as it was."""
+    found = table(record, "guarded")
+    return bool(found) and found.get("chosen") == 0
