@@ -83,7 +83,20 @@ def purify_words(model: Path, folder: Path, out: Path, *more: object) -> tuple[o
     return (
         *("purify", model, "--clean", folder / "train.parquet", "--test", folder / "test.parquet", "--out", out),
         # the victims of these tests have learned next to nothing
-        *("--n-clean", 12, "--epochs", 2, "--device", "cpu", "--precision", "fp32", "--force", *more),
+        *(
+            "--method",
+            "npd",
+            "--n-clean",
+            12,
+            "--epochs",
+            2,
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--force",
+            *more,
+        ),
     )
 
 

@@ -93,7 +93,7 @@ def test_every_kind_of_data_gives_the_same_images(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ImageSet", "Dataset of pictures", "DataLoader of uint8", "DataLoader of floats"])
 def test_purify_takes_every_kind_of_data_and_gives_the_same_model(kind: str) -> None:
     expected = NeuralPolarizer(epochs=1, batch_size=8).repair(tiny_model(), CLEAN, seed=3)
-    found = purify(tiny_model(), KINDS[kind](), seed=3, **FAST)
+    found = purify(tiny_model(), KINDS[kind](), "npd", seed=3, **FAST)
     assert isinstance(found, Purified)
     assert_same(found.model.state_dict(), expected.model.state_dict())
 
@@ -177,7 +177,7 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
 )
 def test_data_that_cannot_be_used_is_refused(data: Any, match: str) -> None:
     with pytest.raises(BadInputError, match=match):
-        purify(tiny_model(), data, **FAST)
+        purify(tiny_model(), data, "npd", **FAST)
 
 
 def test_a_class_count_beyond_the_labels_can_be_given() -> None:
@@ -200,7 +200,7 @@ def test_images_that_are_handed_in_stay_as_they_are() -> None:
 def test_nothing_is_printed_and_the_model_stays(capfd: pytest.CaptureFixture[str]) -> None:
     model = tiny_model().train()
     before = snapshot(model)
-    result = purify(model, CLEAN, **FAST)
+    result = purify(model, CLEAN, "npd", **FAST)
     after = snapshot(model)
     assert_same(after[0], before[0])
     assert after[1:] == before[1:]
@@ -219,11 +219,12 @@ def test_site_target_and_settings_reach_the_method() -> None:
 
 def test_the_presets_name_and_profile_reach_the_method() -> None:
     with pytest.raises(BadInputError, match=r"'before:layer4.1.conv1': no such module"):
-        purify(tiny_model(), CLEAN, name="paper", **FAST)
+        purify(tiny_model(), CLEAN, "npd", name="paper", **FAST)
     told: list[tuple[str, int, int]] = []
     purify(
         tiny_model(),
         CLEAN,
+        "npd",
         name="reference",
         profile="tiny_imagenet",
         site="after:features",
@@ -248,7 +249,7 @@ def test_settings_that_do_not_exist_are_refused_by_name() -> None:
 
 def test_a_model_for_other_classes_is_refused() -> None:
     with pytest.raises(BadInputError, match="has label 4, but the model knows 4 classes"):
-        purify(tiny_model(), tiny_images(10, num_classes=5), **FAST)
+        purify(tiny_model(), tiny_images(10, num_classes=5), "npd", **FAST)
     with pytest.raises(BadInputError, match="has label 4, but the model's output is"):
         evaluate(tiny_model(), tiny_images(10, num_classes=5), device="cpu")
 

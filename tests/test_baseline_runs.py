@@ -17,7 +17,15 @@ from neural_polarizer import BadInputError, WrongUsageError, purify
 from neural_polarizer.artifacts import load_model
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.poison import poison
-from neural_polarizer.defenses import DEFENSES, EntropyPruning, FineTuning, NeuralPolarizer, Purified, defense_class
+from neural_polarizer.defenses import (
+    DEFAULT,
+    DEFENSES,
+    EntropyPruning,
+    FineTuning,
+    NeuralPolarizer,
+    Purified,
+    defense_class,
+)
 from neural_polarizer.defenses.npd.presets import VARIANTS
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.inspect import Evidence
@@ -344,7 +352,9 @@ def test_purify_takes_whole_fields_and_refuses_what_has_no_meaning() -> None:
             purify(model, clean, method, device="cpu", **options)
     with pytest.raises(BadInputError, match="a setting of FineTuning cannot be 'epochs'"):
         purify(model, clean, "ft", epochs=1, device="cpu")
-    with pytest.raises(BadInputError, match=r"unknown method 'ftt': choose one of npd, .*, or give MODULE:CLASS"):
+    with pytest.raises(
+        BadInputError, match=r"unknown method 'ftt': choose one of npd-ls, npd, .*, or give MODULE:CLASS"
+    ):
         purify(model, clean, "ftt", device="cpu")
 
 
@@ -352,7 +362,7 @@ def test_purify_takes_whole_fields_and_refuses_what_has_no_meaning() -> None:
 
 
 def test_the_registry_holds_every_method_and_cannot_be_changed() -> None:
-    assert tuple(DEFENSES) == (*VARIANTS, *BASELINES)
+    assert tuple(DEFENSES) == (DEFAULT, *VARIANTS, *BASELINES)
     assert all(DEFENSES[name] is NeuralPolarizer for name in VARIANTS)
     with pytest.raises(TypeError):
         DEFENSES["mine"] = FineTuning  # type: ignore[index]

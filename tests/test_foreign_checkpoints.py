@@ -263,7 +263,19 @@ def test_an_attack_result_is_purified(tmp_path: Path, capsys: pytest.CaptureFixt
     write_images(tmp_path / "train.parquet", coloured(12, 0, (32, 32)))
     path, name = tmp_path / "attack_result.pt", "torchvision:squeezenet1_0"
     torch.save(second_version(made(build(name, 3)).state_dict(), "squeezenet1_0"), path)
-    words = ("purify", path, "--clean", tmp_path / "train.parquet", "--out", tmp_path / "out", "--epochs", 1, "--force")
+    words = (
+        "purify",
+        path,
+        "--clean",
+        tmp_path / "train.parquet",
+        "--out",
+        tmp_path / "out",
+        "--method",
+        "npd",
+        "--epochs",
+        1,
+        "--force",
+    )
     refused = run(capsys, *words)
     assert refused.code == 3
     assert f"--arch '{name}' --profile cifar10" in refused.err

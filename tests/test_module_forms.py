@@ -227,7 +227,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(name: str) -> None:
 def test_one_image_at_a_flat_site_is_told_and_not_a_traceback() -> None:
     one = CLEAN.select(torch.tensor([0]))
     with pytest.raises(BadInputError, match="1 image in a batch give the features at this site a single value"):
-        npz.purify(tiny_model(), one, site="before:head", init="default", warmup_epochs=1, epochs=1, **ONE)
+        npz.purify(tiny_model(), one, "npd", site="before:head", init="default", warmup_epochs=1, epochs=1, **ONE)
 
 
 def test_probabilities_are_told() -> None:

@@ -148,6 +148,8 @@ def purified(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], *more:
         data,
         "--out",
         out,
+        "--method",
+        "npd",
         "--epochs",
         1,
         "--device",
