@@ -402,7 +402,7 @@ def test_the_defense_of_the_docs_runs_from_a_file_of_ones_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     base = words("ft", runs, tmp_path / "out")
-    start = base.index("--method")
+    start = len(base) - 1 - base[::-1].index("--method")
     path = "my_defenses.shrink:Shrink"
     done = run(capsys, *base[:start], "--method", path, "--set", "share=0.25", "--scale", "laptop")
     assert (done.code, done.err) == (0, "")

@@ -122,7 +122,7 @@ def test_perturbations_are_measured_over_the_whole_image_and_shifts_are_added(sh
 def test_npd_starts_from_the_models_own_logits_and_learns_the_layer_alone(site: str) -> None:
     network = made(Tokens())
     images = tiny_images(24)
-    still = purify(network, images, site=site, epochs=1, lr=1e-12, batch_size=8, force=True)
+    still = purify(network, images, "npd", site=site, epochs=1, lr=1e-12, batch_size=8, force=True)
     pixels = images.images.float() / 255
     with torch.no_grad():
         expected = network(pixels)
@@ -130,7 +130,7 @@ def test_npd_starts_from_the_models_own_logits_and_learns_the_layer_alone(site: 
     assert still.polarizer is not None
     assert still.polarizer.channels_last
     assert not any("full forward" in note for note in still.notes)  # the network was cut, not run as a whole
-    moved = purify(network, images, site=site, epochs=2, batch_size=8, force=True)
+    moved = purify(network, images, "npd", site=site, epochs=2, batch_size=8, force=True)
     assert moved.polarizer is not None
     weight = moved.polarizer.mix.weight.detach()
     assert float((weight - torch.eye(len(weight))).abs().max()) > 1e-4
@@ -141,7 +141,7 @@ def test_npd_starts_from_the_models_own_logits_and_learns_the_layer_alone(site: 
 
 
 def test_by_itself_the_layer_goes_as_deep_as_something_is_left_behind_it() -> None:
-    found = purify(made(Tokens()), tiny_images(8), epochs=1, batch_size=4, force=True)
+    found = purify(made(Tokens()), tiny_images(8), "npd", epochs=1, batch_size=4, force=True)
     assert found.site == "before:project"
     assert found.site_reason is not None
     assert found.site_reason.startswith("before:project: the deepest of")

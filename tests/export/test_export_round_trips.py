@@ -218,7 +218,7 @@ class InPlace(TinyNet):
 def test_a_network_of_ones_own_is_exported_from_memory(tmp_path: Path) -> None:
     images = tiny_images(16)
     fast: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu", "force": True}
-    purified = neural_polarizer.purify(tiny_model(), images, site="after:features", **fast)
+    purified = neural_polarizer.purify(tiny_model(), images, "npd", site="after:features", **fast)
     before = snapshot(purified.model)
     for suffix in (".pt", ".safetensors", ".pt2"):
         done = neural_polarizer.export(purified, tmp_path / f"a{suffix}", images)

@@ -176,7 +176,7 @@ def test_what_cannot_be_folded_is_remarked_and_stays_purified(
 def test_folding_from_python() -> None:
     images = tiny_images(16)
     fast: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu", "force": True}
-    purified = neural_polarizer.purify(tiny_model(), images, site="after:features", **fast)
+    purified = neural_polarizer.purify(tiny_model(), images, "npd", site="after:features", **fast)
     folded = neural_polarizer.fold(purified, images)
     assert folded.how == "folded into head"
     pixels = to_pixels(images.images)
@@ -185,5 +185,5 @@ def test_folding_from_python() -> None:
     assert folded.deviation == pytest.approx(gap, abs=1e-6)
     of_module = neural_polarizer.fold(purified.model.double(), images, border="ignored")
     assert of_module.deviation < 1e-9
-    foreign = neural_polarizer.purify(made(Untraceable()), images, site="after:features", **fast)
+    foreign = neural_polarizer.purify(made(Untraceable()), images, "npd", site="after:features", **fast)
     assert neural_polarizer.fold(foreign, images).site_kept

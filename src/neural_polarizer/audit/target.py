@@ -8,11 +8,10 @@ from torch import nn
 from neural_polarizer.audit.evidence import collect_margins
 from neural_polarizer.audit.score import confident_suspect, score
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.suspects import Suspect
 from neural_polarizer.train import Progress, silent
 
-FALLBACK = DEFAULT
+FALLBACK = "npd"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,10 @@ def choose_target(
     suspect = confident_suspect(found)
     said = found.unusable or f"score {found.value:.1f}, 90 % interval {found.low:.1f} to {found.high:.1f}"
     if suspect is None:
-        return ChosenTarget(FALLBACK, None, f"the audit names no class with confidence ({said}): {FALLBACK} was used")
+        return ChosenTarget(
+            FALLBACK,
+            None,
+            f"the audit names no class with confidence ({said}): {FALLBACK} was used (npd-ls needs no target)",
+        )
     name = "the class next to each image's own" if suspect == "next" else f"class {suspect}"
     return ChosenTarget(method, suspect, f"the audit takes {name} for the attacker's ({said})")

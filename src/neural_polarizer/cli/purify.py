@@ -62,7 +62,7 @@ def purify(
         str | None,
         typer.Option(
             help="npd-ls, npd-tp, npd-tu: the attacker's class, 'next' for all-to-all, or 'auto': what an audit finds "
-            "with confidence, and npd-ls without a target if it finds none."
+            "with confidence, and npd if it finds none."
         ),
     ] = None,
     preset: Annotated[
