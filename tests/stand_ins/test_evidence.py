@@ -45,10 +45,18 @@ def test_a_class_far_below_the_others_is_an_outlier_and_one_far_above_is_not() -
 def test_false_alarms_come_as_often_as_the_level_says() -> None:
     generator = torch.Generator().manual_seed(0)
     alarms = sum(
-        believed([torch.randn(10, generator=generator)], torch.zeros(0), floor=0.1, prior=0.5).p_value < 0.05
+        believed([torch.randn(10, generator=generator)], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).p_value
+        < 0.05
         for _ in range(1000)
     )
     assert 25 <= alarms <= 75
+
+
+def test_norms_that_are_all_alike_accuse_nobody() -> None:
+    alike = torch.full((10,), 1.0)
+    alike[3] -= 0.05
+    assert float(outlier_p(alike)[3]) < 1e-9
+    assert believed([alike], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).p_value > 0.5
 
 
 def test_too_few_classes_and_missing_ones_accuse_nobody() -> None:
@@ -65,9 +73,9 @@ def test_factors_are_those_of_sellke_and_others() -> None:
 def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
-    one = believed([low], torch.zeros(0), floor=0.2, prior=0.5)
-    both = believed([low, low], torch.zeros(0), floor=0.2, prior=0.5)
-    none = believed([calm], torch.zeros(0), floor=0.2, prior=0.5)
+    one = believed([low], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
+    both = believed([low, low], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
+    none = believed([calm], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
     assert both.factors[0] == pytest.approx(float(one.factors[0]) ** 2)
     assert one.likeliest == both.likeliest == 0
     assert float(both.aims.sum()) == pytest.approx(1)
@@ -77,7 +85,7 @@ def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
 
 def test_a_shift_of_all_labels_is_an_aim_like_a_class() -> None:
     shifts = torch.cat([torch.tensor([-5.0]), torch.linspace(-0.2, 0.2, 8)])
-    found = believed([torch.linspace(-1, 1, 10)], shifts, floor=0.1, prior=0.5)
+    found = believed([torch.linspace(-1, 1, 10)], shifts, floor=0.1, prior=0.5, resolution=0.05)
     assert found.likeliest == 10
     assert told_aim(found.likeliest, 10) == "next"
     assert told_aim(3, 10) == 3
@@ -85,7 +93,7 @@ def test_a_shift_of_all_labels_is_an_aim_like_a_class() -> None:
 
 
 def test_whoever_knows_the_aim_leaves_the_others_the_floor_only() -> None:
-    found = believed([torch.linspace(-1, 1, 10)], torch.zeros(0), floor=0.1, prior=0.5).knowing(4, 0.1)
+    found = believed([torch.linspace(-1, 1, 10)], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).knowing(4, 0.1)
     assert float(found.aims[4]) == pytest.approx(0.91)
     assert float(found.aims[0]) == pytest.approx(0.01)
     assert found.backdoor == 1.0

@@ -40,11 +40,12 @@ def told_aim(aim: int, num_classes: int) -> int | Literal["next"] | None:
     return aim if aim < num_classes else "next" if aim == num_classes else None
 
 
-def outlier_p(values: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
+def outlier_p(values: Float[Tensor, " c"], resolution: float = 1e-6) -> Float[Tensor, " c"]:
     """For each value the probability that one drawn like the others lies so far below them.
 
     The externally studentised deviation, t = (mean of the others - x) / (sd of the others sqrt(1 + 1 / (c - 1))), has
     Student's distribution with c - 2 degrees of freedom where all values are normal and alike.  NaN counts as missing.
+    Values are not told apart more finely than ``resolution``, the least standard deviation.
 
     Returns:
         One-sided p-values, float64; 1 where there are fewer than four values or one is missing.
@@ -58,7 +59,7 @@ def outlier_p(values: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
         return p
     rest = (found.sum() - found) / (count - 1)
     squares = (found.square().sum() - found.square()) / (count - 1) - rest.square()
-    deviation = (squares.clamp_min(0) * (count - 1) / (count - 2)).sqrt().clamp_min(1e-6)
+    deviation = (squares.clamp_min(0) * (count - 1) / (count - 2)).sqrt().clamp_min(resolution)
     t = (rest - found) / (deviation * math.sqrt(1 + 1 / (count - 1)))
     p[known] = student_tail(t, count - 2)
     return p
@@ -101,6 +102,7 @@ def believed(
     *,
     floor: float,
     prior: float,
+    resolution: float,
 ) -> Belief:
     """Combine statistics by class, low where an attacker's class is, and one by shift (all-to-all).
 
@@ -112,9 +114,10 @@ def believed(
         shifts: likewise by shift of the label, from 1 on.
         floor: share of the probability that is spread evenly over the aims that were looked at.
         prior: in [0, 1].
+        resolution: of the statistics.
     """
-    p = [outlier_p(each) for each in statistics]
-    of_shift = outlier_p(shifts)
+    p = [outlier_p(each, resolution) for each in statistics]
+    of_shift = outlier_p(shifts, resolution)
     factors = torch.stack([bayes_factor(each) for each in p]).prod(dim=0)
     factors = torch.cat([factors, bayes_factor(of_shift)])
     seen = torch.cat([torch.stack([each.isfinite() for each in statistics]).any(dim=0), shifts.isfinite()])

@@ -169,7 +169,13 @@ def look(
         dense = known.pixels
     shifts = torch.full((count - 1,), torch.nan)
     shifts[:shift_count] = of_shift
-    belief = believed([each.log() for each in norms.values()], shifts, floor=looks.floor, prior=looks.prior)
+    belief = believed(
+        [each.log() for each in norms.values()],
+        shifts,
+        floor=looks.floor,
+        prior=looks.prior,
+        resolution=max(pixels.finest, features.finest),
+    )
     return Found(belief, norms, dense)
 
 
