@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.stand_ins import LeastStandIns
-from neural_polarizer.defenses.stand_ins.defense import held_out
+from neural_polarizer.defenses.stand_ins.defense import _remarks, held_out
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import changed
@@ -57,6 +58,14 @@ def test_a_learner_that_destroys_everything_gives_the_model_back_and_says_so() -
     assert purified.guarded.chosen == 0
     assert torch.allclose(purified.model(pixels), model(pixels), atol=1e-5)
     assert any(note.startswith("not purified") for note in purified.notes)
+
+
+def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
+    point = Point(1.0, 0.9, 0.011, 0.004, 0.0)
+    sure = Guarded((Point(0.0, 0.9, 0.0, 0.0, 0.9), replace(point, drop=0.004)), 1.0, 625, True, 0.006, 0.03, 0)
+    assert _remarks(sure) == []
+    assert "1.1 points, is above the budget of 0.6" in _remarks(replace(sure, points=(sure.points[0], point)))[0]
+    assert "none could be held out" in _remarks(replace(sure, held_out=False, judges=50))[0]
 
 
 def test_no_more_images_at_once_than_the_batch_size() -> None:

@@ -410,7 +410,18 @@ def _remarks(guarded: Guarded) -> list[str]:
             f"not purified: nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy; the "
             "model comes back as it was (a larger guard.max_acc_drop allows more)"
         ]
-    return []
+    found = []
+    if guarded.point.drop > guarded.budget:
+        found.append(
+            f"the expected loss of accuracy, {100 * guarded.point.drop:.1f} points, is above the budget of "
+            f"{100 * guarded.budget:.1f}, but within its error; compare both models on test images before you use this"
+        )
+    if not guarded.held_out:
+        found.append(
+            f"with {guarded.judges} clean images none could be held out, so the real loss of accuracy may be several "
+            "points larger than expected; compare both models on test images before you use this"
+        )
+    return found
 
 
 def _audit(found: Found, belief: Belief, num_classes: int, level: float) -> Audit:
