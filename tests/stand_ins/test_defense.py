@@ -63,9 +63,11 @@ def test_a_learner_that_destroys_everything_gives_the_model_back_and_says_so() -
 def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
     point = Point(1.0, 0.9, 0.011, 0.004, 0.0)
     sure = Guarded((Point(0.0, 0.9, 0.0, 0.0, 0.9), replace(point, drop=0.004)), 1.0, 625, True, 0.006, 0.03, 0)
-    assert _remarks(sure) == []
-    assert "1.1 points, is above the budget of 0.6" in _remarks(replace(sure, points=(sure.points[0], point)))[0]
-    assert "none could be held out" in _remarks(replace(sure, held_out=False, judges=50))[0]
+    assert _remarks(sure, 0.02) == []
+    assert "1.1 points, is above the budget of 0.6" in _remarks(replace(sure, points=(sure.points[0], point)), 0.02)[0]
+    assert "none could be held out" in _remarks(replace(sure, held_out=False, judges=50), 0.02)[0]
+    left = replace(point, drop=0.004, stand_ins=0.724)
+    assert "still lead 72 %" in _remarks(replace(sure, points=(sure.points[0], left)), 0.02)[0]
 
 
 def test_no_more_images_at_once_than_the_batch_size() -> None:

@@ -125,7 +125,7 @@ class LeastStandIns:
             str(best.net.site),
             best.history,
             seconds,
-            (*best.net.notes, *_remarks(best.guarded)),
+            (*best.net.notes, *_remarks(best.guarded, self.guard.enough)),
             told_aim(belief.likeliest, best.net.num_classes) if accused else self.target,
             _audit(found, belief, best.net.num_classes, self.looks.level),
             best.reason,
@@ -404,7 +404,7 @@ def held_out(
     return order[~judging].sort().values, order[judging].sort().values
 
 
-def _remarks(guarded: Guarded) -> list[str]:
+def _remarks(guarded: Guarded, enough: float) -> list[str]:
     if guarded.chosen == 0:
         return [
             f"not purified: nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy; the "
@@ -415,6 +415,11 @@ def _remarks(guarded: Guarded) -> list[str]:
         found.append(
             f"the expected loss of accuracy, {100 * guarded.point.drop:.1f} points, is above the budget of "
             f"{100 * guarded.budget:.1f}, but within its error; compare both models on test images before you use this"
+        )
+    if guarded.point.stand_ins > enough:
+        found.append(
+            f"held-out stand-ins still lead {100 * guarded.point.stand_ins:.0f} % of the images to their class, so a "
+            "trigger may still work; more clean images or a larger guard.max_acc_drop may help"
         )
     if not guarded.held_out:
         found.append(
