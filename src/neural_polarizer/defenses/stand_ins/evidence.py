@@ -18,8 +18,8 @@ class Belief:
         aims: probability that it is the attacker's, if there is one, adding up to 1, the floor included, ``(k + 1,)``:
             the classes, then "next".
         factors: how many times as likely the evidence is if it is the attacker's, likewise.
-        forms: for each aim, how likely the trigger has each form: those in pixels, and last that of something which
-            only the layer's input has in common, ``(k + 1, f)``; rows add up to 1.
+        forms: for each aim and form of a trigger the factor of the evidence: those in pixels, and last that of something
+            which only the layer's input has in common, ``(k + 1, f)``.
         backdoor: probability that there is a backdoor.
         p_value: of the strongest statistic, corrected for the number of aims and statistics looked at.
         likeliest: the aim with the largest factor.
@@ -32,11 +32,9 @@ class Belief:
     p_value: float
     likeliest: int
 
-    @property
-    def beyond_pixels(self) -> bool:
-        """Whether the likeliest aim stands out at the layer's input more than in any form in pixels."""
-        of_likeliest = self.forms[self.likeliest]
-        return bool(of_likeliest[-1] > of_likeliest[:-1].max())
+    def beyond_pixels(self, clear: float) -> bool:
+        """Whether the likeliest aim stands out in no form in pixels, by a factor of ``clear``."""
+        return bool(self.forms[self.likeliest, :-1].max() < clear)
 
     def knowing(self, aim: int, floor: float) -> "Belief":
         """The same where somebody has told the attacker's aim; every aim keeps its share of ``floor``."""
@@ -136,9 +134,7 @@ def believed(
     factors = torch.cat([factors, bayes_factor(of_next)])
     seen = torch.cat([torch.stack([each.isfinite() for each in statistics]).any(dim=0), next_seen])
     factors = torch.where(seen, factors, 0.0)
-    of_form = torch.stack([bayes_factor(each) for each in p[: len(by_form)]], dim=1)
-    even = torch.ones(1, len(by_form), dtype=torch.float64)
-    forms = torch.cat([of_form, even])
+    forms = torch.stack([bayes_factor(each) for each in p[: len(by_form)]], dim=1)
     looks = sum(int(each.isfinite().sum()) for each in (*statistics, shifts[:1]))
     smallest = min(float(each.min()) for each in (*p, of_next) if len(each))
     count = max(1, int(seen.sum()))
@@ -148,7 +144,7 @@ def believed(
     return Belief(
         aims=aims.float(),
         factors=factors,
-        forms=(forms / forms.sum(dim=1, keepdim=True)).float(),
+        forms=torch.cat([forms, torch.ones_like(forms[:1])]).float(),
         backdoor=odds / max(odds + 1 - prior, 1e-30),
         p_value=-math.expm1(looks * math.log1p(-min(smallest, 1 - 1e-12))),
         likeliest=int(factors.argmax()),

@@ -109,11 +109,13 @@ class Held:
     Args:
         values: images that carry those in pixels, as the network sees them in front of the layer.
         led: the labels that these are led to.
+        counts: how many images carry each.
         shifts: those at the layer's input.
     """
 
     values: Values
     led: Int64[Tensor, " h"]
+    counts: Sequence[int]
     shifts: StandIns
 
 

@@ -206,10 +206,9 @@ class Place:
             aims = drawn_aims(belief, settings.learning.renewed, generator)
             renewed = self._at_layer(aims, 1.0, generator, f"renewed stand-ins {rounds}")
             latest = replace(latest, guarded=latest.guarded.with_left(self._left(renewed, latest.lesson, belief)))
-            idle = (
-                0 if best is None or latest.guarded.harm < best.guarded.harm - settings.learning.progress else idle + 1
-            )
-            best = latest if best is None else min(best, latest, key=lambda each: each.guarded.harm)
+            helps = rounds == 1 or latest.guarded.harm < best.guarded.harm - settings.learning.progress
+            best = latest if rounds == 1 else min(best, latest, key=lambda each: each.guarded.harm)
+            idle = 0 if helps else idle + 1
             if best.guarded.done or rounds > settings.learning.rounds or idle > settings.learning.patience:
                 return replace(best, history=history)
             lesson = replace(latest.lesson, shifts=latest.lesson.shifts.joined(renewed))
@@ -252,8 +251,8 @@ class Place:
         aims = drawn_aims(belief, bank.features, generator)
         shifts = self._at_layer(aims, bank.features_dense, generator, "stand-ins at the layer")
         stretch = torch.rand(bank.images, generator=generator)
-        carried, _ = self._carried(pixels.taught, 1 + bank.stretch * stretch, generator)
-        held, led = self._carried(pixels.held, torch.full_like(stretch, bank.held_stretch), generator)
+        carried, _, _ = self._carried(pixels.taught, 1 + bank.stretch * stretch, generator)
+        held, led, counts = self._carried(pixels.held, torch.full_like(stretch, bank.held_stretch), generator)
         held_shifts = self._at_layer(pixels.at_layer, 1.0, generator, "held-out stand-ins at the layer")
         rows = torch.arange(len(at.labels), device=self.net.device)
         return Lesson(
@@ -263,7 +262,7 @@ class Place:
             logits=centred(at.logits),
             carried=carried,
             shifts=shifts,
-            held=Held(held.values, led, held_shifts),
+            held=Held(held.values, led, counts, held_shifts),
             unit=self.unit,
             fit=rows,
         )
@@ -284,13 +283,15 @@ class Place:
     @torch.no_grad()
     def _carried(
         self, pixels: Mapping[str, StandIns], stretch: Tensor, generator: torch.Generator
-    ) -> tuple[Carried, Tensor]:
-        """Images with stand-ins in pixels, in front of the layer, and the labels that they are led to."""
+    ) -> tuple[Carried, Tensor, list[int]]:
+        """Images with stand-ins in pixels, in front of the layer; the labels that they get; how many carry each."""
         at, size, parts, rows, led = self.seen, self.settings.batch_size, [], [], []
         for stand_ins in pixels.values():
             for delta, aim in zip(stand_ins.deltas, stand_ins.aims.tolist(), strict=True):
                 usable = (at.labels != at.wanted[aim]).nonzero()[:, 0]
                 chosen = usable[torch.randperm(len(usable), generator=generator)[: len(stretch)].to(usable.device)]
+                if len(chosen) == 0:
+                    continue
                 scales = stretch[: len(chosen)].to(chosen.device)
                 for part, scale in zip(chosen.split(size), scales.split(size), strict=True):
                     deltas = scale.view(-1, 1, 1, 1) * delta
@@ -299,9 +300,9 @@ class Place:
                 led.append(at.wanted[aim, chosen])
         if not parts:
             nothing = torch.zeros(0, dtype=torch.int64, device=self.net.device)
-            return Carried(tuple(value[:0] for value in at.values), nothing), nothing
+            return Carried(tuple(value[:0] for value in at.values), nothing), nothing, []
         values = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return Carried(values, torch.cat(rows)), torch.cat(led)
+        return Carried(values, torch.cat(rows)), torch.cat(led), [len(each) for each in led]
 
     def _taught(
         self, lesson: Lesson, changes: Sequence[Change], weight: float, generator: torch.Generator, rounds: int
@@ -353,21 +354,25 @@ class Place:
         self.layer.set(mean_of(changes), dial)
         over = self._led(lesson.held)
         drop, error = expected_drop(torch.cat(before, dim=1), torch.cat(after, dim=1))
-        return Point(
-            dial, float(torch.cat(right).float().mean()), drop, drop - excused * error, float(over.float().mean())
-        )
+        return Point(dial, float(torch.cat(right).float().mean()), drop, drop - excused * error, over)
 
     @torch.no_grad()
-    def _led(self, held: Held) -> Tensor:
-        """For each image with a held-out stand-in, whether this leads it to its label, with the layer as it is."""
-        over = [self._logits(held.values).argmax(dim=1) == held.led] if len(held.led) else []
+    def _led(self, held: Held) -> float:
+        """The share of images that held-out stand-ins lead to their labels, with the layer as it is.
+
+        The upper quartile of the stand-ins: a few among them are no trigger's, but what any network follows.
+        """
+        shares = []
+        if len(held.led) > 0:
+            over = self._logits(held.values).argmax(dim=1) == held.led
+            shares = [float(part.float().mean()) for part in over.split(held.counts)]
         at, count = self.seen, self.settings.bank.images
         for delta, aim in zip(held.shifts.deltas, held.shifts.aims.tolist(), strict=True):
             rows = (at.labels != at.wanted[aim]).nonzero()[:count, 0]
             shift = (self.settings.bank.held_stretch * delta).expand(len(rows), *delta.shape)
             logits = self.net.logits(tuple(value[rows] for value in at.values), shift)
-            over.append(logits.argmax(dim=1) == at.wanted[aim, rows])
-        return torch.cat(over) if over else torch.zeros(1)
+            shares.append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
+        return float(torch.tensor(shares).quantile(0.75)) if shares else 0.0
 
     @torch.no_grad()
     def _logits(self, values: Values) -> Float[Tensor, "n k"]:

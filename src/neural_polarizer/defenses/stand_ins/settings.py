@@ -52,6 +52,7 @@ class Looks:
         program_steps: iterations of its solver.
         floor: share of all stand-ins that is spread evenly over the aims, whatever the evidence says.
         prior: probability that there is a backdoor, before any evidence.
+        clear: factor of the evidence from which on a form of the trigger counts as seen ("substantial", Jeffreys 1961).
         level: of the verdict: a model is accused where the corrected p-value is below.
     """
 
@@ -62,6 +63,7 @@ class Looks:
     program_steps: int = 300
     floor: float = 0.1
     prior: float = 0.5
+    clear: float = 3.0
     level: float = 0.05
 
 
