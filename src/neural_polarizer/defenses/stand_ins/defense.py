@@ -71,8 +71,7 @@ class LeastStandIns(Settings):
             if tried.guarded.harm < learned.guarded.harm:
                 place, learned = other, tried
                 reason = f"{site}: of {run.net.site} and the places next to it, the one with the least expected harm"
-        if belief.beyond_pixels(self.looks.clear):
-            learned = place.renew(learned, belief)
+        learned = place.renew(learned, belief)
         place.keep(learned)
         seconds = {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
         seconds["learn"] = time.perf_counter() - gathered

@@ -18,8 +18,8 @@ class Belief:
         aims: probability that it is the attacker's, if there is one, adding up to 1, the floor included, ``(k + 1,)``:
             the classes, then "next".
         factors: how many times as likely the evidence is if it is the attacker's, likewise.
-        forms: for each aim and form of a trigger the factor of the evidence: those in pixels, and last that of something
-            which only the layer's input has in common, ``(k + 1, f)``.
+        forms: for each aim and form of a trigger the factor of the evidence: those in pixels, and last that of what
+            only the layer's input has in common, ``(k + 1, f)``.
         backdoor: probability that there is a backdoor.
         p_value: of the strongest statistic, corrected for the number of aims and statistics looked at.
         likeliest: the aim with the largest factor.
@@ -33,8 +33,9 @@ class Belief:
     likeliest: int
 
     def beyond_pixels(self, clear: float) -> bool:
-        """Whether the likeliest aim stands out in no form in pixels, by a factor of ``clear``."""
-        return bool(self.forms[self.likeliest, :-1].max() < clear)
+        """Whether the likeliest aim stands out at the layer's input and in no form in pixels, by a factor of ``clear``."""
+        of_likeliest = self.forms[self.likeliest]
+        return bool(of_likeliest[-1] >= clear) and bool(of_likeliest[:-1].max() < clear)
 
     def knowing(self, aim: int, floor: float) -> "Belief":
         """The same where somebody has told the attacker's aim; every aim keeps its share of ``floor``."""

@@ -48,12 +48,14 @@ class Learned:
         guarded: what the guard let through of it.
         lesson: what it was learned from.
         history: a row for each time that something was learned there.
+        renewed: stand-ins at the input of this layer, where those are looked for.
     """
 
     changes: Sequence[Change]
     guarded: Guarded
     lesson: Lesson
     history: Sequence[Mapping[str, float]]
+    renewed: StandIns | None
 
 
 class Place:
@@ -197,23 +199,23 @@ class Place:
         does, has no form in pixels that images share, and moves features further than the frozen network's least
         stand-ins; so the layer is to resist shifts of up to ``held_stretch`` times their length.
         """
-        settings, generator = self.settings, stream(self.seed, "renew")
-        best, latest, idle = learned, learned, 0
-        history = list(learned.history)
-        while True:
-            self.layer.set(mean_of(latest.changes))
-            rounds = latest.guarded.rounds + 1
-            aims = drawn_aims(belief, settings.learning.renewed, generator)
-            renewed = self._at_layer(aims, 1.0, generator, f"renewed stand-ins {rounds}")
-            latest = replace(latest, guarded=latest.guarded.with_left(self._left(renewed, latest.lesson, belief)))
-            helps = rounds == 1 or latest.guarded.harm < best.guarded.harm - settings.learning.progress
-            best = latest if rounds == 1 else min(best, latest, key=lambda each: each.guarded.harm)
-            idle = 0 if helps else idle + 1
-            if best.guarded.done or rounds > settings.learning.rounds or idle > settings.learning.patience:
-                return replace(best, history=history)
-            lesson = replace(latest.lesson, shifts=latest.lesson.shifts.joined(renewed))
-            latest = self._learned(lesson, latest.changes, belief, generator, latest.guarded.weight, rounds)
+        settings, generator = self.settings.learning, stream(self.seed, "renew")
+        best = latest = learned
+        history, idle = list(learned.history), 0
+        while not best.guarded.done and latest.guarded.rounds < settings.rounds and idle <= settings.patience:
+            if latest.renewed is None or len(latest.renewed) == 0:
+                break
+            lesson = replace(latest.lesson, shifts=latest.lesson.shifts.joined(latest.renewed))
+            weight, rounds = latest.guarded.weight, latest.guarded.rounds + 1
+            latest = self._learned(lesson, latest.changes, belief, generator, weight, rounds)
             history.extend(latest.history)
+            idle = 0 if latest.guarded.harm < best.guarded.harm - settings.progress else idle + 1
+            best = min(best, latest, key=lambda each: each.guarded.harm)
+        return replace(best, history=history)
+
+    def keep(self, learned: Learned) -> None:
+        """Give the layer what was learned, at the dial that the guard chose."""
+        self.layer.set(mean_of(learned.changes), learned.guarded.chosen)
 
     def _left(self, renewed: StandIns, lesson: Lesson, belief: Belief) -> float:
         """How far renewed stand-ins are from ``held_stretch`` times the length of the frozen network's: 1 to 0."""
@@ -223,10 +225,6 @@ class Place:
             return 0.0
         ratio = float(now.mean() / then.mean())
         return min(1.0, max(0.0, 1 - (ratio - 1) / (self.settings.bank.held_stretch - 1)))
-
-    def keep(self, learned: Learned) -> None:
-        """Give the layer what was learned, at the dial that the guard chose."""
-        self.layer.set(mean_of(learned.changes), learned.guarded.chosen)
 
     def _learned(
         self,
@@ -238,10 +236,15 @@ class Place:
         rounds: int,
     ) -> Learned:
         loss, taught = self._taught(lesson, changes, weight, generator, rounds)
-        guarded = self._guarded(taught, lesson, weight, rounds, belief)
+        guarded, renewed = self._guarded(taught, lesson, weight, rounds, belief), None
+        if belief.beyond_pixels(self.settings.looks.clear):
+            self.layer.set(mean_of(taught), guarded.chosen or 1.0)
+            aims = drawn_aims(belief, self.settings.learning.renewed, generator)
+            renewed = self._at_layer(aims, 1.0, generator, f"renewed stand-ins {rounds + 1}")
+            guarded = guarded.with_left(self._left(renewed, lesson, belief))
         point = guarded.point
         row = {"weight": weight, "round": float(rounds), "loss": loss, "dial": point.dial, "acc": point.acc}
-        return Learned(taught, guarded, lesson, [row | {"drop": point.drop, "stand_ins": point.stand_ins}])
+        return Learned(taught, guarded, lesson, [row | {"drop": point.drop, "stand_ins": point.stand_ins}], renewed)
 
     def _gathered(self, pixels: "PixelBank", belief: Belief) -> Lesson:
         """Both banks, and stand-ins that nothing is learned from."""
