@@ -33,7 +33,7 @@ class Belief:
     likeliest: int
 
     def beyond_pixels(self, clear: float) -> bool:
-        """Whether the likeliest aim stands out at the layer's input and in no form in pixels, by a factor of ``clear``."""
+        """Whether the likeliest aim stands out at the layer's input, by ``clear``, but in no form in pixels."""
         of_likeliest = self.forms[self.likeliest]
         return bool(of_likeliest[-1] >= clear) and bool(of_likeliest[:-1].max() < clear)
 
