@@ -30,19 +30,17 @@ from neural_polarizer.cli.options import (
     network_named,
     parse_size,
 )
-from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.output import console, show_report, show_warnings
 from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.result import show_result
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFAULT, DEFENSES
 from neural_polarizer.defenses.npd.presets import Preset
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.models.normalize import PROFILES
-from neural_polarizer.report.audit import audit_summary
-from neural_polarizer.report.guard import guard_summary, not_purified
-from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.fold import fold_run
-from neural_polarizer.runs.purify import chosen_images, run_purify
+from neural_polarizer.runs.purify import REPORT, chosen_images, run_purify
 from neural_polarizer.scales import Scale
 
 
@@ -184,14 +182,7 @@ def purify(
         if fold:
             record = fold_run(out, pool, evidence, device=place, architecture=network)
     if not quiet:
-        guarded = guard_summary(record)
-        if guarded is not None and not_purified(record):
-            console.print(guarded, markup=False, highlight=False)
-        show_table(summary_table(record))
-        for summary in (audit_summary(record), None if not_purified(record) else guarded):
-            if summary is not None:
-                console.print(summary, markup=False, highlight=False)
         folded = [record["fold"]["remark"]] if fold else []
-        for remark in (*record["findings"], *record["warnings"], *folded):
-            console.print(f"note: {remark}", markup=False, highlight=False)
-        console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        show_warnings(record["warnings"], (*record["findings"], *folded))
+        show_result(record)
+        show_report(out / REPORT)
