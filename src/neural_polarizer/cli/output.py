@@ -32,5 +32,5 @@ def show_warnings(warnings: Iterable[str], notes: Iterable[str] = ()) -> None:
 
 def show_report(path: Path, label: str = "report") -> None:
     """Print where a page is, as a link (OSC 8) where the terminal takes links."""
-    link = Text(str(path), Style(link=path.resolve().as_uri()))
+    link = Text(str(path), Style(link=path.resolve().as_uri() if console.is_terminal else None))
     console.print(Text.assemble(f"{label}: ", link), soft_wrap=True)
