@@ -1,7 +1,7 @@
 """A new defense in one class: batch norms get the statistics of clean images. Its module name makes it available:
 
-    cd examples
-    polarizer purify MODEL --clean IMAGES --method new_defense:CleanStatistics --out purified/
+cd examples
+polarizer purify MODEL --clean IMAGES --method new_defense:CleanStatistics --out purified/
 """
 
 import copy

@@ -35,7 +35,8 @@ Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be
 Architecture = Annotated[
     str,
     typer.Option(
-        help=f"The network, as torchvision:NAME. One of {FORMS}, with options as in timm:NAME?img_size=32.", metavar="NAME"
+        help=f"The network, as torchvision:NAME. One of {FORMS}, with options as in timm:NAME?img_size=32.",
+        metavar="NAME",
     ),
 ]
 GivenArchitecture = Annotated[
@@ -102,9 +103,9 @@ PoisonLabelText = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N training images.", min=1)]
 PrecisionName = Annotated[
-    Literal["fp32", "bf16"] | None, typer.Option(help="Default: bf16 where the hardware computes in it.")
+    Literal["fp32", "bf16"] | None, typer.Option(help="Of the computation. Default: bf16 where the hardware computes in it.", metavar="fp32|bf16")
 ]
-DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: cuda if there is one.")]
+DeviceName = Annotated[str | None, typer.Option(help="Where to compute, as cpu or cuda:1. Default: cuda if there is one.")]
 OwnSettings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the method itself, as alpha=0.1; repeatable.", metavar="NAME=VALUE"),
