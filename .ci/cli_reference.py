@@ -15,8 +15,8 @@ from neural_polarizer.cli.main import app
 
 HEAD = """# Command line
 
-This page is made from the options by `.ci/cli_reference.py`. `polarizer COMMAND --help` shows the first sentence of each,
-`--help-all` everything. Options that several commands share stand at the end.
+This page is made from the options by `.ci/cli_reference.py`. `polarizer COMMAND --help` shows the first sentence of
+each, `--help-all` everything. Options that several commands share stand at the end.
 """
 
 

@@ -26,7 +26,9 @@ class Step:
 
 def steps_of(page: Path) -> list[Step]:
     """The blocks that start with a prompt or an import, in their order."""
-    return [step for language, block in _FENCE.findall(page.read_text(encoding="utf-8")) for step in _steps(language, block)]
+    return [
+        step for language, block in _FENCE.findall(page.read_text(encoding="utf-8")) for step in _steps(language, block)
+    ]
 
 
 def _steps(language: str, block: str) -> Iterator[Step]:
