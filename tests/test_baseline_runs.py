@@ -20,10 +20,13 @@ from neural_polarizer.data.poison import poison
 from neural_polarizer.defenses import (
     DEFAULT,
     DEFENSES,
+    Defense,
     EntropyPruning,
     FineTuning,
     NeuralPolarizer,
-    Purified,
+    Outcome,
+    Repaired,
+    Run,
     defense_class,
 )
 from neural_polarizer.defenses.npd.presets import VARIANTS
@@ -332,7 +335,7 @@ def test_purify_takes_every_baseline_by_name(method: str) -> None:
     model, clean = tiny_model(), tiny_images(16)
     for scale in (None, "laptop"):
         found = purify(model, clean, method, scale=scale, device="cpu", force=True, **CHANGES[method])
-        assert isinstance(found, Purified)
+        assert isinstance(found, Repaired)
         assert (found.polarizer, found.site) == (None, None)
         assert found.model(clean.images / 255).shape == (16, 4)
 
@@ -369,12 +372,12 @@ def test_the_registry_holds_every_method_and_cannot_be_changed() -> None:
 
 
 @dataclass(frozen=True)
-class Demanding:
+class Demanding(Defense):
     """A defense whose setting has no default."""
 
     must: int
 
-    def repair(self, *_: Any, **__: Any) -> Purified:
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         raise NotImplementedError
 
 
@@ -383,7 +386,7 @@ def test_what_a_path_names_must_be_a_defense() -> None:
     for name, match in (
         ("no_such_module:Mine", "cannot load the method 'no_such_module:Mine': No module named"),
         ("neural_polarizer.defenses.anp:Mine", "has no attribute 'Mine'"),
-        ("torch:Tensor", "'torch:Tensor' is not a defense: a dataclass with a method repair"),
+        ("torch:Tensor", "'torch:Tensor' is not a defense: a dataclass derived from"),
         ("neural_polarizer.train:Schedule", "is not a defense"),
     ):
         with pytest.raises(BadInputError, match=match):

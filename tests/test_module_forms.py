@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Purified
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.defenses import ANP
+from neural_polarizer.defenses import ANP, Defense, Outcome, Run
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.surgery import PolarizedModule
 from toys import TinyNet, assert_same, made, snapshot, tiny_images, tiny_model
@@ -106,18 +107,15 @@ def test_frozen_models_and_other_layouts_of_memory_come_back_as_they_were() -> N
 
 
 def test_weights_too_large_for_the_callers_type_are_told() -> None:
-    class Swollen(npz.NeuralPolarizer):
-        def repair(self, model: nn.Module, clean: ImageSet, **_: Any) -> Purified:
-            swollen = copy.deepcopy(model)
+    @dataclass(frozen=True)
+    class Swollen(Defense):
+        def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
             with torch.no_grad():
-                swollen.get_parameter("network.head.weight").fill_(1e6)
-            return Purified(swollen, None, None, [], {}, [])
+                model.get_parameter("network.head.weight").fill_(1e6)
+            return Outcome(model)
 
-    from neural_polarizer.defenses.frame import admitted
-
-    patient = admitted(tiny_model().half(), CLEAN, force=True)
     with pytest.raises(BadInputError, match=r"network\.head\.weight\) is too large for torch.float16"):
-        patient.repaired(Swollen(), seed=0)
+        Swollen().repair(tiny_model().half(), CLEAN, seed=0)
 
 
 # --- what comes after ------------------------------------------------------------------------------------------------
@@ -268,7 +266,7 @@ def test_anp_is_the_same_on_networks_with_dropout_and_leaves_the_global_rng_alon
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        found.append(ANP(iterations=6, batch_size=8).masks(network, CLEAN, seed=0))
+        found.append(ANP(iterations=6, batch_size=8).masks(network, CLEAN, Run(seed=0)))
         assert torch.equal(torch.get_rng_state(), state)
     assert_same(found[0], found[1])
 

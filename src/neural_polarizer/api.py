@@ -16,9 +16,12 @@ from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses import DEFAULT
-from neural_polarizer.defenses.base import Defense, Purified
-from neural_polarizer.defenses.frame import admitted, check_one_layer, fitting_images
+from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.base import Repaired as Purified
+from neural_polarizer.defenses.fitting import fitting_images
+from neural_polarizer.defenses.form import check_one_layer
 from neural_polarizer.defenses.npd.presets import Preset, Target
+from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
@@ -92,10 +95,10 @@ def purify(
     notes: tuple[str, ...] = ()
     # tells wrong usage at once
     trial = make_defense(method, name=name, scale=scale, profile=profile, target=0 if target == "auto" else target)
-    changed(with_options(trial, method, {"site": site}), settings)
-    check_module(_module(model))
-    check_one_layer(model, trial)
-    patient = admitted(model, images, device=place, force=force, progress=progress)
+    trial = changed(with_options(trial, method, {"site": site}), settings)
+    check_module(model)
+    check_one_layer(model, inserts=trial.inserts)
+    patient = admitted(model, images, device=place, force=force, batch_size=trial.at_once, progress=progress)
     if target == "auto":
         found = choose_target(method, patient.working, patient.clean, seed=seed, device=place, progress=progress)
         method, target, notes = found.method, found.target, (found.reason,)

@@ -119,6 +119,7 @@ def examine(
     clean: ImageSet,
     *,
     device: torch.device | str = "cpu",
+    batch_size: int = 256,
     rules: Rules | None = None,
     progress: Progress = silent,
 ) -> Finding:
@@ -131,6 +132,7 @@ def examine(
         model: float32 pixels in [0, 1] to logits ``(n, k)``; left as it was.
         clean: at least one image.
         device: where to compute.
+        batch_size: images in a forward pass.
         rules: what is judged by.
         progress: told about every batch.
 
@@ -138,7 +140,7 @@ def examine(
         BadInputError: the model's output is not one logit a class.
     """
     rules = rules or Rules()
-    labels, found = clean.labels, predict(model, clean, device=device, progress=progress)
+    labels, found = clean.labels, predict(model, clean, device=device, batch_size=batch_size, progress=progress)
     hits, count, classes = int((found == labels).sum()), len(clean), _class_count(model, clean, device)
     chance, accuracy = 1 / classes, hits / count
     p_value = binomial_tail(hits, count, chance)
