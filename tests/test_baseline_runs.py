@@ -15,6 +15,7 @@ from torch import nn
 import neural_polarizer
 from neural_polarizer import BadInputError, WrongUsageError, purify
 from neural_polarizer.artifacts import load_model
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.poison import poison
 from neural_polarizer.defenses import (

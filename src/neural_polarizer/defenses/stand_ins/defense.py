@@ -56,7 +56,8 @@ class LeastStandIns(Defense):
     title: ClassVar[str] = "NPD-LS"
     story: ClassVar[tuple[str, ...]] = (
         "Because the trigger is unknown, the smallest perturbations that lead most images to one class were looked "
-        "for, in pixels and in features, mostly towards the classes that the evidence points to, and used in its place.",
+        "for, in pixels and in features, mostly towards the classes that the evidence points to, and used in its "
+        "place.",
     )
     revision: ClassVar[int] = 1
     least_images: ClassVar[int] = 1
