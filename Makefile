@@ -7,7 +7,7 @@ FAST := tests/checkpoints tests/data tests/report tests/test_bad_input.py tests/
 # Of the last commit, so that everybody who builds it gets the same bytes; without git, that of hatchling's own default.
 export SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),1580601600)
 
-.PHONY: demo test lint bench nightly dist dist-check audit lowest clean
+.PHONY: demo test lint bench nightly docs dist dist-check release audit lowest clean
 
 ## Run the main job offline: plant a backdoor in a digit classifier, purify it, write the report.
 demo: $(INSTALLED)
@@ -40,6 +40,10 @@ dist: $(INSTALLED)
 ## Whether both come out the same, byte for byte, when built again, hold what they should, and install; part of make test.
 dist-check: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_distribution.py
+
+## A release from a tag, into dist/TAG: source distribution, wheel, SBOM and hashes (RELEASING.md).
+release: $(INSTALLED)
+	$(BIN)/python .ci/release.py "$(TAG)" "dist/$(TAG)"
 
 ## What is installed: a list of it (CycloneDX) in dist/, and known vulnerabilities. Needs the network; fails without it.
 audit: $(INSTALLED)

@@ -288,7 +288,7 @@ def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, caps
     assert mixed["config"]["data"] == "mixture"
     assert mixed["data"]["mixture"] == str(tmp_path / "mixture.parquet")
     assert mixed["warnings"][0].startswith("exception: ep was given 48 images of the poisoned training set")
-    assert "note: exception: ep was given" in done.out
+    assert "warning: exception: ep was given" in done.out
     assert "exception: ep was given 48 images" in (tmp_path / "mixed" / "report.html").read_text()
 
 

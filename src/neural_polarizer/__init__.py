@@ -30,4 +30,4 @@ from neural_polarizer.models.normalize import Normalized as Normalized
 from neural_polarizer.polarizer import Polarizer as Polarizer
 from neural_polarizer.train import Schedule as Schedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

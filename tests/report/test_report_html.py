@@ -71,7 +71,7 @@ def test_everything_that_was_recorded_is_on_the_page() -> None:
         "Defense effectiveness rating DER",
         "12,630 clean test images and 12,570 images with the trigger",
         "of radius 3, aimed at the suspected class or else at a wrong one, succeed on 91.0%",
-        "NPD, BadNets",
+        "What should I do now? Use purified.safetensors in place of the original model.",
         "inserted after layer4",
         "for 5 epochs, on 1,935 clean images",
         "What this report cannot tell",
@@ -85,6 +85,22 @@ def test_everything_that_was_recorded_is_on_the_page() -> None:
         "polarizer purify 'models/badnets gtsrb.pt' --test gtsrb:test",
     ):
         assert wanted in text
+
+
+def test_warnings_come_before_the_verdict() -> None:
+    text = page().text
+    places = [text.index(each) for each in ("no images of class 12", "tries to run", "Backdoor removed On", "Before and")]
+    assert places == sorted(places)
+    assert "Read this first" not in page(sample_record(warnings=[], findings=None)).text
+
+
+def test_the_dial_of_the_guard_is_drawn() -> None:
+    points = [{"dial": each, "acc": 0.9, "drop": 0.01 * each, "stand_ins": 1 - each} for each in (0.0, 0.5, 1.0)]
+    guarded = {"points": points, "chosen": 0.5, "judges": 100, "held_out": True, "budget": 0.01}
+    text = page(sample_record(guarded=guarded)).text
+    assert "Held-out stand-ins that still work" in text
+    assert "of the images is 50.0% where it was chosen" in text
+    assert "Learning curves" not in text  # rounds of several weights are no epochs
 
 
 def test_the_page_is_a_pure_function_and_leaves_the_record_alone() -> None:
@@ -245,7 +261,7 @@ def baseline_record(method: str, **changes: Any) -> dict[str, Any]:
 def test_a_baseline_has_a_page_without_anything_of_a_polarizer(method: str) -> None:
     parsed = page(baseline_record(method))
     told, record = parsed.text.split("The full record")
-    assert not re.search("polarizer|new layer|inserted|learning curves", told.lower())
+    assert not re.search("polarizer(?! audit)|new layer|inserted|learning curves", told.lower())
     assert "site of the new layer" not in record
     assert "network" not in parsed.values("class")
     assert "It saw 1,935 clean images from the defender; no image with the real trigger was used." in parsed.text

@@ -18,6 +18,7 @@ from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.report.html import render_run
+from neural_polarizer.report.verdict_files import SARIF, VERDICT, run_sarif, run_verdict
 from neural_polarizer.runs.inspect import Evidence, inspect
 from neural_polarizer.runs.purify_checks import (
     RECORD,
@@ -138,8 +139,8 @@ def run_purify(
         "mixture": None if mixture is None else {"n": len(mixture), "sha256": mixture.sha256()},
         "findings": list(loaded.findings),
         "warnings": [
+            *purified.notes,  # those of the guard among them: what limits the result most comes first
             *remarks(method, defense, before, clean, evidence.test, mixture, described.num_classes),
-            *purified.notes,
             *notes,
             *(note for note in evidence.notes if note not in clean.notes),
         ],
@@ -156,7 +157,10 @@ def run_purify(
         (out / POLARIZER).unlink(missing_ok=True)
     write_index(out / CLEAN_INDEX, indices, pool, seed)
     write_text(out / REPORT, render_run(record, pictures))
-    written = (PURIFIED, *(() if purified.polarizer is None else (POLARIZER,)), CLEAN_INDEX, REPORT)
+    write_json(out / VERDICT, run_verdict(record))
+    write_json(out / SARIF, run_sarif(record))
+    layer = () if purified.polarizer is None else (POLARIZER,)
+    written = (PURIFIED, *layer, CLEAN_INDEX, REPORT, VERDICT, SARIF)
     record["files"] = {name: sha256_of_file(out / name) for name in written}
     write_json(out / RECORD, record)
     return record
