@@ -131,6 +131,8 @@ class Attack(ABC):
     """Settings that make the attack fit for the scale "laptop"."""
     laptop_epochs: ClassVar[int] = 5
     """Passes over the training images at that scale."""
+    implant_epochs: ClassVar[int] = 4
+    """Passes over them when a trained network is fine-tuned."""
     recipe: ClassVar[Mapping[str, Any]] = NOTHING
     """What the paper's training schedule has different for this attack."""
     clean_label: ClassVar[bool] = False
