@@ -274,7 +274,7 @@ def test_a_class_without_images_is_warned_of_elsewhere(runs: Path, tmp_path: Pat
 
 
 def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
-    poisoned, _ = poison(coloured(48, 0), neural_polarizer.BadNets(), rate=0.3, seed=0)
+    poisoned, _, _ = poison(coloured(48, 0), neural_polarizer.BadNets(), rate=0.3, seed=0)
     write_images(tmp_path / "mixture.parquet", poisoned)
     assert run(capsys, *words("ep", runs, tmp_path / "clean")).code == 0
     with_it = words("ep", runs, tmp_path / "mixed", "--mixture", tmp_path / "mixture.parquet")

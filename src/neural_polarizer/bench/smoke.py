@@ -31,6 +31,8 @@ _ATTACKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "lf": {"images": 20, "passes": 2, "deepfool_steps": 30},
         "ssba": {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0},
         "trojan": {"steps": 20},
+        "lc": {"steps": 2},
+        "grond": {"steps": 5},
     }
 )
 

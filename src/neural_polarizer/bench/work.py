@@ -256,10 +256,9 @@ def mixture(trigger: LearnedTrigger | PublishedTrigger | None, train: ImageSet, 
     rows = torch.randperm(len(train), generator=stream(seed, "mixture"))[:count]
     if trigger is None:
         return train.select(rows)
-    rate, only = USUAL_RATE, None
     if isinstance(trigger, LearnedTrigger):
-        rate, only = trigger.attack.poison_rate, trigger.attack.poisons_only
-    return poison(train.select(rows), trigger, rate=rate, seed=seed, only=only)[0]
+        return trigger.attack.poisoned(train.select(rows), trigger.state, seed=seed).images
+    return poison(train.select(rows), trigger, rate=USUAL_RATE, seed=seed).images
 
 
 def _where(raised: BaseException) -> str:

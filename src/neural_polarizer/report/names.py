@@ -62,6 +62,13 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "trojan": "Trojan",
         "wanet": "WaNet",
         "sig": "SIG",
+        "lc": "LC",
+        "bpp": "BppAttack",
+        "ftrojan": "FTrojan",
+        "ctrl": "CTRL",
+        "adap-blend": "Adap-Blend",
+        "adap-patch": "Adap-Patch",
+        "grond": "Grond",
         MEAN: "Mean",
     },
     "defense": {
