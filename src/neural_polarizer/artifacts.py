@@ -215,7 +215,7 @@ def load_model(
 
     Args:
         path: a checkpoint, an attack's folder, a purification's folder, or the folder of a classifier of transformers
-            (``transformers:FOLDER`` where that is not plain).
+            (``transformers:FOLDER`` where that is not plain) or of timm.
         architecture: needed for files that neither are ours nor lie in a folder that says it; the weights never
             choose it. A text is only a name: code of the user's own comes as what ``models.definition.network_named``
             made of it, and is needed for our own files of such networks, too.
@@ -249,13 +249,15 @@ def _read_model(
     output: str | None,
     channels: int | None,
 ) -> LoadedModel:
+    if hub is not None and isinstance(architecture, str) and _other_options(hub.architecture, architecture):
+        hub = replace(hub, architecture=architecture)
     known = architecture if hub is None else hub.architecture
     fits = None if known is None else fitting(known, None if hub is None else hub.config)
     checkpoint = read_checkpoint(file, weights=weights, fits=fits)
-    record, remarks = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...]()
+    record, remarks, used = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...](), frozenset[str]()
     ours = record is not None
     if record is None:
-        record, remarks = _foreign_record(checkpoint, file, hub, architecture, profile)
+        record, remarks, used = _foreign_record(checkpoint, file, hub, architecture, profile)
         record = replace(record, output=output, grey=channels == 1)
         if output is not None:
             remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
@@ -266,7 +268,7 @@ def _read_model(
     kind, said = _network_of(record, architecture, file)
     remarks = (*said, *remarks)
     names = names_in_files(record.architecture, record.config)
-    tensors = renamed_back(checkpoint.tensors, names)
+    tensors = renamed_back({key: value for key, value in checkpoint.tensors.items() if key not in used}, names)
     if not ours:
         tensors, told = fitted(tensors, kind, record.config, file)
         remarks = (*told, *remarks)
@@ -290,6 +292,12 @@ def _read_model(
     _check_size(record, kind, tensors, file)
     model = assemble(record, tensors, file, kind)
     return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks))
+
+
+def _other_options(said: str, given: str) -> bool:
+    """Whether ``given`` is the network of timm that its folder names, with other options."""
+    here, there = Architecture.parse(said), Architecture.parse(given)
+    return here.library == "timm" and (here.library, here.name) == (there.library, there.name)
 
 
 def _network_of(
@@ -385,8 +393,8 @@ def _foreign_record(
     hub: HubFolder | None,
     architecture: str | Definition | None,
     profile: str | None,
-) -> tuple[ModelRecord, tuple[str, ...]]:
-    """What the user, or the folder, says of a file that is not ours, and a remark on what was assumed."""
+) -> tuple[ModelRecord, tuple[str, ...], frozenset[str]]:
+    """What the user, or the folder, says of a file that is not ours, remarks on it, and tensors that went into it."""
     definition, kind = None, architecture
     if hub is not None:
         kind = hub.architecture
@@ -409,11 +417,10 @@ def _foreign_record(
     assert kind is not None
     inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
     if inside is not None and profile is None:
-        mean, std = inside
-        said = f"the normalisation in the file was taken (mean {_numbers(mean)}, std {_numbers(std)})"
-        record = replace(record, mean=mean, std=std)
-        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True))
-    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None)
+        said = f"the normalisation in the file was taken (mean {_numbers(inside.mean)}, std {_numbers(inside.std)})"
+        record = replace(record, mean=inside.mean, std=inside.std)
+        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True)), inside.names
+    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
 
 
 def _numbers(values: Sequence[float]) -> str:
