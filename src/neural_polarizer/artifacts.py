@@ -43,6 +43,7 @@ from neural_polarizer.models.normalize import (
     normalisation_named,
     one_channel,
     outputs,
+    takes_one_channel,
 )
 from neural_polarizer.models.preprocessing import own_preprocessing
 from neural_polarizer.polarizer import Polarizer, Structure
@@ -54,6 +55,7 @@ POLARIZER_PREFIX = "polarizer."
 FILES = ("purified.safetensors", "model.safetensors")
 MAX_SIDE = 2048  # of the images that a record asks for
 MAX_NAME = 1_000  # letters of what a record names, and layers that it changes
+_GREY = "the network takes one channel: it gets the mean of the three"
 SPARE_NUMBERS = 50_000_000  # 200 MB: up to here the names of the missing tensors tell more than their count
 
 
@@ -98,13 +100,14 @@ class ModelRecord:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model from a file: the module, its record, the file's hash, and remarks on the file."""
+    """A model from a file: the module, its record, the file's hash, remarks on the file, and which entry was named."""
 
     model: nn.Module
     record: ModelRecord
     sha256: str
     path: Path
     findings: tuple[str, ...]
+    weights: str | None = None
 
 
 def versions() -> dict[str, str]:
@@ -229,6 +232,8 @@ def load_model(
     Raises:
         BadInputError: the file is missing, damaged, hostile, or does not fit the architecture.
     """
+    if channels not in (None, 1, 3):
+        raise BadInputError(f"{path}: images have 1 or 3 channels, not {channels}")
     hub = hub_folder(str(path), ours=FILES[0])
     file = locate(Path(path)) if hub is None else hub.weights
     try:
@@ -262,8 +267,8 @@ def _read_model(
         if output is not None:
             remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
         if channels == 1:
-            remarks = (*remarks, "the network takes one channel: it gets the mean of the three")
-    elif output is not None or channels is not None:
+            remarks = (*remarks, _GREY)
+    elif output not in (None, record.output) or channels not in (None, 1 if record.grey else 3):
         raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
     kind, said = _network_of(record, architecture, file)
     remarks = (*said, *remarks)
@@ -271,6 +276,8 @@ def _read_model(
     tensors = renamed_back({key: value for key, value in checkpoint.tensors.items() if key not in used}, names)
     if not ours:
         tensors, told = fitted(tensors, kind, record.config, file)
+        if channels is None and takes_one_channel(skeleton(kind, 2, config=record.config), tensors):
+            record, told = replace(record, grey=True), (*told, _GREY)
         remarks = (*told, *remarks)
     found, width = sizes_in(kind, tensors, config=record.config)
     if found == 1 and num_classes in (None, 2):
@@ -291,7 +298,7 @@ def _read_model(
         record = replace(record, mean=mean, std=std)
     _check_size(record, kind, tensors, file)
     model = assemble(record, tensors, file, kind)
-    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks))
+    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks), weights)
 
 
 def _other_options(said: str, given: str) -> bool:
@@ -366,7 +373,8 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
         if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise BadInputError(f"{said} ({reason}); give --size, or another --arch") from None
+        remedy = "--channels 1, as it takes one channel" if _takes_grey(loaded, image_size) else "--size, or another --arch"
+        raise BadInputError(f"{said} ({reason}); give {remedy}") from None
     if not isinstance(logits, Tensor):
         fitting = [
             key
@@ -385,6 +393,18 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
             f"{loaded.path}: gives NaN or infinite logits for a black or a white image; its weights or normalisation "
             "are too large to compute with: get the file again or train anew"
         )
+
+
+def _takes_grey(loaded: LoadedModel, image_size: tuple[int, int]) -> bool:
+    """Whether the network, which refuses images of three channels, takes those of one."""
+    network = loaded.model.network if isinstance(loaded.model, Normalized) else loaded.model
+    if loaded.record.grey:
+        return False
+    try:
+        network(torch.zeros(2, 1, *image_size))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError):
+        return False
+    return True
 
 
 def _foreign_record(

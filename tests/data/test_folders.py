@@ -5,7 +5,7 @@ import pytest
 from image_bytes import png
 
 from neural_polarizer.data.classes import ClassNames
-from neural_polarizer.data.parquet import write_parquet
+from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 
@@ -187,7 +187,7 @@ def test_links_that_leave_the_folder_are_followed_where_the_user_says_so(tmp_pat
 
 
 def test_parquet_files_that_are_links_are_followed_too(tmp_path: Path) -> None:
-    write_parquet(read_images(str(folder(tmp_path / "images", cat=1, dog=1))), tmp_path / "blob")
+    write_images(tmp_path / "blob", read_images(str(folder(tmp_path / "images", cat=1, dog=1))))
     (tmp_path / "snapshot" / "data").mkdir(parents=True)
     (tmp_path / "snapshot" / "data" / "train-0.parquet").symlink_to(tmp_path / "blob")
     with pytest.raises(BadInputError, match=r"snapshot\?links=follow"):
@@ -200,13 +200,13 @@ def test_a_repository_of_a_data_set_keeps_its_parquet_files_in_any_one_folder(tm
     images = read_images(str(folder(tmp_path / "images", cat=1, dog=1)))
     (tmp_path / "clone" / name).mkdir(parents=True)
     (tmp_path / "clone" / "README.md").write_text("x")
-    write_parquet(images, tmp_path / "clone" / name / "train-00000-of-00001.parquet")
+    write_images(tmp_path / "clone" / name / "train-00000-of-00001.parquet", images)
     assert read_images(str(tmp_path / "clone")).labels.tolist() == [0, 1]
-    write_parquet(images, tmp_path / "clone" / name / "test-00000-of-00001.parquet")
+    write_images(tmp_path / "clone" / name / "test-00000-of-00001.parquet", images)
     with pytest.raises(BadInputError, match=r"mix training and test data.*or a split, as hf:.*clone:train"):
         read_images(str(tmp_path / "clone"))
     (tmp_path / "clone" / "other").mkdir()
-    write_parquet(images, tmp_path / "clone" / "other" / "train.parquet")
+    write_images(tmp_path / "clone" / "other" / "train.parquet", images)
     with pytest.raises(BadInputError, match="parquet files in several folders; did you mean"):
         read_images(str(tmp_path / "clone"))
 

@@ -12,6 +12,7 @@ from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.forms import check_module, float_type, in_float32, value_like
+from neural_polarizer.models.normalize import described, one_logit, outputs, two_logits
 from neural_polarizer.plausibility import Finding, examine
 from neural_polarizer.surgery import PolarizedModule
 from neural_polarizer.train import Progress, silent
@@ -29,6 +30,7 @@ class Patient:
         clean: the clean images, with as many channels as the model takes.
         finding: what the model makes of them.
         notes: what the user should know.
+        yes_no: whether the original gives one logit z, for which the working model gives (0, z).
     """
 
     original: nn.Module
@@ -36,6 +38,7 @@ class Patient:
     clean: ImageSet
     finding: Finding
     notes: tuple[str, ...]
+    yes_no: bool = False
 
     def repaired(
         self,
@@ -73,10 +76,10 @@ class Patient:
                 "at this site a single value per channel, which has no spread; use more images, or another --site"
             ) from None
         after = float((predict(found.model, self.clean, device=device) == self.clean.labels).double().mean())
-        _take_form(found.model, self.original)
-        return replace(
-            found, clean_acc=(self.finding.accuracy, after), notes=(*found.notes, *self.notes, *self.clean.notes)
-        )
+        model = one_logit(found.model, self.original) if self.yes_no else found.model
+        _take_form(model, self.original)
+        notes = (*found.notes, *self.notes, *self.clean.notes)
+        return replace(found, model=model, clean_acc=(self.finding.accuracy, after), notes=notes)
 
 
 def admitted(
@@ -100,17 +103,17 @@ def admitted(
         BadInputError: the module is of no usable kind, does not take the images, gives no logits, or (without
             ``force``) does no better than guessing.
     """
-    working = in_float32(check_module(model))
-    fitting, logits = _fitting(working, clean)
+    working, fitting, logits, yes_no = _understood(in_float32(check_module(model)), clean)
     known, highest = int(logits.shape[1]), int(clean.labels.max())
     if highest >= known:
         raise BadInputError(
             f"{clean.source}: has label {highest}, but the model knows {known} classes (0 to {known - 1}); is this the "
             "right data set?"
         )
-    notes: tuple[str, ...] = ()
+    notes = ("a yes/no model: its one logit z was taken for the two logits (0, z)",) if yes_no else tuple[str, ...]()
     if bool(((logits >= 0) & (logits <= 1)).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all()):
         notes = (
+            *notes,
             "the model's outputs are probabilities that sum to 1, whose gradients are weak; give the logits before the "
             "softmax if you can",
         )
@@ -118,7 +121,7 @@ def admitted(
     if not force:
         finding.require_sense()
     remark = () if finding.remark is None else (finding.remark,)
-    return Patient(model, working, fitting, finding, (*notes, *remark))
+    return Patient(model, working, fitting, finding, (*notes, *remark), yes_no)
 
 
 def check_one_layer(model: nn.Module, defense: Defense) -> None:
@@ -133,6 +136,34 @@ def check_one_layer(model: nn.Module, defense: Defense) -> None:
             "the model has been purified already and holds a polarizer; fold it first (neural_polarizer.fold) and "
             "purify the folded model, or start from the original one"
         )
+
+
+def measurable(model: nn.Module, images: ImageSet) -> tuple[nn.Module, ImageSet]:
+    """``model`` as one that gives a logit for each class, and ``images`` with as many channels as it takes.
+
+    Args:
+        model: in float32; its modes stay as they are.
+        images: any number.
+
+    Raises:
+        BadInputError: the model does not take them, or gives no logits.
+    """
+    if len(images) == 0:
+        return model, images
+    _, fitting, _, yes_no = _understood(in_float32(model), images)
+    return (two_logits(model) if yes_no else model), fitting
+
+
+def _understood(working: nn.Module, clean: ImageSet) -> tuple[nn.Module, ImageSet, Tensor, bool]:
+    """The model with at least two logits, images that it takes, two images' logits, and whether it had one.
+
+    Raises:
+        BadInputError: it takes no images, or gives no logits.
+    """
+    fitting, logits = _fitting(working, clean)
+    if logits.shape[1] > 1:
+        return working, fitting, logits, False
+    return two_logits(working), fitting, torch.cat((torch.zeros_like(logits), logits), dim=1), True
 
 
 def fitting_images(model: nn.Module, images: ImageSet) -> ImageSet:
@@ -198,21 +229,25 @@ def _takes_channels_last(model: nn.Module, clean: ImageSet) -> bool:
 
 
 def _checked(logits: object, images: ImageSet) -> Tensor:
-    """The logits, if they are such.
+    """The logits of two images, of shape n x k; of a yes/no model n x 1.
 
     Raises:
-        BadInputError: they are none.
+        BadInputError: it is something else.
     """
     said = "the model must give logits N x K, one for every class"
+    count = min(2, len(images))
     if not isinstance(logits, Tensor):
-        raise BadInputError(f"{said}, but it gives a {type(logits).__name__}; wrap it so that only the logits come out")
-    if logits.ndim != 2 or logits.shape[0] != min(2, len(images)):
-        raise BadInputError(f"{said}, but it gives {tuple(logits.shape)} for {min(2, len(images))} images")
-    if logits.shape[1] == 1:
+        parts = outputs(logits) or getattr(logits, "__dict__", {})
+        fitting = [key for key, each in parts.items() if isinstance(each, Tensor) and each.shape[:1] == (count,)]
+        flat = [key for key in fitting if parts[key].ndim == 2]
+        how = f", as forward(pixels) that returns the part {flat[0]} of what it gives" if len(flat) == 1 else ""
         raise BadInputError(
-            f"{said}, but it gives one number z an image, as yes/no models do; wrap it in a module whose forward "
-            "returns torch.cat([torch.zeros_like(z), z], dim=1)"
+            f"{said}, but it gives {described(logits)}; wrap it in a module whose forward returns the logits only{how}"
         )
+    if logits.ndim == 1 and len(logits) == count:
+        logits = logits[:, None]
+    if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] == 0:
+        raise BadInputError(f"{said}, but it gives {tuple(logits.shape)} for {count} images")
     return logits.float()
 
 
