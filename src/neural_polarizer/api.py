@@ -18,7 +18,7 @@ from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.defenses.base import Repaired as Purified
-from neural_polarizer.defenses.fitting import fitting_images
+from neural_polarizer.defenses.fitting import fitting_images, measurable
 from neural_polarizer.defenses.form import check_one_layer
 from neural_polarizer.defenses.npd.presets import Preset, Target
 from neural_polarizer.defenses.patient import admitted
@@ -176,7 +176,13 @@ def export(
 
 
 def load(
-    path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None, weights: str | None = None
+    path: str | PathLike[str],
+    *,
+    arch: str | None = None,
+    profile: str | None = None,
+    weights: str | None = None,
+    output: str | int | None = None,
+    channels: int | None = None,
 ) -> nn.Module:
     """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
 
@@ -186,11 +192,20 @@ def load(
             which is imported and called.
         profile: the normalisation, for files that are not ours.
         weights: which entry of a file that holds several sets of weights, such as ``state_dict_ema``.
+        output: key, attribute or index of the logits, where the network of a file that is not ours gives several.
+        channels: 1 for a network of grey images in a file that is not ours; it then gets the mean of three channels.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or of another architecture.
     """
-    return load_model(Path(path), architecture=network_named(arch), profile=profile, weights=weights).model
+    return load_model(
+        Path(path),
+        architecture=network_named(arch),
+        profile=profile,
+        weights=weights,
+        output=None if output is None else str(output),
+        channels=channels,
+    ).model
 
 
 def evaluate(
@@ -217,11 +232,12 @@ def evaluate(
     place = choose_device(None if device is None else str(device))
     module = check_module(_module(model))
     module = module if is_float32(module) else in_float32(module)
-    images = fitting_images(module, as_image_set(test, classes=classes))
+    plain = module
+    module, images = measurable(plain, as_image_set(test, classes=classes))
     if isinstance(triggered, (str, PathLike)):
         triggered = read_triggered(Path(triggered), size=images.image_size, num_classes=images.num_classes)
     if triggered is not None:
-        triggered = replace(triggered, images=fitting_images(module, triggered.images))
+        triggered = replace(triggered, images=fitting_images(plain, triggered.images))
     return metrics.evaluate(module, images, triggered, device=place)
 
 

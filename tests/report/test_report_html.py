@@ -89,7 +89,9 @@ def test_everything_that_was_recorded_is_on_the_page() -> None:
 
 def test_warnings_come_before_the_verdict() -> None:
     text = page().text
-    places = [text.index(each) for each in ("no images of class 12", "tries to run", "Backdoor removed On", "Before and")]
+    places = [
+        text.index(each) for each in ("no images of class 12", "tries to run", "Backdoor removed On", "Before and")
+    ]
     assert places == sorted(places)
     assert "Read this first" not in page(sample_record(warnings=[], findings=None)).text
 

@@ -93,7 +93,9 @@ def test_any_path_is_a_valid_reference(path: str) -> None:
     check_sarif(run_sarif(sample_record(model={"path": path})))
 
 
-@pytest.mark.parametrize("record", [{}, {"model": 3, "warnings": "x", "figures": None}, {"after": {"asr": float("nan")}}])
+@pytest.mark.parametrize(
+    "record", [{}, {"model": 3, "warnings": "x", "figures": None}, {"after": {"asr": float("nan")}}]
+)
 def test_records_with_holes_give_whole_files(record: dict[str, Any]) -> None:
     check_sarif(run_sarif(record))
     check_sarif(audit_sarif(record))

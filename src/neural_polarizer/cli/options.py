@@ -35,7 +35,8 @@ Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be
 Architecture = Annotated[
     str,
     typer.Option(
-        help=f"The network, as torchvision:NAME. One of {FORMS}, with options as in timm:NAME?img_size=32.", metavar="NAME"
+        help=f"The network, as torchvision:NAME. One of {FORMS}, with options as in timm:NAME?img_size=32.",
+        metavar="NAME",
     ),
 ]
 GivenArchitecture = Annotated[

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.fitting import check_classes, fitting
+from neural_polarizer.defenses.fitting import check_classes, understood
 from neural_polarizer.defenses.form import check_one_layer, take_form
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import check_module, in_float32
+from neural_polarizer.models.normalize import one_logit
 from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import places
 from neural_polarizer.train import Progress, silent
@@ -134,17 +135,18 @@ class Defense(ABC):
         name = self.title or type(self).__name__
         if len(clean) < self.least_images:
             raise BadInputError(f"{clean.source}: {name} needs at least {self.least_images} images, got {len(clean)}")
-        images, logits = fitting(working, clean)
-        check_classes(images, int(logits.shape[1]), forgets=name if self.every_class else None)
+        found = understood(working, clean)
+        check_classes(found.images, int(found.logits.shape[1]), forgets=name if self.every_class else None)
         place, sound = torch.device(device), _is_finite(working)
         run = Run(seed=seed, device=place, progress=progress)
-        with global_rng(seed, "defense"), torch.enable_grad(), _spread_missing(images):
-            outcome = self._run(working.to(place), images, run)
+        with global_rng(seed, "defense"), torch.enable_grad(), _spread_missing(found.images):
+            outcome = self._run(found.model.to(place), found.images, run)
         if sound and not _is_finite(outcome.model):
             raise BadInputError("the training diverged: weights are NaN or infinite; use a lower learning rate")
-        take_form(outcome.model, model)
-        found = {each.name: getattr(outcome, each.name) for each in fields(Outcome)}
-        return Repaired(**found, defense=self, seed=seed, seconds=run.seconds, device=str(place))
+        result = one_logit(outcome.model, working) if found.yes_no else outcome.model
+        take_form(result, model)
+        told = {each.name: getattr(outcome, each.name) for each in fields(Outcome)} | {"model": result}
+        return Repaired(**told, defense=self, seed=seed, seconds=run.seconds, device=str(place))
 
     @abstractmethod
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:

@@ -1,7 +1,7 @@
 """Images in a form that a model takes, and whether both speak of the same classes."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,54 @@ from neural_polarizer.data.images import ImageSet, class_counts, to_pixels
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import in_float32
+from neural_polarizer.models.normalize import described, outputs, two_logits
 
 _TROUBLE = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
+
+
+@dataclass(frozen=True, eq=False)
+class Understood:
+    """A model and images that go together.
+
+    Args:
+        model: with at least two logits.
+        images: with as many channels as the model takes.
+        logits: of two images, ``(n, k)``.
+        yes_no: whether the original gives one logit z, for which ``model`` gives (0, z).
+    """
+
+    model: nn.Module
+    images: ImageSet
+    logits: Tensor
+    yes_no: bool
+
+
+def understood(working: nn.Module, clean: ImageSet) -> Understood:
+    """What a model in float32 and images have to say to each other.
+
+    Raises:
+        BadInputError: the model takes no images, or gives no logits.
+    """
+    images, logits = fitting(working, clean)
+    if logits.shape[1] > 1:
+        return Understood(working, images, logits, False)
+    return Understood(two_logits(working), images, torch.cat((torch.zeros_like(logits), logits), dim=1), True)
+
+
+def measurable(model: nn.Module, images: ImageSet) -> tuple[nn.Module, ImageSet]:
+    """``model`` as one that gives a logit for each class, and ``images`` with as many channels as it takes.
+
+    Args:
+        model: in float32; its modes stay as they are.
+        images: any number.
+
+    Raises:
+        BadInputError: the model does not take them, or gives no logits.
+    """
+    if len(images) == 0:
+        return model, images
+    found = understood(in_float32(model), images)
+    return (two_logits(model) if found.yes_no else model), found.images
 
 
 def fitting_images(model: nn.Module, images: ImageSet) -> ImageSet:
@@ -104,19 +150,23 @@ def _takes_channels_last(model: nn.Module, clean: ImageSet) -> bool:
 
 
 def _checked(logits: object, images: ImageSet) -> Tensor:
-    """The logits, if they are such.
+    """The logits of two images, of shape n x k; of a yes/no model n x 1.
 
     Raises:
-        BadInputError: they are none.
+        BadInputError: it is something else.
     """
     said = "the model must give logits N x K, one for every class"
+    count = min(2, len(images))
     if not isinstance(logits, Tensor):
-        raise BadInputError(f"{said}, but it gives a {type(logits).__name__}; wrap it so that only the logits come out")
-    if logits.ndim != 2 or logits.shape[0] != min(2, len(images)):
-        raise BadInputError(f"{said}, but it gives {tuple(logits.shape)} for {min(2, len(images))} images")
-    if logits.shape[1] == 1:
+        parts = outputs(logits) or getattr(logits, "__dict__", {})
+        fitting = [key for key, each in parts.items() if isinstance(each, Tensor) and each.shape[:1] == (count,)]
+        flat = [key for key in fitting if parts[key].ndim == 2]
+        how = f", as forward(pixels) that returns the part {flat[0]} of what it gives" if len(flat) == 1 else ""
         raise BadInputError(
-            f"{said}, but it gives one number z an image, as yes/no models do; wrap it in a module whose forward "
-            "returns torch.cat([torch.zeros_like(z), z], dim=1)"
+            f"{said}, but it gives {described(logits)}; wrap it in a module whose forward returns the logits only{how}"
         )
+    if logits.ndim == 1 and len(logits) == count:
+        logits = logits[:, None]
+    if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] == 0:
+        raise BadInputError(f"{said}, but it gives {tuple(logits.shape)} for {count} images")
     return logits.float()

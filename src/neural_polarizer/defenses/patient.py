@@ -7,9 +7,10 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import MOST_AT_ONCE, Defense, Repaired
-from neural_polarizer.defenses.fitting import check_classes, fitting
+from neural_polarizer.defenses.fitting import check_classes, understood
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.forms import check_module, in_float32
+from neural_polarizer.models.normalize import two_logits
 from neural_polarizer.plausibility import Finding, examine
 from neural_polarizer.train import Progress, silent
 
@@ -24,6 +25,7 @@ class Patient:
         clean: the clean images, with as many channels as the model takes.
         finding: what the model makes of them.
         notes: what the user should know.
+        yes_no: whether the original gives one logit z, for which the working model gives (0, z).
     """
 
     original: nn.Module
@@ -31,6 +33,7 @@ class Patient:
     clean: ImageSet
     finding: Finding
     notes: tuple[str, ...]
+    yes_no: bool = False
 
     def repaired(
         self,
@@ -55,7 +58,9 @@ class Patient:
         """
         images = self.clean if shown is None else shown
         found = defense.repair(self.original, images, seed=seed, device=device, progress=progress)
-        answers = predict(in_float32(found.model), self.clean, device=device, batch_size=defense.at_once)
+        result = in_float32(found.model)
+        result = two_logits(result) if self.yes_no else result
+        answers = predict(result, self.clean, device=device, batch_size=defense.at_once)
         after = float((answers == self.clean.labels).double().mean())
         return replace(
             found, clean_acc=(self.finding.accuracy, after), notes=(*found.notes, *self.notes, *self.clean.notes)
@@ -85,17 +90,20 @@ def admitted(
         BadInputError: the module is of no usable kind, does not take the images, gives no logits, or (without
             ``force``) does no better than guessing.
     """
-    working = in_float32(check_module(model))
-    images, logits = fitting(working, clean)
+    found = understood(in_float32(check_module(model)), clean)
+    images, logits = found.images, found.logits
     check_classes(images, int(logits.shape[1]))
     notes: tuple[str, ...] = ()
+    if found.yes_no:
+        notes = ("a yes/no model: its one logit z was taken for the two logits (0, z)",)
     if bool(((logits >= 0) & (logits <= 1)).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all()):
         notes = (
+            *notes,
             "the model's outputs are probabilities that sum to 1, whose gradients are weak; give the logits before the "
             "softmax if you can",
         )
-    finding = examine(working, images, device=device, batch_size=batch_size, progress=progress)
+    finding = examine(found.model, images, device=device, batch_size=batch_size, progress=progress)
     if not force:
         finding.require_sense()
     remark = () if finding.remark is None else (finding.remark,)
-    return Patient(model, working, images, finding, (*notes, *remark))
+    return Patient(model, found.model, images, finding, (*notes, *remark), found.yes_no)

@@ -130,7 +130,11 @@ def run_purify(
         "surrogate": surrogate,
         "guarded": None if purified.guarded is None else asdict(purified.guarded),
         "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
-        "model": {"path": str(loaded.path), **asdict(described)},
+        "model": {
+            "path": str(loaded.path),
+            **({} if loaded.weights is None else {"weights": loaded.weights}),
+            **asdict(described),
+        },
         "model_sha256": loaded.sha256,
         "data": dict(sources),
         "clean_sha256": clean.sha256(),

@@ -56,8 +56,15 @@ def run_id(
 ) -> str:
     """A hash of all that the result depends on."""
     test, triggered = evidence.test, evidence.triggered
+    record = loaded.record
+    form = {
+        "weights": loaded.weights,
+        "definition": record.definition,
+        "output": record.output,
+        "grey": record.grey or None,
+    }
     parts = {
-        "model": [loaded.sha256, loaded.record.mean, loaded.record.std],
+        "model": [loaded.sha256, record.mean, record.std, *[each for each in form.items() if each[1] is not None]],
         "clean": clean.sha256(),
         "test": None if test is None else test.sha256(),
         "triggered": None if triggered is None else triggered.images.sha256(),
