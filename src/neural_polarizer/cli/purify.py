@@ -35,6 +35,7 @@ from neural_polarizer.cli.progress import bars
 from neural_polarizer.cli.result import show_result
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFAULT, DEFENSES
+from neural_polarizer.defenses.frame import admitted
 from neural_polarizer.defenses.npd.presets import Preset
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
@@ -161,7 +162,8 @@ def purify(
     if target == AUTO:
         with bars(console, quiet=quiet) as progress:
             images = chosen_images(pool, n_clean, seed)[1]
-            found = choose_target(method, loaded.model, images, seed=seed, device=place, progress=progress)
+            patient = admitted(loaded.model, images, device=place, force=force, progress=progress)
+            found = choose_target(method, patient.working, images, seed=seed, device=place, progress=progress)
         method, notes = found.method, (found.reason,)
         wanted = replace(wanted, method=method, target=None if found.target is None else str(found.target))
     defense = chosen_defense(wanted, named or profile_of(loaded.record), place)

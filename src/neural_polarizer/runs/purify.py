@@ -13,9 +13,8 @@ from torch import Tensor
 from neural_polarizer.artifacts import LoadedModel, save_model, save_polarizer, versions
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset, write_index
-from neural_polarizer.defenses.base import Defense, revision_of
-from neural_polarizer.defenses.frame import admitted
-from neural_polarizer.defenses.recipes import precision_of
+from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.report.html import render_run
@@ -97,7 +96,7 @@ def run_purify(
     found = finished(out, identity)
     if found is not None:
         return found
-    patient = admitted(loaded.model, clean, device=device, force=force, progress=progress)
+    patient = admitted(loaded.model, clean, device=device, force=force, batch_size=defense.at_once, progress=progress)
     purified = patient.repaired(defense, seed=seed, device=device, shown=mixture, progress=progress)
     defended = time.perf_counter()
     if before is None:
@@ -114,7 +113,7 @@ def run_purify(
         "site_reason": purified.site_reason,
         "seed": seed,
         "suspect": purified.suspect,
-        "revision": revision_of(defense),
+        "revision": defense.revision,
         "config": settings_of(defense) | ({} if purified.site is None else {"site": purified.site}),
         "n_clean": len(clean),
         "clean_acc": dict(zip(("before", "after"), purified.clean_acc or (None, None), strict=True)),
@@ -131,7 +130,11 @@ def run_purify(
         "surrogate": surrogate,
         "guarded": None if purified.guarded is None else asdict(purified.guarded),
         "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
-        "model": {"path": str(loaded.path), **asdict(described)},
+        "model": {
+            "path": str(loaded.path),
+            **({} if loaded.weights is None else {"weights": loaded.weights}),
+            **asdict(described),
+        },
         "model_sha256": loaded.sha256,
         "data": dict(sources),
         "clean_sha256": clean.sha256(),
@@ -146,7 +149,7 @@ def run_purify(
             *(note for note in evidence.notes if note not in clean.notes),
         ],
         "device": str(device),
-        "precision": precision_of(defense),
+        "precision": defense.precision_used,
         "versions": versions(),
         "command": None if command is None else list(command),
     }

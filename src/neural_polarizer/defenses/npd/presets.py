@@ -23,6 +23,17 @@ VARIANTS = MappingProxyType(
 )
 """The five methods; TP and TU know the attacker's target."""
 
+AIMS = MappingProxyType(
+    {
+        "npd": "a wrong class",
+        "npd-tp": "the class that the attacker was said to want",
+        "npd-tu": "the class that the attacker was said to want",
+        "npd-up": "any class but the true one",
+        "npd-uu": "any class but the true one",
+    }
+)
+"""What their perturbations lead to, in the words of the report."""
+
 KNOWS_TARGET = ("npd-tp", "npd-tu")
 
 PAPER_SITE = "before:layer4.1.conv1"

@@ -1,17 +1,20 @@
 """The defense: look, gather stand-ins, learn to disregard them, and stop where it would do harm."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Audit, Purified
+from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.guard import Guarded, Point, chosen_dial, expected_drop, margins
+from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer, Lesson, centred, learn
 from neural_polarizer.defenses.stand_ins.least import StandIns
@@ -23,11 +26,11 @@ from neural_polarizer.rng import stream
 from neural_polarizer.settings import check_literals
 from neural_polarizer.sites import neighbouring_sites
 from neural_polarizer.surgery import Site
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.train import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeastStandIns:
+class LeastStandIns(Defense):
     """Learn one inserted affine layer that disregards the smallest perturbations which lead to an attacker's class.
 
     Source: our own.  The layer and its place in the frozen network are those of Zhu et al., "Neural Polarizer", NeurIPS
@@ -50,7 +53,28 @@ class LeastStandIns:
         BadInputError: a setting is out of its range.
     """
 
+    title: ClassVar[str] = "NPD-LS"
+    story: ClassVar[tuple[str, ...]] = (
+        "Because the trigger is unknown, the smallest perturbations that lead most images to one class were looked "
+        "for, in pixels and in features, mostly towards the classes that the evidence points to, and used in its "
+        "place.",
+    )
     revision: ClassVar[int] = 1
+    least_images: ClassVar[int] = 1
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "looks.pixels": 10,
+            "looks.program_steps": 20,
+            "in_pixels.steps": 3,
+            "in_features.steps": 3,
+            "bank.pixels": 4,
+            "bank.features": 8,
+            "learning.steps": 5,
+            "learning.rounds": 1,
+            "learning.round_steps": 2,
+            "learning.renewed": 4,
+        }
+    )
 
     target: int | Literal["next"] | None = None
     site: str | None = None
@@ -74,27 +98,8 @@ class LeastStandIns:
         if isinstance(self.target, bool):
             raise BadInputError(f"the target must be a class or 'next', got {self.target}")
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """Learn the polarizer for ``model`` from ``clean``; ``model`` is untouched.
-
-        Args:
-            model: float pixels in [0, 1] to logits ``(n, k)``.
-            clean: the defender's images.
-            seed: fixes which images are held out, and all stand-ins and batches: the only randomness.
-            device: where to compute.
-            progress: told about every step.
-
-        Raises:
-            BadInputError: no images, an unknown or unusable site, or a class count that does not fit.
-        """
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        seed, device, progress, clock = run.seed, run.device, run.progress, run.seconds
         started = time.perf_counter()
         run = _Run(self, model, clean, self.site, seed=seed, device=device, progress=progress)
         cached = time.perf_counter()
@@ -116,20 +121,19 @@ class LeastStandIns:
             if other.better_than(best, self.guard.alike):
                 reason = f"{site}: of {first} and the places next to it, the one that leaves the fewest stand-ins"
                 best = replace(other, reason=reason)
-        seconds = {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
-        seconds["learn"] = time.perf_counter() - gathered
+        clock |= {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
+        clock["learn"] = time.perf_counter() - gathered
         accused = belief.p_value < self.looks.level and self.target is None
-        return Purified(
-            best.net.model.to("cpu").eval().requires_grad_(True),
-            best.net.polarizer,
-            str(best.net.site),
-            best.history,
-            seconds,
-            (*best.net.notes, *_remarks(best.guarded, self.guard.enough)),
-            told_aim(belief.likeliest, best.net.num_classes) if accused else self.target,
-            _audit(found, belief, best.net.num_classes, self.looks.level),
-            best.reason,
-            best.guarded,
+        return Outcome(
+            best.net.model,
+            polarizer=best.net.polarizer,
+            site=str(best.net.site),
+            history=best.history,
+            notes=(*best.net.notes, *_remarks(best.guarded, self.guard.enough)),
+            suspect=told_aim(belief.likeliest, best.net.num_classes) if accused else self.target,
+            audit=_audit(found, belief, best.net.num_classes, self.looks.level),
+            site_reason=best.reason,
+            guarded=best.guarded,
         )
 
 
