@@ -33,7 +33,7 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none",
     """The recipe of one attack for one kind of images.
 
     "paper" is 100 epochs (GTSRB 50, Tiny ImageNet 200) of SGD at full width. "laptop" is a network of
-    width 16 in few epochs of one-cycle training with small crops: a few minutes on two cores (docs/attacks.md).
+    width 16 in few epochs of one-cycle training with small crops: minutes on two cores (docs/research/attacks.md).
 
     Args:
         kind: the attack's class; its ``recipe``, ``laptop`` and ``laptop_epochs`` say what it needs otherwise.

@@ -81,7 +81,7 @@ class Defense(ABC):
     """A defense sees a model, a few clean images and a seed; the trigger and the test set do not fit in.
 
     A new defense is a frozen dataclass derived from this one: its fields are its settings, each with a default, and
-    ``_run`` is its algorithm (docs/defenses.md).
+    ``_run`` is its algorithm (docs/how-to/add-a-method.md).
     """
 
     title: ClassVar[str] = ""
