@@ -81,8 +81,8 @@ def candidates(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> list[Candi
 
     A place is *bypassed* if the logits depend on the pixels along some path that does not lead through it; the others
     are the dominators of the logits in the graph of the computation (docs/how-to/choose-site.md). Of several names for
-    one place, such as behind a block and in front of the next, one is listed; places with poolings and the like alone next
-    to them are left out.
+    one place, such as behind a block and in front of the next, one is listed; places with poolings and the like alone
+    next to them are left out.
 
     Args:
         model: float pixels to logits, in evaluation mode; left as it is.

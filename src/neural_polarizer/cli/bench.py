@@ -31,7 +31,7 @@ Results = Annotated[str, typer.Option(help="Folder with the records and artefact
 ScaleName = Annotated[BenchScale | None, typer.Option(help="Instead of the suite's own scale.")]
 Only = Annotated[
     list[str] | None,
-    typer.Option("--only", help="Cells with this value on an axis alone; repeatable.", metavar="AXIS=VALUE"),
+    typer.Option("--only", help="Only cells with this value on an axis; repeatable.", metavar="AXIS=VALUE"),
 ]
 
 
