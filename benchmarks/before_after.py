@@ -33,7 +33,7 @@ def drawing(images: Tensor, rows: dict[str, list[int]], truth: list[int]) -> str
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">',
         f"<title>Images with the trigger: {'; '.join(f'{name} {answers}' for name, answers in rows.items())}</title>",
-        f'<rect width="{width}" height="{height}" rx="10" fill="#ffffff"/>',
+        f'<rect width="{width}" height="{height}" rx="10" fill="#dfe5ec"/>',
         f'<text x="12" y="22" {FONT} fill="{INK}">Digits with the trigger, a white square, and the answers</text>',
         f'<image x="{LEFT}" y="{TOP}" width="{len(truth) * (SIDE + GAP) - GAP}" height="{SIDE}" '
         f'href="data:image/png;base64,{sheet}" style="image-rendering: pixelated"/>',
