@@ -283,7 +283,7 @@ def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, caps
     clean, mixed = record_in(tmp_path / "clean"), record_in(tmp_path / "mixed")
     assert clean["mixture"] is None
     assert clean["config"]["data"] == "clean"
-    assert any("was given clean images alone" in warning for warning in clean["warnings"])
+    assert any("was given clean images only" in warning for warning in clean["warnings"])
     assert mixed["mixture"] == {"n": 48, "sha256": poisoned.sha256()}
     assert mixed["config"]["data"] == "mixture"
     assert mixed["data"]["mixture"] == str(tmp_path / "mixture.parquet")
