@@ -295,8 +295,8 @@ def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, caps
 def test_poisoned_images_reach_only_a_defense_that_is_declared_to_see_them(runs: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"n_clean": 9, "seed": 0, "device": torch.device("cpu"), "sources": {}}
     for defense, mixture, match in (
-        (EntropyPruning(), coloured(9, 3), "ep sees clean images alone"),
-        (FineTuning(), coloured(9, 3), "ep sees clean images alone"),
+        (EntropyPruning(), coloured(9, 3), "ep sees clean images only"),
+        (FineTuning(), coloured(9, 3), "ep sees clean images only"),
         (EntropyPruning(data="mixture"), None, "needs poisoned training images"),
     ):
         with pytest.raises(BadInputError, match=match):
