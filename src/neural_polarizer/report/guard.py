@@ -1,8 +1,9 @@
-"""What the guard of the accuracy let through, in a sentence."""
+"""What the guard of the accuracy let through: in a sentence, and as curves."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from neural_polarizer.report.charts import Chart, dial_chart
 from neural_polarizer.report.values import count, items, number, percent, table
 
 
@@ -38,3 +39,34 @@ def not_purified(record: Mapping[str, Any]) -> bool:
     """Whether the guard gave the model back as it was."""
     found = table(record, "guarded")
     return bool(found) and found.get("chosen") == 0
+
+
+def dial_charts(record: Mapping[str, Any]) -> list[Chart]:
+    """Accuracy, and stand-ins that still work, against the strength of the layer; none for methods without a guard."""
+    found = table(record, "guarded")
+    curve = [each for each in items(found, "points") if isinstance(each, Mapping)]
+    keys = ("dial", "acc", "drop", "stand_ins")
+    rows = [[value for key in keys if (value := _modest(each.get(key))) is not None] for each in curve]
+    complete = [row for row in rows if len(row) == len(keys)]
+    budget, chosen = _modest(found.get("budget")), found.get("chosen")
+    place = next((index for index, row in enumerate(complete) if row[0] == chosen), None)
+    if place is None or budget is None or len(complete) < 2:
+        return []
+    dials, acc, drop, stand_ins = (list(column) for column in zip(*complete, strict=True))
+    held_out = "held-out clean images" if found.get("held_out") else "the clean images"
+    label = "strength of the layer"
+    accuracy = {
+        "counted": acc,
+        "expected, less affected by chance": [acc[0] - each for each in drop],
+        "the least that is allowed": [acc[0] - budget] * len(acc),
+    }
+    return [
+        dial_chart(f"Accuracy on {held_out}", label, dials, accuracy, place),
+        dial_chart("Held-out stand-ins that still work", label, dials, {"of the images": stand_ins}, place),
+    ]
+
+
+def _modest(value: Any) -> float | None:
+    """A finite number that can be drawn."""
+    known = number(value)
+    return None if known is None or abs(known) > 1e6 else known

@@ -1,24 +1,26 @@
 """The defense: look, gather stand-ins, learn to disregard them, and stop where it would do harm."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Audit, Purified
+from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.guard import Guarded
+from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
 from neural_polarizer.defenses.stand_ins.looks import Found
 from neural_polarizer.defenses.stand_ins.place import Place
 from neural_polarizer.defenses.stand_ins.settings import Settings
-from neural_polarizer.train import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeastStandIns(Settings):
+class LeastStandIns(Settings, Defense):
     """Learn one inserted affine layer that disregards the smallest perturbations which lead to an attacker's class.
 
     Source: our own.  The layer and its place in the frozen network are those of Zhu et al., "Neural Polarizer", NeurIPS
@@ -27,39 +29,45 @@ class LeastStandIns(Settings):
     Its settings are those of ``Settings``.
     """
 
+    title: ClassVar[str] = "NPD-LS"
+    story: ClassVar[tuple[str, ...]] = (
+        "Because the trigger is unknown, the smallest perturbations that lead most images to one class were looked "
+        "for, in pixels and in features, mostly towards the classes that the evidence points to, and used in its "
+        "place.",
+    )
     revision: ClassVar[int] = 2
+    least_images: ClassVar[int] = 1
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "looks.pixels": 10,
+            "looks.program_steps": 20,
+            "in_pixels.steps": 3,
+            "in_features.steps": 3,
+            "bank.pixels": 4,
+            "bank.held": 2,
+            "bank.features": 8,
+            "learning.steps": 5,
+            "learning.rounds": 1,
+            "learning.round_steps": 2,
+            "learning.renewed": 4,
+            "guard.folds": 2,
+            "guard.views": 1,
+        }
+    )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """Learn the polarizer for ``model`` from ``clean``; ``model`` is untouched.
-
-        Args:
-            model: float pixels in [0, 1] to logits ``(n, k)``.
-            clean: the defender's images.
-            seed: fixes which images are held out, and all stand-ins and batches: the only randomness.
-            device: where to compute.
-            progress: told about every step.
-
-        Raises:
-            BadInputError: no images, an unknown or unusable site, or a class count that does not fit.
-        """
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        seed, device, progress, clock = run.seed, run.device, run.progress, run.seconds
         started = time.perf_counter()
-        run = Place(self, model, clean, self.site, seed=seed, device=device, progress=progress)
+        first = Place(self, model, clean, self.site, seed=seed, device=device, progress=progress)
         cached = time.perf_counter()
-        found, belief = run.look()
+        found, belief = first.look()
         looked = time.perf_counter()
-        pixels = run.stand_ins(found, belief)
+        pixels = first.stand_ins(found, belief)
         gathered = time.perf_counter()
-        place, learned, reason = run, run.learn(pixels, belief), run.net.site_reason
-        for site in run.neighbours if self.site is None else ():
-            if learned.guarded.done:
+        place, learned, reason = first, first.learn(pixels, belief), first.net.site_reason
+        for site in first.neighbours if self.site is None else ():
+            # Lengths at one layer's input say nothing about another's.
+            if learned.guarded.done or belief.beyond_pixels(self.looks.clear):
                 break
             other = Place(self, model, clean, str(site), seed=seed, device=device, progress=progress)
             again, seen_here = other.look(found)
@@ -70,27 +78,26 @@ class LeastStandIns(Settings):
                 found, belief = again, seen_here
             if tried.guarded.harm < learned.guarded.harm:
                 place, learned = other, tried
-                reason = f"{site}: of {run.net.site} and the places next to it, the one with the least expected harm"
+                reason = f"{site}: of {first.net.site} and the places next to it, the one with the least expected harm"
         learned = place.renew(learned, belief)
         place.keep(learned)
-        seconds = {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
-        seconds["learn"] = time.perf_counter() - gathered
+        clock |= {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
+        clock["learn"] = time.perf_counter() - gathered
         accused = belief.p_value < self.looks.level and self.target is None
-        return Purified(
-            place.net.model.to("cpu").eval().requires_grad_(True),
-            place.net.polarizer,
-            str(place.net.site),
-            learned.history,
-            seconds,
-            (*place.net.notes, *_remarks(learned.guarded, self.guard.enough)),
-            told_aim(belief.likeliest, place.net.num_classes) if accused else self.target,
-            _audit(found, belief, place.net.num_classes, self.looks.level),
-            reason,
-            learned.guarded,
+        return Outcome(
+            place.net.model,
+            polarizer=place.net.polarizer,
+            site=str(place.net.site),
+            history=learned.history,
+            notes=(*place.net.notes, *_remarks(learned.guarded)),
+            suspect=told_aim(belief.likeliest, place.net.num_classes) if accused else self.target,
+            audit=_audit(found, belief, place.net.num_classes, self.looks.level),
+            site_reason=reason,
+            guarded=learned.guarded,
         )
 
 
-def _remarks(guarded: Guarded, enough: float) -> list[str]:
+def _remarks(guarded: Guarded) -> list[str]:
     if guarded.chosen == 0:
         return [
             f"not purified: nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy; the "
@@ -102,7 +109,7 @@ def _remarks(guarded: Guarded, enough: float) -> list[str]:
             f"the expected loss of accuracy, {100 * guarded.point.drop:.1f} points, is above the budget of "
             f"{100 * guarded.budget:.1f}, but within its error; compare both models on test images before you use this"
         )
-    if guarded.point.stand_ins > enough:
+    if guarded.point.stand_ins > guarded.enough:
         found.append(
             f"held-out stand-ins still lead {100 * guarded.point.stand_ins:.0f} % of the images to their class, so a "
             "trigger may still work; more clean images or a larger guard.max_acc_drop may help"

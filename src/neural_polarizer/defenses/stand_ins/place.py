@@ -178,13 +178,17 @@ class Place:
     def learn(self, pixels: "PixelBank", belief: Belief) -> Learned:
         """Learn with these stand-ins in pixels and new ones at the layer's input, of the frozen network.
 
-        One weight after the other is tried, until one does; that is taken which does the least expected harm.
+        One weight after the other is tried, until one does; that is taken which does the least expected harm.  Where
+        no form in pixels stands out, the first has to do, as lengths at the layer's input do not compare weights.
         """
+        weights = self.settings.learning.weights
+        if belief.beyond_pixels(self.settings.looks.clear):
+            weights = weights[:1]
         generator = stream(self.seed, "learn")
         lesson = self._gathered(pixels, belief)
         tried: list[Learned] = []
         history: list[Mapping[str, float]] = []
-        for weight in self.settings.learning.weights:
+        for weight in weights:
             latest = self._learned(lesson, [self.layer.nothing] * len(self.folds), belief, generator, weight, 0)
             history.extend(latest.history)
             tried.append(latest)
