@@ -145,7 +145,7 @@ def believed(
     return Belief(
         aims=aims.float(),
         factors=factors,
-        forms=torch.cat([forms, torch.ones_like(forms[:1])]).float(),
+        forms=torch.cat([forms, forms.new_ones(len(of_next), len(by_form))]).float(),
         backdoor=odds / max(odds + 1 - prior, 1e-30),
         p_value=-math.expm1(looks * math.log1p(-min(smallest, 1 - 1e-12))),
         likeliest=int(factors.argmax()),

@@ -242,7 +242,7 @@ class Place:
         loss, taught = self._taught(lesson, changes, weight, generator, rounds)
         guarded, renewed = self._guarded(taught, lesson, weight, rounds, belief), None
         if belief.beyond_pixels(self.settings.looks.clear):
-            self.layer.set(mean_of(taught), guarded.chosen or 1.0)
+            self.layer.set(mean_of(taught))
             aims = drawn_aims(belief, self.settings.learning.renewed, generator)
             renewed = self._at_layer(aims, 1.0, generator, f"renewed stand-ins {rounds + 1}")
             guarded = guarded.with_left(self._left(renewed, lesson, belief))
@@ -344,7 +344,9 @@ class Place:
         budget = guard.max_acc_drop * belief.backdoor
         excused = guard.errors * max(0.0, 2 * belief.backdoor - 1)
         points = tuple(self._point(changes, dial, lesson, excused) for dial in guard.dials)
-        chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond)
+        # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
+        beyond = math.inf if belief.beyond_pixels(self.settings.looks.clear) else guard.beyond
+        chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=beyond)
         judges = sum(len(fold.judge) for fold in self.folds)
         return Guarded(points, chosen, judges, budget, belief.backdoor, guard.enough, weight, rounds)
 
