@@ -45,7 +45,9 @@ def test_a_class_far_below_the_others_is_an_outlier_and_one_far_above_is_not() -
 def test_false_alarms_come_as_often_as_the_level_says() -> None:
     generator = torch.Generator().manual_seed(0)
     alarms = sum(
-        believed([torch.randn(10, generator=generator)], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).p_value
+        believed(
+            [torch.randn(10, generator=generator)], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05
+        ).p_value
         < 0.05
         for _ in range(1000)
     )
@@ -56,7 +58,7 @@ def test_norms_that_are_all_alike_accuse_nobody() -> None:
     alike = torch.full((10,), 1.0)
     alike[3] -= 0.05
     assert float(outlier_p(alike)[3]) < 1e-9
-    assert believed([alike], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).p_value > 0.5
+    assert believed([alike], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).p_value > 0.5
 
 
 def test_too_few_classes_and_missing_ones_accuse_nobody() -> None:

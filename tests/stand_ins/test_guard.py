@@ -59,6 +59,12 @@ def test_the_dial_goes_a_little_beyond_what_stand_ins_need() -> None:
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.5) == 1.5
 
 
+def test_the_little_more_is_not_excused_by_its_error() -> None:
+    curve = [Point(0.0, 1.0, 0.0, 0.0, 0.9), Point(0.5, 1.0, 0.005, 0.0, 0.0), Point(1.0, 1.0, 0.007, 0.0, 0.0)]
+    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
+    assert chosen_dial(curve, 0.008, backdoor=1.0, enough=0.0, beyond=1.0) == 1.0
+
+
 def test_accuracy_and_stand_ins_are_weighed_by_the_probability_of_a_backdoor() -> None:
     curve = points((0.0, 0.9), (0.001, 0.1), (0.005, 0.097))
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=0.0) == 0.5  # 0.3 points are not worth 0.4

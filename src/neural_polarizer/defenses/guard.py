@@ -130,8 +130,9 @@ def chosen_dial(points: Sequence[Point], budget: float, *, backdoor: float, enou
         budget: the loss of accuracy that is allowed.
         backdoor: probability that there is one.
         enough: a share of stand-ins that works by chance, too.
-        beyond: the little more, where it is allowed.
+        beyond: the little more, where the budget allows it without any excuse.
     """
     free = allowed(points, budget)
     needed = min(free, key=lambda point: point.harm(backdoor, enough)).dial
-    return needed if needed == 0 else max(point.dial for point in free if point.dial <= needed + beyond)
+    further = [point.dial for point in free if point.dial <= needed + beyond and point.drop <= budget]
+    return needed if needed == 0 else max(needed, *further)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.engine import Engine, Values
-from neural_polarizer.defenses.guard import Guarded, Point, chosen_dial, expected_drop, margins
+from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial, expected_drop, margins
 from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.folds import cross_fitted
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
@@ -344,9 +344,11 @@ class Place:
         budget = guard.max_acc_drop * belief.backdoor
         excused = guard.errors * max(0.0, 2 * belief.backdoor - 1)
         points = tuple(self._point(changes, dial, lesson, excused) for dial in guard.dials)
-        # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
-        beyond = math.inf if belief.beyond_pixels(self.settings.looks.clear) else guard.beyond
-        chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=beyond)
+        if belief.beyond_pixels(self.settings.looks.clear):
+            # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
+            chosen = allowed(points, budget)[-1].dial
+        else:
+            chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond)
         judges = sum(len(fold.judge) for fold in self.folds)
         return Guarded(points, chosen, judges, budget, belief.backdoor, guard.enough, weight, rounds)
 
