@@ -244,7 +244,8 @@ class OneLogit(nn.Module):
         self.net, self.flat = tiny_model().network, flat
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logit = self.net(pixels)[:, 2] - self.net(pixels)[:, 1]
+        logits = self.net(pixels)
+        logit = logits[:, 2] - logits[:, 1]
         return logit if self.flat else logit[:, None]
 
 
