@@ -373,7 +373,9 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
         if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        remedy = "--channels 1, as it takes one channel" if _takes_grey(loaded, image_size) else "--size, or another --arch"
+        remedy = (
+            "--channels 1, as it takes one channel" if _takes_grey(loaded, image_size) else "--size, or another --arch"
+        )
         raise BadInputError(f"{said} ({reason}); give {remedy}") from None
     if not isinstance(logits, Tensor):
         fitting = [

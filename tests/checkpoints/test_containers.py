@@ -225,7 +225,8 @@ def test_a_normalisation_that_is_none_is_not_taken(std: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("mean", "std"), ("mu", "sigma"), ("norm._mean", "norm._std"), ("normalizer.new_mean", "normalizer.new_std")]
+    "names",
+    [("mean", "std"), ("mu", "sigma"), ("norm._mean", "norm._std"), ("normalizer.new_mean", "normalizer.new_std")],
 )
 def test_a_normalisation_goes_by_several_names_and_units(names: tuple[str, str]) -> None:
     mean, std = torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1), torch.tensor([0.5])

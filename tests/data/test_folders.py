@@ -50,7 +50,11 @@ def test_links_that_leave_the_folder_or_go_in_circles_are_refused(tmp_path: Path
     (tmp_path / "outside.png").write_bytes(png())
     root = folder(tmp_path / "root", cat=1)
     link = root / "cat" / "x.png"
-    for target, reason in ((tmp_path / "outside.png", "leaves"), (link, "is broken"), (tmp_path / "no.png", "is broken")):
+    for target, reason in (
+        (tmp_path / "outside.png", "leaves"),
+        (link, "is broken"),
+        (tmp_path / "no.png", "is broken"),
+    ):
         link.symlink_to(target)
         with pytest.raises(BadInputError, match=rf"x\.png: a symbolic link that {reason}"):
             read_images(str(root))
@@ -173,7 +177,9 @@ def test_links_that_leave_the_folder_are_followed_where_the_user_says_so(tmp_pat
     root = folder(tmp_path / "root", cat=0)
     (root / "cat" / "a.png").symlink_to(outside / "cat" / "0.png")
     (root / "dog").symlink_to(outside / "dog")
-    with pytest.raises(BadInputError, match=r"leaves the folder; if you trust where it leads, say '.*root\?links=follow'"):
+    with pytest.raises(
+        BadInputError, match=r"leaves the folder; if you trust where it leads, say '.*root\?links=follow'"
+    ):
         read_images(str(root))
     got = read_images(f"{root}?links=follow")
     assert (got.classes, got.labels.tolist()) == (("cat", "dog"), [0, 1])
@@ -212,7 +218,7 @@ def test_a_repository_of_a_data_set_keeps_its_parquet_files_in_any_one_folder(tm
 
 
 METADATA = {
-    "metadata.csv": "file_name,label,note\n1.png,0,\"a, b\"\nsub/0.png,1,\n",
+    "metadata.csv": 'file_name,label,note\n1.png,0,"a, b"\nsub/0.png,1,\n',
     "metadata.jsonl": '{"file_name": "1.png", "label": 0}\n\n{"file_name": "sub/0.png", "label": 1, "x": [1]}\n',
 }
 

@@ -98,7 +98,7 @@ def _jsonl(text: str, where: str) -> Sequence[dict[str, Any]]:
     lines = [line for line in text.splitlines() if line.strip()]
     rows = [json.loads(line) for line in _bounded(lines, where)]
     if not all(isinstance(row, dict) for row in rows):
-        raise BadInputError(f"{where}: needs an object a line, as {{\"{FILE_COLUMN}\": ..., \"label\": ...}}")
+        raise BadInputError(f'{where}: needs an object a line, as {{"{FILE_COLUMN}": ..., "label": ...}}')
     return rows
 
 

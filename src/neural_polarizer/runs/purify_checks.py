@@ -60,7 +60,12 @@ def run_id(
     """A hash of all that the result depends on."""
     test, triggered = evidence.test, evidence.triggered
     record = loaded.record
-    form = {"weights": loaded.weights, "definition": record.definition, "output": record.output, "grey": record.grey or None}
+    form = {
+        "weights": loaded.weights,
+        "definition": record.definition,
+        "output": record.output,
+        "grey": record.grey or None,
+    }
     parts = {
         "model": [loaded.sha256, record.mean, record.std, *[each for each in form.items() if each[1] is not None]],
         "clean": clean.sha256(),
