@@ -204,6 +204,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "tuple": (lambda: Changed(lambda net, x: (net(x), x)), "must give logits N x K, .* but it gives a tuple"),
     "dict": (lambda: Changed(lambda net, x: {"logits": net(x)}), "but it gives a dict"),
+    "no gradients": (
+        lambda: Changed(torch.no_grad()(lambda net, x: net(x))),
+        "gives logits without gradients.*torch.no_grad",
+    ),
+    "inference mode": (
+        lambda: Changed(torch.inference_mode()(lambda net, x: net(x))),
+        "gives logits without gradients",
+    ),
+    "detached": (lambda: Changed(lambda net, x: net(x).detach()), "gives logits without gradients"),
     "a probability": (
         lambda: Changed(lambda net, x: net(x)[:, :1].sigmoid()),
         "one number from 0 to 1 for each image, as after a sigmoid",
@@ -221,8 +230,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_used_is_refused_in_one_line(name: str) -> None:
     build, reason = REFUSED[name]
+    clean = replace(CLEAN, labels=CLEAN.labels % 2) if name == "a probability" else CLEAN
     with pytest.raises(BadInputError, match=reason) as caught:
-        clean = replace(CLEAN, labels=CLEAN.labels % 2) if name == "a probability" else CLEAN
         npz.purify(build(), clean, "ft", device="cpu", force=name != "a probability")
     assert "\n" not in str(caught.value)
 

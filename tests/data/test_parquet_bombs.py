@@ -191,7 +191,7 @@ def test_a_group_that_claims_more_rows_than_the_file_has_is_refused_before_memor
     bad = data.replace(told + _varint(2 * 3), told + _varint(more))
     length = int.from_bytes(data[-8:-4], "little") + len(bad) - len(data)
     path.write_bytes(bad[:-8] + length.to_bytes(4, "little") + bad[-4:])
-    with pytest.raises(BadInputError, match="column '(image|label)' is damaged"):
+    with pytest.raises(BadInputError, match=r"column '(image|label)' is damaged"):
         read_images(str(path))
 
 

@@ -104,6 +104,7 @@ def admitted(
             ``force``) does no better than guessing.
     """
     working, fitting, logits, yes_no = _understood(in_float32(check_module(model)), clean)
+    _check_gradients(working, fitting)
     known, highest = int(logits.shape[1]), int(clean.labels.max())
     if highest >= known:
         raise BadInputError(
@@ -122,6 +123,27 @@ def admitted(
         finding.require_sense()
     remark = () if finding.remark is None else (finding.remark,)
     return Patient(model, working, fitting, finding, (*notes, *remark), yes_no)
+
+
+def _check_gradients(working: nn.Module, clean: ImageSet) -> None:
+    """Refuse a network whose logits do not depend on its weights in a way that could be learned from.
+
+    Raises:
+        BadInputError: they do not.
+    """
+    flags = {each: each.requires_grad for each in working.parameters()}
+    try:
+        working.requires_grad_(True)
+        with torch.enable_grad():
+            learns = bool(working(to_pixels(clean.images[:2])).requires_grad)
+    finally:
+        for each, flag in flags.items():
+            each.requires_grad_(flag)
+    if flags and not learns:
+        raise BadInputError(
+            "the model gives logits without gradients, from which nothing can be learned; take torch.no_grad, "
+            "torch.inference_mode or detach out of its forward"
+        )
 
 
 def check_one_layer(model: nn.Module, defense: Defense) -> None:
