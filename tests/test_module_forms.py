@@ -13,6 +13,8 @@ import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Purified
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses import ANP
+from neural_polarizer.defenses.base import Audit
+from neural_polarizer.defenses.frame import admitted
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.surgery import PolarizedModule
 from toys import TinyNet, assert_same, made, snapshot, tiny_images, tiny_model
@@ -351,3 +353,28 @@ def test_the_normalisation_travels_in_the_state_dict_and_old_ones_still_load() -
     kept = Normalized(TinyNet(), (0.0,) * 3, (1.0,) * 3)
     assert kept.load_state_dict(old) == ([], [])
     assert kept.mean.flatten().tolist() == [0.0] * 3
+
+
+class Accuser:
+    """A defense that leaves the model as it is and accuses class 1."""
+
+    target: int | None = None
+
+    def repair(self, model: nn.Module, clean: ImageSet, **_: Any) -> Purified:
+        return Purified(copy.deepcopy(model), None, None, [], {}, (), 1, Audit("class 1 stands out", {}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "accused"),
+    [(range(16), 1), (range(9), None), (range(0, 16, 4), None)],  # all; too few; of class 0 only
+)
+def test_too_few_images_and_those_of_one_class_accuse_nobody(rows: range, accused: int | None) -> None:
+    clean = CLEAN.select(torch.tensor([*rows]))
+    patient = admitted(tiny_model(), clean, force=True)
+    found = patient.repaired(Accuser(), seed=0)
+    assert found.suspect == accused
+    assert found.audit is not None
+    assert ("class 1 stands out" in found.audit.summary) is (accused is not None)
+    told = Accuser()
+    told.target = 1  # the user says so
+    assert patient.repaired(told, seed=0).suspect == 1

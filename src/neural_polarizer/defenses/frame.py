@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Defense, Purified
+from neural_polarizer.defenses.base import Audit, Defense, Purified
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.metrics import predict
@@ -17,6 +17,8 @@ from neural_polarizer.plausibility import Finding, examine
 from neural_polarizer.surgery import PolarizedModule
 from neural_polarizer.train import Progress, silent
 
+FEWEST_IMAGES = 10
+"""With fewer clean images, no class is taken for the attacker's."""
 _TROUBLE = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
 
 
@@ -79,7 +81,20 @@ class Patient:
         model = one_logit(found.model, self.original) if self.yes_no else found.model
         _take_form(model, self.original)
         notes = (*found.notes, *self.notes, *self.clean.notes)
+        if getattr(defense, "target", None) is None and _is_too_little(images):
+            found = replace(found, suspect=None, audit=_nobody(found.audit))
         return replace(found, model=model, clean_acc=(self.finding.accuracy, after), notes=notes)
+
+
+def _is_too_little(images: ImageSet) -> bool:
+    """Whether what a few images, or those of one class, have in common by nature would pass for a backdoor."""
+    return len(images) < FEWEST_IMAGES or int(images.labels.unique().numel()) < 2
+
+
+def _nobody(audit: Audit | None) -> Audit | None:
+    """``audit`` without an accusation."""
+    told = "too few clean images, or images of one class only, to say that a class is the attacker's"
+    return None if audit is None else replace(audit, summary=told)
 
 
 def admitted(
