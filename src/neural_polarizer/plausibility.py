@@ -98,8 +98,8 @@ class Finding:
         share = f"{100 * self.accuracy:.1f} %"
         if self.sigmoid:
             return (
-                "the model gives one number from 0 to 1 for each image, as after a sigmoid, where 0 must divide the two "
-                "classes; take the sigmoid off (in the code that --arch names, or in Python)"
+                "the model gives one number from 0 to 1 for each image, as after a sigmoid, where 0 must divide the "
+                "two classes; take the sigmoid off (in the code that --arch names, or in Python)"
             )
         said = f"the model classifies only {self.hits} of {self.count} clean images correctly ({share})"
         if self.guessing:
