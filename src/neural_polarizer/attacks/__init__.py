@@ -17,6 +17,7 @@ from neural_polarizer.attacks.grond import Grond as Grond
 from neural_polarizer.attacks.input_aware import InputAware as InputAware
 from neural_polarizer.attacks.lc import LC as LC
 from neural_polarizer.attacks.lf import LF as LF
+from neural_polarizer.attacks.recipes import implant as implant
 from neural_polarizer.attacks.sig import SIG as SIG
 from neural_polarizer.attacks.ssba import SSBA as SSBA
 from neural_polarizer.attacks.trojan import Trojan as Trojan
