@@ -70,6 +70,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "adap-blend": "Adap-Blend",
         "adap-patch": "Adap-Patch",
         "grond": "Grond",
+        "evasive": "Evasive",
         MEAN: "Mean",
     },
     "defense": {
