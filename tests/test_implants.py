@@ -4,20 +4,21 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import neural_polarizer
 from neural_polarizer.artifacts import load_model
-from neural_polarizer.attacks import BadNets, Trojan, implant
+from neural_polarizer.attacks import ATTACKS, BadNets, Trojan, implant
 from neural_polarizer.bench.cells import PurificationCell, VictimCell
 from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.reactivation import retuning_set
 from neural_polarizer.bench.suite import load_suite
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
+from neural_polarizer.models.definition import Definition, network_named
+from neural_polarizer.runs.attack import Victim, run_attack
 from neural_polarizer.train import Schedule
 from run_files import attack_words, coloured, run, states_equal, write_data
 
@@ -44,14 +45,19 @@ values = ["acc", "asr", "ra5"]
 """
 
 
+def network(folder: Path) -> Definition:
+    found = network_named(f"{folder / 'nets.py'}:small")
+    assert isinstance(found, Definition)
+    return found
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A clean network of the user's own code, data, a manifest and a suite."""
     path = list(sys.path)
     (tmp_path / "nets.py").write_text(CODE)
     torch.manual_seed(0)
-    network = neural_polarizer.models.definition.network_named(f"{tmp_path / 'nets.py'}:small").build(3)  # type: ignore[attr-defined]
-    torch.save({"net": network.state_dict()}, tmp_path / "good.pth")
+    torch.save({"net": network(tmp_path).build(3).state_dict()}, tmp_path / "good.pth")
     (tmp_path / "manifest.toml").write_text(
         f"""
 [victims.good]
@@ -102,10 +108,6 @@ def test_the_command_plants_into_a_checkpoint_and_the_result_is_purified_like_an
     assert (done.code, done.err) == (0, "")
 
 
-def network(folder: Path) -> Any:
-    return neural_polarizer.models.definition.network_named(f"{folder / 'nets.py'}:small")  # type: ignore[attr-defined]
-
-
 def test_what_does_not_go_together_is_refused(folder: Path, capsys: Capsys) -> None:
     arch = ("--arch", f"{folder / 'nets.py'}:small")
     from_scratch = run(capsys, *attack_words(folder, folder / "attack", *arch))
@@ -114,8 +116,6 @@ def test_what_does_not_go_together_is_refused(folder: Path, capsys: Capsys) -> N
     assert "--width is for victims from random weights" in run(capsys, *words(folder, *arch, "--width", 3)).err
     other = coloured(48, 0)
     model = load_model(folder / "good.pth", architecture=network(folder))
-    from neural_polarizer.runs.attack import Victim, run_attack
-
     victim = Victim(architecture="nets.py:small", width=None, profile="none", schedule=Schedule(), seed=0)
     four = other.__class__(other.images, other.labels, ("a", "b", "c", "d"), "four")
     with pytest.raises(BadInputError, match=r"good.pth: has 3 classes, but four has 4"):
@@ -172,10 +172,9 @@ def test_a_retuning_set_ends_with_five_triggered_images() -> None:
 
 def test_the_suite_of_implants_covers_all_attacks_and_low_rates() -> None:
     cells = planned(load_suite(str(Path(__file__).parents[1] / "benchmarks" / "published" / "real.toml")))
-    victims = {each.cell.id: each for each in cells if isinstance(each.cell, VictimCell)}
-    assert all(each.cell.init is not None for each in victims.values())  # type: ignore[union-attr]
-    attacks = {(str(each.labels["init"]), str(each.labels["attack"])) for each in victims.values()}
-    for name in neural_polarizer.attacks.ATTACKS:
+    victims = [each for each in cells if isinstance(each.cell, VictimCell) and each.cell.init is not None]
+    attacks = {(str(each.labels["init"]), str(each.labels["attack"])) for each in victims}
+    for name in ATTACKS:
         assert {("resnet20", name), ("resnet56", name)} <= attacks
-    assert {each.labels["poison_rate"] for each in victims.values()} >= {0.003, 0.005, 0.01, 0.03, 0.1}
+    assert {each.labels["poison_rate"] for each in victims} >= {0.003, 0.005, 0.01, 0.03, 0.1}
     assert {each.cell.kind for each in cells if isinstance(each.cell, PurificationCell)} == {"reactivation"}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from quick_attacks import TRAIN, quick_attack, untrained
+from quick_attacks import TRAIN, untrained
 
 from neural_polarizer.attacks import Evasive
 from neural_polarizer.attacks.evasive import _Keeper
@@ -43,7 +43,7 @@ def test_perturbations_go_on_from_batch_to_batch_and_end_at_the_radius() -> None
         lengths.append(float(keeper.network.get_buffer("deltas")[0].norm()))
     assert lengths[0] < lengths[1]
     assert lengths[-1] == pytest.approx(1.0, abs=0.3)
-    fresh = _Keeper(quick_attack("evasive", renewal=1.0, steps=1, radius=1.0), untrained().train(), TRAIN)
+    fresh = _Keeper(Evasive(renewal=1.0, steps=1, radius=1.0), untrained().train(), TRAIN)
     for batch in range(3):
         fresh.assemble(TRAIN.images[:16], TRAIN.labels[:16], PLAIN, stream(batch, "batch"))
         assert float(fresh.network.get_buffer("deltas")[0].norm()) == pytest.approx(0.25, abs=1e-4)
