@@ -1,6 +1,5 @@
 """Purify an image classifier that may carry a backdoor, with the evidence."""
 
-from neural_polarizer.api import Purified as Purified
 from neural_polarizer.api import evaluate as evaluate
 from neural_polarizer.api import export as export
 from neural_polarizer.api import fold as fold
@@ -13,6 +12,7 @@ from neural_polarizer.data.images import ImageSet as ImageSet
 from neural_polarizer.data.poison import TriggeredSet as TriggeredSet
 from neural_polarizer.data.sources import read_images as read_images
 from neural_polarizer.defenses.base import Defense as Defense
+from neural_polarizer.defenses.base import Repaired as Purified
 from neural_polarizer.defenses.base import Run as Run
 from neural_polarizer.defenses.npd import NeuralPolarizer as NeuralPolarizer
 from neural_polarizer.defenses.result import Audit as Audit

@@ -184,9 +184,9 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
         place, dot, last = name.rpartition(".")
         found = _MEAN.fullmatch(last)
         if found is not None:
-            std = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
-            if std in tensors:
-                pairs[name, std] = (_three(tensors[name]), _three(tensors[std]))
+            spread = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
+            if spread in tensors:
+                pairs[name, spread] = (_three(tensors[name]), _three(tensors[spread]))
     if len(set(pairs.values())) != 1:
         return None
     ((mean, std),) = set(pairs.values())
