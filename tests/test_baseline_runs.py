@@ -81,7 +81,7 @@ def test_a_baseline_leaves_what_npd_leaves_but_for_the_layer(
     done = run(capsys, *words(method, runs, tmp_path))
     assert (done.code, done.err) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("purified.safetensors", "run.json", "report.html", "clean_index.json")
+        *("purified.safetensors", "run.json", "report.html", "clean_index.json", "verdict.json", "verdict.sarif")
     }
     record = record_in(tmp_path)
     promised = "seed config n_clean before after der seconds history model_sha256 versions audit suspect precision"
