@@ -12,7 +12,7 @@ from neural_polarizer.data.images import ImageSet as ImageSet
 from neural_polarizer.data.poison import TriggeredSet as TriggeredSet
 from neural_polarizer.data.sources import read_images as read_images
 from neural_polarizer.defenses.base import Defense as Defense
-from neural_polarizer.defenses.base import Repaired as Purified
+from neural_polarizer.defenses.base import Repaired as Purified  # noqa: F401 - its public name
 from neural_polarizer.defenses.base import Run as Run
 from neural_polarizer.defenses.npd import NeuralPolarizer as NeuralPolarizer
 from neural_polarizer.defenses.result import Audit as Audit
