@@ -12,6 +12,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Audit, Purified
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.guard import Guarded, Point, chosen_dial, expected_drop, margins
+from neural_polarizer.defenses.stand_ins.belief import accused, frozen, searched_in_features
 from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer, Lesson, centred, learn
 from neural_polarizer.defenses.stand_ins.least import StandIns
@@ -58,9 +59,7 @@ class LeastStandIns:
     precision: Literal["fp32", "bf16"] = "fp32"
     looks: Looks = field(default_factory=Looks)
     in_pixels: Search = field(default_factory=Search)
-    in_features: Search = field(
-        default_factory=lambda: Search(steps=12, images=16, success=0.8, start=0.5, cap=4.0, change=0.15)
-    )
+    in_features: Search = field(default_factory=searched_in_features)
     bank: Bank = field(default_factory=Bank)
     learning: Learning = field(default_factory=Learning)
     guard: Guard = field(default_factory=Guard)
@@ -118,7 +117,6 @@ class LeastStandIns:
                 best = replace(other, reason=reason)
         seconds = {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
         seconds["learn"] = time.perf_counter() - gathered
-        accused = belief.p_value < self.looks.level and self.target is None
         return Purified(
             best.net.model.to("cpu").eval().requires_grad_(True),
             best.net.polarizer,
@@ -126,7 +124,7 @@ class LeastStandIns:
             best.history,
             seconds,
             (*best.net.notes, *_remarks(best.guarded, self.guard.enough)),
-            told_aim(belief.likeliest, best.net.num_classes) if accused else self.target,
+            self.target if self.target is not None else accused(belief, best.net.num_classes, self.looks.level),
             _audit(found, belief, best.net.num_classes, self.looks.level),
             best.reason,
             best.guarded,
@@ -173,19 +171,18 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.settings, self.seed, self.progress = settings, seed, progress
-        self.net = net = Engine(
+        self.net, self.unit = frozen(
             model,
             clean,
-            seed=seed,
-            site=site,
+            site,
             batch_size=settings.batch_size,
             precision=settings.precision,
+            seed=seed,
             device=device,
         )
+        net = self.net
         if isinstance(settings.target, int) and not 0 <= settings.target < net.num_classes:
             raise BadInputError(f"the target class must lie in 0..{net.num_classes - 1}, got {settings.target}")
-        self.unit = float(net.calibrate()[1].mean().sqrt())
-        net.polarizer.requires_grad_(False)
         fit, held = held_out(net.labels, settings.guard, stream(seed, "held out"))
         self.seen = seen(net, fit, settings.batch_size)
         self.judges = seen(net, held, settings.batch_size)
