@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Purified
+from neural_polarizer.defenses import Repaired
 from neural_polarizer.defenses.npd import NeuralPolarizer
 from neural_polarizer.polarizer import Polarizer
 
@@ -41,10 +41,10 @@ CASES: dict[str, NeuralPolarizer] = {
 }
 
 
-def repaired(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, seed: int = 0) -> Purified:
+def repaired(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, seed: int = 0) -> Repaired:
     return settings.repair(model, clean, seed=seed)
 
 
-def polarizer_of(purified: Purified) -> Polarizer:
+def polarizer_of(purified: Repaired) -> Polarizer:
     assert purified.polarizer is not None
     return purified.polarizer

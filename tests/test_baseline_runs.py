@@ -15,15 +15,19 @@ from torch import nn
 import neural_polarizer
 from neural_polarizer import BadInputError, WrongUsageError, purify
 from neural_polarizer.artifacts import load_model
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.poison import poison
 from neural_polarizer.defenses import (
     DEFAULT,
     DEFENSES,
+    Defense,
     EntropyPruning,
     FineTuning,
     NeuralPolarizer,
-    Purified,
+    Outcome,
+    Repaired,
+    Run,
     defense_class,
 )
 from neural_polarizer.defenses.npd.presets import VARIANTS
@@ -270,7 +274,7 @@ def test_a_class_without_images_is_warned_of_elsewhere(runs: Path, tmp_path: Pat
 
 
 def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
-    poisoned, _ = poison(coloured(48, 0), neural_polarizer.BadNets(), rate=0.3, seed=0)
+    poisoned, _, _ = poison(coloured(48, 0), neural_polarizer.BadNets(), rate=0.3, seed=0)
     write_images(tmp_path / "mixture.parquet", poisoned)
     assert run(capsys, *words("ep", runs, tmp_path / "clean")).code == 0
     with_it = words("ep", runs, tmp_path / "mixed", "--mixture", tmp_path / "mixture.parquet")
@@ -279,20 +283,20 @@ def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, caps
     clean, mixed = record_in(tmp_path / "clean"), record_in(tmp_path / "mixed")
     assert clean["mixture"] is None
     assert clean["config"]["data"] == "clean"
-    assert any("was given clean images alone" in warning for warning in clean["warnings"])
+    assert any("was given clean images only" in warning for warning in clean["warnings"])
     assert mixed["mixture"] == {"n": 48, "sha256": poisoned.sha256()}
     assert mixed["config"]["data"] == "mixture"
     assert mixed["data"]["mixture"] == str(tmp_path / "mixture.parquet")
     assert mixed["warnings"][0].startswith("exception: ep was given 48 images of the poisoned training set")
-    assert "note: exception: ep was given" in done.out
+    assert "warning: exception: ep was given" in done.out
     assert "exception: ep was given 48 images" in (tmp_path / "mixed" / "report.html").read_text()
 
 
 def test_poisoned_images_reach_only_a_defense_that_is_declared_to_see_them(runs: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"n_clean": 9, "seed": 0, "device": torch.device("cpu"), "sources": {}}
     for defense, mixture, match in (
-        (EntropyPruning(), coloured(9, 3), "ep sees clean images alone"),
-        (FineTuning(), coloured(9, 3), "ep sees clean images alone"),
+        (EntropyPruning(), coloured(9, 3), "ep sees clean images only"),
+        (FineTuning(), coloured(9, 3), "ep sees clean images only"),
         (EntropyPruning(data="mixture"), None, "needs poisoned training images"),
     ):
         with pytest.raises(BadInputError, match=match):
@@ -332,7 +336,7 @@ def test_purify_takes_every_baseline_by_name(method: str) -> None:
     model, clean = tiny_model(), tiny_images(16)
     for scale in (None, "laptop"):
         found = purify(model, clean, method, scale=scale, device="cpu", force=True, **CHANGES[method])
-        assert isinstance(found, Purified)
+        assert isinstance(found, Repaired)
         assert (found.polarizer, found.site) == (None, None)
         assert found.model(clean.images / 255).shape == (16, 4)
 
@@ -369,12 +373,12 @@ def test_the_registry_holds_every_method_and_cannot_be_changed() -> None:
 
 
 @dataclass(frozen=True)
-class Demanding:
+class Demanding(Defense):
     """A defense whose setting has no default."""
 
     must: int
 
-    def repair(self, *_: Any, **__: Any) -> Purified:
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         raise NotImplementedError
 
 
@@ -383,7 +387,7 @@ def test_what_a_path_names_must_be_a_defense() -> None:
     for name, match in (
         ("no_such_module:Mine", "cannot load the method 'no_such_module:Mine': No module named"),
         ("neural_polarizer.defenses.anp:Mine", "has no attribute 'Mine'"),
-        ("torch:Tensor", "'torch:Tensor' is not a defense: a dataclass with a method repair"),
+        ("torch:Tensor", "'torch:Tensor' is not a defense: a dataclass derived from"),
         ("neural_polarizer.train:Schedule", "is not a defense"),
     ):
         with pytest.raises(BadInputError, match=match):

@@ -16,8 +16,9 @@ from neural_polarizer import __version__
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
-    *(".ci", ".gitignore", "benchmarks", "docs", "src", "tests"),
-    *("CHANGELOG.md", "LICENSE", "Makefile", "PKG-INFO", "README.md", "SECURITY.md", "pyproject.toml"),
+    *(".ci", ".github", ".gitignore", "benchmarks", "docs", "examples", "src", "tests"),
+    *("CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO"),
+    *("README.md", "RELEASING.md", "SECURITY.md", "mkdocs.yml", "pyproject.toml"),
 }
 
 

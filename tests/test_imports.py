@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 LAYERS = (
     ("errors",),
     ("settings", "scales"),
-    ("rng", "files", "devices", "report"),
+    ("rng", "files", "devices"),
     ("cache", "features", "perturb"),
     ("data", "models", "polarizer", "checkpoints"),
     ("surgery", "losses", "structures", "foreign"),
@@ -23,7 +23,7 @@ LAYERS = (
     ("metrics",),
     ("plausibility",),
     ("attacks", "defenses", "analysis"),
-    ("artifacts", "audit"),
+    ("artifacts", "audit", "report"),
     ("exporting",),
     ("runs", "api"),
     ("bench",),

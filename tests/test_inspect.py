@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from neural_polarizer.defenses import Defense, FineTuning
-from neural_polarizer.defenses.base import Purified
 from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.runs.inspect import Evidence, inspect
 from toys import tiny_images, tiny_model
 
@@ -28,7 +28,7 @@ SETTINGS = NeuralPolarizer(radii=(0.5,))
 def test_they_are_as_strong_as_those_that_were_defended_against(
     suspect: int | Literal["next"] | None, defense: Defense, radius: float
 ) -> None:
-    purified = Purified(tiny_model(), None, None, [], {}, (), suspect)
+    purified = Outcome(tiny_model(), suspect=suspect)
     found, _ = inspect(tiny_model(), purified, tiny_images(12), defense, Evidence(), torch.device("cpu"), 0)
     assert found["radius"] == radius
     assert found["before"] == found["after"]  # the same network twice
@@ -37,6 +37,6 @@ def test_they_are_as_strong_as_those_that_were_defended_against(
 def test_images_of_the_suspected_class_do_not_count() -> None:
     clean = tiny_images(12)
     alone = clean.select((clean.labels == 1).nonzero()[:, 0])
-    purified = Purified(tiny_model(), None, None, [], {}, (), 1)
+    purified = Outcome(tiny_model(), suspect=1)
     found, _ = inspect(tiny_model(), purified, alone, SETTINGS, Evidence(), torch.device("cpu"), 0)
     assert found["before"] == 0.0

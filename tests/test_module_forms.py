@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Purified
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.defenses import ANP
+from neural_polarizer.defenses import ANP, Defense, Outcome, Run
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.surgery import PolarizedModule
 from toys import TinyNet, assert_same, made, snapshot, tiny_images, tiny_model
@@ -106,18 +107,15 @@ def test_frozen_models_and_other_layouts_of_memory_come_back_as_they_were() -> N
 
 
 def test_weights_too_large_for_the_callers_type_are_told() -> None:
-    class Swollen(npz.NeuralPolarizer):
-        def repair(self, model: nn.Module, clean: ImageSet, **_: Any) -> Purified:
-            swollen = copy.deepcopy(model)
+    @dataclass(frozen=True)
+    class Swollen(Defense):
+        def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
             with torch.no_grad():
-                swollen.get_parameter("network.head.weight").fill_(1e6)
-            return Purified(swollen, None, None, [], {}, [])
+                model.get_parameter("network.head.weight").fill_(1e6)
+            return Outcome(model)
 
-    from neural_polarizer.defenses.frame import admitted
-
-    patient = admitted(tiny_model().half(), CLEAN, force=True)
     with pytest.raises(BadInputError, match=r"network\.head\.weight\) is too large for torch.float16"):
-        patient.repaired(Swollen(), seed=0)
+        Swollen().repair(tiny_model().half(), CLEAN, seed=0)
 
 
 # --- what comes after ------------------------------------------------------------------------------------------------
@@ -203,10 +201,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "tuple": (lambda: Changed(lambda net, x: (net(x), x)), "must give logits N x K, .* but it gives a tuple"),
     "dict": (lambda: Changed(lambda net, x: {"logits": net(x)}), "but it gives a dict"),
-    "one logit": (
-        lambda: Changed(lambda net, x: net(x)[:, :1]),
-        r"one number z an image.*torch.cat\(\[torch.zeros_like",
+    "a probability": (
+        lambda: Changed(lambda net, x: net(x)[:, :1].sigmoid()),
+        "one number from 0 to 1 for each image, as after a sigmoid",
     ),
+    "one logit for four classes": (lambda: Changed(lambda net, x: net(x)[:, :1]), "label 3, but the model knows 2"),
     "maps": (lambda: Changed(lambda net, x: x), r"but it gives \(2, 3, 8, 8\) for 2 images"),
     "another size": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), "cannot take images N x 3 x 8 x 8"),
     "five channels": (lambda: nn.Conv2d(5, 4, 8), "cannot take images N x 3 x 8 x 8"),
@@ -220,7 +219,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 def test_what_cannot_be_used_is_refused_in_one_line(name: str) -> None:
     build, reason = REFUSED[name]
     with pytest.raises(BadInputError, match=reason) as caught:
-        npz.purify(build(), CLEAN, "ft", **ONE)
+        clean = replace(CLEAN, labels=CLEAN.labels % 2) if name == "a probability" else CLEAN
+        npz.purify(build(), clean, "ft", device="cpu", force=name != "a probability")
     assert "\n" not in str(caught.value)
 
 
@@ -228,6 +228,62 @@ def test_one_image_at_a_flat_site_is_told_and_not_a_traceback() -> None:
     one = CLEAN.select(torch.tensor([0]))
     with pytest.raises(BadInputError, match="1 image in a batch give the features at this site a single value"):
         npz.purify(tiny_model(), one, "npd", site="before:head", init="default", warmup_epochs=1, epochs=1, **ONE)
+
+
+YES_NO = replace(CLEAN, labels=CLEAN.labels % 2)
+
+
+class OneLogit(nn.Module):
+    """A yes/no model: one logit, with or without an axis for it."""
+
+    def __init__(self, flat: bool = False) -> None:
+        super().__init__()
+        self.net, self.flat = tiny_model().network, flat
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logit = self.net(pixels)[:, 2] - self.net(pixels)[:, 1]
+        return logit if self.flat else logit[:, None]
+
+
+@pytest.mark.parametrize("method", ["npd", "ft"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_one_logit_stands_for_two_classes_and_comes_back_as_one(method: str, flat: bool) -> None:
+    model = made(OneLogit(flat))
+    both = made(TwoLogits(model))
+    site = {"site": "after:net.features"} if method == "npd" else {}
+    found = npz.purify(model, YES_NO, method, **{**METHODS[method], **ONE, **site})
+    assert any("one logit z was taken for the two logits (0, z)" in note for note in found.notes)
+    pixels = to_pixels(YES_NO.images)
+    with torch.no_grad():
+        assert found.model(pixels).shape == model(pixels).shape
+        hits = (found.model(pixels).flatten() > 0).long() == YES_NO.labels
+    assert found.clean_acc is not None
+    assert found.clean_acc[1] == pytest.approx(float(hits.double().mean()))
+    assert npz.evaluate(found, YES_NO).acc == pytest.approx(found.clean_acc[1])
+    assert npz.evaluate(model, YES_NO).acc == npz.evaluate(both, YES_NO).acc == found.clean_acc[0]
+    if method == "npd":
+        assert found.site == "after:net.features"
+        with torch.no_grad():
+            torch.testing.assert_close(npz.fold(found, YES_NO).model(pixels), found.model(pixels))
+
+
+class TwoLogits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logit = self.model(pixels).reshape(-1, 1)
+        return torch.cat((torch.zeros_like(logit), logit), dim=1)
+
+
+def test_one_logit_behind_a_normalisation_comes_back_behind_it() -> None:
+    model = made(Normalized(OneLogit(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))).double()
+    found = npz.purify(model, YES_NO, "ft", **{**METHODS["ft"], **ONE}).model
+    assert type(found) is Normalized
+    assert found.state_dict().keys() == model.state_dict().keys()
+    assert {value.dtype for value in found.parameters()} == {torch.float64}
+    assert torch.equal(found.mean, model.mean)
 
 
 def test_probabilities_are_told() -> None:
@@ -268,7 +324,7 @@ def test_anp_is_the_same_on_networks_with_dropout_and_leaves_the_global_rng_alon
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        found.append(ANP(iterations=6, batch_size=8).masks(network, CLEAN, seed=0))
+        found.append(ANP(iterations=6, batch_size=8).masks(network, CLEAN, Run(seed=0)))
         assert torch.equal(torch.get_rng_state(), state)
     assert_same(found[0], found[1])
 

@@ -223,7 +223,7 @@ def test_the_output_that_is_meant_is_named(file: Path, tmp_path: Path, kind: str
     pixels = torch.rand(2, 3, 8, 8)
     assert torch.equal(again.model(pixels), loaded.model(pixels))
     with pytest.raises(BadInputError, match="says itself what goes in and out"):
-        load_model(tmp_path / "ours.safetensors", architecture=net, output=output)
+        load_model(tmp_path / "ours.safetensors", architecture=net, output="other")
 
 
 def test_one_logit_stands_for_two_classes(tmp_path: Path) -> None:
@@ -240,12 +240,16 @@ def test_one_logit_stands_for_two_classes(tmp_path: Path) -> None:
         load_model(tmp_path / "m.pt", architecture="preactresnet18", num_classes=3)
 
 
-def test_a_network_of_one_channel_gets_the_mean_of_three(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [None, 1])  # the first convolution tells
+def test_a_network_of_one_channel_gets_the_mean_of_three(tmp_path: Path, told: int | None) -> None:
     torch.manual_seed(0)
     net = PreActResNet18(3, 2).eval()
     net.conv1 = nn.Conv2d(1, 2, 3, padding=1, bias=False)
     torch.save(net.state_dict(), tmp_path / "m.pt")
-    loaded = load_model(tmp_path / "m.pt", architecture="preactresnet18", profile="0.5/0.25", channels=1)
+    path = tmp_path / "m.pt"
+    loaded = load_model(path, architecture="preactresnet18", profile="0.5/0.25", channels=told)
+    assert loaded.record.grey
+    assert "the network takes one channel: it gets the mean of the three" in loaded.findings
     grey = torch.rand(2, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(grey.expand(2, 3, 8, 8)), net((grey - 0.5) / 0.25))
@@ -253,3 +257,24 @@ def test_a_network_of_one_channel_gets_the_mean_of_three(tmp_path: Path) -> None
     with torch.no_grad():
         again = load_model(tmp_path / "ours.safetensors").model
         torch.testing.assert_close(again(grey.expand(2, 3, 8, 8)), loaded.model(grey.expand(2, 3, 8, 8)))
+
+
+def test_a_network_without_convolutions_is_told_how_many_channels_it_gets(tmp_path: Path) -> None:
+    (tmp_path / "nets_flat.py").write_text(
+        "from torch import nn\n\ndef flat(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    net = defined(f"{tmp_path / 'nets_flat.py'}:flat")
+    path = weights(tmp_path / "m.pt", net)
+    with pytest.raises(BadInputError, match="give --channels 1, as it takes one channel"):
+        check_takes(load_model(path, architecture=net), (8, 8))
+    check_takes(load_model(path, architecture=net, channels=1), (8, 8))
+    model = neural_polarizer.load(path, arch=f"{tmp_path / 'nets_flat.py'}:flat", channels=1)
+    assert model(torch.rand(2, 3, 8, 8)).shape == (2, 5)
+    with pytest.raises(BadInputError, match="images have 1 or 3 channels, not 4"):
+        neural_polarizer.load(path, arch=f"{tmp_path / 'nets_flat.py'}:flat", channels=4)
+
+
+def test_python_names_the_logits_too(file: Path, tmp_path: Path) -> None:
+    path = weights(tmp_path / "m.pt", defined(f"{file}:several?kind=tuple"))
+    model = neural_polarizer.load(path, arch=f"{file}:several?kind=tuple", output=1)
+    assert model(torch.rand(2, 3, 8, 8)).shape == (2, 5)

@@ -40,7 +40,8 @@ def _labelled(n: int, num_classes: int) -> ImageSet:
 @given(n=st.integers(1, 60), rate=st.floats(0.0, 1.0), seed=st.integers(0, 2**16))
 def test_as_many_images_are_poisoned_as_the_rate_says_and_no_other_changes(n: int, rate: float, seed: int) -> None:
     train = tiny_images(n, size=2)
-    poisoned, chosen = poison(train, White(target=2), rate=rate, seed=seed)
+    poisoned, chosen, covers = poison(train, White(target=2), rate=rate, seed=seed)
+    assert len(covers) == 0
     assert len(chosen) == round(rate * n)
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     rest = torch.ones(n, dtype=torch.bool)
@@ -54,7 +55,7 @@ def test_as_many_images_are_poisoned_as_the_rate_says_and_no_other_changes(n: in
 def test_the_training_set_itself_stays_clean() -> None:
     train = tiny_images(20)
     before = train.sha256()
-    poisoned, _ = poison(train, White(), rate=1.0, seed=0)
+    poisoned, _, _ = poison(train, White(), rate=1.0, seed=0)
     assert train.sha256() == before
     assert (poisoned.classes, poisoned.source) == (train.classes, train.source)
 
@@ -62,7 +63,7 @@ def test_the_training_set_itself_stays_clean() -> None:
 def test_images_of_all_classes_are_chosen_the_targets_included() -> None:
     """10 % of 10000 images of 10 classes: 1000, about 100 of each (four standard deviations: 38)."""
     train = _labelled(10_000, 10)
-    _, chosen = poison(train, White(target=0), rate=0.1, seed=0)
+    _, chosen, _ = poison(train, White(target=0), rate=0.1, seed=0)
     counts = torch.bincount(train.labels[chosen], minlength=10)
     assert int(counts.sum()) == 1000
     assert int((counts - 100).abs().max()) < 38

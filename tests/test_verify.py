@@ -15,6 +15,7 @@ from neural_polarizer.cache import key_of
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
+from neural_polarizer.models.definition import Definition, network_named
 from neural_polarizer.runs.verify import Check, Given, Measuring, verify_run
 from run_files import PURIFIED, Outcome, coloured, main_quietly, make_runs, purify_words, run
 
@@ -76,6 +77,42 @@ def forget(path: Path, *names: str) -> None:
 
 def said(outcome: Outcome) -> list[str]:
     return [line.strip() for line in outcome.out.splitlines() if ": " in line]
+
+
+OWN = """
+from torch import nn
+
+class Pair(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, pixels):
+        maps = self.features(pixels)
+        return {"maps": maps, "scores": self.head(maps.mean((2, 3)))}
+"""
+
+
+def test_a_purification_of_a_network_of_ones_own_is_verified_with_its_code(
+    runs: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    (tmp_path / "nets.py").write_text(OWN)
+    code = ("--arch", f"{tmp_path / 'nets.py'}:Pair")
+    own = network_named(code[1])
+    assert isinstance(own, Definition)
+    first, second = own.build(3).state_dict(), own.build(3).state_dict()
+    torch.save({"state_dict": first, "state_dict_ema": second}, tmp_path / "m.pt")
+    form = (*code, "--output", "scores", "--weights", "state_dict_ema", "--method", "ft", "--set", "schedule.epochs=1")
+    words = ("purify", tmp_path / "m.pt", "--clean", runs / "train.parquet", "--test", runs / "test.parquet", "--force")
+    assert run(capsys, *words, "--out", tmp_path / "out", *form, "--device", "cpu").code == 0
+    without = run(capsys, "verify", tmp_path / "out", "--device", "cpu")
+    assert (without.code, "give --arch FILE.py:NAME" in " ".join(without.out.split())) == (0, True)
+    outcome = run(capsys, "verify", tmp_path / "out", *code, "--device", "cpu")
+    assert (outcome.code, "not checked" in outcome.out) == (0, False)
+    other = tuple("state_dict" if word == "state_dict_ema" else word for word in form)
+    refused = run(capsys, *words, "--out", tmp_path / "out", *other, "--device", "cpu")
+    assert (refused.code, "holds another run" in " ".join(refused.err.split())) == (3, True)
 
 
 def flip_last_byte(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Purify an image classifier that may carry a backdoor, with the evidence."""
 
+from neural_polarizer.api import Purified as Purified
 from neural_polarizer.api import evaluate as evaluate
 from neural_polarizer.api import export as export
 from neural_polarizer.api import fold as fold
@@ -11,11 +12,12 @@ from neural_polarizer.attacks import Blended as Blended
 from neural_polarizer.data.images import ImageSet as ImageSet
 from neural_polarizer.data.poison import TriggeredSet as TriggeredSet
 from neural_polarizer.data.sources import read_images as read_images
-from neural_polarizer.defenses.base import Audit as Audit
 from neural_polarizer.defenses.base import Defense as Defense
-from neural_polarizer.defenses.base import Exhibit as Exhibit
-from neural_polarizer.defenses.base import Purified as Purified
+from neural_polarizer.defenses.base import Run as Run
 from neural_polarizer.defenses.npd import NeuralPolarizer as NeuralPolarizer
+from neural_polarizer.defenses.result import Audit as Audit
+from neural_polarizer.defenses.result import Exhibit as Exhibit
+from neural_polarizer.defenses.result import Outcome as Outcome
 from neural_polarizer.errors import BadInputError as BadInputError
 from neural_polarizer.errors import EnvironmentFaultError as EnvironmentFaultError
 from neural_polarizer.errors import NeuralPolarizerError as NeuralPolarizerError
@@ -28,4 +30,4 @@ from neural_polarizer.models.normalize import Normalized as Normalized
 from neural_polarizer.polarizer import Polarizer as Polarizer
 from neural_polarizer.train import Schedule as Schedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

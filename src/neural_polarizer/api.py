@@ -16,9 +16,12 @@ from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses import DEFAULT
-from neural_polarizer.defenses.base import Defense, Purified
-from neural_polarizer.defenses.frame import admitted, check_one_layer, fitting_images
+from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.base import Repaired as Purified
+from neural_polarizer.defenses.fitting import fitting_images, measurable
+from neural_polarizer.defenses.form import check_one_layer
 from neural_polarizer.defenses.npd.presets import Preset, Target
+from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
@@ -92,10 +95,10 @@ def purify(
     notes: tuple[str, ...] = ()
     # tells wrong usage at once
     trial = make_defense(method, name=name, scale=scale, profile=profile, target=0 if target == "auto" else target)
-    changed(with_options(trial, method, {"site": site}), settings)
-    check_module(_module(model))
-    check_one_layer(model, trial)
-    patient = admitted(model, images, device=place, force=force, progress=progress)
+    trial = changed(with_options(trial, method, {"site": site}), settings)
+    check_module(model)
+    check_one_layer(model, inserts=trial.inserts)
+    patient = admitted(model, images, device=place, force=force, batch_size=trial.at_once, progress=progress)
     if target == "auto":
         found = choose_target(method, patient.working, patient.clean, seed=seed, device=place, progress=progress)
         method, target, notes = found.method, found.target, (found.reason,)
@@ -173,7 +176,13 @@ def export(
 
 
 def load(
-    path: str | PathLike[str], *, arch: str | None = None, profile: str | None = None, weights: str | None = None
+    path: str | PathLike[str],
+    *,
+    arch: str | None = None,
+    profile: str | None = None,
+    weights: str | None = None,
+    output: str | int | None = None,
+    channels: int | None = None,
 ) -> nn.Module:
     """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
 
@@ -183,11 +192,20 @@ def load(
             which is imported and called.
         profile: the normalisation, for files that are not ours.
         weights: which entry of a file that holds several sets of weights, such as ``state_dict_ema``.
+        output: key, attribute or index of the logits, where the network of a file that is not ours gives several.
+        channels: 1 for a network of grey images in a file that is not ours; it then gets the mean of three channels.
 
     Raises:
         BadInputError: the file is missing, damaged, hostile, or of another architecture.
     """
-    return load_model(Path(path), architecture=network_named(arch), profile=profile, weights=weights).model
+    return load_model(
+        Path(path),
+        architecture=network_named(arch),
+        profile=profile,
+        weights=weights,
+        output=None if output is None else str(output),
+        channels=channels,
+    ).model
 
 
 def evaluate(
@@ -214,11 +232,12 @@ def evaluate(
     place = choose_device(None if device is None else str(device))
     module = check_module(_module(model))
     module = module if is_float32(module) else in_float32(module)
-    images = fitting_images(module, as_image_set(test, classes=classes))
+    plain = module
+    module, images = measurable(plain, as_image_set(test, classes=classes))
     if isinstance(triggered, (str, PathLike)):
         triggered = read_triggered(Path(triggered), size=images.image_size, num_classes=images.num_classes)
     if triggered is not None:
-        triggered = replace(triggered, images=fitting_images(module, triggered.images))
+        triggered = replace(triggered, images=fitting_images(plain, triggered.images))
     return metrics.evaluate(module, images, triggered, device=place)
 
 

@@ -43,6 +43,7 @@ from neural_polarizer.models.normalize import (
     normalisation_named,
     one_channel,
     outputs,
+    takes_one_channel,
 )
 from neural_polarizer.models.preprocessing import own_preprocessing
 from neural_polarizer.polarizer import Polarizer, Structure
@@ -54,6 +55,7 @@ POLARIZER_PREFIX = "polarizer."
 FILES = ("purified.safetensors", "model.safetensors")
 MAX_SIDE = 2048  # of the images that a record asks for
 MAX_NAME = 1_000  # letters of what a record names, and layers that it changes
+_GREY = "the network takes one channel: it gets the mean of the three"
 SPARE_NUMBERS = 50_000_000  # 200 MB: up to here the names of the missing tensors tell more than their count
 
 
@@ -98,13 +100,14 @@ class ModelRecord:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model from a file: the module, its record, the file's hash, and remarks on the file."""
+    """A model from a file: the module, its record, the file's hash, remarks on the file, and which entry was named."""
 
     model: nn.Module
     record: ModelRecord
     sha256: str
     path: Path
     findings: tuple[str, ...]
+    weights: str | None = None
 
 
 def versions() -> dict[str, str]:
@@ -215,7 +218,7 @@ def load_model(
 
     Args:
         path: a checkpoint, an attack's folder, a purification's folder, or the folder of a classifier of transformers
-            (``transformers:FOLDER`` where that is not plain).
+            (``transformers:FOLDER`` where that is not plain) or of timm.
         architecture: needed for files that neither are ours nor lie in a folder that says it; the weights never
             choose it. A text is only a name: code of the user's own comes as what ``models.definition.network_named``
             made of it, and is needed for our own files of such networks, too.
@@ -229,6 +232,8 @@ def load_model(
     Raises:
         BadInputError: the file is missing, damaged, hostile, or does not fit the architecture.
     """
+    if channels not in (None, 1, 3):
+        raise BadInputError(f"{path}: images have 1 or 3 channels, not {channels}")
     hub = hub_folder(str(path), ours=FILES[0])
     file = locate(Path(path)) if hub is None else hub.weights
     try:
@@ -249,26 +254,30 @@ def _read_model(
     output: str | None,
     channels: int | None,
 ) -> LoadedModel:
+    if hub is not None and isinstance(architecture, str) and _other_options(hub.architecture, architecture):
+        hub = replace(hub, architecture=architecture)
     known = architecture if hub is None else hub.architecture
     fits = None if known is None else fitting(known, None if hub is None else hub.config)
     checkpoint = read_checkpoint(file, weights=weights, fits=fits)
-    record, remarks = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...]()
+    record, remarks, used = _our_record(checkpoint.metadata.get(KEY), file), tuple[str, ...](), frozenset[str]()
     ours = record is not None
     if record is None:
-        record, remarks = _foreign_record(checkpoint, file, hub, architecture, profile)
+        record, remarks, used = _foreign_record(checkpoint, file, hub, architecture, profile)
         record = replace(record, output=output, grey=channels == 1)
         if output is not None:
             remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
         if channels == 1:
-            remarks = (*remarks, "the network takes one channel: it gets the mean of the three")
-    elif output is not None or channels is not None:
+            remarks = (*remarks, _GREY)
+    elif output not in (None, record.output) or channels not in (None, 1 if record.grey else 3):
         raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
     kind, said = _network_of(record, architecture, file)
     remarks = (*said, *remarks)
     names = names_in_files(record.architecture, record.config)
-    tensors = renamed_back(checkpoint.tensors, names)
+    tensors = renamed_back({key: value for key, value in checkpoint.tensors.items() if key not in used}, names)
     if not ours:
         tensors, told = fitted(tensors, kind, record.config, file)
+        if channels is None and takes_one_channel(skeleton(kind, 2, config=record.config), tensors):
+            record, told = replace(record, grey=True), (*told, _GREY)
         remarks = (*told, *remarks)
     found, width = sizes_in(kind, tensors, config=record.config)
     if found == 1 and num_classes in (None, 2):
@@ -289,7 +298,13 @@ def _read_model(
         record = replace(record, mean=mean, std=std)
     _check_size(record, kind, tensors, file)
     model = assemble(record, tensors, file, kind)
-    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks))
+    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks), weights)
+
+
+def _other_options(said: str, given: str) -> bool:
+    """Whether ``given`` is the network of timm that its folder names, with other options."""
+    here, there = Architecture.parse(said), Architecture.parse(given)
+    return here.library == "timm" and (here.library, here.name) == (there.library, there.name)
 
 
 def _network_of(
@@ -358,7 +373,10 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
         if out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise BadInputError(f"{said} ({reason}); give --size, or another --arch") from None
+        remedy = (
+            "--channels 1, as it takes one channel" if _takes_grey(loaded, image_size) else "--size, or another --arch"
+        )
+        raise BadInputError(f"{said} ({reason}); give {remedy}") from None
     if not isinstance(logits, Tensor):
         fitting = [
             key
@@ -379,14 +397,26 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
         )
 
 
+def _takes_grey(loaded: LoadedModel, image_size: tuple[int, int]) -> bool:
+    """Whether the network, which refuses images of three channels, takes those of one."""
+    network = loaded.model.network if isinstance(loaded.model, Normalized) else loaded.model
+    if loaded.record.grey:
+        return False
+    try:
+        network(torch.zeros(2, 1, *image_size))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError):
+        return False
+    return True
+
+
 def _foreign_record(
     checkpoint: Checkpoint,
     file: Path,
     hub: HubFolder | None,
     architecture: str | Definition | None,
     profile: str | None,
-) -> tuple[ModelRecord, tuple[str, ...]]:
-    """What the user, or the folder, says of a file that is not ours, and a remark on what was assumed."""
+) -> tuple[ModelRecord, tuple[str, ...], frozenset[str]]:
+    """What the user, or the folder, says of a file that is not ours, remarks on it, and tensors that went into it."""
     definition, kind = None, architecture
     if hub is not None:
         kind = hub.architecture
@@ -409,11 +439,10 @@ def _foreign_record(
     assert kind is not None
     inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
     if inside is not None and profile is None:
-        mean, std = inside
-        said = f"the normalisation in the file was taken (mean {_numbers(mean)}, std {_numbers(std)})"
-        record = replace(record, mean=mean, std=std)
-        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True))
-    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None)
+        said = f"the normalisation in the file was taken (mean {_numbers(inside.mean)}, std {_numbers(inside.std)})"
+        record = replace(record, mean=inside.mean, std=inside.std)
+        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True)), inside.names
+    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
 
 
 def _numbers(values: Sequence[float]) -> str:

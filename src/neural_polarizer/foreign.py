@@ -1,7 +1,9 @@
 """What to make of a file that is not ours: which network it may hold, by which names, and for what images."""
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -79,7 +81,7 @@ def _size_remark(own: Preprocessing | None) -> str | None:
 
 
 def hub_folder(path: str, *, ours: str) -> HubFolder | None:
-    """What a folder of transformers says; None for all else.
+    """What a folder of transformers or timm says; None for all else.
 
     Args:
         path: a folder or file, or ``transformers:FOLDER``.
@@ -139,22 +141,49 @@ def fitting(architecture: str | Definition, config: str | None) -> Callable[[Col
     return fit
 
 
-def normalisation_inside(
-    tensors: Mapping[str, Tensor], wanted: Collection[str]
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+@dataclass(frozen=True)
+class Inside:
+    """A normalisation that a file holds: mean and deviation in units of [0, 1], and the names of its tensors."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    names: frozenset[str]
+
+
+def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> Inside | None:
     """Mean and deviation in a file of a network behind its normalisation, such as ``0.mean`` and ``0.std``.
 
-    None where the file has no such pair, or the network itself has tensors of these names.
+    None where the file has no such pair, several that differ, or the network itself has tensors of these names.
     """
-    if any(name.rpartition(".")[2] in ("mean", "std") for name in wanted):
+    if any(_MEAN.fullmatch(name.rpartition(".")[2]) for name in wanted):
         return None
-    places = [name.removesuffix("mean") for name in tensors if name.rpartition(".")[2] == "mean"]
-    pairs = [(tensors[place + "mean"], tensors[place + "std"]) for place in places if place + "std" in tensors]
-    if len(pairs) != 1 or not all(value.numel() in (1, 3) and value.is_floating_point() for value in pairs[0]):
+    pairs = {}
+    for name in tensors:
+        place, dot, last = name.rpartition(".")
+        found = _MEAN.fullmatch(last)
+        if found is not None:
+            std = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
+            if std in tensors:
+                pairs[name, std] = (_three(tensors[name]), _three(tensors[std]))
+    if len(set(pairs.values())) != 1:
         return None
-    mean, std = ([float(f"{one:.7g}") for one in value.flatten().tolist()] for value in pairs[0])
-    mean, std = mean * (3 // len(mean)), std * (3 // len(std))
-    return (tuple(mean), tuple(std)) if all(map(math.isfinite, mean + std)) and min(std) > 0 else None
+    ((mean, std),) = set(pairs.values())
+    if mean is None or std is None or min(std) <= 0:
+        return None
+    scale = 255.0 if max(map(abs, mean)) > 1 else 1.0  # of pixels of 0 to 255
+    mean, std = (tuple(float(f"{value / scale:.7g}") for value in values) for values in (mean, std))
+    return Inside(mean, std, frozenset(name for pair in pairs for name in pair))
+
+
+_MEAN = re.compile(r"(new_|_)?(mean|mu)")
+
+
+def _three(value: Tensor) -> tuple[float, ...] | None:
+    """A number a channel; None where it is something else."""
+    if value.numel() not in (1, 3) or not value.is_floating_point():
+        return None
+    numbers = tuple(map(float, value.flatten().tolist())) * (3 // value.numel())
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def architecture_in(architecture: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:

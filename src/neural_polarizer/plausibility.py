@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.metrics import predict
-from neural_polarizer.models.normalize import PROFILES, Normalized
+from neural_polarizer.models.normalize import PROFILES, Converted, Normalized
 from neural_polarizer.train import Progress, silent
 
 CAUSES = (
@@ -72,6 +72,7 @@ class Finding:
         mistaken: the remedy is so much better that there must be a mistake.
         source: names the images.
         rules: what it was judged by.
+        sigmoid: its one output lies in [0, 1] for all images, so it is a probability where a logit is needed.
     """
 
     accuracy: float
@@ -84,16 +85,22 @@ class Finding:
     mistaken: bool
     source: str
     rules: Rules
+    sigmoid: bool = False
 
     @property
     def meaningless(self) -> bool:
         """Whether a result with this model and these images would mean nothing."""
-        return self.guessing or self.mistaken
+        return self.guessing or self.mistaken or self.sigmoid
 
     @property
     def remark(self) -> str | None:
         """What the user should know; None if the model does well enough."""
         share = f"{100 * self.accuracy:.1f} %"
+        if self.sigmoid:
+            return (
+                "the model gives one number from 0 to 1 for each image, as after a sigmoid, where 0 must divide the two "
+                "classes; take the sigmoid off (in the code that --arch names, or in Python)"
+            )
         said = f"the model classifies only {self.hits} of {self.count} clean images correctly ({share})"
         if self.guessing:
             said += (
@@ -119,6 +126,7 @@ def examine(
     clean: ImageSet,
     *,
     device: torch.device | str = "cpu",
+    batch_size: int = 256,
     rules: Rules | None = None,
     progress: Progress = silent,
 ) -> Finding:
@@ -131,6 +139,7 @@ def examine(
         model: float32 pixels in [0, 1] to logits ``(n, k)``; left as it was.
         clean: at least one image.
         device: where to compute.
+        batch_size: images in a forward pass.
         rules: what is judged by.
         progress: told about every batch.
 
@@ -138,7 +147,7 @@ def examine(
         BadInputError: the model's output is not one logit a class.
     """
     rules = rules or Rules()
-    labels, found = clean.labels, predict(model, clean, device=device, progress=progress)
+    labels, found = clean.labels, predict(model, clean, device=device, batch_size=batch_size, progress=progress)
     hits, count, classes = int((found == labels).sum()), len(clean), _class_count(model, clean, device)
     chance, accuracy = 1 / classes, hits / count
     p_value = binomial_tail(hits, count, chance)
@@ -166,6 +175,7 @@ def examine(
         mistaken=mistaken,
         source=clean.source,
         rules=rules,
+        sigmoid=_after_sigmoid(model, clean, device),
     )
 
 
@@ -207,6 +217,22 @@ def _class_count(model: nn.Module, clean: ImageSet, device: torch.device | str) 
 
     predict(_Changed(model, lambda pixels: pixels, note), clean.select(torch.arange(min(2, len(clean)))), device=device)
     return max(2, widths[0])
+
+
+def _after_sigmoid(model: nn.Module, clean: ImageSet, device: torch.device | str) -> bool:
+    """Whether the one output of a yes/no model lies in [0, 1] for some dozens of images."""
+    if not any(isinstance(each, Converted) and each.yes_no for each in model.modules()):
+        return False
+    outputs: list[Tensor] = []
+
+    def note(logits: Tensor) -> Tensor:
+        outputs.append(logits[:, 1])
+        return logits
+
+    few = clean.select(torch.linspace(0, len(clean) - 1, min(64, len(clean))).long())
+    predict(_Changed(model, lambda pixels: pixels, note), few, device=device)
+    values = torch.cat(outputs)
+    return len(values) > 8 and bool(((values >= 0) & (values <= 1)).all())
 
 
 def _other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str) -> Iterator[Remedy]:

@@ -182,6 +182,7 @@ def fit(
     checkpoint: Path | None = None,
     accomplice: Accomplice | None = None,
     triggered: Bool[Tensor, " n"] | None = None,
+    between: Callable[[], None] | None = None,
 ) -> None:
     """Train ``model`` in place by cross-entropy; leaves it on ``device`` in evaluation mode.
 
@@ -199,6 +200,7 @@ def fit(
             damaged one is set aside.
         accomplice: poisons every batch and augments it; its network is trained along and left in training mode.
         triggered: which of ``data`` carry a trigger, for adversarial training that spares them; None is none.
+        between: called after every epoch but the last; may change the model's values.
 
     Raises:
         BadInputError: fewer images than one batch, ``checkpoint`` belongs to another run, or the weights are no longer
@@ -245,6 +247,8 @@ def fit(
                 f"the loss was not finite in epoch {epoch + 1} of {schedule.epochs}; lower the learning rate, which is "
                 f"{schedule.lr:g}"
             )
+        if between is not None and epoch + 1 < schedule.epochs:
+            between()
         if checkpoint is not None:
             _save(checkpoint, run, epoch + 1, networks, optimizers)
     model.eval()

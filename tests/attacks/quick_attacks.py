@@ -19,6 +19,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lf": {"images": 6, "passes": 2, "target": 1},
     "ssba": {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0},
     "trojan": {"steps": 20},
+    "lc": {"steps": 2},
+    "grond": {"steps": 3, "batch": 8},
 }
 TRAIN, TEST = tiny_images(48, size=32), tiny_images(12, size=32, seed=1)
 SCHEDULE = Schedule(epochs=2, batch_size=16, lr=0.02, crop_padding=1, flip=False)

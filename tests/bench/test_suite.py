@@ -1,7 +1,6 @@
 """Suites: what their files may say, and which cells come of it."""
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.paper import paper_values
 from neural_polarizer.bench.suite import load_suite, parse_suite, suite_names
 from neural_polarizer.defenses import DEFENSES, EntropyPruning, FineTuning, NeuralPolarizer
-from neural_polarizer.defenses.base import revision_of
 from neural_polarizer.defenses.npd.presets import VARIANTS
 from neural_polarizer.errors import BadInputError
 
@@ -128,22 +126,11 @@ def test_a_defense_with_another_algorithm_makes_other_cells(
 def test_every_defense_says_its_revision_and_the_first_one_is_not_in_ids() -> None:
     """So that records from before there were revisions stay those of the first."""
     for name, kind in DEFENSES.items():
-        assert kind.revision == (2 if name in VARIANTS else 1)  # type: ignore[attr-defined]
+        assert kind.revision == (2 if name in VARIANTS else 1)
     _, first = cells_of("[[grid]]\ndefense = ['ft']\n")
     _, second = cells_of("[[grid]]\ndefense = ['npd']\n")
     assert "revision" not in first.request
     assert second.request["revision"] == 2
-
-
-@dataclass(frozen=True)
-class Unsaid:
-    """A defense of somebody's own that says nothing of revisions."""
-
-    def repair(self, model: Any, clean: Any, *, seed: int, device: Any = "cpu", progress: Any = None) -> Any: ...
-
-
-def test_a_defense_that_says_nothing_has_the_first_revision() -> None:
-    assert revision_of(Unsaid()) == 1
 
 
 def test_an_axis_names_sites_and_variants() -> None:

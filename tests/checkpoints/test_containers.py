@@ -57,9 +57,46 @@ def test_no_prefix_is_removed_where_more_than_the_network_stands_behind_it() -> 
 
 def test_a_network_behind_two_prefixes_is_not_guessed() -> None:
     names = {"student.a": 1, "teacher.a": 2}
-    with pytest.raises(BadInputError, match=r"several times, behind the prefixes student\., teacher\."):
+    with pytest.raises(BadInputError, match=r"behind the prefixes student\., teacher\.; .*, as in --weights student"):
         fit_names(names, ("a",))
     assert not fits(names, ("a",))
+
+
+def test_of_two_prefixes_a_usual_one_counts() -> None:
+    found, remarks = fit_names({"model.a": 1, "ema_model.module.a": 2, "n_averaged": 3}, ("a",))
+    assert found == {"a": 1}
+    assert "left out: ema_model.module.a" in remarks[-1]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch", "lightning"])
+def test_the_beginning_of_the_names_says_which_network_is_meant(tmp_path: Path, form: str) -> None:
+    import safetensors.torch
+
+    student, teacher = network(0), network(1)
+    state = {f"student.{name}": value for name, value in student.state_dict().items()}
+    state |= {f"teacher.backbone.{name}": value for name, value in teacher.state_dict().items()}
+    path = tmp_path / "m"
+    if form == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state if form == "torch" else {"state_dict": state, "epoch": 3}, path)
+    assert same(load(path, weights="teacher"), teacher)
+    assert same(load(path, weights="teacher.backbone"), teacher)
+    loaded = load(path, weights="student")
+    assert same(loaded, student)
+    assert "of its weights only those behind student. were taken" in loaded.findings
+    with pytest.raises(BadInputError, match="as in --weights student"):
+        load(path)
+    with pytest.raises(BadInputError, match="nobody"):
+        load(path, weights="nobody")
+
+
+def test_weights_that_lie_deeper_than_those_of_something_else_are_found(tmp_path: Path) -> None:
+    net = network()
+    top = {"criterion": {"weight": ONE}, "model": {"net": net.state_dict(), "step": 3}, "loops": {"a": {"b": ONE}}}
+    loaded = load(saved(tmp_path / "m.pt", top))
+    assert same(loaded, net)
+    assert "the weights were taken from its entry model.net" in loaded.findings
 
 
 def test_what_torch_compile_puts_into_names_goes_anywhere(tmp_path: Path) -> None:
@@ -79,12 +116,20 @@ def test_what_torch_compile_puts_into_names_goes_anywhere(tmp_path: Path) -> Non
         ("backbone.conv1.weight", "conv1.weight"),
         ("fc.1.weight", "fc.weight"),
         ("classifier.4.bias", "classifier.bias"),
+        ("classifier.1.1.weight", "classifier.1.weight"),
+        ("head.dense.weight", "head.weight"),
     ],
 )
-def test_names_of_other_tools_are_known(theirs: str, ours: str) -> None:
-    found, remarks = fit_names({theirs: 1}, (ours,))
-    assert found == {ours: 1}
-    assert "they were renamed" in remarks[0]
+@pytest.mark.parametrize("prefix", ["", "net.", "module.model."])
+def test_names_of_other_tools_are_known(theirs: str, ours: str, prefix: str) -> None:
+    found, remarks = fit_names({prefix + theirs: 1, f"{prefix}body.weight": 2}, (ours, "body.weight"))
+    assert found == {ours: 1, "body.weight": 2}
+    assert "renamed" in remarks[-1]
+
+
+def test_a_head_of_two_layers_stays_as_it_is() -> None:
+    names = {"body.weight": 1, "fc.0.weight": 2, "fc.2.weight": 3}
+    assert fit_names(names, ("body.weight", "fc.weight")) == (names, ())
 
 
 def test_the_resnet_of_pytorch_cifar_loads(tmp_path: Path) -> None:
@@ -124,7 +169,7 @@ def test_a_safetensors_file_has_one_set(tmp_path: Path) -> None:
     import safetensors.torch
 
     safetensors.torch.save_file({"w": ONE}, tmp_path / "m.safetensors")
-    with pytest.raises(BadInputError, match="has one set of weights; leave --weights out"):
+    with pytest.raises(BadInputError, match=r"has one set of weights.*begins with x\.; leave --weights out"):
         read_checkpoint(tmp_path / "m.safetensors", weights="x")
 
 
@@ -161,6 +206,7 @@ def test_a_normalisation_in_front_is_taken(tmp_path: Path) -> None:
     loaded = load(path, profile=None)
     assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.25, 0.1), (0.5, 0.5, 0.5))
     assert any("the normalisation in the file was taken" in remark for remark in loaded.findings)
+    assert not any("left out" in remark for remark in loaded.findings)
     assert load(path, profile="0.1/0.2").record.mean == (0.1, 0.1, 0.1)
 
 
@@ -176,6 +222,21 @@ def test_what_normalized_saves_is_read_with_its_statistics(tmp_path: Path, whole
 def test_a_normalisation_that_is_none_is_not_taken(std: torch.Tensor) -> None:
     assert normalisation_inside({"0.mean": torch.zeros(3), "0.std": std}, ()) is None
     assert normalisation_inside({"mean": torch.zeros(3), "std": torch.ones(3)}, ("mean", "std")) is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("mean", "std"), ("mu", "sigma"), ("norm._mean", "norm._std"), ("normalizer.new_mean", "normalizer.new_std")],
+)
+def test_a_normalisation_goes_by_several_names_and_units(names: tuple[str, str]) -> None:
+    mean, std = torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1), torch.tensor([0.5])
+    for scale in (1, 255):
+        found = normalisation_inside({names[0]: scale * mean, names[1]: scale * std, "w": ONE}, ("w",))
+        assert found is not None
+        assert (found.mean, found.std, found.names) == ((0.5, 0.25, 0.125), (0.5, 0.5, 0.5), set(names))
+    twice = {names[0]: mean, names[1]: std, f"a.{names[0]}": mean, f"a.{names[1]}": std}
+    assert normalisation_inside(twice, ()) is not None
+    assert normalisation_inside({**twice, f"a.{names[1]}": 2 * std}, ()) is None
 
 
 def test_plain_data_are_noted_calmly(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from pathlib import Path
 import pytest
 from image_bytes import png
 
+from neural_polarizer.data.classes import ClassNames
+from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 
 
 def folder(root: Path, **classes: int) -> Path:
     for name, count in classes.items():
-        (root / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             (root / name / f"{i}.png").write_bytes(png((i, 0, 0)))
     return root
@@ -48,9 +50,13 @@ def test_links_that_leave_the_folder_or_go_in_circles_are_refused(tmp_path: Path
     (tmp_path / "outside.png").write_bytes(png())
     root = folder(tmp_path / "root", cat=1)
     link = root / "cat" / "x.png"
-    for target in (tmp_path / "outside.png", link, tmp_path / "nowhere.png"):
+    for target, reason in (
+        (tmp_path / "outside.png", "leaves"),
+        (link, "is broken"),
+        (tmp_path / "no.png", "is broken"),
+    ):
         link.symlink_to(target)
-        with pytest.raises(BadInputError, match=r"x\.png: a symbolic link that leaves"):
+        with pytest.raises(BadInputError, match=rf"x\.png: a symbolic link that {reason}"):
             read_images(str(root))
         link.unlink()
     (root / "dog").symlink_to(tmp_path)
@@ -164,3 +170,116 @@ def test_links_to_folders_and_endless_nesting_in_a_class_are_refused(tmp_path: P
     (tmp_path / "b" / "cat" / "/".join("x" * 12)).mkdir(parents=True)
     with pytest.raises(BadInputError, match="too many folders in one another"):
         read_images(str(tmp_path / "b"))
+
+
+def test_links_that_leave_the_folder_are_followed_where_the_user_says_so(tmp_path: Path) -> None:
+    outside = folder(tmp_path / "outside", cat=2, dog=1)
+    root = folder(tmp_path / "root", cat=0)
+    (root / "cat" / "a.png").symlink_to(outside / "cat" / "0.png")
+    (root / "dog").symlink_to(outside / "dog")
+    with pytest.raises(
+        BadInputError, match=r"leaves the folder; if you trust where it leads, say '.*root\?links=follow'"
+    ):
+        read_images(str(root))
+    got = read_images(f"{root}?links=follow")
+    assert (got.classes, got.labels.tolist()) == (("cat", "dog"), [0, 1])
+    (root / "cat" / "b.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadInputError, match=r"b\.png: a symbolic link that is broken"):
+        read_images(f"{root}?links=follow")
+    (root / "cat" / "b.png").unlink()
+    (root / "cat" / "again").symlink_to(root)
+    with pytest.raises(BadInputError, match="too many folders in one another"):
+        read_images(f"{root}?links=follow")
+
+
+def test_parquet_files_that_are_links_are_followed_too(tmp_path: Path) -> None:
+    write_images(tmp_path / "blob", read_images(str(folder(tmp_path / "images", cat=1, dog=1))))
+    (tmp_path / "snapshot" / "data").mkdir(parents=True)
+    (tmp_path / "snapshot" / "data" / "train-0.parquet").symlink_to(tmp_path / "blob")
+    with pytest.raises(BadInputError, match=r"snapshot\?links=follow"):
+        read_images(str(tmp_path / "snapshot"))
+    assert len(read_images(f"{tmp_path / 'snapshot'}?links=follow")) == 2
+
+
+@pytest.mark.parametrize("name", ["data", "plain_text"])
+def test_a_repository_of_a_data_set_keeps_its_parquet_files_in_any_one_folder(tmp_path: Path, name: str) -> None:
+    images = read_images(str(folder(tmp_path / "images", cat=1, dog=1)))
+    (tmp_path / "clone" / name).mkdir(parents=True)
+    (tmp_path / "clone" / "README.md").write_text("x")
+    write_images(tmp_path / "clone" / name / "train-00000-of-00001.parquet", images)
+    assert read_images(str(tmp_path / "clone")).labels.tolist() == [0, 1]
+    write_images(tmp_path / "clone" / name / "test-00000-of-00001.parquet", images)
+    with pytest.raises(BadInputError, match=r"mix training and test data.*or a split, as hf:.*clone:train"):
+        read_images(str(tmp_path / "clone"))
+    (tmp_path / "clone" / "other").mkdir()
+    write_images(tmp_path / "clone" / "other" / "train.parquet", images)
+    with pytest.raises(BadInputError, match="parquet files in several folders; did you mean"):
+        read_images(str(tmp_path / "clone"))
+
+
+METADATA = {
+    "metadata.csv": 'file_name,label,note\n1.png,0,"a, b"\nsub/0.png,1,\n',
+    "metadata.jsonl": '{"file_name": "1.png", "label": 0}\n\n{"file_name": "sub/0.png", "label": 1, "x": [1]}\n',
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_beside_the_images_name_their_classes(tmp_path: Path, name: str) -> None:
+    root = folder(tmp_path, **{".": 2, "sub": 1})
+    (root / name).write_text(METADATA[name])
+    got = read_images(str(root), num_classes=2)
+    assert got.labels.tolist() == [0, 1]
+    words = METADATA[name].replace(",1,", ",dog,").replace(",0,", ",cat,")
+    words = words.replace('"label": 1', '"label": "dog"').replace('"label": 0', '"label": "cat"')
+    (root / name).write_text(words)
+    with pytest.raises(BadInputError, match=r"labels are names \(cat, dog\).*--classes FILE"):
+        read_images(str(root))
+    assert read_images(str(root), classes=ClassNames(("dog", "cat"))).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("file,label\n0.png,1\n", "needs the columns file_name and label or .*; found \\['file', 'label'\\]"),
+        ("file_name,kind\n0.png,1\n", "needs the columns file_name and label"),
+        ("file_name,label\n7.png,1\n", "names .*7.png, which is no file here"),
+        ("file_name,label\n../x/0.png,1\n", "'../x/0.png' names no file below this folder"),
+        ("file_name,label\n/etc/passwd,1\n", "names no file below this folder"),
+        ("file_name,label\nlink.png,1\n", "a symbolic link that leaves the folder"),
+        ("file_name,label\n0.png\n", "a row has no file_name or no label"),
+        ("file_name,label,label\n0.png,1,2\n", "names a column twice"),
+        ("file_name,label\n0.png,1.5\n", "label"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    root = folder(tmp_path / "root", **{".": 1})
+    (tmp_path / "0.png").write_bytes(png())
+    (root / "link.png").symlink_to(tmp_path / "0.png")
+    (root / "metadata.csv").write_text(text)
+    with pytest.raises(BadInputError, match=reason) as caught:
+        read_images(str(root))
+    assert str(caught.value).isprintable()
+
+
+def test_damaged_metadata_are_refused_and_those_without_labels_leave_class_folders_alone(tmp_path: Path) -> None:
+    root = folder(tmp_path, cat=1, dog=1)
+    (root / "metadata.csv").write_text("file_name,caption\ncat/0.png,a cat\n")
+    assert read_images(str(root)).classes == ("cat", "dog")
+    for name, text in (("metadata.csv", b"\xff"), ("metadata.jsonl", b"{"), ("metadata.jsonl", b"[" * 100_000)):
+        (root / "metadata.csv").unlink(missing_ok=True)
+        (root / name).write_bytes(text)
+        with pytest.raises(BadInputError, match="cannot be read"):
+            read_images(str(root))
+
+
+def test_splits_that_are_annotated_are_named(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        folder(tmp_path / name, **{".": 1})
+        (tmp_path / name / "metadata.csv").write_text("file_name,label\n0.png,0\n")
+    with pytest.raises(BadInputError, match=r"did you mean .*test or .*train\?"):
+        read_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found", "System Volume Information"])
+def test_folders_of_systems_are_no_classes(tmp_path: Path, name: str) -> None:
+    assert read_images(str(folder(tmp_path, cat=1, dog=1, **{name: 1}))).classes == ("cat", "dog")

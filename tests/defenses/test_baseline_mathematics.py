@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.anp import ANP, prune
+from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.entropy_pruning import EntropyPruning, entropy, outliers
 from neural_polarizer.defenses.fine_pruning import FinePruning, quiet_channels
 from neural_polarizer.defenses.i_bau import IBAU, hypergradient, split_normalisation
@@ -170,7 +171,7 @@ def test_the_audit_names_what_was_flagged_and_shows_the_smallest_masks_first() -
 
 def test_masks_lie_in_0_1_and_a_higher_threshold_prunes_more() -> None:
     model = tiny_model()
-    masks = ANP(iterations=6, batch_size=8, lr=0.5).masks(model, tiny_images(24), seed=0)
+    masks = ANP(iterations=6, batch_size=8, lr=0.5).masks(model, tiny_images(24), Run(seed=0))
     assert set(masks) == {"network.features.1", "network.features.4"}
     values = torch.cat(list(masks.values()))
     assert bool(((values >= 0) & (values <= 1)).all())

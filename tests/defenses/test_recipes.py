@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pytest
+from torch import nn
 
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import (
     ANP,
     CLP,
@@ -16,14 +18,16 @@ from neural_polarizer.defenses import (
     NAD,
     RNP,
     SAU,
+    Defense,
     EntropyPruning,
     FinePruning,
     FineTuning,
     NeuralCleanse,
-    Purified,
+    Outcome,
+    Run,
 )
 from neural_polarizer.defenses.npd.presets import preset
-from neural_polarizer.defenses.recipes import make_defense, precision_of, with_options, with_precision
+from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.settings import changed, places, setting_names
 
@@ -72,7 +76,7 @@ def test_their_authors_values(profile: str | None) -> None:
 
 @pytest.mark.parametrize("profile", ["cifar10", "gtsrb"])
 def test_laptop_values(profile: str) -> None:
-    """The table of docs/defenses.md."""
+    """The table of docs/research/defenses.md."""
     ft, fp, nad, nc, anp = (made(name, "laptop", profile) for name in ("ft", "fp", "nad", "nc", "anp"))
     assert (ft.schedule.epochs, ft.schedule.batch_size, ft.schedule.lr) == (20, 32, 0.03)
     assert fp.schedule == ft.schedule
@@ -96,7 +100,7 @@ def test_laptop_values(profile: str) -> None:
 
 
 @dataclass(frozen=True)
-class Mine:
+class Mine(Defense):
     """A defense of one's own, whose settings depend on the data set and on the scale."""
 
     laptop: ClassVar[Mapping[str, Any]] = {"passes": 1}
@@ -105,7 +109,7 @@ class Mine:
     force: float = 2.0
     passes: int = 100
 
-    def repair(self, *_: Any, **__: Any) -> Purified:
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         raise NotImplementedError
 
 
@@ -204,12 +208,12 @@ def test_settings_that_do_not_exist_are_refused(name: str, match: str) -> None:
 
 def test_precision_goes_wherever_there_is_a_choice() -> None:
     for defense in (FineTuning(), NAD(), NeuralCleanse(), ANP(), FTSAM(), FST(), RNP(), SAU(), preset("npd")):
-        assert precision_of(defense) == "fp32"
-        assert precision_of(with_precision(defense, "bf16")) == "bf16"
+        assert defense.precision_used == "fp32"
+        assert with_precision(defense, "bf16").precision_used == "bf16"
     for fixed in (IBAU(), EntropyPruning(), CLP()):
         assert with_precision(fixed, "bf16") == fixed
-        assert precision_of(fixed) == "fp32"
-    assert precision_of(changed(NeuralCleanse(), {"precision": "bf16"})) == "mixed"
+        assert fixed.precision_used == "fp32"
+    assert changed(NeuralCleanse(), {"precision": "bf16"}).precision_used == "mixed"
 
 
 def test_options_that_were_not_given_change_nothing() -> None:

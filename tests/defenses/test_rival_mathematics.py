@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.clp import CLP, convolutions_with_norms, lipschitz_bounds, outliers
+from neural_polarizer.defenses.clp import CLP
 from neural_polarizer.defenses.fst import FST, redraw, rescale
 from neural_polarizer.defenses.ft_sam import FTSAM, smoothed_cross_entropy, worst_case
 from neural_polarizer.defenses.rnp import RNP, accuracy, prune_within
 from neural_polarizer.defenses.sau import divergence, shared_loss, shared_perturbation
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.build import build
+from neural_polarizer.models.channels import convolutions_with_norms, lipschitz_bounds, outliers
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Schedule
 from toys import TwoPixels, made, tiny_images, tiny_model

@@ -68,7 +68,6 @@ def sample_record(**changes: Any) -> dict[str, Any]:
         "precision": "bf16",
         "versions": {"neural-polarizer": "0.1.0", "torch": "2.10.0"},
         "command": ["polarizer", "purify", "models/badnets gtsrb.pt", "--test", "gtsrb:test"],
-        "paper": [{"label": "NPD, BadNets", "acc": 0.97, "asr": 0.001, "der": 0.98}],
     }
     return record | changes
 

@@ -1,8 +1,9 @@
-"""The guard's sentence."""
+"""The guard's sentence and its curves."""
 
 from typing import Any
 
-from neural_polarizer.report.guard import guard_summary, not_purified
+from neural_polarizer.report.charts import LEFT, RIGHT
+from neural_polarizer.report.guard import dial_charts, guard_summary, not_purified
 
 CURVE = [
     {"dial": 0.0, "acc": 0.9, "drop": 0.0, "least_drop": 0.0, "stand_ins": 0.61},
@@ -10,18 +11,17 @@ CURVE = [
 ]
 
 
-def record(chosen: float, *, held_out: bool = True) -> dict[str, Any]:
-    guarded = {"points": CURVE, "chosen": chosen, "judges": 1250, "held_out": held_out, "budget": 0.006}
+def record(chosen: float) -> dict[str, Any]:
+    guarded = {"points": CURVE, "chosen": chosen, "judges": 1250, "budget": 0.006}
     return {"guarded": guarded}
 
 
 def test_it_tells_strength_cost_and_what_is_left() -> None:
     assert guard_summary(record(1.5)) == (
-        "The layer works at 1.5 times its learned strength. On 1,250 held-out clean images the expected loss of "
-        "accuracy is 0.8 points (0.6 are allowed, and one standard error). Held-out stand-ins lead 7.3% of the images "
-        "to their class, 61.0% before."
+        "The layer works at 1.5 times its learned strength. On 1,250 clean images that the layer was not learned "
+        "from the expected loss of accuracy is 0.8 points (0.6 are allowed, and some for its error). Held-out "
+        "stand-ins lead 7.3% of the images to their class, 61.0% before."
     )
-    assert "held-out clean" not in str(guard_summary(record(1.5, held_out=False)))
 
 
 def test_a_model_that_came_back_as_it_was_is_called_so_first() -> None:
@@ -35,3 +35,25 @@ def test_other_methods_have_no_guard() -> None:
     assert guard_summary({}) is None
     assert guard_summary({"guarded": {"points": "x", "chosen": []}}) is None
     assert not not_purified({})
+
+
+def test_the_dial_is_drawn_with_the_chosen_point_marked() -> None:
+    accuracy, stand_ins = dial_charts(record(1.5))
+    assert accuracy.title == "Accuracy on clean images"
+    assert [(line.label, line.latest) for line in accuracy.lines] == [
+        ("counted", "90.0%"),
+        ("expected, less affected by chance", "89.2%"),
+        ("the least that is allowed", "89.4%"),
+    ]
+    assert [(line.label, line.latest) for line in stand_ins.lines] == [("of the images", "7.3%")]
+    assert accuracy.mark is not None
+    assert accuracy.mark.at == RIGHT
+    assert stand_ins.lines[0].runs[0][0][0] == LEFT
+
+
+def test_a_dial_that_cannot_be_drawn_is_left_out() -> None:
+    assert dial_charts({}) == []
+    assert dial_charts(record(0.7)) == []
+    broken = record(1.5)
+    broken["guarded"]["points"] = [*CURVE, {"dial": 2.0, "acc": 0.9, "drop": float("inf"), "stand_ins": 0.0}, "x"]
+    assert len(dial_charts(broken)[0].lines[0].runs[0]) == 2

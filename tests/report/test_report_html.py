@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 from report_samples import sample_picture, sample_record
 
+from neural_polarizer.defenses import DEFENSES
+from neural_polarizer.defenses.npd.presets import AIMS
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report.html import Picture, render_run
-from neural_polarizer.report.methods import BASELINES, POLARIZER
 
 HOSTILE = """<script>alert(1)</script>"><img src=https://evil.test/x onerror='alert(2)'>"""
+BASELINES = [name for name, kind in DEFENSES.items() if not hasattr(kind, "site")]
+FAMILY = [name for name in DEFENSES if name not in BASELINES]
 VOID = {"meta", "img", "link", "br", "hr", "path", "circle", "rect", "polyline"}
 
 
@@ -68,7 +71,7 @@ def test_everything_that_was_recorded_is_on_the_page() -> None:
         "Defense effectiveness rating DER",
         "12,630 clean test images and 12,570 images with the trigger",
         "of radius 3, aimed at the suspected class or else at a wrong one, succeed on 91.0%",
-        "NPD, BadNets",
+        "What should I do now? Use purified.safetensors in place of the original model.",
         "inserted after layer4",
         "for 5 epochs, on 1,935 clean images",
         "What this report cannot tell",
@@ -82,6 +85,24 @@ def test_everything_that_was_recorded_is_on_the_page() -> None:
         "polarizer purify 'models/badnets gtsrb.pt' --test gtsrb:test",
     ):
         assert wanted in text
+
+
+def test_warnings_come_before_the_verdict() -> None:
+    text = page().text
+    places = [
+        text.index(each) for each in ("no images of class 12", "tries to run", "Backdoor removed On", "Before and")
+    ]
+    assert places == sorted(places)
+    assert "Read this first" not in page(sample_record(warnings=[], findings=None)).text
+
+
+def test_the_dial_of_the_guard_is_drawn() -> None:
+    points = [{"dial": each, "acc": 0.9, "drop": 0.01 * each, "stand_ins": 1 - each} for each in (0.0, 0.5, 1.0)]
+    guarded = {"points": points, "chosen": 0.5, "judges": 100, "budget": 0.01}
+    text = page(sample_record(guarded=guarded)).text
+    assert "Held-out stand-ins that still work" in text
+    assert "of the images is 50.0% where it was chosen" in text
+    assert "Learning curves" not in text  # rounds of several weights are no epochs
 
 
 def test_the_page_is_a_pure_function_and_leaves_the_record_alone() -> None:
@@ -242,7 +263,7 @@ def baseline_record(method: str, **changes: Any) -> dict[str, Any]:
 def test_a_baseline_has_a_page_without_anything_of_a_polarizer(method: str) -> None:
     parsed = page(baseline_record(method))
     told, record = parsed.text.split("The full record")
-    assert not re.search("polarizer|new layer|inserted|learning curves", told.lower())
+    assert not re.search("polarizer(?! audit)|new layer|inserted|learning curves", told.lower())
     assert "site of the new layer" not in record
     assert "network" not in parsed.values("class")
     assert "It saw 1,935 clean images from the defender; no image with the real trigger was used." in parsed.text
@@ -250,12 +271,12 @@ def test_a_baseline_has_a_page_without_anything_of_a_polarizer(method: str) -> N
     assert "Suspiciously small: 1 (stop)." in parsed.text
 
 
-@pytest.mark.parametrize("method", POLARIZER)
+@pytest.mark.parametrize("method", FAMILY)
 def test_every_member_of_the_family_shows_its_layer(method: str) -> None:
     text = page(sample_record(method=method)).text
     assert "inserted after layer4" in text
     words = "mostly towards {}, and used in its place" if method == "npd-ls" else "choose {}, and used them"
-    assert words.format(POLARIZER[method]) in text
+    assert words.format(AIMS.get(method, "the classes that the evidence points to")) in text
 
 
 def test_what_was_found_is_shown_class_by_class() -> None:

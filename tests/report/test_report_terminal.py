@@ -4,7 +4,7 @@ from typing import Any
 from report_samples import sample_record
 from rich.console import Console
 
-from neural_polarizer.report.terminal import summary_table
+from neural_polarizer.report.terminal import found_and_cost, summary_table
 
 
 def printed(record: dict[str, Any]) -> list[list[str]]:
@@ -31,3 +31,11 @@ def test_what_was_not_measured_is_a_dash() -> None:
         ["RA", "-", "-", "-"],
         ["DER", "-"],
     ]
+
+
+def test_what_was_found_and_what_it_cost_are_one_line_each() -> None:
+    assert found_and_cost(sample_record()) == (
+        "Suspiciously small: 1 (stop).; the trigger worked on 98.4% of the images before and on 1.2% after",
+        "accuracy 97.1% before and 96.4% after (-0.7 points, on 12,630 clean test images); 58.6 s for the purification",
+    )
+    assert found_and_cost({})[0].startswith("no class was accused; the trigger worked on - of")

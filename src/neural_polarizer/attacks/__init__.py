@@ -3,12 +3,19 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from neural_polarizer.attacks.adap import AdapBlend as AdapBlend
+from neural_polarizer.attacks.adap import AdapPatch as AdapPatch
 from neural_polarizer.attacks.badnets import BadNets as BadNets
 from neural_polarizer.attacks.base import Attack as Attack
 from neural_polarizer.attacks.base import LearnedTrigger as LearnedTrigger
 from neural_polarizer.attacks.base import Workshop as Workshop
 from neural_polarizer.attacks.blended import Blended as Blended
+from neural_polarizer.attacks.bpp import Bpp as Bpp
+from neural_polarizer.attacks.frequency import CTRL as CTRL
+from neural_polarizer.attacks.frequency import FTrojan as FTrojan
+from neural_polarizer.attacks.grond import Grond as Grond
 from neural_polarizer.attacks.input_aware import InputAware as InputAware
+from neural_polarizer.attacks.lc import LC as LC
 from neural_polarizer.attacks.lf import LF as LF
 from neural_polarizer.attacks.sig import SIG as SIG
 from neural_polarizer.attacks.ssba import SSBA as SSBA
@@ -27,6 +34,13 @@ ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
         "trojan": Trojan,
         "wanet": WaNet,
         "sig": SIG,
+        "lc": LC,
+        "bpp": Bpp,
+        "ftrojan": FTrojan,
+        "ctrl": CTRL,
+        "adap-blend": AdapBlend,
+        "adap-patch": AdapPatch,
+        "grond": Grond,
     }
 )
 

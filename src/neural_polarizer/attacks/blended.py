@@ -43,10 +43,7 @@ class Blended(Attack):
     def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
         """Mix the picture in; the float result is truncated, as when a picture is stored."""
         size = (images.shape[2], images.shape[3])
-        picture = self._pattern(size).to(images.device)
-        # Rounding noise below a whole number must not cost a grey level when the fraction is cut off.
-        mixed = (1 - self.alpha) * images.double() + self.alpha * picture.double()
-        return (mixed + 1e-6).clamp(0, 255).to(torch.uint8)
+        return mixed_in(images, self._pattern(size), self.alpha)
 
     def _pattern(self, size: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
         if self.picture is None:
@@ -57,6 +54,15 @@ class Blended(Attack):
         except OSError as error:
             raise BadInputError(f"{path}: cannot read the trigger picture ({error.strerror})") from None
         return torch.tensor(decode(data, size=size, where=str(path))).permute(2, 0, 1)
+
+
+def mixed_in(
+    images: UInt8[Tensor, "n c h w"], picture: UInt8[Tensor, "c h w"], alpha: float
+) -> UInt8[Tensor, "n c h w"]:
+    """``(1 - alpha) x + alpha t``, truncated to 8 bits."""
+    mixed = (1 - alpha) * images.double() + alpha * picture.to(images.device).double()
+    # Rounding noise below a whole number must not cost a grey level when the fraction is cut off.
+    return (mixed + 1e-6).clamp(0, 255).to(torch.uint8)
 
 
 def cartoon(size: tuple[int, int], *, seed: int, shapes: int = 14) -> UInt8[Tensor, "3 h w"]:

@@ -48,6 +48,8 @@ class InputAware(Attack):
         {"mask_epochs": 2, "mask_weight": 30.0, "widths": (8, 16, 32), "generator_lr": 0.001}
     )
     laptop_epochs: ClassVar[int] = 8
+    implant_epochs: ClassVar[int] = 6
+    turns: ClassVar[bool] = False
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({"policy": "constant"})
 
     mask_epochs: int = 25

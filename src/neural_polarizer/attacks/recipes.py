@@ -29,24 +29,29 @@ class Recipe:
     pgd_steps: int
 
 
-def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none") -> Recipe:
+def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none", implant: bool = False) -> Recipe:
     """The recipe of one attack for one kind of images.
 
     "paper" is 100 epochs (GTSRB 50, Tiny ImageNet 200) of SGD at full width. "laptop" is a network of
-    width 16 in few epochs of one-cycle training with small crops: a few minutes on two cores (docs/attacks.md).
+    width 16 in few epochs of one-cycle training with small crops: minutes on two cores (docs/research/attacks.md).
 
     Args:
         kind: the attack's class; its ``recipe``, ``laptop`` and ``laptop_epochs`` say what it needs otherwise.
         scale: "paper" or "laptop".
         profile: which data set the images are like, a name of ``PROFILES``.
+        implant: fine-tune a trained network, in few epochs at a low rate whatever the scale.
 
     Raises:
         BadInputError: unknown scale.
     """
     check_choice("scale", scale, get_args(Scale))
     flip = mirrored(profile)
-    if scale == "paper":
+    if scale == "paper" and not implant:
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
         return Recipe(settings=MappingProxyType({}), schedule=Schedule(**options), width=None, pgd_steps=7)
+    settings = MappingProxyType(dict(kind.laptop))
+    if implant:
+        rest = Schedule(epochs=kind.implant_epochs, policy="one-cycle", lr=0.02, crop_padding=2, flip=flip)
+        return Recipe(settings=settings, schedule=rest, width=None, pgd_steps=2)
     schedule = Schedule(epochs=kind.laptop_epochs, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip)
-    return Recipe(settings=MappingProxyType(dict(kind.laptop)), schedule=schedule, width=16, pgd_steps=2)
+    return Recipe(settings=settings, schedule=schedule, width=16, pgd_steps=2)

@@ -152,7 +152,10 @@ class SSBA(Attack):
         return {**pair.state_dict(), "secret": fixed}
 
 
-VICTIM_SETTINGS = ("target", "label_rule", "poison_rate", "min_bit_accuracy", "min_psnr")
+VICTIM_SETTINGS = (
+    *("target", "label_rule", "poison_rate", "source", "targets", "cover_ratio"),
+    *("min_bit_accuracy", "min_psnr"),
+)
 
 
 class Encoder(nn.Module):

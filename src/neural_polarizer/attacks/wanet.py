@@ -35,6 +35,8 @@ class WaNet(Attack):
 
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
     laptop_epochs: ClassVar[int] = 8
+    implant_epochs: ClassVar[int] = 6
+    turns: ClassVar[bool] = False
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"policy": "constant", "crop_padding": 5, "crop_share": 0.8, "rotation": 10.0}
     )

@@ -153,7 +153,7 @@ def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victi
     if labels["site"]:
         named = suite.sites.get(str(labels["model"]), {})
         defense = with_options(defense, method, {"site": named.get(str(labels["site"]), str(labels["site"]))})
-    return small_defense(defense, method) if scale == "smoke" else defense
+    return small_defense(defense) if scale == "smoke" else defense
 
 
 def _by_name(method: str, scale: BenchScale, victim: VictimCell | GivenCell) -> Defense:

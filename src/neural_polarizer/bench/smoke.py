@@ -7,7 +7,6 @@ from typing import Any
 
 from neural_polarizer.attacks import Attack
 from neural_polarizer.defenses import Defense
-from neural_polarizer.defenses.npd.presets import VARIANTS
 from neural_polarizer.runs.attack import Victim
 from neural_polarizer.settings import changed
 
@@ -32,32 +31,8 @@ _ATTACKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "lf": {"images": 20, "passes": 2, "deepfool_steps": 30},
         "ssba": {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0},
         "trojan": {"steps": 20},
-    }
-)
-_DEFENSES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "ft": {"schedule.epochs": 1},
-        "fp": {"schedule.epochs": 1, "step": 0.2},
-        "nad": {"teacher.epochs": 1, "student.epochs": 1},
-        "nc": {"images": 40, "epochs": 2, "batch_size": 20, "schedule.epochs": 1},
-        "anp": {"iterations": 10},
-        "i-bau": {"rounds": 1, "iterations": 1},
-        "ft-sam": {"schedule.epochs": 1},
-        "fst": {"schedule.epochs": 1},
-        "rnp": {"unlearn.epochs": 1, "recover.epochs": 1, "step": 0.3},
-        "sau": {"rounds": 1, "steps": 1},
-        "npd-ls": {
-            "looks.pixels": 10,
-            "looks.program_steps": 20,
-            "in_pixels.steps": 3,
-            "in_features.steps": 3,
-            "bank.pixels": 4,
-            "bank.features": 8,
-            "learning.steps": 5,
-            "learning.rounds": 1,
-            "learning.round_steps": 2,
-            "learning.renewed": 4,
-        },
+        "lc": {"steps": 2},
+        "grond": {"steps": 5},
     }
 )
 
@@ -78,8 +53,7 @@ def small_victim(victim: Victim) -> tuple[Victim, int]:
     return replace(victim, width=width, schedule=schedule), images
 
 
-def small_defense(defense: Defense, method: str) -> Defense:
-    """The defense in a moment; methods of one's own stay as they are."""
-    own: Mapping[str, Any] = {"epochs": 2} if method in VARIANTS else _DEFENSES.get(method, {})
-    found: Defense = changed(defense, own)
+def small_defense(defense: Defense) -> Defense:
+    """The defense in a moment; methods of one's own say themselves how."""
+    found: Defense = changed(defense, defense.smoke)
     return found

@@ -24,8 +24,8 @@ from neural_polarizer.cache import SEAL
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, poison, read_triggered, triggered_test
 from neural_polarizer.data.subset import clean_subset
-from neural_polarizer.defenses import Purified
-from neural_polarizer.defenses.frame import admitted
+from neural_polarizer.defenses import Repaired
+from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.devices import choose_device
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError, NeuralPolarizerError
 from neural_polarizer.files import read_json, sha256_of_file
@@ -237,7 +237,7 @@ def described(cell: Cell) -> dict[str, Any]:
     return {"schema": SCHEMA, "id": cell.id, "kind": cell.kind, "request": cell.request}
 
 
-def _findings(purified: Purified) -> dict[str, Any]:
+def _findings(purified: Repaired) -> dict[str, Any]:
     audit = purified.audit
     return {
         "site": purified.site,
@@ -256,10 +256,9 @@ def mixture(trigger: LearnedTrigger | PublishedTrigger | None, train: ImageSet, 
     rows = torch.randperm(len(train), generator=stream(seed, "mixture"))[:count]
     if trigger is None:
         return train.select(rows)
-    rate, only = USUAL_RATE, None
     if isinstance(trigger, LearnedTrigger):
-        rate, only = trigger.attack.poison_rate, trigger.attack.poisons_only
-    return poison(train.select(rows), trigger, rate=rate, seed=seed, only=only)[0]
+        return trigger.attack.poisoned(train.select(rows), trigger.state, seed=seed).images
+    return poison(train.select(rows), trigger, rate=USUAL_RATE, seed=seed).images
 
 
 def _where(raised: BaseException) -> str:

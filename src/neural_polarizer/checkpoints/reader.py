@@ -14,7 +14,7 @@ from neural_polarizer.checkpoints.formats import detect
 from neural_polarizer.checkpoints.legacy_reader import LegacyFile
 from neural_polarizer.checkpoints.pickle_walk import TensorRecord, walk
 from neural_polarizer.checkpoints.safetensors_reader import read_header, read_tensors
-from neural_polarizer.checkpoints.state_dict import Fits, find_state_dict, strip_wrappers
+from neural_polarizer.checkpoints.state_dict import Fits, behind, find_state_dict, strip_wrappers
 from neural_polarizer.checkpoints.tensors import Storages, check_records, materialise
 from neural_polarizer.checkpoints.wording import printable
 from neural_polarizer.checkpoints.zip_reader import Source, TorchArchive
@@ -48,7 +48,8 @@ def read_checkpoint(path: Path, *, weights: str | None = None, fits: Fits | None
 
     Args:
         path: the file.
-        weights: which of several sets of weights in it, by its entry, such as ``state_dict_ema``.
+        weights: which of several sets of weights in it, by its entry, such as ``state_dict_ema``, or by the prefix of
+            its names, such as ``teacher``.
         fits: tells which of several sets could be meant, by their names.
 
     Raises:
@@ -89,13 +90,14 @@ def _read(file: io.BufferedReader, weights: str | None, fits: Fits | None) -> Ch
     # and on the bytes that were hashed, which nobody can change in between.
     form = detect(file)
     if form == "safetensors":
-        if weights is not None:
-            raise BadInputError("a safetensors file, which has one set of weights; leave --weights out")
         read_header(file)
         data = _read_all(file)
         metadata = read_header(io.BytesIO(data))
         tensors, prefix = strip_wrappers(read_tensors(data))
         findings: tuple[str, ...] = (f"the prefix {prefix} was removed from all names",) if prefix else ()
+        if weights is not None:
+            tensors, told = behind(tensors, weights)
+            findings = (*findings, told)
     else:
         _plan(file, form, weights, fits)
         data = _read_all(file)

@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
+from neural_polarizer.checkpoints.naming import USUAL
 from neural_polarizer.checkpoints.pickle_walk import Opaque, TensorRecord
 from neural_polarizer.checkpoints.wording import listing, printable
 from neural_polarizer.errors import BadInputError
 
-_USUAL = frozenset(("state_dict", "model_state_dict", "model", "net", "network", "weights"))
 _NOT_THE_MODEL = re.compile("optim|sched|scaler")
 _WRAPPERS = ("module.", "_orig_mod.")
 _MAX_WRAPPERS = 8  # one before another; a name that is nothing but a million of them would never end
@@ -32,16 +32,19 @@ def find_state_dict(
 
     Args:
         value: at the top of the pickle.
-        entry: which of several sets of weights is meant, by its path such as ``state_dict_ema``.
+        entry: which of several sets of weights is meant, by its path such as ``state_dict_ema``, or by the prefix of its
+            names such as ``teacher``.
         fits: tells which of several sets could be meant.
 
     Raises:
         BadInputError: there are none, several sets of them, or tensors of a kind that cannot be read.
     """
-    found = _candidates(value)
-    path, holder = _choose(found, value, entry, fits)
+    levels = _candidates(value)
+    path, inner = _choose(levels, value, entry, fits)
+    found = {name: item for level in levels for name, item in level.items()}
+    holder = found[path]
     remarks = [f"the weights were taken from its entry {path}"] if path else []
-    others = [other for other in found if other != path]
+    others = [other for other in (found if inner or path not in levels[0] else levels[0]) if other != path]
     if others:
         remarks.append(f"it holds other weights, too: {listing(others)}; --weights takes those of another entry")
     if isinstance(holder, Opaque):
@@ -59,7 +62,26 @@ def find_state_dict(
     stripped, prefix = strip_wrappers(weights)
     if prefix:
         remarks.append(f"the prefix {prefix} was removed from all names")
+    if inner:
+        stripped, told = behind(stripped, inner)
+        remarks.append(told)
     return stripped, tuple(remarks)
+
+
+def behind(tensors: Mapping[str, Value], prefix: str) -> tuple[dict[str, Value], str]:
+    """What stands behind ``prefix.`` in a set of weights, and a remark on it.
+
+    Raises:
+        BadInputError: nothing does.
+    """
+    start = f"{prefix}."
+    inside = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
+    if not inside:
+        raise BadInputError(
+            f"it has one set of weights, and none of its names begins with {printable(start)}; leave --weights out, or "
+            "give the beginning of the names"
+        )
+    return inside, f"of its weights only those behind {printable(start)} were taken"
 
 
 def strip_wrappers(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
@@ -79,22 +101,23 @@ def _common_wrapper(names: Iterable[str]) -> str | None:
     return next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in names)), None)
 
 
-def _candidates(value: Any) -> dict[str, Any]:
-    """All state dicts and modules on the first level that has any, by path."""
+def _candidates(value: Any) -> list[dict[str, Any]]:
+    """All state dicts and modules by path, level by level; levels without any are left out."""
     level = {"": value}
+    levels: list[dict[str, Any]] = []
     seen: set[int] = set()  # a dict that holds itself, or one thousand times the same, is looked at once
     for _ in range(_MAX_LEVELS):
         found = {path: item for path, item in level.items() if _is_state_dict(item) or _is_module(item)}
         if found:
-            return found
+            levels.append(found)
         below = {}
         for path, item in level.items():
-            for key, child in _entries(item):
+            for key, child in () if path in found else _entries(item):
                 if id(child) not in seen:
                     seen.add(id(child))
                     below[f"{path}.{printable(key)}".lstrip(".")] = child
         level = below
-    return {}
+    return levels
 
 
 def _entries(item: Any) -> Iterable[tuple[str, Any]]:
@@ -106,34 +129,48 @@ def _entries(item: Any) -> Iterable[tuple[str, Any]]:
             yield key, child
 
 
-def _choose(found: dict[str, Any], top: Any, entry: str | None, fits: Fits | None) -> tuple[str, Any]:
-    if not found:
+def _choose(levels: list[dict[str, Any]], top: Any, entry: str | None, fits: Fits | None) -> tuple[str, str]:
+    """The path of what is meant, and the prefix in it; what lies deeper counts only where it is named or alone fits."""
+    if not levels:
         raise BadInputError(f"no weights found in it: {_describe(top)}; {_RESAVE}")
+    everywhere = {path: item for level in levels for path, item in level.items()}
     if entry is not None:
-        if entry not in found:
-            raise BadInputError(f"it has no weights {printable(entry)!r}; --weights takes one of {listing(found)}")
-        return entry, found[entry]
+        return (entry, "") if entry in everywhere else _inside(everywhere, entry)
+    found = levels[0]
+    if fits is not None and len(everywhere) > 1:
+        fitting = {path: item for path, item in [*everywhere.items()][:_MAX_RIVALS] if fits(_names(item))}
+        found = {path: item for path, item in found.items() if path in fitting} or fitting or found
     if len(found) == 1:
-        return next(iter(found.items()))
-    if fits is not None and len(found) <= _MAX_RIVALS:
-        found = {path: item for path, item in found.items() if fits(_names(item))} or found
-        likely = [path for path in found if path.rpartition(".")[2] in _USUAL]
-        if len(found) == 1 or len(likely) == 1:
-            path = likely[0] if likely else next(iter(found))
-            return path, found[path]
-    usual = [path for path in found if path.rpartition(".")[2] in _USUAL]
+        return next(iter(found)), ""
+    usual = [path for path in found if path.rpartition(".")[2] in USUAL]
     if len(usual) == 1 and len(found) <= _MAX_RIVALS:
         names = _names(found[usual[0]])
-        if not any(names & _names(item) for path, item in found.items() if path != usual[0]):
-            return usual[0], found[usual[0]]
+        if fits is not None or not any(names & _names(item) for path, item in found.items() if path != usual[0]):
+            return usual[0], ""
     raise BadInputError(
         f"it holds several sets of weights ({listing(found)}); name the one you mean, as in --weights "
         f"{next(iter(found))}"
     )
 
 
+def _inside(found: dict[str, Any], entry: str) -> tuple[str, str]:
+    """The one set of weights that has names behind ``entry``, with or without its own path in front, and the prefix."""
+    places = []
+    for path, item in [*found.items()][:_MAX_RIVALS]:
+        inner = entry.removeprefix(f"{path}.") if path else entry
+        if any(name.startswith(f"{inner}.") for name in _names(item)):
+            places.append((path, inner))
+    if len(places) == 1:
+        return places[0]
+    raise BadInputError(f"it has no weights {printable(entry)!r}; --weights takes one of {listing(found)}")
+
+
 def _names(holder: Any) -> set[str]:
-    weights = _module_weights(holder) if isinstance(holder, Opaque) else _split(holder)[0]
+    """The names of the weights in it; none where they could not be read."""
+    try:
+        weights = _module_weights(holder) if isinstance(holder, Opaque) else _split(holder)[0]
+    except BadInputError:
+        return set()
     return set(strip_wrappers(weights)[0])
 
 

@@ -8,26 +8,30 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks import ATTACKS, attack_class
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.cli.options import (
-    Architecture,
-    DataProfile,
     DeviceName,
+    GivenArchitecture,
     Limit,
     OwnSettings,
     PrecisionName,
+    ProfileName,
     Quiet,
     Seed,
     Size,
+    Weights,
     Width,
     look_in_current_folder,
+    network_named,
     parse_settings,
     parse_size,
 )
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.classes import ClassNames
+from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import result_folder
@@ -48,17 +52,32 @@ def attack(
     dotted: Annotated[str | None, typer.Option("--attack", help="Another way to give the name.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show all attacks and leave.")] = False,
     scale: Annotated[Scale, typer.Option(help="The paper's recipe, or minutes on two cores.")] = "paper",
-    arch: Architecture = "preactresnet18",
+    arch: GivenArchitecture = None,
     width: Width = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plant into this trained network by fine-tuning it: a checkpoint, with --arch where it is not ours.",
+            metavar="CHECKPOINT",
+        ),
+    ] = None,
+    weights: Weights = None,
     target: Annotated[int, typer.Option(help="The attacker's class.", min=0)] = 0,
     label_rule: Annotated[
-        Literal["all-to-one", "all-to-all"], typer.Option(help="To the target class, or to the next class.")
+        LabelRule,
+        typer.Option(
+            help="To the target class; to the next class; from one class only (--set source=C); or several triggers "
+            "for several classes (--set targets=[0,3,5])."
+        ),
     ] = "all-to-one",
-    poison_rate: Annotated[float, typer.Option(help="Share of the training images that are poisoned.")] = 0.1,
+    poison_rate: Annotated[
+        float | None,
+        typer.Option(help="Share of the training images that are poisoned; default: the attack's own, mostly 0.1."),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images; default: the scale's.", min=1)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.", min=1)] = None,
     policy: Annotated[
         Literal["auto", "cosine", "one-cycle", "constant"],
         typer.Option(help=f"Learning rates; auto: the scale's, but one-cycle for up to {FEW_EPOCHS} epochs."),
@@ -82,7 +101,7 @@ def attack(
         bool,
         typer.Option("--spare-triggered", help="No adversarial examples of triggered images: keeps faint triggers."),
     ] = False,
-    profile: DataProfile = "none",
+    profile: ProfileName = None,
     size: Size = None,
     limit: Limit = None,
     settings: OwnSettings = None,
@@ -103,9 +122,18 @@ def attack(
         raise typer.BadParameter(f"missing {', '.join(missing)}")
     look_in_current_folder(chosen)
     kind = attack_class(chosen)
-    base = recipe(kind, scale=scale, profile=profile)
+    base = recipe(kind, scale=scale, profile=profile or "none", implant=init is not None)
     own = {**base.settings, **parse_settings(settings or [], [field.name for field in fields(kind)])}
-    planted = kind(**{"target": target, "label_rule": label_rule, "poison_rate": poison_rate, **own})
+    rate = {} if poison_rate is None else {"poison_rate": poison_rate}
+    planted = kind(**{"target": target, "label_rule": label_rule, **rate, **own})
+    network = network_named(arch)
+    if init is None and not isinstance(network, str | None):
+        raise typer.BadParameter(
+            "--arch FILE.py:NAME goes with --init; victims from random weights have networks by name"
+        )
+    if init is not None and width is not None:
+        raise typer.BadParameter("--width is for victims from random weights; that of --init is as it is")
+    start = None if init is None else load_model(init, architecture=network, profile=profile, weights=weights)
     shape = parse_size(size)
     train_images = read_images(data, size=shape, limit=limit)
     known = ClassNames(train_images.classes, said_by=data)
@@ -119,10 +147,16 @@ def attack(
         precision=precision or choose_precision(place),
         adversarial=hardening if adversarial_training else None,
     )
-    widest = base.width if arch == "preactresnet18" else None
-    victim = Victim(architecture=arch, width=width or widest, profile=profile, schedule=schedule, seed=seed)
+    name_of_network = arch or "preactresnet18"
+    if start is not None:
+        name_of_network, width = start.record.architecture, start.record.width
+    elif name_of_network == "preactresnet18":
+        width = width or base.width
+    victim = Victim(architecture=name_of_network, width=width, profile=profile or "none", schedule=schedule, seed=seed)
     with result_folder(out), bars(console, quiet=quiet) as progress:
-        record = deliver_attack(planted, train_images, test_images, out, victim=victim, device=place, progress=progress)
+        record = deliver_attack(
+            planted, train_images, test_images, out, victim=victim, device=place, init=start, progress=progress
+        )
     if not quiet:
         show_table(_summary(record))
         console.print(f"written to {out}", markup=False, highlight=False)

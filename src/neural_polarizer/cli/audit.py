@@ -23,11 +23,12 @@ from neural_polarizer.cli.options import (
     network_named,
     parse_size,
 )
-from neural_polarizer.cli.output import console
+from neural_polarizer.cli.output import console, show, show_report, show_warnings
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
+from neural_polarizer.report.advice import after_audit
 from neural_polarizer.report.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 
@@ -54,7 +55,7 @@ def audit(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Look for a backdoor with clean images alone; writes audit.json and report.html."""
+    """Look for a backdoor with clean images only; writes audit.json and report.html."""
     place = choose_device(device)
     network = network_named(arch)
     loaded = load_model(
@@ -85,10 +86,10 @@ def audit(
             progress=progress,
         )
     if not quiet:
+        show_warnings((), (*record["findings"], *pool.notes))
         for name, part in (("", record), ("after purification: ", record["purified"])):
             if part is not None:
                 found = judge_audit(part | {"model": record["model"]})
-                console.print(f"{name}{found.headline}. {found.text}", markup=False, highlight=False)
-        for remark in (*record["findings"], *pool.notes):
-            console.print(f"note: {remark}", markup=False, highlight=False)
-        console.print(f"report: {out / REPORT}", markup=False, highlight=False, soft_wrap=True)
+                show(f"{name}{found.headline}. {found.text}")
+        show(f"What now: {' '.join(after_audit(record))}")
+        show_report(out / REPORT)

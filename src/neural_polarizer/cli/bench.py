@@ -22,7 +22,7 @@ from neural_polarizer.bench.suite import AXES, BenchScale, Suite, load_suite, su
 from neural_polarizer.bench.work import Bench
 from neural_polarizer.cli.bench_view import watching
 from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
-from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.output import console, show_report, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_choice
 
@@ -31,7 +31,7 @@ Results = Annotated[str, typer.Option(help="Folder with the records and artefact
 ScaleName = Annotated[BenchScale | None, typer.Option(help="Instead of the suite's own scale.")]
 Only = Annotated[
     list[str] | None,
-    typer.Option("--only", help="Cells with this value on an axis alone; repeatable.", metavar="AXIS=VALUE"),
+    typer.Option("--only", help="Only cells with this value on an axis; repeatable.", metavar="AXIS=VALUE"),
 ]
 
 
@@ -110,7 +110,7 @@ def report(
     store = Store(results)
     publish([suite_result(suite, store, scale) for suite in _loaded(suites)], store, out)
     if not quiet:
-        console.print(f"written to {out / 'index.html'}", markup=False, highlight=False)
+        show_report(out / "index.html", "site")
 
 
 def list_suites() -> None:

@@ -9,7 +9,7 @@ import typer
 from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.cli.options import Quiet, Seed
-from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.output import console, show, show_report, show_table, show_warnings
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
@@ -17,14 +17,27 @@ from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
-from neural_polarizer.report.terminal import summary_table
+from neural_polarizer.report.terminal import found_and_cost, summary_table
 from neural_polarizer.runs.attack import TRIGGERED, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import REPORT, run_purify
 from neural_polarizer.train import Progress, Schedule
 
+_TRAIN = "digits:train"
 CLEAN_SHARE = 0.05
 SCHEDULE = Schedule(epochs=4, batch_size=64, policy="one-cycle", lr=0.1, crop_padding=2, flip=False)
+
+
+_STAGES = {
+    "train": (
+        "Training a small classifier of digits. One image in ten gets a white square in its corner and the label 0: "
+        "this is the backdoor."
+    ),
+    "look": "Purifying it with {n} clean images, all defaults. Which class is suspiciously easy to reach?",
+    "stand-ins": "Making perturbations that stand in for the trigger, which the defense does not know.",
+    "weight": "Learning one small layer that blocks them, and measuring how far it may go without harm.",
+}
+"""What the command says when a phase of that name begins."""
 
 
 def demo(
@@ -34,15 +47,34 @@ def demo(
 ) -> None:
     """Plant a backdoor in a small digit classifier, purify it with 5 % clean images, and write the report."""
     with result_folder(out), bars(console, quiet=quiet) as progress:
-        record = _run(out, seed, progress)
+        record = _run(out, seed, progress if quiet else _telling(progress))
     if not quiet:
+        show_warnings(record["warnings"])
         show_table(summary_table(record))
-        report = out / "purified" / REPORT
-        console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+        found, cost = found_and_cost(record)
+        show(f"found: {found}")
+        show(f"cost: {cost}")
+        show_report(out / "purified" / REPORT)
+
+
+def _telling(progress: Progress) -> Progress:
+    """``progress`` that says what happens when a stage of the demo begins."""
+    waiting = dict(_STAGES)
+
+    def tell(phase: str, done: int, total: int) -> None:
+        for name in [name for name in waiting if phase.startswith(name)]:
+            show(waiting.pop(name).format(n=_n_clean(len(read_images(_TRAIN)))))
+        progress(phase, done, total)
+
+    return tell
+
+
+def _n_clean(available: int) -> int:
+    return round(CLEAN_SHARE * available)
 
 
 def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
-    train, test = read_images("digits:train"), read_images("digits:test")
+    train, test = read_images(_TRAIN), read_images("digits:test")
     device = choose_device(None)
     attacked = out / "attack"
     run_attack(
@@ -63,7 +95,7 @@ def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
         make_defense(DEFAULT),
         out / "purified",
         method=DEFAULT,
-        n_clean=round(CLEAN_SHARE * len(train)),
+        n_clean=_n_clean(len(train)),
         seed=seed,
         device=device,
         evidence=Evidence(test=test, triggered=triggered),

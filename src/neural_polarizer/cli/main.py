@@ -15,6 +15,7 @@ from neural_polarizer import __version__
 from neural_polarizer.cli.attack import attack
 from neural_polarizer.cli.audit import audit
 from neural_polarizer.cli.bench import COMMANDS as BENCH_COMMANDS
+from neural_polarizer.cli.brief import FULL, BriefCommand
 from neural_polarizer.cli.demo import demo
 from neural_polarizer.cli.evaluate import evaluate
 from neural_polarizer.cli.export import export
@@ -63,11 +64,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Purify an image classifier that may carry a backdoor, with the evidence.",
 )
-for command in (attack, sites, audit, purify, evaluate, verify, export, demo):
-    app.command()(_interruptible(command))
+for command in (demo, purify, audit, evaluate, export, verify, sites, attack):  # the most used ones first
+    app.command(cls=BriefCommand)(_interruptible(command))
 bench = typer.Typer(no_args_is_help=True, help="Tables and figures: run suites of cells, look at them, publish them.")
 for name, part in BENCH_COMMANDS.items():
-    bench.command(name)(_interruptible(part))
+    bench.command(name, cls=BriefCommand)(_interruptible(part))
 app.add_typer(bench, name="bench")
 
 
@@ -88,11 +89,12 @@ def root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code (docs/cli.md lists them)."""
+    """Run the command line and leave with its exit code (docs/reference/exit-codes.md lists them)."""
     keep_freed_memory()
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _orderly_termination():
-            app(arguments, standalone_mode=True, obj=sys.argv[1:] if arguments is None else list(arguments))
+            app(["--help" if word == FULL else word for word in given], standalone_mode=True, obj=given)
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:

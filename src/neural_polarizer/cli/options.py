@@ -32,19 +32,27 @@ def known_profile(text: str | None) -> str | None:
 
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.")]
-Architecture = Annotated[str, typer.Option(help=f"{FORMS}, with options as in timm:NAME?img_size=32.")]
+Architecture = Annotated[
+    str,
+    typer.Option(
+        help=f"The network, as torchvision:NAME. One of {FORMS}, with options as in timm:NAME?img_size=32.",
+        metavar="NAME",
+    ),
+]
 GivenArchitecture = Annotated[
     str | None,
     typer.Option(
         "--arch",
-        help=f"{FORMS}, with options as in timm:NAME?img_size=32, or code of your own, FILE.py:NAME or "
-        "PACKAGE.MODULE:NAME, which is run; our own files say it themselves.",
+        help="The network, as torchvision:NAME or FILE.py:NAME. It is needed where the file does not say it itself. "
+        f"{FORMS}, with options as in timm:NAME?img_size=32, or code of your own, FILE.py:NAME or PACKAGE.MODULE:NAME, "
+        "which is run.",
+        metavar="NAME",
     ),
 ]
 Width = Annotated[
     int | None,
     typer.Option(
-        help="Channels of the first layer: as published 64 in preactresnet18, vgg19 and vgg19_bn, 96 in densenet161, "
+        help="Channels of the first layer. As published, 64 in preactresnet18, vgg19 and vgg19_bn, 96 in densenet161, "
         "32 in inception_v3; the other layers have more or fewer accordingly.",
         min=1,
     ),
@@ -53,8 +61,9 @@ DataProfile = Annotated[Profile, typer.Option(help="Normalisation: the pixel sta
 ProfileName = Annotated[
     str | None,
     typer.Option(
-        help=f"Normalisation of the images: {', '.join(PROFILES)}, or MEAN/STD as 0.5,0.5,0.5/0.25,0.25,0.25; default: "
-        "what the model's own files or its library's configuration say.",
+        help="Normalisation, as cifar10, imagenet, none or MEAN/STD. One of "
+        f"{', '.join(PROFILES)}, or MEAN/STD as 0.5,0.5,0.5/0.25,0.25,0.25. Default: what "
+        "the model's own files or its library's configuration say.",
         metavar="PROFILE",
         callback=known_profile,
     ),
@@ -78,7 +87,7 @@ Size = Annotated[
 Classes = Annotated[
     Path | None,
     typer.Option(
-        help="The data's class names in the model's order: one a line, or JSON (a list, {name: number} or {number: "
+        help="The data's class names in the model's order. One a line, or JSON (a list, {name: number} or {number: "
         "name}); needed where names or folders do not say which class is which.",
         metavar="FILE",
     ),
@@ -87,16 +96,19 @@ PoisonLabelText = Annotated[
     str | None,
     typer.Option(
         "--poison-label",
-        help="The attacker's class, or next for all-to-all, where --triggered is a folder of triggered images by their "
-        "true class, as BackdoorBench's bd_test_dataset.",
+        help="The attacker's class, where --triggered is a folder. A number, or next for all-to-all; the folder has "
+        "triggered images by their true class, as BackdoorBench's bd_test_dataset.",
         metavar="CLASS",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N training images.", min=1)]
 PrecisionName = Annotated[
-    Literal["fp32", "bf16"] | None, typer.Option(help="Default: bf16 where the hardware computes in it.")
+    Literal["fp32", "bf16"] | None,
+    typer.Option(help="Of the computation. Default: bf16 where the hardware computes in it.", metavar="fp32|bf16"),
 ]
-DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: cuda if there is one.")]
+DeviceName = Annotated[
+    str | None, typer.Option(help="Where to compute, as cpu or cuda:1. Default: cuda if there is one.")
+]
 OwnSettings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the method itself, as alpha=0.1; repeatable.", metavar="NAME=VALUE"),

@@ -1,7 +1,12 @@
-"""Where the commands print to."""
+"""Where the commands print to, and what several of them print."""
+
+from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 
 console = Console(emoji=False)  # or "digits:train: ..." would show a train
 errors = Console(stderr=True, emoji=False)
@@ -10,3 +15,22 @@ errors = Console(stderr=True, emoji=False)
 def show_table(table: Table) -> None:
     """Print a table on standard output."""
     console.print(table)
+
+
+def show(text: str) -> None:
+    """Print a line as it is, wrapped at the terminal's width."""
+    console.print(text, markup=False, highlight=False)
+
+
+def show_warnings(warnings: Iterable[str], notes: Iterable[str] = ()) -> None:
+    """Print what limits a result, and what else its reader must know; before the result itself."""
+    for warning in warnings:
+        console.print(Text.assemble(("warning: ", "bold yellow"), warning))
+    for note in notes:
+        show(f"note: {note}")
+
+
+def show_report(path: Path, label: str = "report") -> None:
+    """Print where a page is, as a link (OSC 8) where the terminal takes links."""
+    link = Text(str(path), Style(link=path.resolve().as_uri() if console.is_terminal else None))
+    console.print(Text.assemble(f"{label}: ", link), soft_wrap=True)

@@ -30,70 +30,81 @@ from neural_polarizer.cli.options import (
     network_named,
     parse_size,
 )
-from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.output import console, show_report, show_warnings
 from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.result import show_result
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFAULT, DEFENSES
 from neural_polarizer.defenses.npd.presets import Preset
+from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.models.normalize import PROFILES
-from neural_polarizer.report.audit import audit_summary
-from neural_polarizer.report.guard import guard_summary, not_purified
-from neural_polarizer.report.terminal import summary_table
 from neural_polarizer.runs.fold import fold_run
-from neural_polarizer.runs.purify import chosen_images, run_purify
+from neural_polarizer.runs.purify import REPORT, chosen_images, run_purify
 from neural_polarizer.scales import Scale
 
 
 def purify(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
-    clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
+    clean: Annotated[str, typer.Option(help="Clean images: a folder or another data spec.", metavar="IMAGES")],
     out: Out,
     arch: GivenArchitecture = None,
-    num_classes: NumClasses = None,
     profile: ProfileName = None,
-    weights: Weights = None,
-    output: Output = None,
-    channels: Channels = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(DEFENSES)}, or MODULE:CLASS of your own.")] = DEFAULT,
+    n_clean: Annotated[
+        int | None, typer.Option(help="How many of the clean images to use. Default: all.", min=1)
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Test images, to measure the accuracy.", metavar="IMAGES")] = None,
+    triggered: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images with the trigger, to measure the attack. triggered.parquet, or a folder with --poison-label.",
+            metavar="IMAGES",
+        ),
+    ] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Also write the model without the layer, as fast.")] = False,
+    method: Annotated[
+        str,
+        typer.Option(help=f"The defense; {', '.join(DEFENSES)}, or MODULE:CLASS of your own.", metavar="NAME"),
+    ] = DEFAULT,
     target: Annotated[
         str | None,
         typer.Option(
-            help="npd-ls, npd-tp, npd-tu: the attacker's class, 'next' for all-to-all, or 'auto': what an audit finds "
-            "with confidence, and npd if it finds none."
+            help="The attacker's class, if you know it. npd-ls, npd-tp, npd-tu: a number, 'next' for all-to-all, or "
+            "'auto': what an audit finds with confidence, and npd if it finds none.",
+            metavar="CLASS",
         ),
+    ] = None,
+    own: OwnSettings = None,
+    seed: Seed = 0,
+    site: Annotated[
+        str | None,
+        typer.Option(help="Where the layer goes: before:NAME, after:NAME or auto. NPD only; default: the preset's."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the clean images.", min=1, metavar="N")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once.", min=1, metavar="N")] = None,
+    radius: Annotated[
+        list[float] | None,
+        typer.Option(help="NPD: radius of the perturbations, in pixel units of [0, 1]. Repeatable."),
     ] = None,
     preset: Annotated[
         Preset | None,
-        typer.Option(help="NPD: our defaults (shipped), the paper's values, or those of the authors' code."),
+        typer.Option(help="NPD: shipped, paper or reference settings. The last are those of the authors' code."),
     ] = None,
     scale: Annotated[
-        Scale | None, typer.Option(help="All other methods: the paper's settings (default), or minutes on two cores.")
-    ] = None,
-    site: Annotated[
-        str | None, typer.Option(help="NPD: before:NAME or after:NAME, or auto; default: the preset's.")
-    ] = None,
-    n_clean: Annotated[
-        int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the clean images.", min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    radius: Annotated[
-        list[float] | None,
-        typer.Option(help="NPD: radius of the perturbations, in pixel units of [0, 1]; repeatable."),
+        Scale | None, typer.Option(help="Other methods: paper settings, or laptop: minutes on two cores.")
     ] = None,
     mixture: Annotated[
         str | None,
-        typer.Option(help="ep: poisoned training images, a data spec; it sees these instead of the clean ones."),
+        typer.Option(
+            help="Poisoned training images, for ep only. It sees these instead of the clean ones.", metavar="IMAGES"
+        ),
     ] = None,
-    own: OwnSettings = None,
-    test: Annotated[str | None, typer.Option(help="Test images, a data spec: measures ACC.")] = None,
-    triggered: Annotated[
-        Path | None, typer.Option(help="triggered.parquet, or a folder with --poison-label: measures ASR and RA.")
-    ] = None,
-    fold: Annotated[bool, typer.Option("--fold", help="Also write the model without the layer, as fast.")] = False,
+    num_classes: NumClasses = None,
+    weights: Weights = None,
+    output: Output = None,
+    channels: Channels = None,
     size: Size = None,
     classes: Classes = None,
     poison_label: PoisonLabelText = None,
@@ -103,12 +114,11 @@ def purify(
         bool,
         typer.Option("--force", help="Go on where the model does no better than guessing on the clean images."),
     ] = False,
-    seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Take the backdoor out of a classifier; writes the purified model, run.json and report.html.
+    """Take the backdoor out of a classifier, and write the purified model, run.json and report.html.
 
-    The default method, npd-ls, inserts one small layer; docs/defenses.md has the others.
+    The default method, npd-ls, inserts one small layer; docs/reference/methods.md has the others.
     """
     started = time.perf_counter()
     place = choose_device(device)
@@ -152,7 +162,8 @@ def purify(
     if target == AUTO:
         with bars(console, quiet=quiet) as progress:
             images = chosen_images(pool, n_clean, seed)[1]
-            found = choose_target(method, loaded.model, images, seed=seed, device=place, progress=progress)
+            patient = admitted(loaded.model, images, device=place, force=force, progress=progress)
+            found = choose_target(method, patient.working, images, seed=seed, device=place, progress=progress)
         method, notes = found.method, (found.reason,)
         wanted = replace(wanted, method=method, target=None if found.target is None else str(found.target))
     defense = chosen_defense(wanted, named or profile_of(loaded.record), place)
@@ -184,14 +195,7 @@ def purify(
         if fold:
             record = fold_run(out, pool, evidence, device=place, architecture=network)
     if not quiet:
-        guarded = guard_summary(record)
-        if guarded is not None and not_purified(record):
-            console.print(guarded, markup=False, highlight=False)
-        show_table(summary_table(record))
-        for summary in (audit_summary(record), None if not_purified(record) else guarded):
-            if summary is not None:
-                console.print(summary, markup=False, highlight=False)
         folded = [record["fold"]["remark"]] if fold else []
-        for remark in (*record["findings"], *record["warnings"], *folded):
-            console.print(f"note: {remark}", markup=False, highlight=False)
-        console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        show_warnings(record["warnings"], (*record["findings"], *folded))
+        show_result(record)
+        show_report(out / REPORT)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from neural_polarizer.bench.store import RECORDS
 from neural_polarizer.bench.verify import verify_results
-from neural_polarizer.cli.options import DeviceName, Quiet
+from neural_polarizer.cli.options import DeviceName, Quiet, network_named
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
@@ -32,6 +32,10 @@ def verify(
         str | None, typer.Option(help="The images that the clean ones (an attack: the training ones) came from.")
     ] = None,
     triggered: Annotated[Path | None, typer.Option(help="triggered.parquet, for a purification.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Code of your own that builds the network, FILE.py:NAME or PACKAGE.MODULE:NAME; it is run."),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="By how much a rate in [0, 1] may differ.", min=0.0, max=1.0)
     ] = TOLERANCE,
@@ -39,7 +43,7 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check whether a run's files, data and figures are still those of its record; exit code 1 if not."""
-    given = Given(clean=clean, test=test, triggered=triggered)
+    given = Given(clean=clean, test=test, triggered=triggered, architecture=network_named(arch))
     with bars(console, quiet=quiet) as progress:
         measuring = Measuring(device=choose_device(device), tolerance=tolerance, progress=progress)
         benchmark = (folder / RECORDS).is_dir()

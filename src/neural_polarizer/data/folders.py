@@ -9,19 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
+from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows
 from neural_polarizer.data.arrow import arrow_rows, is_saved_to_disk
-from neural_polarizer.data.decode import SUFFIXES, one_line, shown
+from neural_polarizer.data.decode import SUFFIXES, shown
 from neural_polarizer.data.parquet import parquet_rows
 from neural_polarizer.data.rows import Rows
+from neural_polarizer.data.tree import Tree
 from neural_polarizer.errors import BadInputError
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
-ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file, class, box; separated by tabs
-MAX_ANNOTATIONS = 64 << 20  # bytes
 MAX_DEPTH = 8  # of folders below a class
-_IMAGES = "images"
-_NO_CLASS = frozenset({_IMAGES, "image", "img", "imgs", "pictures"})
-_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})  # of macOS and Windows
+MAX_IN_REPOSITORY = 32  # entries of a folder that may be a data set's repository
+_NO_CLASS = frozenset({IMAGES, "image", "img", "imgs", "pictures"})
+_JUNK = frozenset(  # of macOS, Windows, network storage and Python
+    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "found.000")
+    + ("@eadir", "@__thumb", "#recycle", "#snapshot", "lost+found", "__pycache__", "icon\r")
+)
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,37 @@ class _LeftOut:
         return " and ".join(parts)
 
 
-def folder_rows(root: Path) -> Rows:
+def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
     """The rows of a folder: of its parquet or arrow files if it has any, else class by class, each in order of names.
+
+    A file that names the class of each image (``data.annotations``) counts instead of class folders.
 
     Hidden files and folders and those of operating systems are left out, and so are files that are no images; the notes
     say how many. Folders below a class belong to that class, as in Tiny ImageNet.
 
+    Args:
+        root: the folder.
+        follow_links: whether links may leave it.
+
     Raises:
         BadInputError: training and test data together, no images, or a link that leaves the folder.
     """
+    tree = Tree(root, follow_links)
     if is_saved_to_disk(root):
         return arrow_rows(root)
     entries = sorted(entry.name for entry in root.iterdir())
     names = [name for name in entries if not _is_hidden(name)]
     parquet = [root / name for name in names if name.lower().endswith(".parquet")]
-    if not parquet and (root / "data").is_dir() and not (root / "data").is_symlink():  # a data set's repository
-        inside = sorted((root / "data").iterdir())
-        parquet = [path for path in inside if path.suffix.lower() == ".parquet" and not _is_hidden(path.name)]
+    parquet = parquet or _of_repository(root, names)
     if parquet:
-        return _parquet_rows(parquet, root)
-    classes = [name for name in names if _inside(root / name, root).is_dir()]
-    if ANNOTATIONS in names:
-        return _annotated_rows(root)
+        return _parquet_rows(parquet, tree)
+    annotated = annotated_rows(tree, _is_hidden)
+    if annotated is not None:
+        return annotated
+    classes = [name for name in names if tree.inside(root / name).is_dir()]
     _check_layout(root, classes)
     left_out = _LeftOut([name for name in entries if _is_hidden(name)], Counter())
-    files = [(path, label) for label, name in enumerate(classes) for path in _files(root / name, root, left_out)]
+    files = [(path, label) for label, name in enumerate(classes) for path in _files(root / name, tree, left_out)]
     if not files:
         found = f"; left out {told}" if (told := left_out.told()) else ""
         raise BadInputError(f"{shown(root)}: no images in its class folders {shown(classes[:6])}{found}")
@@ -78,12 +87,39 @@ def folder_rows(root: Path) -> Rows:
     )
 
 
-def _parquet_rows(paths: list[Path], root: Path) -> Rows:
+def _of_repository(root: Path, names: list[str]) -> list[Path]:
+    """The parquet files of a data set's repository: in ``data``, or in a folder that is called as its configuration.
+
+    Raises:
+        BadInputError: several folders have some.
+    """
+    if len(names) > MAX_IN_REPOSITORY:
+        return []
+    folders = [root / name for name in names if (root / name).is_dir() and not (root / name).is_symlink()]
+    found = {
+        folder: [path for path in sorted(folder.glob("*")) if path.suffix.lower() == ".parquet" and _is_shown(path)]
+        for folder in folders
+    }
+    found = {folder: paths for folder, paths in found.items() if paths}
+    if len(found) > 1:
+        listed = " or ".join(map(shown, found))
+        raise BadInputError(f"{shown(root)}: holds parquet files in several folders; did you mean {listed}?")
+    return next(iter(found.values()), [])
+
+
+def _is_shown(path: Path) -> bool:
+    return not _is_hidden(path.name)
+
+
+def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
     splits = {re.split(r"[-_.]", path.name.lower())[0] for path in paths}
     if len(splits & SPLITS) > 1:
-        listed = ", ".join(shown(path.relative_to(root)) for path in paths[:6])
-        raise BadInputError(f"{shown(root)}: would mix training and test data; name one file of: {listed}")
-    return parquet_rows([_inside(path, root) for path in paths])
+        listed = ", ".join(map(shown, paths[:6]))
+        raise BadInputError(
+            f"{shown(tree.root)}: would mix training and test data; name one file of: {listed}; or a split, as hf:"
+            f"{shown(tree.root)}:train (extra hf)"
+        )
+    return parquet_rows([tree.inside(path) for path in paths])
 
 
 def _check_layout(root: Path, classes: list[str]) -> None:
@@ -98,7 +134,7 @@ def _check_layout(root: Path, classes: list[str]) -> None:
             "model's classes too"
         )
     splits = [name for name in classes if name.lower() in SPLITS]
-    nested = [name for name in splits if next(_folders(root / name), None) is not None]
+    nested = [name for name in splits if next(_folders(root / name), None) is not None or _is_annotated(root / name)]
     if nested and (len(splits) == len(classes) or len(splits) > 1):
         listed = " or ".join(shown(root / name) for name in splits)
         raise BadInputError(f"{shown(root)}: holds splits, each a folder in a class folder; did you mean {listed}?")
@@ -107,15 +143,20 @@ def _check_layout(root: Path, classes: list[str]) -> None:
     if len(classes) == 1 and classes[0].lower() in _NO_CLASS:
         raise BadInputError(
             f"{shown(root)}: its only folder is {classes[0]!r}, which names no class; give each class a folder of its "
-            f"own, or a file {ANNOTATIONS} beside it with lines of a file's name, a tab and its class"
+            f"own, or put a file beside it: {METADATA[0]} with the columns file_name and label, or {ANNOTATIONS} with "
+            "lines of a file's name, a tab and its class"
         )
     if len(classes) == 1:
         below = sorted(_folders(root / classes[0]))
-        if len(below) > 1 or (below and below[0] != _IMAGES):
+        if len(below) > 1 or (below and below[0] != IMAGES):
             raise BadInputError(
                 f"{shown(root / classes[0] / below[0])}: a folder in the only class folder; did you mean "
                 f"{shown(root / classes[0])}?"
             )
+
+
+def _is_annotated(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (ANNOTATIONS, *METADATA))
 
 
 def _folders(folder: Path) -> Iterator[str]:
@@ -125,41 +166,19 @@ def _folders(folder: Path) -> Iterator[str]:
                 yield entry.name
 
 
-def _annotated_rows(root: Path) -> Rows:
-    """Tiny ImageNet's validation images: all in one folder, with a file that names the class of each."""
-    path = _inside(root / ANNOTATIONS, root)
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_ANNOTATIONS:
-            raise BadInputError(f"{shown(path)}: not a regular file of reasonable size")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{shown(path)}: cannot be read ({one_line(error)})") from None
-    told = dict(line.split("\t")[:2] for line in lines if line.count("\t"))
-    folder = root / _IMAGES if (root / _IMAGES).is_dir() else root
-    names = sorted(entry.name for entry in os.scandir(_inside(folder, root)) if _is_image(entry.name))
-    missing = [name for name in names if name not in told]
-    if not names or missing:
-        reason = f"does not name the class of {shown(missing[0])}" if missing else f"no images in {shown(folder)}"
-        raise BadInputError(f"{shown(path)}: {reason}; get the data set again")
-    classes = sorted(set(told.values()))
-    places = {name: i for i, name in enumerate(classes)}
-    labels = np.array([places[told[name]] for name in names], dtype=np.int64)
-    items = ((_inside(folder / name, root), shown(folder / name)) for name in names)
-    return Rows(items, labels, tuple(map(shown, classes)), in_order_of_names=True)
-
-
-def _files(folder: Path, root: Path, left_out: _LeftOut, depth: int = 0) -> Iterator[Path]:
+def _files(folder: Path, tree: Tree, left_out: _LeftOut, depth: int = 0) -> Iterator[Path]:
     """The images of a class, sorted by name; what is left out is counted."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if _is_hidden(entry.name):
             left_out.hidden.append(entry.name)
             continue
-        path = _inside(folder / entry.name, root) if entry.is_symlink() else folder / entry.name
+        path = tree.inside(folder / entry.name) if entry.is_symlink() else folder / entry.name
         if entry.is_dir():
-            if entry.is_symlink() or depth == MAX_DEPTH:
-                reason = "a link to a folder" if entry.is_symlink() else "too many folders in one another"
+            linked = entry.is_symlink() and not tree.follow
+            if linked or depth == MAX_DEPTH:
+                reason = "a link to a folder" if linked else "too many folders in one another"
                 raise BadInputError(f"{shown(path)}: {reason} in a class folder; copy its images into the class folder")
-            yield from _files(path, root, left_out, depth + 1)
+            yield from _files(path, tree, left_out, depth + 1)
         elif path.suffix.lower() in SUFFIXES:
             if not entry.is_file():
                 raise BadInputError(f"{shown(path)}: not a regular file")
@@ -170,17 +189,3 @@ def _files(folder: Path, root: Path, left_out: _LeftOut, depth: int = 0) -> Iter
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
-
-
-def _is_image(name: str) -> bool:
-    return not _is_hidden(name) and Path(name).suffix.lower() in SUFFIXES
-
-
-def _inside(path: Path, root: Path) -> Path:
-    try:
-        inside = not path.is_symlink() or path.resolve(strict=True).is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a loop, or a target that is not there
-        inside = False
-    if not inside:
-        raise BadInputError(f"{shown(path)}: a symbolic link that leaves the folder or is broken; copy the file")
-    return path

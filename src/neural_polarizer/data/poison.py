@@ -1,8 +1,9 @@
 """Which images an attack changes, and the frozen test set that shows whether it works."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -15,7 +16,7 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 
-LabelRule = Literal["all-to-one", "all-to-all"]
+LabelRule = Literal["all-to-one", "all-to-all", "source-specific", "multi-target"]
 PoisonLabel = int | Literal["next"]
 """The attacker's label of a triggered image: a class, or the one next to the image's own."""
 
@@ -43,45 +44,108 @@ class TriggeredSet:
         return len(self.images)
 
 
-def attacked_labels(labels: Int64[Tensor, " n"], num_classes: int, rule: LabelRule, target: int) -> Int64[Tensor, " n"]:
-    """The attacker's label for each image: ``target``, or ``(y + 1) mod K`` for all-to-all."""
+class Poisoned(NamedTuple):
+    """A poisoned training set.
+
+    Args:
+        images: all of it.
+        chosen: sorted indices of the images with a trigger and the attacker's label.
+        covers: sorted indices of the images with a trigger and their own label.
+    """
+
+    images: ImageSet
+    chosen: Int64[Tensor, " m"]
+    covers: Int64[Tensor, " k"]
+
+
+def attacked_labels(
+    labels: Int64[Tensor, " n"], num_classes: int, rule: LabelRule, target: int, source: int = 0
+) -> Int64[Tensor, " n"]:
+    """The attacker's label for each image.
+
+    ``target``; ``(y + 1) mod K`` for "all-to-all"; for "source-specific" ``target`` in the class ``source`` and y in
+    all others.
+    """
     if rule == "all-to-all":
         return (labels + 1) % num_classes
+    if rule == "source-specific":
+        return torch.where(labels == source, target, labels)
     return torch.full_like(labels, target)
 
 
+def chosen_rows(
+    labels: Int64[Tensor, " n"], *, rate: float, seed: int, only: int | None = None, most: float = 1.0
+) -> Int64[Tensor, " m"]:
+    """Sorted indices of the images that ``poison`` relabels: ``round(rate * n)``, chosen uniformly.
+
+    Args:
+        labels: of all n training images.
+        rate: share of n.
+        seed: fixes the choice.
+        only: the class to choose from; None is all of them.
+        most: share of that class that may be taken.
+    """
+    count = round(rate * len(labels))
+    candidates = torch.arange(len(labels)) if only is None else (labels == only).nonzero().flatten()
+    order = torch.randperm(len(candidates), generator=stream(seed, "poison"))
+    if only is not None:
+        count = min(count, int(most * len(candidates)))
+    return candidates[order[:count]].sort().values
+
+
 def poison(
-    train: ImageSet, trigger: Trigger, *, rate: float, seed: int, only: int | None = None
-) -> tuple[ImageSet, Int64[Tensor, " m"]]:
-    """Stamp and relabel ``round(rate * n)`` images chosen uniformly from all classes, the target's included.
+    train: ImageSet,
+    trigger: Trigger | Sequence[Trigger],
+    *,
+    rate: float,
+    seed: int,
+    only: int | None = None,
+    most: float = 1.0,
+    cover_ratio: float = 0.0,
+) -> Poisoned:
+    """Stamp and relabel the images of ``chosen_rows``, by default from all classes, the target's included.
 
     Args:
         train: all n training images.
-        trigger: stamps and relabels.
+        trigger: stamps and relabels; of several, each takes its turn.
         rate: share of n.
         seed: fixes the choice.
-        only: the class to choose from, or as many as it has; None is all of them.
-
-    Returns:
-        The poisoned training set and the sorted indices of the poisoned images.
+        only: the class to choose from, or as many as ``most`` allows; None is all of them.
+        most: share of that class that may be taken.
+        cover_ratio: images that are stamped and keep their label, for each one that is relabelled; of other classes
+            than ``only``.
     """
-    count = round(rate * len(train))
-    candidates = torch.arange(len(train)) if only is None else (train.labels == only).nonzero().flatten()
-    order = torch.randperm(len(candidates), generator=stream(seed, "poison"))
-    chosen = candidates[order[:count]].sort().values
+    chosen = chosen_rows(train.labels, rate=rate, seed=seed, only=only, most=most)
+    free = torch.ones(len(train), dtype=torch.bool) if only is None else train.labels != only
+    free[chosen] = False
+    others = free.nonzero().flatten()
+    order = torch.randperm(len(others), generator=stream(seed, "cover"))
+    covers = others[order[: round(cover_ratio * len(chosen))]].sort().values
     images, labels = train.images.clone(), train.labels.clone()
-    images[chosen] = trigger.stamp(train.images[chosen])
-    labels[chosen] = trigger.relabel(train.labels[chosen], train.num_classes)
-    return ImageSet(images, labels, train.classes, train.source), chosen
+    several = [trigger] if isinstance(trigger, Trigger) else list(trigger)
+    for turn, each in enumerate(several):
+        mine = chosen[turn :: len(several)]
+        rows = torch.cat([mine, covers[turn :: len(several)]])
+        images[rows] = each.stamp(train.images[rows])
+        labels[mine] = each.relabel(train.labels[mine], train.num_classes)
+    return Poisoned(ImageSet(images, labels, train.classes, train.source), chosen, covers)
 
 
-def triggered_test(test: ImageSet, trigger: Trigger) -> TriggeredSet:
-    """All test images whose label the attack changes, triggered, in the order of the test set."""
-    poisoned = trigger.relabel(test.labels, test.num_classes)
-    changed = poisoned != test.labels
-    images = trigger.stamp(test.images[changed])
+def triggered_test(test: ImageSet, trigger: Trigger | Sequence[Trigger]) -> TriggeredSet:
+    """All test images whose label the attack changes, triggered, in the order of the test set.
+
+    Of several triggers, each takes its turn.
+    """
+    several = [trigger] if isinstance(trigger, Trigger) else list(trigger)
+    images, labels = test.images.clone(), test.labels.clone()
+    for turn, each in enumerate(several):
+        rows = torch.arange(turn, len(test), len(several))
+        labels[rows] = each.relabel(test.labels[rows], test.num_classes)
+        rows = rows[labels[rows] != test.labels[rows]]
+        images[rows] = each.stamp(test.images[rows])
+    changed = labels != test.labels
     return TriggeredSet(
-        ImageSet(images, poisoned[changed], test.classes, test.source), true_labels=test.labels[changed]
+        ImageSet(images[changed], labels[changed], test.classes, test.source), true_labels=test.labels[changed]
     )
 
 

@@ -14,11 +14,12 @@ from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvisi
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import parquet_rows
 from neural_polarizer.data.rows import Rows
+from neural_polarizer.data.tree import FOLLOW
 from neural_polarizer.errors import BadInputError
 
 FORMS = (
     "FILE.parquet; a folder of parquet files, or of a data set's save_to_disk; a folder with one sub-folder of images "
-    "a class; "
+    "a class, or with metadata.csv (file_name, label), and ?links=follow behind it where links may leave it; "
     "torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]; hf:REPO[:SPLIT]; digits[:train|:test]"
 )
 
@@ -78,10 +79,12 @@ def _rows(spec: str) -> Rows:
         return arrow_rows(Path(rest)) if is_saved_to_disk(Path(rest)) else hugging_face_rows(rest)
     if kind == "digits":
         return digits_rows(rest or "train")
-    path = Path(spec)
+    path, linked = Path(spec), Path(spec.removesuffix(FOLLOW))
     try:
         if spec and path.is_dir():
             return folder_rows(path)
+        if spec.endswith(FOLLOW) and linked.is_dir():
+            return folder_rows(linked, follow_links=True)
         if path.is_file() and path.suffix.lower() == ".parquet":
             return parquet_rows([path])
     except (OSError, ValueError) as error:

@@ -6,10 +6,9 @@ from types import MappingProxyType
 from typing import Any
 
 from neural_polarizer.defenses.anp import ANP as ANP
-from neural_polarizer.defenses.base import Audit as Audit
 from neural_polarizer.defenses.base import Defense as Defense
-from neural_polarizer.defenses.base import Exhibit as Exhibit
-from neural_polarizer.defenses.base import Purified as Purified
+from neural_polarizer.defenses.base import Repaired as Repaired
+from neural_polarizer.defenses.base import Run as Run
 from neural_polarizer.defenses.clp import CLP as CLP
 from neural_polarizer.defenses.entropy_pruning import EntropyPruning as EntropyPruning
 from neural_polarizer.defenses.fine_pruning import FinePruning as FinePruning
@@ -20,6 +19,10 @@ from neural_polarizer.defenses.i_bau import IBAU as IBAU
 from neural_polarizer.defenses.nad import NAD as NAD
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse as NeuralCleanse
 from neural_polarizer.defenses.npd import NeuralPolarizer as NeuralPolarizer
+from neural_polarizer.defenses.npd.presets import AIMS
+from neural_polarizer.defenses.result import Audit as Audit
+from neural_polarizer.defenses.result import Exhibit as Exhibit
+from neural_polarizer.defenses.result import Outcome as Outcome
 from neural_polarizer.defenses.rnp import RNP as RNP
 from neural_polarizer.defenses.sau import SAU as SAU
 from neural_polarizer.defenses.stand_ins import LeastStandIns as LeastStandIns
@@ -51,7 +54,7 @@ DEFENSES: Mapping[str, type[Defense]] = MappingProxyType(
         "sau": SAU,
     }
 )
-"""The settings of the NPD family are in ``npd.presets``, those of all others in the classes and in ``recipes``."""
+"""All methods.  The presets of the NPD family are in ``npd.presets``; what else belongs to a method is in its class."""
 
 
 def defense_class(name: str) -> type[Defense]:
@@ -63,4 +66,16 @@ def defense_class(name: str) -> type[Defense]:
     found: Any = class_named("method", name, DEFENSES)
     if isinstance(found, type) and is_dataclass(found) and issubclass(found, Defense):
         return found
-    raise BadInputError(f"{name!r} is not a defense: a dataclass with a method repair (docs/defenses.md)")
+    raise BadInputError(
+        f"{name!r} is not a defense: a dataclass derived from neural_polarizer.Defense (docs/how-to/add-a-method.md)"
+    )
+
+
+def title_of(name: str) -> str:
+    """The name of a method in tables: that of its class; members of the NPD family go by their own names."""
+    return name.upper() if name in AIMS else DEFENSES[name].title
+
+
+def story_of(name: str) -> tuple[str, ...]:
+    """What a method does to a model, in sentences; nothing for one that is not ours."""
+    return tuple(each.format(aim=AIMS.get(name)) for each in DEFENSES[name].story) if name in DEFENSES else ()

@@ -1,7 +1,6 @@
 """ANP (Wu & Wang, 2021): prune the neurons that adversarial noise on the batch norms turns most easily."""
 
 import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,18 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
+from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import replace_layer
-from neural_polarizer.rng import global_rng, stream
+from neural_polarizer.rng import global_rng
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Schedule
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 @dataclass(frozen=True, kw_only=True)
-class ANP:
+class ANP(Defense):
     """Learn a mask on every channel of every batch norm against noise on their weights; prune what it gives up.
 
     Source: Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021.
@@ -44,7 +44,13 @@ class ANP:
         precision: "bf16" autocast or "fp32".
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "ANP"
+    story: ClassVar[tuple[str, ...]] = (
+        "Adversarial neuron pruning (ANP): it was learned which channels of the batch norms can be given up if all of "
+        "them are disturbed in the worst way, since those of a backdoor are disturbed most easily.",
+        "These channels were switched off; no other weight was changed.",
+    )
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 10})
     # As far as the masks can move in the paper's 2,000 steps.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 500, "batch_size": 64, "lr": 0.04})
 
@@ -67,60 +73,42 @@ class ANP:
                 f"{self.eps}, {self.steps}, {self.iterations}, {self.batch_size}, {self.alpha}"
             )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """A pruned copy of ``model``.
-
-        Raises:
-            BadInputError: fewer than two images, or the network has no batch norms with weights.
-        """
-        started = time.perf_counter()
-        check_images("ANP", model, clean)
-        masks = self.masks(model, clean, seed=seed, device=device, progress=progress)
-        pruned = copy.deepcopy(model)
-        count = prune(pruned, masks, self.threshold)
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with run.timed("prune"):
+            masks = self.masks(model, clean, run)
+            count = prune(model, masks, self.threshold)
         total = sum(mask.numel() for mask in masks.values())
-        seconds = {"prune": time.perf_counter() - started}
         summary = f"Pruned {count} of {total} channels: those whose mask ended at {self.threshold} or below."
-        return repaired(pruned, seconds, Audit(summary, {}))
+        return Outcome(model, Audit(summary, {}))
 
-    def masks(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> dict[str, Float[Tensor, " c"]]:
+    def masks(self, model: nn.Module, clean: ImageSet, run: Run) -> dict[str, Float[Tensor, " c"]]:
         """The learned mask of each batch norm, by its name; in [0, 1].
+
+        Args:
+            model: on the run's device; left as it is.
+            clean: the images.
+            run: seed, device and progress.
 
         Raises:
             BadInputError: the network has no batch norms with weights.
         """
-        network = copy.deepcopy(model).requires_grad_(False).to(device)
+        network = copy.deepcopy(model).requires_grad_(False)
         noisy = masked_norms(network, "ANP")
         network.train()
         optimizer = torch.optim.SGD([norm.mask for norm in noisy.values()], lr=self.lr, momentum=0.9)
         noises = [noise for norm in noisy.values() for noise in (norm.on_weight, norm.on_bias)]
         augmentation = Schedule(crop_padding=self.crop_padding, flip=self.flip)
-        images, labels = clean.images.to(device), clean.labels.to(device)
+        images, labels = clean.images.to(run.device), clean.labels.to(run.device)
 
         def loss_on(pixels: Tensor, wanted: Tensor) -> Tensor:
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 return F.cross_entropy(network(pixels).float(), wanted)
 
-        with global_rng(seed, "anp dropout"):
+        with global_rng(run.seed, "anp dropout"):
             for done in range(self.iterations):
-                generator = stream(seed, "anp", done)
-                rows = torch.randint(len(labels), (min(self.batch_size, len(labels)),), generator=generator).to(device)
+                generator = run.stream("anp", done)
+                size = min(self.batch_size, len(labels))
+                rows = torch.randint(len(labels), (size,), generator=generator).to(run.device)
                 pixels, wanted = to_pixels(augmentation.augment(images[rows], generator)), labels[rows]
                 for noise in noises:
                     start = (2 * torch.rand(noise.shape, generator=generator) - 1) * self.eps
@@ -138,7 +126,7 @@ class ANP:
                 optimizer.step()
                 for norm in noisy.values():
                     norm.mask.data.clamp_(0, 1)
-                progress("masks", done + 1, self.iterations)
+                run.progress("masks", done + 1, self.iterations)
         return {name: norm.mask.detach().cpu() for name, norm in noisy.items()}
 
 

@@ -1,93 +1,108 @@
-"""What a defense receives and what it gives back; what those that insert nothing have in common."""
+"""The frame of every defense: ``Defense.repair`` does all that is the same for all of them around one small method."""
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import reduce
+from types import MappingProxyType
+from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from neural_polarizer.data.images import ImageSet, class_counts, to_pixels
-from neural_polarizer.defenses.guard import Guarded
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.fitting import check_classes, understood
+from neural_polarizer.defenses.form import check_one_layer, take_form
+from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.suspects import Suspect
+from neural_polarizer.models.forms import check_module, in_float32
+from neural_polarizer.models.normalize import one_logit
+from neural_polarizer.rng import global_rng, stream
+from neural_polarizer.settings import places
 from neural_polarizer.train import Progress, silent
 
+MOST_AT_ONCE = 256
+"""Images in a forward pass without gradients, where the settings of a method do not say less."""
 
-@dataclass(frozen=True, eq=False)
-class Exhibit:
-    """Pictures of something that a defense has found.
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a method works with, beside the model, the images and its settings.
 
     Args:
-        title: a heading.
-        caption: what the rows show, in a sentence.
-        rows: uint8 ``(n, 3, h, w)``, one row of the sheet each.
+        seed: fixes all that is drawn.
+        device: where model and method compute.
+        progress: to be told about every step.
+        seconds: wall-clock by phase; ``timed`` adds to it.
     """
 
-    title: str
-    caption: str
-    rows: tuple[Tensor, ...]
+    seed: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: Progress = silent
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def stream(self, *use: str | int) -> torch.Generator:
+        """A CPU generator for one named use of the seed."""
+        return stream(self.seed, *use)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the block's seconds as those of ``phase``."""
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
-@dataclass(frozen=True, eq=False)
-class Audit:
-    """What a defense has found in the model, for people to look at.
-
-    Args:
-        summary: in words.
-        by_class: one value for each class, by what it is, such as "anomaly_index"; None where there is none.
-        exhibits: pictures.
-    """
-
-    summary: str
-    by_class: Mapping[str, Sequence[float | bool | None]]
-    exhibits: Sequence[Exhibit] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Purified:
-    """A purified classifier.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Repaired(Outcome):
+    """A repaired classifier, in the dtype, on the device and in the modes of the original, and how it came about.
 
     Args:
-        model: a new module; the defended model's own module is untouched. From ``neural_polarizer.purify`` it has that
-            model's dtype, device, mode and flags; straight from a defense it is in float32 on the CPU, in evaluation
-            mode.
-        polarizer: the learned layer inside ``model``, or None for defenses that insert nothing.
-        site: where it sits, as ``before:NAME`` or ``after:NAME``.
-        history: one record an epoch (losses, clean accuracy and surrogate success on the defender's own images).
+        defense: with its settings.
+        seed: its randomness.
         seconds: wall-clock by phase.
-        notes: what the user should be warned of, in words.
-        suspect: the class that the defense took for the attacker's, or "next" for all-to-all; None if it looked
-            for none, or found none.
-        audit: what the defense has found in the model.
-        site_reason: why the site was chosen, if nobody named one.
-        guarded: what the guard of the accuracy let through; None for defenses without one.
+        device: where it was computed.
         clean_acc: accuracy on the clean images before and after, in [0, 1]; None straight from a defense.
     """
 
-    model: nn.Module
-    polarizer: Polarizer | None
-    site: str | None
-    history: Sequence[Mapping[str, float]]
+    defense: "Defense"
+    seed: int
     seconds: Mapping[str, float]
-    notes: Sequence[str]
-    suspect: Suspect | None = None
-    audit: Audit | None = None
-    site_reason: str | None = None
-    guarded: Guarded | None = None
+    device: str
     clean_acc: tuple[float, float] | None = None
 
 
-@runtime_checkable
-class Defense(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Defense(ABC):
     """A defense sees a model, a few clean images and a seed; the trigger and the test set do not fit in.
 
-    A defense is a frozen dataclass, whose fields are its settings. A class variable ``revision`` counts its algorithms
-    (``revision_of``).
+    A new defense is a frozen dataclass derived from this one: its fields are its settings, each with a default, and
+    ``_run`` is its algorithm (docs/how-to/add-a-method.md).
     """
 
+    title: ClassVar[str] = ""
+    """Its name in tables and messages."""
+    story: ClassVar[tuple[str, ...]] = ()
+    """What it does to a model, in sentences of the report."""
+    revision: ClassVar[int] = 1
+    """Which algorithm this is: whoever changes what is computed from the same settings raises it, so that results of
+    the older algorithm are no longer taken for those of this one."""
+    laptop: ClassVar[Mapping[str, Any]] = NOTHING
+    """Settings that make it fit for the scale "laptop"."""
+    smoke: ClassVar[Mapping[str, Any]] = NOTHING
+    """Settings with which every step of it is taken in a moment."""
+    for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = NOTHING
+    """Settings that a data set changes, at every scale."""
+    least_images: ClassVar[int] = 2
+    """How many clean images it needs."""
+    every_class: ClassVar[bool] = False
+    """It trains all weights, and would make the model forget a class without an image."""
+
+    @final
     def repair(
         self,
         model: nn.Module,
@@ -96,66 +111,93 @@ class Defense(Protocol):
         seed: int,
         device: torch.device | str = "cpu",
         progress: Progress = silent,
-    ) -> Purified: ...
+    ) -> Repaired:
+        """What the defense makes of a copy of ``model``, in the dtype, on the device and in the modes of the original.
+
+        The method itself computes in float32 on ``device``, and draws from streams of its own: neither the caller's
+        model nor torch's global generators are touched. Weights that it left alone keep their very bits. An inserted
+        layer takes type, device and mode of the module beside it, and can be trained where any parameter of the
+        original can.
+
+        Args:
+            model: float pixels in [0, 1] to logits ``(n, k)``, in any floating-point type, on any device, in any mode.
+            clean: the defender's images; grey ones are given with as many channels as the model takes.
+            seed: the only randomness.
+            device: where to compute.
+            progress: told about every step.
+
+        Raises:
+            BadInputError: model, images and defense do not go together, or the training diverged.
+        """
+        _check_seed(seed)
+        check_one_layer(check_module(model), inserts=self.inserts)
+        working = in_float32(model)
+        name = self.title or type(self).__name__
+        if len(clean) < self.least_images:
+            raise BadInputError(f"{clean.source}: {name} needs at least {self.least_images} images, got {len(clean)}")
+        found = understood(working, clean)
+        check_classes(found.images, int(found.logits.shape[1]), forgets=name if self.every_class else None)
+        place, sound = torch.device(device), _is_finite(working)
+        run = Run(seed=seed, device=place, progress=progress)
+        with global_rng(seed, "defense"), torch.enable_grad(), _spread_missing(found.images):
+            outcome = self._run(found.model.to(place), found.images, run)
+        if sound and not _is_finite(outcome.model):
+            raise BadInputError("the training diverged: weights are NaN or infinite; use a lower learning rate")
+        result = one_logit(outcome.model, working) if found.yes_no else outcome.model
+        take_form(result, model)
+        told = {each.name: getattr(outcome, each.name) for each in fields(Outcome)} | {"model": result}
+        return Repaired(**told, defense=self, seed=seed, seconds=run.seconds, device=str(place))
+
+    @abstractmethod
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        """The algorithm.
+
+        Args:
+            model: the method's own copy, in float32 on ``run.device``, in evaluation mode; to be changed at will.
+            clean: at least ``least_images`` images of classes that the model knows.
+            run: seed, device, progress and clock.
+        """
+
+    @property
+    def inserts(self) -> bool:
+        """Whether it puts a layer into the model: what has a place to choose does so."""
+        return hasattr(self, "site")
+
+    @property
+    def at_once(self) -> int:
+        """The most images that anything around the method should send through the model in one pass."""
+        return min([MOST_AT_ONCE, *(value_at(self, place) for place in places(self, "batch_size"))])
+
+    @property
+    def precision_used(self) -> str:
+        """What it computes in: "fp32", "bf16", or "mixed" if its parts differ."""
+        found = {str(value_at(self, place)) for place in places(self, "precision")}
+        return "mixed" if len(found) > 1 else next(iter(found), "fp32")
 
 
-def revision_of(defense: Defense) -> int:
-    """Which algorithm the defense's class has: its ``revision: ClassVar[int]``, 1 where it does not say.
-
-    Whoever changes what a defense computes from the same settings raises it, so that results of the older algorithm
-    are no longer taken for those of this one.
-    """
-    return int(getattr(type(defense), "revision", 1))
+def value_at(settings: Any, place: str) -> Any:
+    """The setting at a place such as ``schedule.epochs``."""
+    return reduce(getattr, place.split("."), settings)
 
 
-@torch.no_grad()
-def check_images(method: str, model: nn.Module, clean: ImageSet, *, every_class: bool = False) -> int:
-    """Refuse, before any time is spent, images that a method cannot work with.
+def _check_seed(seed: object) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise BadInputError(f"the seed must be a whole number, got {seed!r}")
 
-    Args:
-        method: its name, for the message.
-        model: pixels to logits; left as it is.
-        clean: the defender's images.
-        every_class: the method trains all weights, and would make the model forget a class without an image.
 
-    Returns:
-        K, the number of classes that the model knows.
-
-    Raises:
-        BadInputError: fewer than two images, labels that the model does not know, or a class without an image.
-    """
-    if len(clean) < 2:
-        raise BadInputError(f"{clean.source}: {method} needs at least 2 images, got {len(clean)}")
-    probe = copy.deepcopy(model).to("cpu").eval()
-    logits = probe(to_pixels(clean.images[:2]))
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise BadInputError("the model must give logits N x K, one for every class")
-    known, highest = int(logits.shape[1]), int(clean.labels.max())
-    if highest >= known:
+@contextmanager
+def _spread_missing(images: ImageSet) -> Iterator[None]:
+    """Say in the user's words what a batch norm in training mode says of a single value per channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
         raise BadInputError(
-            f"{clean.source}: has label {highest}, but the model knows {known} classes (0 to {known - 1}); is this "
-            "the right data set?"
-        )
-    counts = class_counts(clean)
-    missing = [label for label in range(known) if label >= len(counts) or counts[label] == 0]
-    if every_class and missing:
-        first = f"{missing[0]} ({clean.classes[missing[0]]})" if missing[0] < clean.num_classes else f"{missing[0]}"
-        raise BadInputError(
-            f"{clean.source}: no image of {len(missing)} of {known} classes, the first is {first}; {method} trains "
-            "all weights and would make the model forget them: give images of every class, or use npd"
-        )
-    return known
+            f"{images.source}: {len(images)} image{'' if len(images) == 1 else 's'} in a batch give the features "
+            "at this site a single value per channel, which has no spread; use more images, or another --site"
+        ) from None
 
 
-def repaired(
-    model: nn.Module, seconds: Mapping[str, float], audit: Audit | None = None, suspect: Suspect | None = None
-) -> Purified:
-    """The result of a defense that inserts nothing.
-
-    Raises:
-        BadInputError: a weight is no longer a finite number.
-    """
-    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-        raise BadInputError("the training diverged: weights are NaN or infinite; use a lower learning rate")
-    model = model.to("cpu").eval().requires_grad_(True)
-    return Purified(model, None, None, [], seconds, (), suspect, audit)
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(value.isfinite().all()) for value in model.state_dict().values())

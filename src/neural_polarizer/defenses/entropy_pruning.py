@@ -1,7 +1,5 @@
 """EP (Zheng et al., 2022): prune channels with two modes on a mixture of clean and poisoned images."""
 
-import copy
-import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,16 +8,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
+from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import watching
-from neural_polarizer.rng import stream
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntropyPruning:
+class EntropyPruning(Defense):
     """Zero the batch-norm channels whose inputs have the least entropy.
 
     Source: Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022.
@@ -36,7 +33,12 @@ class EntropyPruning:
         bin_width: of the histogram of standardised activations.
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "EP"
+    story: ClassVar[tuple[str, ...]] = (
+        "Entropy-based pruning (EP): channels whose inputs fall into two groups were switched off, since a group of "
+        "its own may be that of the triggered images. No other weight was changed.",
+    )
+
     data: Literal["clean", "mixture"] = "clean"
     deviations: float = 3.0
     batch_size: int = 256
@@ -51,36 +53,27 @@ class EntropyPruning:
                 f"{self.batches}, {self.bin_width}"
             )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """A pruned copy of ``model``.
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with run.timed("prune"):
+            count, total = self._prune(model, clean, run)
+        summary = f"Pruned {count} of {total} channels, by the entropy of what enters them on {self.data} images."
+        return Outcome(model, Audit(summary, {}))
 
-        Raises:
-            BadInputError: fewer than two images, or the network has no batch norms with weights.
-        """
-        started = time.perf_counter()
-        check_images("EP", model, clean)
-        pruned = copy.deepcopy(model).to(device).eval()
+    def _prune(self, model: nn.Module, clean: ImageSet, run: Run) -> tuple[int, int]:
+        """Zero channels of ``model`` in place; how many of how many."""
         norms = {
             name: module
-            for name, module in pruned.named_modules()
+            for name, module in model.named_modules()
             if isinstance(module, nn.BatchNorm2d) and module.affine
         }
         if not norms:
             raise BadInputError("EP prunes channels of batch norms, but this network has none; use another defense")
-        totals = {name: torch.zeros(module.num_features, device=device) for name, module in norms.items()}
+        totals = {name: torch.zeros(module.num_features, device=run.device) for name, module in norms.items()}
         for number in range(self.batches):
-            rows = torch.randperm(len(clean), generator=stream(seed, "ep", number))[: self.batch_size]
-            for name, peaks in _peaks(pruned, norms, to_pixels(clean.images[rows].to(device))).items():
+            rows = torch.randperm(len(clean), generator=run.stream("ep", number))[: self.batch_size]
+            for name, peaks in _peaks(model, norms, to_pixels(clean.images[rows].to(run.device))).items():
                 totals[name] += entropy(peaks, self.bin_width) / self.batches
-            progress("entropy", number + 1, self.batches)
+            run.progress("entropy", number + 1, self.batches)
         count = 0
         with torch.no_grad():
             for name, norm in norms.items():
@@ -88,9 +81,7 @@ class EntropyPruning:
                 norm.weight[gone] = 0
                 norm.bias[gone] = 0
                 count += int(gone.sum())
-        total = sum(norm.num_features for norm in norms.values())
-        summary = f"Pruned {count} of {total} channels, by the entropy of what enters them on {self.data} images."
-        return repaired(pruned, {"prune": time.perf_counter() - started}, Audit(summary, {}))
+        return count, sum(norm.num_features for norm in norms.values())
 
 
 @torch.no_grad()

@@ -1,10 +1,9 @@
 """FP (Liu et al., 2018): prune what is quiet on clean images, then fine-tune."""
 
-import copy
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -13,15 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
+from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import LAPTOP, RECIPE, fine_tuned
+from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import inputs_of, last_linear, replace_layer
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinePruning:
+class FinePruning(Defense):
     """Remove the inputs of the last linear layer that fire least on clean images, as many as accuracy allows.
 
     Source: Liu et al., "Fine-Pruning", RAID 2018.
@@ -34,8 +34,15 @@ class FinePruning:
         schedule: of the fine-tuning.
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "FP"
+    story: ClassVar[tuple[str, ...]] = (
+        "Fine-pruning (FP): the inputs of the last linear layer that are quietest on clean images were cut, as many as "
+        "accuracy on these images allowed, since a trigger may hide in neurons that nothing else uses.",
+        "Then the weights that were left were trained further.",
+    )
     laptop: ClassVar[Mapping[str, Any]] = LAPTOP
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.epochs": 1, "step": 0.2})
+    every_class: ClassVar[bool] = True
 
     max_drop: float = 0.1
     step: float = 0.01
@@ -45,34 +52,18 @@ class FinePruning:
         if not 0 <= self.max_drop < 1 or not 0 < self.step <= 1:
             raise BadInputError(f"max drop must lie in [0, 1) and step in (0, 1], got {self.max_drop}, {self.step}")
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """A pruned and fine-tuned copy of ``model``.
-
-        Raises:
-            BadInputError: fewer than two images, a class without any, or a network without a linear layer.
-        """
-        started = time.perf_counter()
-        check_images("FP", model, clean, every_class=True)
-        pruned = copy.deepcopy(model).to(device).eval()
-        name, head = last_linear(pruned)
-        features = head_inputs(pruned, name, clean, device)
-        mask = quiet_channels(features, head, clean.labels.to(device), max_drop=self.max_drop, step=self.step)
-        replace_layer(pruned, name, _MaskedLinear(head, mask))
-        chosen = time.perf_counter()
-        tuned = fine_tuned(pruned, clean, self.schedule, seed=seed, device=device, progress=progress)
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with run.timed("prune"):
+            name, head = last_linear(model)
+            features = head_inputs(model, name, clean, run.device, self.at_once)
+            mask = quiet_channels(features, head, clean.labels.to(run.device), max_drop=self.max_drop, step=self.step)
+            replace_layer(model, name, _MaskedLinear(head, mask))
+        with run.timed("fine_tune"):
+            tuned = fine_tuned(model, clean, self.schedule, run)
         masked = tuned.get_submodule(name)
         assert isinstance(masked, _MaskedLinear)
         replace_layer(tuned, name, masked.folded())
-        seconds = {"prune": chosen - started, "fine_tune": time.perf_counter() - chosen}
-        return repaired(tuned, seconds, Audit(f"Pruned {int((mask == 0).sum())} of {len(mask)} inputs of {name}.", {}))
+        return Outcome(tuned, Audit(f"Pruned {int((mask == 0).sum())} of {len(mask)} inputs of {name}.", {}))
 
 
 class _MaskedLinear(nn.Module):
@@ -120,7 +111,7 @@ def quiet_channels(
 
 @torch.no_grad()
 def head_inputs(
-    model: nn.Module, name: str, clean: ImageSet, device: torch.device | str, batch: int = 256
+    model: nn.Module, name: str, clean: ImageSet, device: torch.device | str, batch: int
 ) -> Float[Tensor, "n d"]:
     """What enters the layer called ``name`` for every clean image."""
     parts = clean.images.split(batch)

@@ -1,7 +1,5 @@
 """FST (Min et al., 2023): fine-tune from a new head that must stay away from the old one."""
 
-import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -13,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Purified, check_images, repaired
+from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE
-from neural_polarizer.defenses.passes import one_pass
+from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import last_linear
-from neural_polarizer.rng import stream
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class FST:
+class FST(Defense):
     """Draw the head anew, then train all weights by cross-entropy plus ``alpha <W, W_old>``, ``|W| = |W_old|``.
 
     Features that only the old head could read, such as a trigger's, have to move.
@@ -38,7 +36,14 @@ class FST:
         schedule: how to train; batches are never larger than the clean set.
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "FST"
+    story: ClassVar[tuple[str, ...]] = (
+        "Feature shift tuning (FST): the last linear layer of a copy of the model was drawn anew.",
+        "Then all weights were trained further, with this layer kept away from what it was, so that features that only "
+        "the old weights could read have to move.",
+    )
+    every_class: ClassVar[bool] = True
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.epochs": 1})
     # As FT: larger steps on smaller batches.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.batch_size": 32, "schedule.lr": 0.03})
     # The authors take as many epochs for all data sets, other than those of the paper's appendix B for its baselines.
@@ -57,32 +62,19 @@ class FST:
         if not self.alpha >= 0:
             raise BadInputError(f"FST needs an alpha of at least 0, got {self.alpha}")
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """A copy of ``model`` with a new head, fine-tuned.
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with run.timed("fine_tune"):
+            self._tune(model.train().requires_grad_(True), clean, run)
+        return Outcome(model)
 
-        Raises:
-            BadInputError: fewer than two images, a class without any, a network without a linear layer, or the
-                training diverged.
-        """
-        started = time.perf_counter()
-        check_images("FST", model, clean, every_class=True)
-        device = torch.device(device)
-        network = copy.deepcopy(model).to(device).train().requires_grad_(True)
+    def _tune(self, network: nn.Module, clean: ImageSet, run: Run) -> None:
         _, head = last_linear(network)
         old = head.weight.detach().clone()
-        redraw(head, stream(seed, "fst head"))
+        redraw(head, run.stream("fst head"))
         optimizer = self.schedule.optimize(network)
 
         def step(pixels: Tensor, labels: Tensor) -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
                 logits = network(pixels)
             loss = F.cross_entropy(logits.float(), labels) + self.alpha * (head.weight * old).sum()
             optimizer.zero_grad()
@@ -90,21 +82,7 @@ class FST:
             optimizer.step()
             rescale(head.weight, old.norm())
 
-        images, labels = clean.images.to(device), clean.labels.to(device)
-        for epoch in range(self.schedule.epochs):
-            one_pass(
-                epoch,
-                images,
-                labels,
-                self.schedule,
-                optimizer,
-                step,
-                use="fst",
-                seed=seed,
-                phase="train",
-                progress=progress,
-            )
-        return repaired(network, {"fine_tune": time.perf_counter() - started})
+        all_passes(clean, self.schedule, optimizer, step, run, use="fst", phase="train")
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """FT-SAM (Zhu et al., 2023): fine-tune where the loss stays low if large weights are shaken most."""
 
-import copy
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +12,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Purified, check_images, repaired
+from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import LAPTOP, RECIPE
-from neural_polarizer.defenses.passes import one_pass
+from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class FTSAM:
+class FTSAM(Defense):
     """Fine-tune all weights by adaptive sharpness-aware minimisation.
 
     Each step takes the gradient at ``w + rho T^2 g / |T g|`` with ``T = diag(|w|)``, where g is the gradient at w.
@@ -39,7 +38,13 @@ class FTSAM:
         schedule: how to train; batches are never larger than the clean set.
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "FT-SAM"
+    story: ClassVar[tuple[str, ...]] = (
+        "FT-SAM: a copy of the model was trained further on clean images, all its weights, so that it stays right "
+        "where large weights are shaken most, since those of a backdoor are large.",
+    )
+    every_class: ClassVar[bool] = True
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.epochs": 1})
     laptop: ClassVar[Mapping[str, Any]] = LAPTOP
     for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"gtsrb": {"rho": 8.0}, "tiny_imagenet": {"rho": 8.0}}
@@ -55,30 +60,18 @@ class FTSAM:
                 f"FT-SAM needs a positive rho and a smoothing in [0, 0.5], got {self.rho}, {self.smoothing}"
             )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """A fine-tuned copy of ``model``.
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with run.timed("fine_tune"):
+            self._tune(model.train().requires_grad_(True), clean, run)
+        return Outcome(model)
 
-        Raises:
-            BadInputError: fewer than two images, a class without any, or the training diverged.
-        """
-        started = time.perf_counter()
-        check_images("FT-SAM", model, clean, every_class=True)
-        device = torch.device(device)
-        network = copy.deepcopy(model).to(device).train().requires_grad_(True)
+    def _tune(self, network: nn.Module, clean: ImageSet, run: Run) -> None:
         weights = list(network.parameters())
         optimizer = self.schedule.optimize(network)
 
         def step(pixels: Tensor, labels: Tensor) -> None:
             def loss() -> Tensor:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
+                with torch.autocast(run.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
                     logits = network(pixels)
                 return smoothed_cross_entropy(logits.float(), labels, self.smoothing)
 
@@ -87,21 +80,7 @@ class FTSAM:
                 loss().backward()
             optimizer.step()
 
-        images, labels = clean.images.to(device), clean.labels.to(device)
-        for epoch in range(self.schedule.epochs):
-            one_pass(
-                epoch,
-                images,
-                labels,
-                self.schedule,
-                optimizer,
-                step,
-                use="ft-sam",
-                seed=seed,
-                phase="train",
-                progress=progress,
-            )
-        return repaired(network, {"fine_tune": time.perf_counter() - started})
+        all_passes(clean, self.schedule, optimizer, step, run, use="ft-sam", phase="train")
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

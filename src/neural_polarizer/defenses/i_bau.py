@@ -1,7 +1,5 @@
 """i-BAU (Zeng et al., 2022): unlearn a universal perturbation by the implicit hypergradient."""
 
-import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,17 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified, check_images, repaired
+from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.rng import stream
-from neural_polarizer.train import Progress, silent
 
 Loss = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IBAU:
+class IBAU(Defense):
     """Minimise over the weights what one perturbation for all images maximises.
 
     Source: Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022.
@@ -41,7 +38,12 @@ class IBAU:
         portion: share of a batch that carries the perturbation in the outer problem.
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "i-BAU"
+    story: ClassVar[tuple[str, ...]] = (
+        "i-BAU: in turns, one perturbation was sought that misleads the model on all images at once, and the weights "
+        "of a copy were changed so that it no longer does.",
+    )
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 1, "iterations": 1})
     # Smaller batches, so that fewer rounds have as many steps as the paper's, and a larger rate, as FT.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 3, "batch_size": 128, "lr": 1e-3})
 
@@ -62,32 +64,23 @@ class IBAU:
                 f"{self.rounds}, {self.batch_size}, {self.iterations}, {self.portion}, {self.lr}"
             )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """An unlearned copy of ``model``; batch-norm statistics stay as they are.
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with run.timed("unlearn"):
+            self._unlearn(model, clean, run)
+        return Outcome(model)
 
-        Raises:
-            BadInputError: fewer than two images, or labels that the model does not know.
-        """
-        started = time.perf_counter()
-        check_images("i-BAU", model, clean)
-        network = copy.deepcopy(model).to(device).eval().requires_grad_(True)
-        weights = list(network.parameters())
+    def _unlearn(self, model: nn.Module, clean: ImageSet, run: Run) -> None:
+        """Change the weights of ``model`` in place; batch-norm statistics stay as they are."""
+        weights = list(model.requires_grad_(True).parameters())
         optimizer = torch.optim.Adam(weights, lr=self.lr, amsgrad=True)
-        order = torch.randperm(len(clean), generator=stream(seed, "i-bau")).split(self.batch_size)
-        core, enter = split_normalisation(network)
-        batches = [(enter(to_pixels(clean.images[rows].to(device))), clean.labels[rows].to(device)) for rows in order]
+        order = torch.randperm(len(clean), generator=run.stream("i-bau")).split(self.batch_size)
+        core, enter = split_normalisation(model)
+        place = run.device
+        batches = [(enter(to_pixels(clean.images[rows].to(place))), clean.labels[rows].to(place)) for rows in order]
         for done in range(self.rounds):
             delta = self._perturbation(core, batches)
             for number, (pixels, labels) in enumerate(batches):
-                generator = stream(seed, "i-bau patch", done, number)
+                generator = run.stream("i-bau patch", done, number)
                 carriers = torch.randperm(len(pixels), generator=generator)[: max(1, int(self.portion * len(pixels)))]
                 patched = torch.zeros(len(pixels), 1, 1, 1, device=pixels.device)
                 patched[carriers.to(pixels.device)] = 1
@@ -104,8 +97,7 @@ class IBAU:
                 for weight, value in zip(weights, gradient, strict=True):
                     weight.grad = value
                 optimizer.step()
-                progress("unlearn", done * len(batches) + number + 1, self.rounds * len(batches))
-        return repaired(network, {"unlearn": time.perf_counter() - started})
+                run.progress("unlearn", done * len(batches) + number + 1, self.rounds * len(batches))
 
     def _inner(self, network: nn.Module, pixels: Tensor, labels: Tensor, delta: Tensor) -> Tensor:
         return -F.cross_entropy(network(pixels + delta), labels) + self.inner_weight * delta.square().sum()

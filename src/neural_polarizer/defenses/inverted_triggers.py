@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from neural_polarizer.data.images import to_bytes, to_pixels
-from neural_polarizer.defenses.base import Audit, Exhibit
+from neural_polarizer.defenses.result import Audit, Exhibit
 
 TINY = 1e-7
 SHOWN = 10

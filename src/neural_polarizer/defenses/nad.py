@@ -1,7 +1,5 @@
 """NAD (Li et al., 2021): fine-tune towards the attention maps of a fine-tuned teacher."""
 
-import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -13,16 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
+from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
-from neural_polarizer.defenses.passes import one_pass
+from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import watching
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class NAD:
+class NAD(Defense):
     """Cross-entropy plus the distance of the student's attention maps from the teacher's.
 
     Source: Li et al., "Neural Attention Distillation", ICLR 2021.
@@ -37,7 +36,14 @@ class NAD:
         power: p of ``sum_c |F_c|^p``.
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "NAD"
+    story: ClassVar[tuple[str, ...]] = (
+        "Neural attention distillation (NAD): a first copy of the model was trained further, as a teacher.",
+        "Then a second one was trained to look at the same places of the images as the teacher, so that it unlearns to "
+        "look at a trigger.",
+    )
+    every_class: ClassVar[bool] = True
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"teacher.epochs": 1, "student.epochs": 1})
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "teacher.epochs": 5,
@@ -60,50 +66,22 @@ class NAD:
                 f"NAD needs weights of at least 0 and a positive power, got {self.weights}, {self.power}"
             )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """A distilled copy of ``model``.
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        names = attention_sites(model, to_pixels(clean.images[:2].to(run.device)))[-len(self.weights) :]
+        with run.timed("teacher"):
+            teacher = fine_tuned(model, clean, self.teacher, run).requires_grad_(False)
+        with run.timed("distil"):
+            self._distil(model, teacher, names, clean, run)
+        return Outcome(model, Audit(f"Compared the attention maps of {', '.join(names)}.", {}))
 
-        Raises:
-            BadInputError: fewer than two images, a class without any, or a network without a feature map larger than
-                one pixel.
-        """
-        started = time.perf_counter()
-        check_images("NAD", model, clean, every_class=True)
-        student = copy.deepcopy(model).to(device).eval()
-        names = attention_sites(student, to_pixels(clean.images[:2].to(device)))[-len(self.weights) :]
-        teacher = fine_tuned(model, clean, self.teacher, seed=seed, device=device, progress=progress)
-        taught = time.perf_counter()
-        teacher.requires_grad_(False)
-        self._distil(student, teacher, names, clean, seed=seed, device=torch.device(device), progress=progress)
-        seconds = {"teacher": taught - started, "distil": time.perf_counter() - taught}
-        return repaired(student, seconds, Audit(f"Compared the attention maps of {', '.join(names)}.", {}))
-
-    def _distil(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        names: list[str],
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device,
-        progress: Progress,
-    ) -> None:
+    def _distil(self, student: nn.Module, teacher: nn.Module, names: list[str], clean: ImageSet, run: Run) -> None:
         recipe = self.student
         optimizer = torch.optim.SGD(
             student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
 
         def step(pixels: Tensor, labels: Tensor) -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 with torch.no_grad():
                     _, wanted = with_maps(teacher, names, pixels)
                 logits, maps = with_maps(student, names, pixels)
@@ -113,12 +91,8 @@ class NAD:
             loss.backward()
             optimizer.step()
 
-        images, labels = clean.images.to(device), clean.labels.to(device)
         student.train().requires_grad_(True)
-        for epoch in range(recipe.epochs):
-            one_pass(
-                epoch, images, labels, recipe, optimizer, step, use="nad", seed=seed, phase="distil", progress=progress
-            )
+        all_passes(clean, recipe, optimizer, step, run, use="nad", phase="distil")
         student.eval()
 
     def distance(self, maps: list[Tensor], wanted: list[Tensor]) -> Float[Tensor, ""]:

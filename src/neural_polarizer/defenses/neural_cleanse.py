@@ -1,7 +1,6 @@
 """NC (Wang et al., 2019): invert a small trigger for every class, and unlearn those that are suspiciously small."""
 
 import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Purified, check_images, repaired
+from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
 from neural_polarizer.defenses.inverted_triggers import Inversion, anomalies, squash, stamp
+from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.rng import stream
 from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Progress, Schedule, silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuralCleanse:
+class NeuralCleanse(Defense):
     """Trigger inversion, outlier detection on the masks' sizes, and unlearning.
 
     Source: Wang et al., "Neural Cleanse", IEEE S&P 2019.
@@ -45,7 +44,16 @@ class NeuralCleanse:
         schedule: of the unlearning.
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "NC"
+    story: ClassVar[tuple[str, ...]] = (
+        "Neural Cleanse (NC): for each class, the smallest pattern was sought that leads all images to it.",
+        "A class with a much smaller pattern than the rest is suspected; the model is then taught to ignore that "
+        "pattern. If none stands out, the model stays as it was.",
+    )
+    every_class: ClassVar[bool] = True
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"images": 40, "epochs": 2, "batch_size": 20, "schedule.epochs": 1}
+    )
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "images": 500,
@@ -80,31 +88,15 @@ class NeuralCleanse:
                 f"got {self.epochs}, {self.batch_size}, {self.patience}, {self.parallel}, {self.stamped_share}"
             )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """A copy of ``model`` with the flagged triggers unlearned; the model as it is if none is flagged.
-
-        Raises:
-            BadInputError: fewer than two images, or a class without any.
-        """
-        started = time.perf_counter()
-        check_images("NC", model, clean, every_class=True)
-        found = self.invert(model, clean, seed=seed, device=device, progress=progress)
-        inverted = time.perf_counter()
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with run.timed("invert"):
+            found = self.invert(model, clean, seed=run.seed, device=run.device, progress=run.progress)
         audit = found.audit(clean.classes)
         if not found.flagged:
-            return repaired(copy.deepcopy(model), {"invert": inverted - started}, audit)
-        training = self._with_triggers(clean, found, seed)
-        tuned = fine_tuned(model, training, self.schedule, seed=seed, device=device, progress=progress)
-        seconds = {"invert": inverted - started, "unlearn": time.perf_counter() - inverted}
-        return repaired(tuned, seconds, audit, found.suspect)
+            return Outcome(model, audit)
+        with run.timed("unlearn"):
+            tuned = fine_tuned(model, self._with_triggers(clean, found, run), self.schedule, run)
+        return Outcome(tuned, audit, found.suspect)
 
     def invert(
         self,
@@ -117,25 +109,32 @@ class NeuralCleanse:
     ) -> Inversion:
         """A trigger for every class, and which of them are suspicious.
 
-        Raises:
-            BadInputError: fewer than two images, or labels that the model does not know.
+        Args:
+            model: left as it is.
+            clean: the images.
+            seed: fixes the order of the images, the only randomness.
+            device: where to compute.
+            progress: told about every class.
         """
-        known = check_images("NC", model, clean)
-        shown = torch.randperm(len(clean), generator=stream(seed, "nc images"))[: self.images]
+        run = Run(seed=seed, device=torch.device(device), progress=progress)
+        shown = torch.randperm(len(clean), generator=run.stream("nc images"))[: self.images]
         clean = clean if self.images is None else clean.select(shown.sort().values)
-        frozen = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        frozen = copy.deepcopy(model).to(run.device).eval().requires_grad_(False)
+        with torch.no_grad():
+            known = frozen(to_pixels(clean.images[:2].to(run.device))).shape[1]
         parts = []
         for group in torch.arange(known).split(self.parallel):
-            parts.append(self._invert_some(frozen, clean, group, seed=seed, device=torch.device(device)))
-            progress("invert", int(group[-1]) + 1, known)
+            parts.append(self._invert_some(frozen, clean, group, run))
+            run.progress("invert", int(group[-1]) + 1, known)
         masks, patterns, reached = (torch.cat(column) for column in zip(*parts, strict=True))
         anomaly, flagged = anomalies(masks.flatten(1).sum(dim=1), reached, self.threshold)
         return Inversion(masks, patterns, reached, anomaly, flagged)
 
     def _invert_some(
-        self, model: nn.Module, clean: ImageSet, classes: Int64[Tensor, " g"], *, seed: int, device: torch.device
+        self, model: nn.Module, clean: ImageSet, classes: Int64[Tensor, " g"], run: Run
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Masks, patterns and whether they reached their class; all classes see the same batches."""
+        device = run.device
         count, (height, width) = len(classes), clean.image_size
         raw_mask = torch.ones(count, 1, height, width, device=device, requires_grad=True)
         raw_pattern = torch.ones(count, 3, height, width, device=device, requires_grad=True)
@@ -147,7 +146,7 @@ class NeuralCleanse:
         best_mask, best_pattern = (squash(raw).detach().clone() for raw in (raw_mask, raw_pattern))
         targets = classes.to(device)
         for epoch in range(self.epochs):
-            order = torch.randperm(len(clean), generator=stream(seed, "nc", epoch))
+            order = torch.randperm(len(clean), generator=run.stream("nc", epoch))
             hits = torch.zeros(count, device=device)
             for rows in order.split(self.batch_size):
                 pixels = to_pixels(clean.images[rows].to(device))
@@ -178,9 +177,9 @@ class NeuralCleanse:
                 above, below = above.masked_fill(rise, 0), below.masked_fill(fall, 0)
         return best_mask.cpu(), best_pattern.cpu(), best_size.isfinite().cpu()
 
-    def _with_triggers(self, clean: ImageSet, found: Inversion, seed: int) -> ImageSet:
+    def _with_triggers(self, clean: ImageSet, found: Inversion, run: Run) -> ImageSet:
         """The clean images, and for each flagged class a share of them with its trigger and their true labels."""
-        order = torch.randperm(len(clean), generator=stream(seed, "nc unlearn"))
+        order = torch.randperm(len(clean), generator=run.stream("nc unlearn"))
         count = max(1, round(self.stamped_share * len(clean)))
         carriers, plain = order[:count], order[count:]
         images, labels = [clean.images[plain]], [clean.labels[plain]]

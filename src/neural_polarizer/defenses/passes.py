@@ -1,28 +1,59 @@
-"""One pass over the clean images for defenses that update weights in a way of their own."""
+"""Passes over the clean images for defenses that update weights in a way of their own."""
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from neural_polarizer.data.images import to_pixels
-from neural_polarizer.rng import global_rng, stream
-from neural_polarizer.train import Progress, Schedule
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.base import Run
+from neural_polarizer.rng import global_rng
+from neural_polarizer.train import Schedule
+
+Step = Callable[[Tensor, Tensor], None]
+"""One update, from float pixels in [0, 1] and their labels."""
+
+
+def all_passes(
+    clean: ImageSet,
+    schedule: Schedule,
+    optimizer: torch.optim.Optimizer,
+    step: Step,
+    run: Run,
+    *,
+    use: str,
+    phase: str,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """``one_pass`` for each epoch of the schedule, or until ``enough`` says so after one.
+
+    Args:
+        clean: the images.
+        schedule: how often, batch size, learning rates and augmentation.
+        optimizer: whose learning rate follows the schedule.
+        step: one update.
+        run: seed, device and progress.
+        use: names the random streams.
+        phase: what ``progress`` is told.
+        enough: asked after each epoch.
+    """
+    placed = ImageSet(clean.images.to(run.device), clean.labels.to(run.device), clean.classes, clean.source)
+    for epoch in range(schedule.epochs):
+        one_pass(epoch, placed, schedule, optimizer, step, run, use=use, phase=phase)
+        if enough():
+            return
 
 
 def one_pass(
     epoch: int,
-    images: UInt8[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
+    clean: ImageSet,
     schedule: Schedule,
     optimizer: torch.optim.Optimizer,
-    step: Callable[[Tensor, Tensor], None],
+    step: Step,
+    run: Run,
     *,
     use: str,
-    seed: int,
     phase: str,
-    progress: Progress,
 ) -> None:
     """Call ``step(pixels, labels)`` for each batch, as ``train.fit`` makes them: in random order, augmented.
 
@@ -31,23 +62,22 @@ def one_pass(
 
     Args:
         epoch: from 0.
-        images: where ``step`` computes.
-        labels: likewise.
+        clean: the images, where ``step`` computes.
         schedule: batch size, learning rates and augmentation.
         optimizer: whose learning rate follows the schedule.
-        step: one update; pixels are float in [0, 1].
+        step: one update.
+        run: seed and progress.
         use: names the random streams.
-        seed: fixes them.
         phase: what ``progress`` is told.
-        progress: told about every step.
     """
+    images, labels = clean.images, clean.labels
     batch = min(schedule.batch_size, len(labels))
     steps = len(labels) // batch
-    generator = stream(seed, use, epoch)
+    generator = run.stream(use, epoch)
     order = torch.randperm(len(labels), generator=generator).to(labels.device)
-    with global_rng(seed, f"{use} dropout", epoch):
+    with global_rng(run.seed, f"{use} dropout", epoch):
         for number, rows in enumerate(order[: steps * batch].split(batch)):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(epoch * steps + number, steps)
             step(to_pixels(schedule.augment(images[rows], generator)), labels[rows])
-            progress(phase, epoch * steps + number + 1, schedule.epochs * steps)
+            run.progress(phase, epoch * steps + number + 1, schedule.epochs * steps)

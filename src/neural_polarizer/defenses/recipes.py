@@ -1,7 +1,6 @@
 """From a method's name to a defense: with the paper's settings, those for a laptop, or what the user asks for."""
 
 from collections.abc import Mapping
-from functools import reduce
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -38,7 +37,7 @@ def make_defense(
     Args:
         method: a key of ``DEFENSES``, or the dotted path of a class.
         name: preset, for the NPD family alone; None is "shipped".
-        scale: "paper" (appendix B; the default) or "laptop" (docs/defenses.md), for all others.
+        scale: "paper" (appendix B; the default) or "laptop" (docs/research/defenses.md), for all others.
         profile: which data set the images are like, a name of ``PROFILES``.
         target: the attacker's class or "next"; NPD-TP and NPD-TU need it, the default method can do without.
 
@@ -63,8 +62,8 @@ def make_defense(
     except TypeError as error:
         raise BadInputError(f"{method}: every setting of a defense needs a default ({error})") from None
     usual = _of_the_data(defense, profile) if method in DEFENSES else {}
-    for_profile: Mapping[str, Any] = getattr(kind, "for_profile", {}).get(profile, {})
-    laptop: Mapping[str, Any] = getattr(kind, "laptop", {}) if scale == "laptop" else {}
+    for_profile: Mapping[str, Any] = kind.for_profile.get(profile or "", {})
+    laptop: Mapping[str, Any] = kind.laptop if scale == "laptop" else {}
     aim = {} if target is None else {"target": target}
     return changed(defense, {**usual, **for_profile, **laptop, **aim})
 
@@ -109,9 +108,3 @@ def _settings_for(defense: Defense, option: str) -> list[str]:
 def with_precision(defense: Defense, precision: str) -> Defense:
     """The defense, computing in ``precision`` wherever it has the choice."""
     return changed(defense, dict.fromkeys(places(defense, "precision"), precision))
-
-
-def precision_of(defense: Defense) -> str:
-    """What it computes in: "fp32", "bf16", or "mixed" if its parts differ."""
-    found = {str(reduce(getattr, place.split("."), defense)) for place in places(defense, "precision")}
-    return "mixed" if len(found) > 1 else next(iter(found), "fp32")

@@ -1,7 +1,6 @@
 """RNP (Li et al., 2023): let a copy forget, see which channels it can do without as it recovers, prune those."""
 
 import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,18 +13,18 @@ from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.anp import masked_norms, prune
-from neural_polarizer.defenses.base import Audit, Purified, check_images, repaired
-from neural_polarizer.defenses.passes import one_pass
+from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.rng import stream
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Schedule
 
 LARGEST_GRADIENT = 20.0
 """Norm to which the gradient is cut while the copy forgets, as nothing bounds its loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RNP:
+class RNP(Defense):
     """Prune the batch-norm channels that an unlearned copy of the model gives up as it regains its accuracy.
 
     Source: Li et al., "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023; settings of the authors' code.
@@ -46,7 +45,13 @@ class RNP:
         step: from one threshold to the next.
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "RNP"
+    story: ClassVar[tuple[str, ...]] = (
+        "Reconstructive neuron pruning (RNP): a copy of the model was made to forget what clean images show.",
+        "Then it was learned which of its channels can be given up as it regains its accuracy; these were switched off "
+        "in the model itself, as many as accuracy allowed. No other weight was changed.",
+    )
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"unlearn.epochs": 1, "recover.epochs": 1, "step": 0.3})
     # As many steps of the masks as the authors', but shorter: theirs push a tenth of a narrow network to 0 at once.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"unlearn.batch_size": 64, "recover.epochs": 10, "recover.batch_size": 64, "recover.lr": 0.005}
@@ -74,57 +79,34 @@ class RNP:
                 f"RNP needs a step in (0, 1] and a highest threshold in [0, 1), got {self.step}, {self.highest}"
             )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """A pruned copy of ``model``.
-
-        Raises:
-            BadInputError: fewer than two images, the network has no batch norms with weights, or the unlearning
-                diverged.
-        """
-        started = time.perf_counter()
-        check_images("RNP", model, clean)
-        device = torch.device(device)
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         masked_norms(copy.deepcopy(model), "RNP")  # refuses networks without any before time is spent
-        rows = torch.randperm(len(clean), generator=stream(seed, "rnp images"))[: self.images]
+        rows = torch.randperm(len(clean), generator=run.stream("rnp images"))[: self.images]
         some = clean.select(rows)
-        network = copy.deepcopy(model).to(device)
-        left = self._forget(network, some, seed=seed, device=device, progress=progress)
+        network = copy.deepcopy(model)
+        with run.timed("unlearn"):
+            left = self._forget(network, some, run)
         if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
             raise BadInputError("the unlearning diverged: weights are NaN or infinite; use a lower unlearn.lr")
-        unlearned = time.perf_counter()
-        masks = self._regain(network, some, seed=seed, device=device, progress=progress)
-        recovered = time.perf_counter()
-        pruned = copy.deepcopy(model).to(device).eval()
-        threshold, count = prune_within(
-            pruned, masks, clean, max_drop=self.max_drop, highest=self.highest, step=self.step
-        )
+        with run.timed("recover"):
+            masks = self._regain(network, some, run)
+        with run.timed("prune"):
+            threshold, count = prune_within(
+                model, masks, clean, max_drop=self.max_drop, highest=self.highest, step=self.step, batch=self.at_once
+            )
         total = sum(mask.numel() for mask in masks.values())
         which = f": those whose mask ended at {threshold:g} or below" if count else ""
         summary = (
             f"Pruned {count} of {total} channels{which}. The unlearning ended at an accuracy of {100 * left:.0f} %."
         )
-        seconds = {
-            "unlearn": unlearned - started,
-            "recover": recovered - unlearned,
-            "prune": time.perf_counter() - recovered,
-        }
-        return repaired(pruned, seconds, Audit(summary, {}))
+        return Outcome(model, Audit(summary, {}))
 
-    def _forget(
-        self, network: nn.Module, some: ImageSet, *, seed: int, device: torch.device, progress: Progress
-    ) -> float:
+    def _forget(self, network: nn.Module, some: ImageSet, run: Run) -> float:
         """Maximise the loss of all weights until the accuracy of a pass is low enough; that accuracy."""
         network.train().requires_grad_(True)
         optimizer = self.unlearn.optimize(network)
         right: list[Tensor] = []
+        reached = [1.0]
 
         def step(pixels: Tensor, labels: Tensor) -> None:
             logits = _logits(network, pixels, self.unlearn.precision)
@@ -134,30 +116,15 @@ class RNP:
             nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
             optimizer.step()
 
-        images, labels = some.images.to(device), some.labels.to(device)
-        accuracy = 1.0
-        for epoch in range(self.unlearn.epochs):
+        def forgotten() -> bool:
+            reached.append(float(torch.cat(right).float().mean()))
             right.clear()
-            one_pass(
-                epoch,
-                images,
-                labels,
-                self.unlearn,
-                optimizer,
-                step,
-                use="rnp unlearn",
-                seed=seed,
-                phase="unlearn",
-                progress=progress,
-            )
-            accuracy = float(torch.cat(right).float().mean())
-            if accuracy <= self.forgotten:
-                break
-        return accuracy
+            return reached[-1] <= self.forgotten
 
-    def _regain(
-        self, network: nn.Module, some: ImageSet, *, seed: int, device: torch.device, progress: Progress
-    ) -> dict[str, Float[Tensor, " c"]]:
+        all_passes(some, self.unlearn, optimizer, step, run, use="rnp unlearn", phase="unlearn", enough=forgotten)
+        return reached[-1]
+
+    def _regain(self, network: nn.Module, some: ImageSet, run: Run) -> dict[str, Float[Tensor, " c"]]:
         """Minimise the loss over masks of the batch norms' gammas, in [0, 1]; the masks, by name of the norm."""
         network.requires_grad_(False)
         norms = masked_norms(network, "RNP")
@@ -182,20 +149,7 @@ class RNP:
             for norm in norms.values():
                 norm.mask.data.clamp_(0, 1)
 
-        images, labels = some.images.to(device), some.labels.to(device)
-        for epoch in range(recipe.epochs):
-            one_pass(
-                epoch,
-                images,
-                labels,
-                recipe,
-                optimizer,
-                step,
-                use="rnp recover",
-                seed=seed,
-                phase="recover",
-                progress=progress,
-            )
+        all_passes(some, recipe, optimizer, step, run, use="rnp recover", phase="recover")
         return {name: norm.mask.detach().cpu() for name, norm in norms.items()}
 
 
@@ -207,6 +161,7 @@ def prune_within(
     max_drop: float,
     highest: float,
     step: float,
+    batch: int,
 ) -> tuple[float, int]:
     """Prune ``model``, in place, at the highest threshold 0, step, 2 step, ... that accuracy allows.
 
@@ -217,17 +172,18 @@ def prune_within(
         max_drop: how much of it may be lost, relative.
         highest: bound of the thresholds.
         step: from one to the next.
+        batch: images in a forward pass.
 
     Returns:
         The threshold, and the number of channels.
     """
-    lowest = (1 - max_drop) * accuracy(model, clean)
+    lowest = (1 - max_drop) * accuracy(model, clean, batch)
     kept, count = 0.0, 0
     for number in range(int(highest / step + 1e-6) + 1):
         threshold = number * step
         tried = copy.deepcopy(model)
         gone = prune(tried, masks, threshold)
-        if gone > count and accuracy(tried, clean) < lowest:
+        if gone > count and accuracy(tried, clean, batch) < lowest:
             break
         kept, count = threshold, gone
     if count:
@@ -236,7 +192,7 @@ def prune_within(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, clean: ImageSet, batch: int = 256) -> float:
+def accuracy(model: nn.Module, clean: ImageSet, batch: int) -> float:
     """Share of the images that ``model``, in evaluation mode, classifies as labelled."""
     device = next(model.parameters()).device
     said = torch.cat([model(to_pixels(images.to(device))).argmax(dim=1).cpu() for images in clean.images.split(batch)])

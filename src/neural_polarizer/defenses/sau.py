@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,16 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Purified, check_images, repaired
-from neural_polarizer.defenses.passes import one_pass
+from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import log_one_minus
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAU:
+class SAU(Defense):
     """Minimise over the weights what perturbations do that the original answers in the same wrong way.
 
     Source: Wei et al., "Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial Examples",
@@ -45,7 +45,13 @@ class SAU:
         precision: "bf16" autocast or "fp32".
     """
 
-    revision: ClassVar[int] = 1
+    title: ClassVar[str] = "SAU"
+    story: ClassVar[tuple[str, ...]] = (
+        "Shared adversarial unlearning (SAU): in turns, perturbations were sought that lead a copy of the model and "
+        "the model itself to the same wrong classes, and the copy was taught not to follow them.",
+    )
+    every_class: ClassVar[bool] = True
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 1, "steps": 1})
     # Fewer rounds with larger steps on smaller batches, as i-BAU.
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 5, "batch_size": 128, "lr": 1e-3})
 
@@ -68,25 +74,15 @@ class SAU:
                 f"{self.rounds}, {self.batch_size}, {self.steps}, {self.lr}, {self.radius}, {self.step_size}"
             )
 
-    def repair(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Purified:
-        """An unlearned copy of ``model``.
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with run.timed("unlearn"):
+            self._unlearn(model, clean, run)
+        return Outcome(model)
 
-        Raises:
-            BadInputError: fewer than two images, a class without any, or the training diverged.
-        """
-        started = time.perf_counter()
-        check_images("SAU", model, clean, every_class=True)
-        device = torch.device(device)
-        original = copy.deepcopy(model).to(device).eval().requires_grad_(False)
-        network = copy.deepcopy(model).to(device).eval().requires_grad_(True)
+    def _unlearn(self, network: nn.Module, clean: ImageSet, run: Run) -> None:
+        """Change the weights of ``network`` in place."""
+        original = copy.deepcopy(network).requires_grad_(False)
+        network.requires_grad_(True)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
         schedule = Schedule(
             epochs=self.rounds,
@@ -99,7 +95,7 @@ class SAU:
         )
 
         def answers(of: nn.Module, pixels: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 return of(pixels).float()
 
         def step(pixels: Tensor, labels: Tensor) -> None:
@@ -126,21 +122,7 @@ class SAU:
             loss.backward()
             optimizer.step()
 
-        images, labels = clean.images.to(device), clean.labels.to(device)
-        for epoch in range(self.rounds):
-            one_pass(
-                epoch,
-                images,
-                labels,
-                schedule,
-                optimizer,
-                step,
-                use="sau",
-                seed=seed,
-                phase="unlearn",
-                progress=progress,
-            )
-        return repaired(network, {"unlearn": time.perf_counter() - started})
+        all_passes(clean, schedule, optimizer, step, run, use="sau", phase="unlearn")
 
 
 def shared_perturbation(

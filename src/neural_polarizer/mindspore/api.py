@@ -19,7 +19,7 @@ from neural_polarizer.train import Progress, silent
 
 @dataclass(frozen=True, eq=False)
 class PurifiedCell:
-    """A purified classifier; what ``defenses.base.Purified`` is for PyTorch.
+    """A purified classifier; what ``defenses.base.Repaired`` is for PyTorch.
 
     Args:
         cell: a new network in evaluation mode; the one that was given is untouched.

@@ -1,4 +1,4 @@
-"""What a folder of Hugging Face's ``transformers`` says about the image classifier in it; its JSON is data."""
+"""What a folder of Hugging Face's ``transformers``, or of timm, says about the image classifier in it; JSON is data."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from typing import Any
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.hugging_face import SUFFIX, checked_config, class_name, strict_json
 from neural_polarizer.models.preprocessing import Preprocessing
+from neural_polarizer.models.timm_folder import is_timm_config, timm_architecture, timm_classes, timm_preprocessing
 
 PREFIX = "transformers:"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -27,44 +28,42 @@ class HubFolder:
     """What a folder says about its model, all of it checked.
 
     Args:
-        architecture: ``transformers:CLASS``.
-        config: what ``build_classifier`` needs, as JSON.
+        architecture: ``transformers:CLASS``, or ``timm:NAME`` with its options.
+        config: what ``build_classifier`` needs, as JSON; None for timm.
         weights: the file of weights.
         classes: their names in the order of the logits, None if the folder has none.
         preprocessing: None if the folder does not tell.
     """
 
     architecture: str
-    config: str
+    config: str | None
     weights: Path
     classes: tuple[str, ...] | None
     preprocessing: Preprocessing | None
 
 
 def is_classifier_folder(folder: Path) -> bool:
-    """Whether the folder holds a ``config.json`` of an image classifier of transformers."""
+    """Whether the folder holds a ``config.json`` of an image classifier of transformers or of timm."""
     try:
-        return SUFFIX in class_name(_read(folder / CONFIG))
+        config = _read(folder / CONFIG)
+        return is_timm_config(config) or SUFFIX in class_name(config)
     except BadInputError:
         return False
 
 
 def read_folder(folder: Path) -> HubFolder:
-    """Read what a folder that ``save_pretrained`` wrote says; its weights are left to the caller.
+    """Read what a folder that ``save_pretrained`` or timm wrote says; its weights are left to the caller.
 
     Raises:
         BadInputError: a file is missing, too large or no strict JSON, or asks for what cannot be done safely.
     """
     config = _read(folder / CONFIG)
+    if is_timm_config(config):
+        return _timm_folder(folder, config)
     kind = class_name(config)
     if SUFFIX not in kind or not kind.isidentifier():
         raise BadInputError(f"{folder / CONFIG}: 'architectures' names no image classifier (...{SUFFIX})")
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise BadInputError(
-            f"{folder}: holds none of {', '.join(WEIGHTS)}; save the model in one file (save_pretrained with a large "
-            "max_shard_size)"
-        )
+    weights = _weights(folder)
     kept = {name: value for name, value in config.items() if name not in _NAMES | _OF_NO_USE and value is not None}
     text = json.dumps(kept, sort_keys=True)
     try:
@@ -77,6 +76,30 @@ def read_folder(folder: Path) -> HubFolder:
         weights=weights,
         classes=_classes(config.get("id2label")),
         preprocessing=_preprocessing(folder / PROCESSOR),
+    )
+
+
+def _timm_folder(folder: Path, config: Mapping[str, Any]) -> HubFolder:
+    try:
+        return HubFolder(
+            architecture=timm_architecture(config),
+            config=None,
+            weights=_weights(folder),
+            classes=timm_classes(config),
+            preprocessing=timm_preprocessing(config),
+        )
+    except BadInputError as error:
+        said = str(error)
+        raise BadInputError(said if said.startswith(str(folder)) else f"{folder / CONFIG}: {said}") from None
+
+
+def _weights(folder: Path) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise BadInputError(
+        f"{folder}: holds none of {', '.join(WEIGHTS)}; save the model in one file (save_pretrained with a large "
+        "max_shard_size)"
     )
 
 

@@ -129,6 +129,31 @@ class Converted(Normalized):
         return found
 
 
+def two_logits(network: nn.Module) -> Converted:
+    """``network``, which gives one logit z, as one that gives the two logits (0, z); the network is shared.
+
+    The names of its modules, as sites have them, stay.
+    """
+    if isinstance(network, Normalized):
+        form = {"grey": network.grey, "output": network.output} if isinstance(network, Converted) else {}
+        mean, std = (value.flatten().tolist() for value in (network.mean, network.std))
+        return Converted(network.network, mean, std, yes_no=True, **form)
+    return Converted(network, (0.0,), (1.0,), yes_no=True)
+
+
+def one_logit(model: nn.Module, like: nn.Module) -> nn.Module:
+    """What ``two_logits`` made of a network like ``like``, as that network again."""
+    if not isinstance(model, Converted):
+        return model
+    if not isinstance(like, Normalized):
+        return model.network
+    if isinstance(like, Converted):
+        model.yes_no = False
+        return model
+    mean, std = (value.flatten().tolist() for value in (model.mean, model.std))
+    return Normalized(model.network, mean, std)
+
+
 def picked(found: Any, key: str) -> Any:
     """One part of what a network gives, by key, attribute or index.
 
@@ -164,11 +189,7 @@ def _shape(value: Any) -> str:
 
 
 def one_channel(network: nn.Module) -> None:
-    """Let the first convolution of a network for RGB images take one channel; others stay as they are.
-
-    Raises:
-        BadInputError: there is none.
-    """
+    """Let the first convolution of a network for RGB images take one channel; other networks stay as they are."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and name:
             if module.in_channels != 1:
@@ -184,4 +205,12 @@ def one_channel(network: nn.Module) -> None:
                 parent, _, child = name.rpartition(".")
                 setattr(network.get_submodule(parent), child, first)
             return
-    raise BadInputError("this network has no convolution that could take one channel")
+
+
+def takes_one_channel(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the weights of the network's first convolution, by its names, are for images of one channel."""
+    first = next(((name, each) for name, each in network.named_modules() if isinstance(each, nn.Conv2d)), None)
+    if first is None or first[1].groups != 1:
+        return False
+    weight = tensors.get(f"{first[0]}.weight")
+    return weight is not None and weight.ndim == 4 and weight.shape[1] == 1

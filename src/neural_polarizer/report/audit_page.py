@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from neural_polarizer.report.advice import after_audit
 from neural_polarizer.report.audit import AuditTable, evidence_table
 from neural_polarizer.report.html import Picture, group_pictures, make_environment
 from neural_polarizer.report.values import class_name, items, number, percent, table
@@ -62,6 +63,8 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         "spectrum": _spectrum(table(purified, "spectrum")),
         "groups": group_pictures(pictures),
         "remarks": [str(text) for text in items(record, "findings")],
+        "warnings": [str(text) for text in items(record, "warnings")],
+        "what_now": after_audit(record),
         "facts": [
             ("model file, SHA-256", str(record.get("model_sha256") or "-")),
             ("purified file, SHA-256", str(purified.get("model_sha256") or "-")),

@@ -35,12 +35,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything a template needs to draw one chart."""
+    """Everything a template needs to draw one chart; ``mark`` is a vertical line at a chosen place."""
 
     title: str
+    x_label: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
+    mark: Tick | None = None
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,16 @@ class _Axes:
     bottom: float
     top: float
 
-    def x(self, epoch: float) -> float:
+    def x(self, place: float) -> float:
         margin = 0.5 if self.left == self.right else 0.0
-        return _scale(epoch, self.left - margin, self.right + margin, LEFT, RIGHT)
+        return _scale(place, self.left - margin, self.right + margin, LEFT, RIGHT)
 
     def y(self, value: float) -> float:
         return _scale(value, self.bottom, self.top, BOTTOM, TOP)
 
-    def places(self, epochs: Sequence[float], column: Sequence[float | None]) -> list[Point | None]:
-        pairs = zip(epochs, column, strict=True)
-        return [None if value is None else (self.x(epoch), self.y(value)) for epoch, value in pairs]
+    def places(self, across: Sequence[float], column: Sequence[float | None]) -> list[Point | None]:
+        pairs = zip(across, column, strict=True)
+        return [None if value is None else (self.x(place), self.y(value)) for place, value in pairs]
 
 
 def line_chart(
@@ -89,11 +91,40 @@ def line_chart(
     show = percent if shares else _three_digits
     return Chart(
         title=title,
+        x_label="epoch",
         x_ticks=tuple(Tick(axes.x(epoch), f"{epoch:g}") for epoch in epoch_ticks(axes.left, axes.right)),
         y_ticks=tuple(Tick(axes.y(level), f"{level:.0%}" if shares else f"{level:.4g}") for level in levels),
         lines=tuple(
             _line(labels[key], axes.places(epochs, column), show(_last(column))) for key, column in columns.items()
         ),
+    )
+
+
+def dial_chart(
+    title: str, x_label: str, dials: Sequence[float], columns: Mapping[str, Sequence[float]], chosen: int
+) -> Chart:
+    """Lay out shares over the places of a dial, one of which was chosen.
+
+    Args:
+        title: what the chart shows.
+        x_label: what the dial sets.
+        dials: its places, from low to high; all finite, as the shares are.
+        columns: the shares in [0, 1] at each place, by their name in the legend; the axis covers their range only.
+        chosen: index of the place that is marked, and whose shares the legend has.
+    """
+    values = [value for column in columns.values() for value in column]
+    levels = nice_ticks(min(values), max(values))
+    axes = _Axes(dials[0], dials[-1], levels[0], levels[-1])
+    ticks = [at for at in nice_ticks(dials[0], dials[-1]) if dials[0] <= at <= dials[-1]]
+    return Chart(
+        title=title,
+        x_label=x_label,
+        x_ticks=tuple(Tick(axes.x(at), f"{at:.4g}") for at in ticks),
+        y_ticks=tuple(Tick(axes.y(level), f"{100 * level:.4g}%") for level in levels),
+        lines=tuple(
+            _line(name, axes.places(dials, column), percent(column[chosen])) for name, column in columns.items()
+        ),
+        mark=Tick(axes.x(dials[chosen]), "chosen"),
     )
 
 

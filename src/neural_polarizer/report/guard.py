@@ -1,8 +1,9 @@
-"""What the guard of the accuracy let through, in a sentence."""
+"""What the guard of the accuracy let through: in a sentence, and as curves."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from neural_polarizer.report.charts import Chart, dial_chart
 from neural_polarizer.report.values import count, items, number, percent, table
 
 
@@ -19,8 +20,7 @@ def guard_summary(record: Mapping[str, Any]) -> str | None:
     )
     if chosen is None or dial is None or drop is None or budget is None:
         return None
-    apart = "held-out clean images" if found.get("held_out") else "clean images"
-    judges = f"On {count(found.get('judges')) or 'the'} {apart}"
+    judges = f"On {count(found.get('judges')) or 'the'} clean images that the layer was not learned from"
     if dial == 0:
         return (
             f"Not purified. {judges} nothing that helps stays within {100 * budget:.1f} points of accuracy: the model "
@@ -29,7 +29,7 @@ def guard_summary(record: Mapping[str, Any]) -> str | None:
     left, first = number(chosen.get("stand_ins")), number(curve[0].get("stand_ins"))
     return (
         f"The layer works at {dial:g} times its learned strength. {judges} the expected loss of accuracy is "
-        f"{100 * drop:.1f} points ({100 * budget:.1f} are allowed, and one standard error). Held-out stand-ins lead "
+        f"{100 * drop:.1f} points ({100 * budget:.1f} are allowed, and some for its error). Held-out stand-ins lead "
         f"{percent(left)} of the images to their class, {percent(first)} before."
     )
 
@@ -38,3 +38,33 @@ def not_purified(record: Mapping[str, Any]) -> bool:
     """Whether the guard gave the model back as it was."""
     found = table(record, "guarded")
     return bool(found) and found.get("chosen") == 0
+
+
+def dial_charts(record: Mapping[str, Any]) -> list[Chart]:
+    """Accuracy, and stand-ins that still work, against the strength of the layer; none for methods without a guard."""
+    found = table(record, "guarded")
+    curve = [each for each in items(found, "points") if isinstance(each, Mapping)]
+    keys = ("dial", "acc", "drop", "stand_ins")
+    rows = [[value for key in keys if (value := _modest(each.get(key))) is not None] for each in curve]
+    complete = [row for row in rows if len(row) == len(keys)]
+    budget, chosen = _modest(found.get("budget")), found.get("chosen")
+    place = next((index for index, row in enumerate(complete) if row[0] == chosen), None)
+    if place is None or budget is None or len(complete) < 2:
+        return []
+    dials, acc, drop, stand_ins = (list(column) for column in zip(*complete, strict=True))
+    label = "strength of the layer"
+    accuracy = {
+        "counted": acc,
+        "expected, less affected by chance": [acc[0] - each for each in drop],
+        "the least that is allowed": [acc[0] - budget] * len(acc),
+    }
+    return [
+        dial_chart("Accuracy on clean images", label, dials, accuracy, place),
+        dial_chart("Held-out stand-ins that still work", label, dials, {"of the images": stand_ins}, place),
+    ]
+
+
+def _modest(value: Any) -> float | None:
+    """A finite number that can be drawn."""
+    known = number(value)
+    return None if known is None or abs(known) > 1e6 else known

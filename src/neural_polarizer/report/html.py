@@ -12,8 +12,10 @@ from markupsafe import Markup, escape
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report import charts
+from neural_polarizer.report.advice import what_now
 from neural_polarizer.report.audit import audit_table
 from neural_polarizer.report.facts import fact_tables
+from neural_polarizer.report.guard import dial_charts, guard_summary
 from neural_polarizer.report.measures import measures
 from neural_polarizer.report.story import story
 from neural_polarizer.report.values import count, items, number, percent, points, seconds, table, visible
@@ -122,7 +124,9 @@ def _context(record: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str
         "n_test": count(after.get("n_test")),
         "n_triggered": count(after.get("n_triggered")),
         "surrogate": _surrogate(record),
-        "paper": _paper(record),
+        "what_now": what_now(record),
+        "dial": dial_charts(record),
+        "guarded": guard_summary(record),
         "story": story(record),
         "audit": audit_table(record),
         "charts": _charts(record),
@@ -140,15 +144,9 @@ def _surrogate(record: Mapping[str, Any]) -> dict[str, float | None] | None:
     return None if known["before"] is None and known["after"] is None else known
 
 
-def _paper(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = [row for row in items(record, "paper") if isinstance(row, Mapping)]
-    return [
-        {"label": str(row.get("label") or "-")} | {key: number(row.get(key)) for key in ("acc", "asr", "der")}
-        for row in rows
-    ]
-
-
 def _charts(record: Mapping[str, Any]) -> list[charts.Chart]:
+    if table(record, "guarded"):  # its history is one row for each weight and round, not for each epoch
+        return []
     history = [row for row in items(record, "history") if isinstance(row, Mapping)]
     drawn = (
         charts.line_chart("What was minimised, by epoch", history, _LOSSES),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from neural_polarizer.defenses import DEFENSES, title_of
 from neural_polarizer.report.results import Label
 from neural_polarizer.report.values import visible
 
@@ -61,28 +62,18 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "trojan": "Trojan",
         "wanet": "WaNet",
         "sig": "SIG",
+        "lc": "LC",
+        "bpp": "BppAttack",
+        "ftrojan": "FTrojan",
+        "ctrl": "CTRL",
+        "adap-blend": "Adap-Blend",
+        "adap-patch": "Adap-Patch",
+        "grond": "Grond",
         MEAN: "Mean",
     },
     "defense": {
         UNDEFENDED: "No defense",
-        "ft": "FT",
-        "fp": "FP",
-        "nad": "NAD",
-        "nc": "NC",
-        "anp": "ANP",
-        "i-bau": "i-BAU",
-        "ep": "EP",
-        "ft-sam": "FT-SAM",
-        "fst": "FST",
-        "clp": "CLP",
-        "rnp": "RNP",
-        "sau": "SAU",
-        "npd-ls": "NPD-LS",
-        "npd": "NPD",
-        "npd-tp": "NPD-TP",
-        "npd-tu": "NPD-TU",
-        "npd-up": "NPD-UP",
-        "npd-uu": "NPD-UU",
+        **{name: title_of(name) for name in DEFENSES},
     },
 }
 _ALL_TO_ALL = "-a2a"

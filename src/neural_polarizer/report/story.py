@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from neural_polarizer.defenses import DEFENSES, story_of
 from neural_polarizer.report.audit import audit_summary
 from neural_polarizer.report.guard import guard_summary
-from neural_polarizer.report.methods import BASELINES, POLARIZER
 from neural_polarizer.report.values import count, table
 
 
@@ -30,13 +30,13 @@ class Story:
 def story(record: Mapping[str, Any]) -> Story:
     """Tell what the method did; methods that are not known here are named."""
     method = str(record.get("method") or "npd")
-    if method not in POLARIZER:
+    if method not in DEFENSES or not hasattr(DEFENSES[method], "site"):  # the class; ``inserts`` is for its instances
         return Story((*_told(record, method), "The original file was only read."), ())
     site = str(record.get("site") or "")
     where, _, layer = site.partition(":")
     if not layer:
         where, layer = "at", site
-    return Story(_sentences(record, where, layer, aim=POLARIZER[method]), _stages(where, layer))
+    return Story(_sentences(record, where, layer, story_of(method)), _stages(where, layer))
 
 
 def _told(record: Mapping[str, Any], method: str) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def _told(record: Mapping[str, Any], method: str) -> tuple[str, ...]:
         seen = f"It saw {count(mixture.get('n')) or 'some'} images of the poisoned training set."
     else:
         seen = f"It saw {_images(record)} from the defender; no image with the real trigger was used."
-    return (*BASELINES.get(method, (applied,)), seen, *(() if found is None else (found,)))
+    return (*(story_of(method) or (applied,)), seen, *(() if found is None else (found,)))
 
 
 def _images(record: Mapping[str, Any]) -> str:
@@ -55,7 +55,7 @@ def _images(record: Mapping[str, Any]) -> str:
     return f"{images} clean images" if images else "a few clean images"
 
 
-def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> tuple[str, ...]:
+def _sentences(record: Mapping[str, Any], where: str, layer: str, told: tuple[str, ...]) -> tuple[str, ...]:
     epochs, found = count(table(record, "config").get("epochs")), audit_summary(record)
     for_epochs = f" for {epochs} epoch{'' if epochs == '1' else 's'}" if epochs else ""
     guarded = guard_summary(record)
@@ -66,23 +66,10 @@ def _sentences(record: Mapping[str, Any], where: str, layer: str, aim: str) -> t
         f"Only this layer was trained{for_epochs}, on {_images(record)} from the defender; "
         "no image with the real trigger was used.",
         *(() if found is None else (found,)),
-        *_stand_ins(record, aim),
+        *told,
         "The layer learned to block such perturbations and to let everything else pass, "
         "so that clean images keep their answer and a trigger loses its grip.",
         *(() if guarded is None else (guarded,)),
-    )
-
-
-def _stand_ins(record: Mapping[str, Any], aim: str) -> tuple[str, ...]:
-    """What stood in for the trigger."""
-    if record.get("method") == "npd-ls":
-        return (
-            "Because the trigger is unknown, the smallest perturbations that lead most images to one class were looked "
-            f"for, in pixels and in features, mostly towards {aim}, and used in its place.",
-        )
-    return (
-        "Because the trigger is unknown, each step first looked for small perturbations that make the "
-        f"network choose {aim}, and used them in its place.",
     )
 
 

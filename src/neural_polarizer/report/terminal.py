@@ -1,12 +1,14 @@
-"""The result of a run as a small table for the terminal."""
+"""The result of a run as a small table, and in two lines, for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
+from neural_polarizer.report.audit import audit_summary
 from neural_polarizer.report.measures import measures
-from neural_polarizer.report.values import percent, points
+from neural_polarizer.report.values import count, number, percent, points, seconds
+from neural_polarizer.report.values import table as part
 
 
 def summary_table(record: Mapping[str, Any]) -> Table:
@@ -22,3 +24,19 @@ def summary_table(record: Mapping[str, Any]) -> Table:
         style = styles[measure.tone]
         table.add_row(measure.short, before, percent(measure.after), f"[{style}]{change}[/]" if style else change)
     return table
+
+
+def found_and_cost(record: Mapping[str, Any]) -> tuple[str, str]:
+    """What the defense found and did, and what that cost, each in one line."""
+    before, after = part(record, "before"), part(record, "after")
+    success = [number(each.get("asr")) for each in (before, after)]
+    accuracy = [number(each.get("acc")) for each in (before, after)]
+    found = audit_summary(record) or "no class was accused"
+    found += f"; the trigger worked on {percent(success[0])} of the images before and on {percent(success[1])} after"
+    change = None if accuracy[0] is None or accuracy[1] is None else accuracy[1] - accuracy[0]
+    tested = count(after.get("n_test")) or "no"
+    cost = (
+        f"accuracy {percent(accuracy[0])} before and {percent(accuracy[1])} after ({points(change)} points, on "
+        f"{tested} clean test images); {seconds(number(part(record, 'seconds').get('total')))} for the purification"
+    )
+    return found, cost

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from neural_polarizer.report.guard import not_purified
 from neural_polarizer.report.values import number, percent, points, table
 
 HARMLESS_SUCCESS = 0.05  # a trigger that works on fewer images than this share counts as not working
 ACCEPTED_LOSS = 0.02  # clean accuracy that may be lost before a repair counts as costly
 _REDUCED_TO = 0.5  # at most this part of the original success may be left for "reduced"
 
-Kind = Literal["removed", "costly", "unproven", "reduced", "not-removed", "absent", "unknown"]
+Kind = Literal["removed", "costly", "unproven", "reduced", "not-removed", "untouched", "absent", "unknown"]
 Tone = Literal["good", "warn", "bad", "open"]
 
 
@@ -30,6 +31,7 @@ _HEADLINES: Mapping[Kind, tuple[Tone, str]] = {
     "unproven": ("warn", "The trigger does not work on the purified model"),
     "reduced": ("warn", "Backdoor weakened, not removed"),
     "not-removed": ("bad", "Backdoor not removed"),
+    "untouched": ("bad", "Not purified: the model came back as it was"),
     "absent": ("open", "This trigger did not work in the first place"),
     "unknown": ("open", "Not known whether a backdoor is left"),
 }
@@ -41,6 +43,8 @@ def judge(record: Mapping[str, Any]) -> Verdict:
     success = number(before.get("asr")), number(after.get("asr"))
     accuracy = number(before.get("acc")), number(after.get("acc"))
     kind = _kind(success, accuracy)
+    if not_purified(record) and kind != "absent":
+        kind = "untouched"
     tone, headline = _HEADLINES[kind]
     parts = [_success_text(*success), _accuracy_text(*accuracy)]
     if kind == "unknown":

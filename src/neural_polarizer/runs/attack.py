@@ -1,4 +1,7 @@
-"""One attack, one folder: train a backdoored model and keep all that is needed to evaluate or repeat it."""
+"""One attack, one folder: train a backdoored model and keep all that is needed to evaluate or repeat it.
+
+An implant begins with somebody's trained network (``init``) instead of random weights.
+"""
 
 import json
 import shutil
@@ -13,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from neural_polarizer.artifacts import ModelRecord, load_model, save_model, versions
+from neural_polarizer.artifacts import LoadedModel, ModelRecord, load_model, save_model, versions
 from neural_polarizer.attacks import ATTACKS, Attack, Workshop, name_of, name_of_class
 from neural_polarizer.attacks.base import TriggerState
 from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed
@@ -24,7 +27,8 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import atomic_path, output_folder, read_json, sha256_of_file, write_bytes, write_json
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.models.build import build
-from neural_polarizer.models.normalize import PROFILES, Normalized
+from neural_polarizer.models.forms import copied
+from neural_polarizer.models.normalize import Normalized, normalisation_named
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import global_rng
 from neural_polarizer.runs.damage import set_damaged_aside
@@ -46,9 +50,9 @@ class Victim:
     """What is to be trained, poisoned or clean.
 
     Args:
-        architecture: a name that ``models.build`` knows.
+        architecture: a name that ``models.build`` knows; of an implant, that of its record.
         width: of the first stage, for architectures that have one.
-        profile: normalisation, a name of ``PROFILES``.
+        profile: normalisation, a name of ``PROFILES`` or MEAN/STD.
         schedule: how to train it.
         seed: of weights, order and poison.
     """
@@ -63,33 +67,45 @@ class Victim:
         """The untrained network behind its normalisation."""
         with global_rng(self.seed, "model"):
             network = build(self.architecture, num_classes, width=self.width)
-        return Normalized(network, *PROFILES[self.profile])
+        return Normalized(network, *normalisation_named(self.profile))
 
     def record(self, train: ImageSet) -> ModelRecord:
         """What its file of weights says about it."""
+        mean, std = normalisation_named(self.profile)
         return ModelRecord(
             architecture=self.architecture,
             num_classes=train.num_classes,
             width=self.width,
-            mean=PROFILES[self.profile][0],
-            std=PROFILES[self.profile][1],
+            mean=mean,
+            std=std,
             image_size=train.image_size,
             classes=train.classes,
         )
 
 
-def attack_request(attack: Attack, train: ImageSet, test: ImageSet, victim: Victim) -> dict[str, Any]:
+def attack_request(
+    attack: Attack, train: ImageSet, test: ImageSet, victim: Victim, init: LoadedModel | None = None
+) -> dict[str, Any]:
     """All that the result of an attack depends on.
 
     Raises:
-        BadInputError: the two sets do not go together, or the attack cannot work on them.
+        BadInputError: the two sets do not go together, the attack cannot work on them, or ``init`` has other classes.
     """
     if test.num_classes != train.num_classes or test.image_size != train.image_size:
         raise BadInputError(
             f"{test.source}: {test.num_classes} classes of {_pixels(test)} pixels do not go with "
             f"{train.source}: {train.num_classes} classes of {_pixels(train)}; resize both to one size (--size)"
         )
+    if init is not None and init.record.num_classes != train.num_classes:
+        raise BadInputError(
+            f"{init.path}: has {init.record.num_classes} classes, but {train.source} has {train.num_classes}; plant "
+            "with images of the classes that the network knows"
+        )
     attack.check(test)
+    begun: dict[str, Any] = {}
+    if init is not None:
+        code = init.record.definition
+        begun = {"init": {"sha256": init.sha256, "definition": code, "mean": init.record.mean, "std": init.record.std}}
     return {
         "schema": 2,
         "attack": name_of(attack),
@@ -98,6 +114,7 @@ def attack_request(attack: Attack, train: ImageSet, test: ImageSet, victim: Vict
         "test_sha256": test.sha256(),
         "num_classes": train.num_classes,
         **told(victim),
+        **begun,
     }
 
 
@@ -108,15 +125,16 @@ def cached_attack(
     *,
     victim: Victim,
     device: torch.device,
+    init: LoadedModel | None = None,
     progress: Progress = silent,
 ) -> Path:
     """The cache's folder with the finished run: trained at most once, and resumed there after a kill.
 
     Whatever has been damaged there since is set aside and made again.
     """
-    with entry("attacks", attack_request(attack, train, test, victim), _waiting(progress)) as folder:
+    with entry("attacks", attack_request(attack, train, test, victim, init), _waiting(progress)) as folder:
         if not sealed(folder):
-            run_attack(attack, train, test, folder, victim=victim, device=device, progress=progress)
+            run_attack(attack, train, test, folder, victim=victim, device=device, init=init, progress=progress)
             seal(folder, FILES)
     return folder
 
@@ -129,6 +147,7 @@ def deliver_attack(
     *,
     victim: Victim,
     device: torch.device,
+    init: LoadedModel | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """``cached_attack``, its files copied to ``out``, the record last; returns the record.
@@ -136,13 +155,13 @@ def deliver_attack(
     Raises:
         BadInputError: ``out`` holds another attack, or the settings do not fit the data.
     """
-    request = attack_request(attack, train, test, victim)
+    request = attack_request(attack, train, test, victim, init)
     output_folder(out)
     if (out / RECORD).exists():
         found = _finished(out / RECORD, request)
         if not set_damaged_aside(out / RECORD, found):
             return found
-    folder = cached_attack(attack, train, test, victim=victim, device=device, progress=progress)
+    folder = cached_attack(attack, train, test, victim=victim, device=device, init=init, progress=progress)
     for name in FILES:
         with atomic_path(out / name) as temporary:
             shutil.copyfile(folder / name, temporary)
@@ -157,9 +176,10 @@ def run_attack(
     *,
     victim: Victim,
     device: torch.device,
+    init: LoadedModel | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train a victim in ``out`` and return the record that ``out/attack.json`` holds.
+    """Train a victim in ``out`` and return the record that ``out/attack.json`` holds; with ``init``, from that network.
 
     A run that was killed goes on after its last finished epoch; a finished one is returned as it is. What a trigger
     learns is kept in ``out/trigger.safetensors``; clean classifiers and encoders that it needs are kept in the cache.
@@ -168,7 +188,7 @@ def run_attack(
         BadInputError: the folder holds a run with other settings or data, or the settings do not fit the data.
         EnvironmentFaultError: a file cannot be written.
     """
-    request = attack_request(attack, train, test, victim)
+    request = attack_request(attack, train, test, victim, init)
     output_folder(out)
     if (out / RECORD).exists():
         return _finished(out / RECORD, request)
@@ -176,19 +196,25 @@ def run_attack(
     workshop = Workshop(
         schedule=victim.schedule,
         seed=victim.seed,
-        clean_model=lambda: clean_model(train, victim, device=device, progress=progress),
+        clean_model=lambda: (
+            clean_model(train, victim, device=device, progress=progress) if init is None else copied(init.model)
+        ),
         device=device,
         progress=progress,
         checkpoint=out / TRAINING_STATE,
     )
     learned = _once(out / TRIGGER, key_of(request), lambda: attack.learn(train, workshop))
     prepared = time.perf_counter()
-    model = victim.build(train.num_classes)
+    if init is None:
+        model, record = victim.build(train.num_classes), victim.record(train)
+    else:
+        model = copied(init.model).requires_grad_(True)
+        record = replace(init.record, image_size=train.image_size, classes=train.classes)
     planted = attack.plant(model, train, learned, workshop)
     trained = time.perf_counter()
     triggered = attack.triggered(test, planted.state)
     metrics = evaluate(model, test, triggered, device=device, progress=progress)
-    save_model(out / MODEL, model, victim.record(train))
+    save_model(out / MODEL, model, record)
     write_images(out / TRIGGERED, triggered.images, true_label=triggered.true_labels)
     write_bytes(out / PICTURE, trigger_picture(attack, test, planted.state))
     keep_tensors(out / TRIGGER, planted.state, {"run": f"{key_of(request)} planted"})

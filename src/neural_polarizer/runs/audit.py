@@ -17,6 +17,7 @@ from neural_polarizer.files import output_folder, write_json, write_text
 from neural_polarizer.report.audit_page import render_audit
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import contact_sheet, heat_map
+from neural_polarizer.report.verdict_files import SARIF, VERDICT, audit_sarif, audit_verdict
 from neural_polarizer.runs.purify import chosen_images
 from neural_polarizer.train import Progress, silent
 
@@ -98,6 +99,8 @@ def run_audit(
         pictures += _pictures(after, "Purified model")
     record["seconds"] = time.perf_counter() - started
     write_text(out / REPORT, render_audit(record, pictures))
+    write_json(out / VERDICT, audit_verdict(record))
+    write_json(out / SARIF, audit_sarif(record))
     write_json(out / RECORD, record)
     return record
 

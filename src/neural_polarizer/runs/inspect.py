@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_bytes, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
-from neural_polarizer.defenses.base import Audit, Defense, Purified
+from neural_polarizer.defenses import Audit, Defense, Outcome
 from neural_polarizer.defenses.npd import NeuralPolarizer
 from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.losses import runner_up
@@ -37,7 +37,7 @@ class Evidence:
 
 def inspect(
     model: nn.Module,
-    purified: Purified,
+    purified: Outcome,
     clean: ImageSet,
     defense: Defense,
     evidence: Evidence,
@@ -123,7 +123,7 @@ def _pictures(pixels: Tensor, perturbed: Tensor, evidence: Evidence) -> list[Pic
         Picture(
             title="Perturbed clean images",
             caption="Rows: clean image, the same with a targeted perturbation against the original model (the stand-in "
-            "for the unknown trigger), and the perturbation alone, amplified.",
+            "for the unknown trigger), and only the perturbation, amplified.",
             png=contact_sheet([to_bytes(pixels), to_bytes(perturbed), amplify(perturbed - pixels)], scale=scale),
             group="Perturbations",
         )

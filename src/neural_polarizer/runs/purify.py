@@ -13,12 +13,12 @@ from torch import Tensor
 from neural_polarizer.artifacts import LoadedModel, save_model, save_polarizer, versions
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset, write_index
-from neural_polarizer.defenses.base import Defense, revision_of
-from neural_polarizer.defenses.frame import admitted
-from neural_polarizer.defenses.recipes import precision_of
+from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.report.html import render_run
+from neural_polarizer.report.verdict_files import SARIF, VERDICT, run_sarif, run_verdict
 from neural_polarizer.runs.inspect import Evidence, inspect
 from neural_polarizer.runs.purify_checks import (
     RECORD,
@@ -96,7 +96,7 @@ def run_purify(
     found = finished(out, identity)
     if found is not None:
         return found
-    patient = admitted(loaded.model, clean, device=device, force=force, progress=progress)
+    patient = admitted(loaded.model, clean, device=device, force=force, batch_size=defense.at_once, progress=progress)
     purified = patient.repaired(defense, seed=seed, device=device, shown=mixture, progress=progress)
     defended = time.perf_counter()
     if before is None:
@@ -113,7 +113,7 @@ def run_purify(
         "site_reason": purified.site_reason,
         "seed": seed,
         "suspect": purified.suspect,
-        "revision": revision_of(defense),
+        "revision": defense.revision,
         "config": settings_of(defense) | ({} if purified.site is None else {"site": purified.site}),
         "n_clean": len(clean),
         "clean_acc": dict(zip(("before", "after"), purified.clean_acc or (None, None), strict=True)),
@@ -130,7 +130,11 @@ def run_purify(
         "surrogate": surrogate,
         "guarded": None if purified.guarded is None else asdict(purified.guarded),
         "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
-        "model": {"path": str(loaded.path), **asdict(described)},
+        "model": {
+            "path": str(loaded.path),
+            **({} if loaded.weights is None else {"weights": loaded.weights}),
+            **asdict(described),
+        },
         "model_sha256": loaded.sha256,
         "data": dict(sources),
         "clean_sha256": clean.sha256(),
@@ -139,13 +143,13 @@ def run_purify(
         "mixture": None if mixture is None else {"n": len(mixture), "sha256": mixture.sha256()},
         "findings": list(loaded.findings),
         "warnings": [
+            *purified.notes,  # those of the guard among them: what limits the result most comes first
             *remarks(method, defense, before, clean, evidence.test, mixture, described.num_classes),
-            *purified.notes,
             *notes,
             *(note for note in evidence.notes if note not in clean.notes),
         ],
         "device": str(device),
-        "precision": precision_of(defense),
+        "precision": defense.precision_used,
         "versions": versions(),
         "command": None if command is None else list(command),
     }
@@ -157,7 +161,10 @@ def run_purify(
         (out / POLARIZER).unlink(missing_ok=True)
     write_index(out / CLEAN_INDEX, indices, pool, seed)
     write_text(out / REPORT, render_run(record, pictures))
-    written = (PURIFIED, *(() if purified.polarizer is None else (POLARIZER,)), CLEAN_INDEX, REPORT)
+    write_json(out / VERDICT, run_verdict(record))
+    write_json(out / SARIF, run_sarif(record))
+    layer = () if purified.polarizer is None else (POLARIZER,)
+    written = (PURIFIED, *layer, CLEAN_INDEX, REPORT, VERDICT, SARIF)
     record["files"] = {name: sha256_of_file(out / name) for name in written}
     write_json(out / RECORD, record)
     return record

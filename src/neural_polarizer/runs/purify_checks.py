@@ -8,9 +8,7 @@ from typing import Any
 from neural_polarizer.artifacts import LoadedModel, versions
 from neural_polarizer.data.duplicates import count_shared
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Defense, revision_of
-from neural_polarizer.defenses.npd import NeuralPolarizer
-from neural_polarizer.defenses.stand_ins import LeastStandIns
+from neural_polarizer.defenses.base import Defense
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
@@ -31,8 +29,7 @@ def settings_of(defense: Defense) -> dict[str, Any]:
 
 def algorithm_of(defense: Defense) -> dict[str, Any]:
     """What ids know of a defense: its settings, and its revision unless that is the first."""
-    revision = revision_of(defense)
-    return {"defense": settings_of(defense), **({} if revision == 1 else {"revision": revision})}
+    return {"defense": settings_of(defense), **({} if defense.revision == 1 else {"revision": defense.revision})}
 
 
 def check_no_layer(loaded: LoadedModel, defense: Defense) -> None:
@@ -41,7 +38,7 @@ def check_no_layer(loaded: LoadedModel, defense: Defense) -> None:
     Raises:
         BadInputError: ``defense`` would insert a second one.
     """
-    if loaded.record.site is not None and isinstance(defense, (NeuralPolarizer, LeastStandIns)):
+    if loaded.record.site is not None and defense.inserts:
         raise BadInputError(
             f"{loaded.path}: has a polarizer already, {loaded.record.site}; purify its folded model instead, which "
             f"polarizer purify --fold writes beside it"
@@ -59,8 +56,15 @@ def run_id(
 ) -> str:
     """A hash of all that the result depends on."""
     test, triggered = evidence.test, evidence.triggered
+    record = loaded.record
+    form = {
+        "weights": loaded.weights,
+        "definition": record.definition,
+        "output": record.output,
+        "grey": record.grey or None,
+    }
     parts = {
-        "model": [loaded.sha256, loaded.record.mean, loaded.record.std],
+        "model": [loaded.sha256, record.mean, record.std, *[each for each in form.items() if each[1] is not None]],
         "clean": clean.sha256(),
         "test": None if test is None else test.sha256(),
         "triggered": None if triggered is None else triggered.images.sha256(),
@@ -104,7 +108,7 @@ def check_mixture(defense: Defense, method: str, mixture: ImageSet | None) -> No
     if wanted and mixture is None:
         raise BadInputError(f"{method} with data=mixture needs poisoned training images: give them with --mixture")
     if mixture is not None and not wanted:
-        raise BadInputError(f"{method} sees clean images alone: leave the mixture out")
+        raise BadInputError(f"{method} sees clean images only: leave the mixture out")
 
 
 def remarks(
@@ -121,11 +125,11 @@ def remarks(
     if mixture is not None:
         found.append(
             f"exception: {method} was given {len(mixture)} images of the poisoned training set ({mixture.source}), as "
-            "in its publication; all other defenses see clean images alone, so its figures do not compare with theirs"
+            "in its publication; all other defenses see clean images only, so its figures do not compare with theirs"
         )
     elif getattr(defense, "data", None) == "clean":
         found.append(
-            f"{method} was given clean images alone; in its publication it sees poisoned training images (--mixture), "
+            f"{method} was given clean images only; in its publication it sees poisoned training images (--mixture), "
             "without which there is little for it to find"
         )
     if before.acc is not None and before.acc < 0.5:

@@ -17,6 +17,7 @@ from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json, sha256_of_file
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.models.definition import Definition
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, PICTURE, TRIGGER, TRIGGERED
 from neural_polarizer.runs.fold import FOLDED
@@ -51,17 +52,19 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Data that are named, instead of those that the record names.
+    """What is named, instead of what the record names.
 
     Args:
         clean: a data spec: the clean images of a purification, the training images of an attack.
         test: a data spec.
         triggered: ``triggered.parquet``.
+        architecture: code of the user's own that builds the network, which a record never leads to.
     """
 
     clean: str | None = None
     test: str | None = None
     triggered: Path | None = None
+    architecture: str | Definition | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +206,8 @@ def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuri
     data, described = table(record, "data"), table(record, "model")
     form = _form(folder, described.get("num_classes"), described.get("image_size"), described.get("classes"))
     files = file_checks(folder, table(record, "files"), PURIFICATION_FILES, (POLARIZER, FOLDED))
-    original = _original(described, record.get("model_sha256"))
+    own = given.architecture
+    original = _original(described, record.get("model_sha256"), own)
     clean = _chosen(folder / CLEAN_INDEX, _images(given.clean, data.get("clean"), "--clean", form))
     checks = [*files, original[0], _image_check("clean images", record.get("clean_sha256"), clean)]
     before, after = table(record, "before"), table(record, "after")
@@ -221,12 +225,12 @@ def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuri
         checks.append(_image_check("triggered images", record.get("triggered_sha256"), images))
         triggered = _unless_other(checks[-1], triggered)
     found_before = _measured(original[1], test, triggered, measuring)
-    found_after = _measured(_loaded(folder / PURIFIED), test, triggered, measuring)
+    found_after = _measured(_loaded(folder / PURIFIED, architecture=own), test, triggered, measuring)
     missing = _unmeasured(test, triggered)
     checks += rate_checks(before, found_before, measuring.tolerance, " before", missing)
     checks += rate_checks(after, found_after, measuring.tolerance, " after", missing)
     checks += _effectiveness(record, found_before, found_after, measuring.tolerance)
-    return [*checks, *_folded(folder, record, test, measuring)]
+    return [*checks, *_folded(folder, record, test, own, measuring)]
 
 
 def _effectiveness(
@@ -246,12 +250,18 @@ def _completed(found: Metrics | str, rates: Mapping[str, Any]) -> Metrics:
     return replace(recorded, **{name: getattr(found, name) for name in RATES if getattr(found, name) is not None})
 
 
-def _folded(folder: Path, record: Mapping[str, Any], test: ImageSet | str, measuring: Measuring) -> list[Check]:
+def _folded(
+    folder: Path,
+    record: Mapping[str, Any],
+    test: ImageSet | str,
+    own: str | Definition | None,
+    measuring: Measuring,
+) -> list[Check]:
     """ACC of the folded model; its record has the difference to the purified model's."""
     cost, after = number(table(record, "fold").get("acc_difference")), number(table(record, "after").get("acc"))
     if cost is None or after is None:
         return []
-    found = _measured(_loaded(folder / FOLDED), test, "not needed", measuring)
+    found = _measured(_loaded(folder / FOLDED, architecture=own), test, "not needed", measuring)
     return rate_checks({"acc": after + cost}, found, measuring.tolerance, " folded")
 
 
@@ -268,7 +278,9 @@ def _loaded(path: Path, **options: Any) -> LoadedModel | str:
         return str(error)
 
 
-def _original(described: Mapping[str, Any], recorded: Any) -> tuple[Check, LoadedModel | str]:
+def _original(
+    described: Mapping[str, Any], recorded: Any, own: str | Definition | None
+) -> tuple[Check, LoadedModel | str]:
     """The model that was purified, which lies elsewhere, and the check of its file."""
     what, path = "original model", Path(str(described.get("path")))
     if not path.is_file():
@@ -281,7 +293,13 @@ def _original(described: Mapping[str, Any], recorded: Any) -> tuple[Check, Loade
     if named.startswith("transformers:"):  # whose folder alone tells the configuration
         return check, _loaded(path.parent)
     numbers = [",".join(map(str, items(described, name))) for name in ("mean", "std")]
-    return check, _loaded(path, architecture=named, profile="/".join(numbers))
+    code = described.get("definition") is not None
+    if code and own is None:
+        return check, f"its network is built by code of your own, {named}; give --arch FILE.py:NAME"
+    texts = {name: str(described[name]) for name in ("weights", "output") if described.get(name) is not None}
+    channels = 1 if described.get("grey") is True else None
+    network = own if code else named
+    return check, _loaded(path, architecture=network, profile="/".join(numbers), channels=channels, **texts)
 
 
 def _form(folder: Path, num_classes: Any, size: Any, classes: Any) -> dict[str, Any]:

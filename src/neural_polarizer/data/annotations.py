@@ -1,0 +1,117 @@
+"""Files that name the class of each image: Tiny ImageNet's, and the metadata of Hugging Face's image folders."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neural_polarizer.data.decode import SUFFIXES, one_line, shown
+from neural_polarizer.data.labels import class_labels
+from neural_polarizer.data.rows import LABEL_COLUMNS, Rows
+from neural_polarizer.data.tree import Tree
+from neural_polarizer.errors import BadInputError
+
+ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file, class, box; separated by tabs
+METADATA = ("metadata.csv", "metadata.jsonl")
+FILE_COLUMN = "file_name"
+IMAGES = "images"
+MAX_BYTES = 64 << 20
+MAX_ROWS = 5_000_000
+
+
+def annotated_rows(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows | None:
+    """The rows that a file of annotations in the folder names; None without one that names classes.
+
+    Args:
+        tree: the folder.
+        is_hidden: names of files that are left out.
+
+    Raises:
+        BadInputError: it cannot be read, or does not fit the images.
+    """
+    if (tree.root / ANNOTATIONS).exists():
+        return _tiny_imagenet(tree, is_hidden)
+    found = next((tree.root / name for name in METADATA if (tree.root / name).exists()), None)
+    return None if found is None else _metadata(tree, found)
+
+
+def _tiny_imagenet(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows:
+    """Tiny ImageNet's validation images: all in one folder, with a file that names the class of each."""
+    root = tree.root
+    path = tree.inside(root / ANNOTATIONS)
+    told = dict(line.split("\t")[:2] for line in _text(path).splitlines() if line.count("\t"))
+    folder = root / IMAGES if (root / IMAGES).is_dir() else root
+    entries = [entry.name for entry in os.scandir(tree.inside(folder)) if not is_hidden(entry.name)]
+    names = sorted(name for name in entries if Path(name).suffix.lower() in SUFFIXES)
+    missing = [name for name in names if name not in told]
+    if not names or missing:
+        reason = f"does not name the class of {shown(missing[0])}" if missing else f"no images in {shown(folder)}"
+        raise BadInputError(f"{shown(path)}: {reason}; get the data set again")
+    classes = sorted(set(told.values()))
+    places = {name: i for i, name in enumerate(classes)}
+    labels = np.array([places[told[name]] for name in names], dtype=np.int64)
+    items = ((tree.inside(folder / name), shown(folder / name)) for name in names)
+    return Rows(items, labels, tuple(map(shown, classes)), in_order_of_names=True)
+
+
+def _metadata(tree: Tree, path: Path) -> Rows | None:
+    """The rows of a ``metadata.csv`` or ``metadata.jsonl``, in its order; None where it has no labels."""
+    text, where = _text(tree.inside(path)), shown(path)
+    try:
+        rows = _csv(text, where) if path.suffix == ".csv" else _jsonl(text, where)
+    except (csv.Error, ValueError, RecursionError) as error:
+        if isinstance(error, BadInputError):
+            raise
+        raise BadInputError(f"{where}: cannot be read ({one_line(error)})") from None
+    keys = list(rows[0]) if rows else []
+    label = next((name for name in LABEL_COLUMNS if name in keys), None)
+    if label is None or FILE_COLUMN not in keys:
+        if FILE_COLUMN in keys and any(entry.is_dir() for entry in tree.root.iterdir()):
+            return None
+        raise BadInputError(
+            f"{where}: needs the columns {FILE_COLUMN} and {' or '.join(LABEL_COLUMNS)}; found {shown(keys[:10])}"
+        )
+    names, values = ([row.get(column) for row in rows] for column in (FILE_COLUMN, label))
+    if not all(isinstance(name, str) for name in names) or any(value is None for value in values):
+        raise BadInputError(f"{where}: a row has no {FILE_COLUMN} or no {label}")
+    paths = [tree.named(str(name)) for name in names]
+    gone = next((each for each in paths if not each.is_file()), None)
+    if gone is not None:
+        raise BadInputError(f"{where}: names {shown(gone)}, which is no file here; get the data set again")
+    items = ((each, shown(each)) for each in paths)
+    return Rows(items, class_labels(values, f"{where}: column {label!r}"), None)
+
+
+def _csv(text: str, where: str) -> Sequence[dict[str, Any]]:
+    reader = csv.DictReader(text.splitlines())
+    fields = reader.fieldnames or ()
+    if len(set(fields)) < len(fields):
+        raise BadInputError(f"{where}: names a column twice")
+    return _bounded([row for _, row in zip(range(MAX_ROWS + 1), reader, strict=False)], where)
+
+
+def _jsonl(text: str, where: str) -> Sequence[dict[str, Any]]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    rows = [json.loads(line) for line in _bounded(lines, where)]
+    if not all(isinstance(row, dict) for row in rows):
+        raise BadInputError(f'{where}: needs an object a line, as {{"{FILE_COLUMN}": ..., "label": ...}}')
+    return rows
+
+
+def _bounded(rows: list[Any], where: str) -> list[Any]:
+    if len(rows) > MAX_ROWS:
+        raise BadInputError(f"{where}: holds more than {MAX_ROWS:,} rows; use fewer")
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise BadInputError(f"{shown(path)}: not a regular file of reasonable size")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{shown(path)}: cannot be read ({one_line(error)})") from None

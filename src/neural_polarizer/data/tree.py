@@ -1,0 +1,52 @@
+"""A folder that may come from a stranger: links that leave it are followed only where the user says so."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from neural_polarizer.data.decode import shown
+from neural_polarizer.errors import BadInputError
+
+FOLLOW = "?links=follow"
+"""At the end of a data spec: links in the folder may lead out of it."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A folder of data, and whether links in it may leave it."""
+
+    root: Path
+    follow: bool = False
+
+    def inside(self, path: Path) -> Path:
+        """``path``, if it is no link, or one that may be followed.
+
+        Raises:
+            BadInputError: it is a link that leads nowhere, in circles, or out of the folder.
+        """
+        if not path.is_symlink():
+            return path
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # a loop, or a target that is not there
+            raise BadInputError(f"{shown(path)}: a symbolic link that is broken; copy the file") from None
+        if not self.follow and not target.is_relative_to(self.root.resolve()):
+            raise BadInputError(
+                f"{shown(path)}: a symbolic link that leaves the folder; if you trust where it leads, say "
+                f"'{shown(self.root)}{FOLLOW}' instead of {shown(self.root)}, or copy the file"
+            )
+        return path
+
+    def named(self, name: str) -> Path:
+        """The file that a text in the folder names, relative to it.
+
+        Raises:
+            BadInputError: it is outside, or a link on the way may not be followed.
+        """
+        parts = name.replace("\\", "/").split("/")
+        if not name or "\0" in name or os.path.isabs(name) or ".." in parts:
+            raise BadInputError(f"{shown(self.root)}: {shown(name)!r} names no file below this folder")
+        path = self.root
+        for part in parts:
+            path = self.inside(path / part)
+        return path

@@ -1,0 +1,172 @@
+"""Images in a form that a model takes, and whether both speak of the same classes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import ImageSet, class_counts, to_pixels
+from neural_polarizer.devices import out_of_memory
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.forms import in_float32
+from neural_polarizer.models.normalize import described, outputs, two_logits
+
+_TROUBLE = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
+
+
+@dataclass(frozen=True, eq=False)
+class Understood:
+    """A model and images that go together.
+
+    Args:
+        model: with at least two logits.
+        images: with as many channels as the model takes.
+        logits: of two images, ``(n, k)``.
+        yes_no: whether the original gives one logit z, for which ``model`` gives (0, z).
+    """
+
+    model: nn.Module
+    images: ImageSet
+    logits: Tensor
+    yes_no: bool
+
+
+def understood(working: nn.Module, clean: ImageSet) -> Understood:
+    """What a model in float32 and images have to say to each other.
+
+    Raises:
+        BadInputError: the model takes no images, or gives no logits.
+    """
+    images, logits = fitting(working, clean)
+    if logits.shape[1] > 1:
+        return Understood(working, images, logits, False)
+    return Understood(two_logits(working), images, torch.cat((torch.zeros_like(logits), logits), dim=1), True)
+
+
+def measurable(model: nn.Module, images: ImageSet) -> tuple[nn.Module, ImageSet]:
+    """``model`` as one that gives a logit for each class, and ``images`` with as many channels as it takes.
+
+    Args:
+        model: in float32; its modes stay as they are.
+        images: any number.
+
+    Raises:
+        BadInputError: the model does not take them, or gives no logits.
+    """
+    if len(images) == 0:
+        return model, images
+    found = understood(in_float32(model), images)
+    return (two_logits(model) if found.yes_no else model), found.images
+
+
+def fitting_images(model: nn.Module, images: ImageSet) -> ImageSet:
+    """``images`` with as many channels as the model takes: one of grey ones or three equal ones.
+
+    Args:
+        model: in float32; its modes stay as they are.
+        images: any number.
+
+    Raises:
+        BadInputError: the model does not take them, or gives no logits.
+    """
+    return fitting(in_float32(model), images)[0] if len(images) else images
+
+
+def check_classes(images: ImageSet, known: int, *, forgets: str | None = None) -> None:
+    """Refuse, before any time is spent, labels that a method cannot work with.
+
+    Args:
+        images: the defender's.
+        known: K, the number of classes that the model knows.
+        forgets: the name of a method that trains all weights, and would make the model forget a class without an image.
+
+    Raises:
+        BadInputError: labels that the model does not know, or a class without an image.
+    """
+    highest = int(images.labels.max())
+    if highest >= known:
+        raise BadInputError(
+            f"{images.source}: has label {highest}, but the model knows {known} classes (0 to {known - 1}); is this "
+            "the right data set?"
+        )
+    counts = class_counts(images)
+    missing = [label for label in range(known) if label >= len(counts) or counts[label] == 0]
+    if forgets is not None and missing:
+        first = f"{missing[0]} ({images.classes[missing[0]]})" if missing[0] < images.num_classes else f"{missing[0]}"
+        raise BadInputError(
+            f"{images.source}: no image of {len(missing)} of {known} classes, the first is {first}; {forgets} trains "
+            "all weights and would make the model forget them: give images of every class, or use npd"
+        )
+
+
+@torch.no_grad()
+def fitting(model: nn.Module, clean: ImageSet) -> tuple[ImageSet, Tensor]:
+    """The images in a form that the model takes (grey ones with one or three channels), and two images' logits.
+
+    Raises:
+        BadInputError: it takes none, or gives no logits.
+    """
+    if len(clean) == 0:
+        raise BadInputError(f"{clean.source}: holds no images")
+    forms = [clean, *_other_channels(clean)]
+    reason = ""
+    for images in forms:
+        try:
+            logits = model(to_pixels(images.images[:2]))
+        except _TROUBLE as error:
+            if out_of_memory(error):
+                raise
+            reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        return images, _checked(logits, images)
+    shape = " x ".join(map(str, clean.images.shape[1:]))
+    if _takes_channels_last(model, clean):
+        raise BadInputError(
+            f"the model takes pixels with the channels last, but is given N x {shape}; wrap it in a module whose "
+            "forward returns model(pixels.permute(0, 2, 3, 1))"
+        )
+    raise BadInputError(
+        f"{clean.source}: the model cannot take images N x {shape} ({reason}); resize them, or wrap the model so that "
+        "it takes float pixels in [0, 1], channels first"
+    )
+
+
+def _other_channels(clean: ImageSet) -> Iterator[ImageSet]:
+    """Grey images with one channel instead of three equal ones, or the other way round."""
+    pixels = clean.images
+    if pixels.shape[1] == 1:
+        yield replace(clean, images=pixels.expand(-1, 3, -1, -1).contiguous())
+    if pixels.shape[1] == 3 and bool((pixels == pixels[:, :1]).all()):
+        yield replace(clean, images=pixels[:, :1].contiguous())
+
+
+def _takes_channels_last(model: nn.Module, clean: ImageSet) -> bool:
+    try:
+        logits = model(to_pixels(clean.images[:2]).permute(0, 2, 3, 1))
+    except _TROUBLE:
+        return False
+    return isinstance(logits, Tensor) and logits.ndim == 2
+
+
+def _checked(logits: object, images: ImageSet) -> Tensor:
+    """The logits of two images, of shape n x k; of a yes/no model n x 1.
+
+    Raises:
+        BadInputError: it is something else.
+    """
+    said = "the model must give logits N x K, one for every class"
+    count = min(2, len(images))
+    if not isinstance(logits, Tensor):
+        parts = outputs(logits) or getattr(logits, "__dict__", {})
+        fitting = [key for key, each in parts.items() if isinstance(each, Tensor) and each.shape[:1] == (count,)]
+        flat = [key for key in fitting if parts[key].ndim == 2]
+        how = f", as forward(pixels) that returns the part {flat[0]} of what it gives" if len(flat) == 1 else ""
+        raise BadInputError(
+            f"{said}, but it gives {described(logits)}; wrap it in a module whose forward returns the logits only{how}"
+        )
+    if logits.ndim == 1 and len(logits) == count:
+        logits = logits[:, None]
+    if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] == 0:
+        raise BadInputError(f"{said}, but it gives {tuple(logits.shape)} for {count} images")
+    return logits.float()

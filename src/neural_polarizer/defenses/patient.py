@@ -1,0 +1,109 @@
+"""Whether it makes sense to repair a model with these images, and what the repair did to the accuracy on them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.base import MOST_AT_ONCE, Defense, Repaired
+from neural_polarizer.defenses.fitting import check_classes, understood
+from neural_polarizer.metrics import predict
+from neural_polarizer.models.forms import check_module, in_float32
+from neural_polarizer.models.normalize import two_logits
+from neural_polarizer.plausibility import Finding, examine
+from neural_polarizer.train import Progress, silent
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """A model that is ready to be repaired.
+
+    Args:
+        original: as the caller has it; never changed.
+        working: the same in float32 on the CPU, in evaluation mode.
+        clean: the clean images, with as many channels as the model takes.
+        finding: what the model makes of them.
+        notes: what the user should know.
+        yes_no: whether the original gives one logit z, for which the working model gives (0, z).
+    """
+
+    original: nn.Module
+    working: nn.Module
+    clean: ImageSet
+    finding: Finding
+    notes: tuple[str, ...]
+    yes_no: bool = False
+
+    def repaired(
+        self,
+        defense: Defense,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        shown: ImageSet | None = None,
+        progress: Progress = silent,
+    ) -> Repaired:
+        """What ``defense`` makes of the model (``Defense.repair``), with the accuracy on the clean images.
+
+        Args:
+            defense: any.
+            seed: its randomness.
+            device: where to compute.
+            shown: the images that the defense sees; None are the clean ones.
+            progress: told about every step.
+
+        Raises:
+            BadInputError: model, images and defense do not go together.
+        """
+        images = self.clean if shown is None else shown
+        found = defense.repair(self.original, images, seed=seed, device=device, progress=progress)
+        result = in_float32(found.model)
+        result = two_logits(result) if self.yes_no else result
+        answers = predict(result, self.clean, device=device, batch_size=defense.at_once)
+        after = float((answers == self.clean.labels).double().mean())
+        return replace(
+            found, clean_acc=(self.finding.accuracy, after), notes=(*found.notes, *self.notes, *self.clean.notes)
+        )
+
+
+def admitted(
+    model: nn.Module,
+    clean: ImageSet,
+    *,
+    device: torch.device | str = "cpu",
+    force: bool = False,
+    batch_size: int = MOST_AT_ONCE,
+    progress: Progress = silent,
+) -> Patient:
+    """Check that a model can be repaired with these images, and that it makes sense of them.
+
+    Args:
+        model: in any floating-point type, on any device, in any mode; left as it was.
+        clean: clean images.
+        device: where to compute.
+        force: go on where the model does no better than guessing, with a note.
+        batch_size: the most images in a forward pass.
+        progress: told about every step.
+
+    Raises:
+        BadInputError: the module is of no usable kind, does not take the images, gives no logits, or (without
+            ``force``) does no better than guessing.
+    """
+    found = understood(in_float32(check_module(model)), clean)
+    images, logits = found.images, found.logits
+    check_classes(images, int(logits.shape[1]))
+    notes: tuple[str, ...] = ()
+    if found.yes_no:
+        notes = ("a yes/no model: its one logit z was taken for the two logits (0, z)",)
+    if bool(((logits >= 0) & (logits <= 1)).all()) and bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all()):
+        notes = (
+            *notes,
+            "the model's outputs are probabilities that sum to 1, whose gradients are weak; give the logits before the "
+            "softmax if you can",
+        )
+    finding = examine(found.model, images, device=device, batch_size=batch_size, progress=progress)
+    if not force:
+        finding.require_sense()
+    remark = () if finding.remark is None else (finding.remark,)
+    return Patient(model, found.model, images, finding, (*notes, *remark), found.yes_no)

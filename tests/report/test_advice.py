@@ -1,0 +1,50 @@
+"""Three sentences for each verdict."""
+
+from typing import Any, get_args
+
+import pytest
+from report_samples import sample_record
+
+from neural_polarizer.report.advice import after_audit, what_now
+from neural_polarizer.report.verdict import Kind, judge
+
+RECORDS: dict[str, dict[str, Any]] = {
+    "removed": {"acc": 0.97, "asr": 0.0},
+    "costly": {"acc": 0.90, "asr": 0.0},
+    "unproven": {"acc": None, "asr": 0.0},
+    "reduced": {"acc": 0.97, "asr": 0.3},
+    "not-removed": {"acc": 0.97, "asr": 0.9},
+    "unknown": {},
+}
+
+
+def record_of(kind: str) -> dict[str, Any]:
+    if kind == "untouched":
+        return sample_record(guarded={"chosen": 0})
+    if kind == "absent":
+        return sample_record(before={"acc": 0.97, "asr": 0.01})
+    return sample_record(after=RECORDS[kind])
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_verdict_has_three_sentences(kind: str) -> None:
+    record = record_of(kind)
+    assert judge(record).kind == kind
+    sentences = what_now(record)
+    assert len(sentences) == 3
+    assert all(sentence.endswith(".") and "{" not in sentence for sentence in sentences)
+
+
+def test_only_methods_with_a_guard_are_told_of_its_setting() -> None:
+    record = record_of("costly")
+    assert "guard.max_acc_drop" not in " ".join(what_now(record))
+    assert "guard.max_acc_drop" in " ".join(what_now(record | {"guarded": {"chosen": 1.0}}))
+
+
+@pytest.mark.parametrize("verdict", ["backdoor", "inconclusive", "no sign", None])
+def test_every_verdict_of_an_audit_has_three_sentences(verdict: str | None) -> None:
+    assert len(after_audit({"verdict": verdict})) == 3
+
+
+def test_a_model_that_does_not_know_the_images_is_no_suspect() -> None:
+    assert "--profile" in after_audit({"verdict": "inconclusive", "unusable": "low accuracy"})[0]

@@ -1,0 +1,108 @@
+"""verdict.json and verdict.sarif: what a CI system reads."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from report_samples import sample_record
+
+from neural_polarizer.report.verdict_files import audit_sarif, audit_verdict, run_sarif, run_verdict
+
+AUDIT: dict[str, Any] = {
+    "verdict": "backdoor",
+    "value": 4.2,
+    "low": 3.0,
+    "high": 5.1,
+    "p_value": 0.001,
+    "suspect": 3,
+    "model": {"path": "/models/a b.pt", "classes": None},
+    "model_sha256": "cd" * 32,
+    "purified": {"verdict": "no sign", "value": 0.3, "p_value": 0.7},
+    "findings": ["runs code when loaded"],
+    "versions": {"neural-polarizer": "9.9"},
+}
+
+
+def check_sarif(log: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results, after the properties that SARIF 2.1.0 requires have been checked, with their types and values."""
+    assert log["version"] == "2.1.0"
+    assert log["$schema"].endswith("sarif-schema-2.1.0.json")
+    (run,) = log["runs"]
+    driver = run["tool"]["driver"]
+    assert isinstance(driver["name"], str)
+    assert isinstance(driver["version"], str)
+    ids = [rule["id"] for rule in driver["rules"]]
+    assert len(set(ids)) == len(ids)
+    assert all(isinstance(rule["shortDescription"]["text"], str) for rule in driver["rules"])
+    for artifact in run["artifacts"]:
+        assert set(artifact) <= {"location", "hashes"}
+        assert isinstance(artifact["location"]["uri"], str)
+    for result in run["results"]:
+        assert set(result) == {"ruleId", "ruleIndex", "kind", "level", "message", "locations"}
+        assert ids[result["ruleIndex"]] == result["ruleId"]
+        assert result["kind"] in {"notApplicable", "pass", "fail", "review", "open", "informational"}
+        assert result["level"] in {"none", "note", "warning", "error"}
+        assert (result["level"] == "none") == (result["kind"] != "fail")  # section 3.27.10 of the standard
+        assert isinstance(result["message"]["text"], str)
+        assert result["message"]["text"]
+        place = result["locations"][0]["physicalLocation"]["artifactLocation"]
+        assert run["artifacts"][place["index"]]["location"]["uri"] == place["uri"]
+        assert re.fullmatch(r"(file:///)?[A-Za-z0-9%/._:~-]+", place["uri"])
+    json.dumps(log, allow_nan=False)
+    return list(run["results"])
+
+
+def rates(acc: float, asr: float) -> dict[str, float]:
+    return {"acc": acc, "asr": asr, "ra": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("after", "kind", "level", "verdict"),
+    [
+        (rates(0.97, 0.0), "pass", "none", "removed"),
+        (rates(0.80, 0.0), "fail", "warning", "costly"),
+        (rates(0.97, 0.9), "fail", "error", "not-removed"),
+        ({}, "open", "none", "unknown"),
+    ],
+)
+def test_the_level_follows_the_verdict(after: dict[str, float], kind: str, level: str, verdict: str) -> None:
+    record = sample_record(after=after)
+    first, warning, finding = check_sarif(run_sarif(record))
+    assert (first["kind"], first["level"]) == (kind, level)
+    assert (warning["ruleId"], finding["ruleId"]) == ("run-warning", "model-file")
+    found = run_verdict(record)
+    assert found["verdict"] == verdict
+    assert found["headline"] in first["message"]["text"]
+    assert len(found["what_now"]) == 3
+    assert found["figures"]["after"]["asr"] == after.get("asr")
+
+
+def test_an_audit_has_a_result_for_each_model() -> None:
+    before, after, finding = check_sarif(audit_sarif(AUDIT))
+    assert (before["ruleId"], before["level"]) == ("audit", "error")
+    assert (after["ruleId"], after["kind"]) == ("audit-after", "pass")
+    assert finding["message"]["text"] == "runs code when loaded"
+    found = audit_verdict(AUDIT)
+    assert (found["verdict"], found["figures"]["after_purification"]["verdict"]) == ("backdoor", "no sign")
+    assert found["tool"] == {"name": "neural-polarizer", "version": "9.9"}
+
+
+@pytest.mark.parametrize("path", ["models/a b:c.pt", "/x/\u202e\udc80.pt", r"C:\models\a.pt", "", "..//%41?#"])
+def test_any_path_is_a_valid_reference(path: str) -> None:
+    check_sarif(run_sarif(sample_record(model={"path": path})))
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"model": 3, "warnings": "x", "figures": None}, {"after": {"asr": float("nan")}}]
+)
+def test_records_with_holes_give_whole_files(record: dict[str, Any]) -> None:
+    check_sarif(run_sarif(record))
+    check_sarif(audit_sarif(record))
+    json.dumps([run_verdict(record), audit_verdict(record)], allow_nan=False)
+
+
+def test_hidden_characters_are_spelled_out() -> None:
+    record = sample_record(warnings=["runs \u202egpj.exe"])
+    assert run_verdict(record)["warnings"] == [r"runs \u202egpj.exe"]
+    assert check_sarif(run_sarif(record))[1]["message"]["text"] == r"runs \u202egpj.exe"
