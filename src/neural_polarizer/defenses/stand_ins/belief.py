@@ -1,10 +1,13 @@
 """The evidence about a network, whoever asks: the defense, an audit, or ``--target auto``."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.engine import Engine
+from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
 from neural_polarizer.defenses.stand_ins.looks import Found, look, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.train import Progress, silent
@@ -58,3 +61,22 @@ def found_in(
         told=progress,
     )
     return net, found
+
+
+def summary(belief: Belief, level: float) -> str:
+    """The evidence in a sentence."""
+    aim = told_aim(belief.likeliest, len(belief.aims) - 1)
+    name = "the class next to each image's own" if aim == "next" else f"class {aim}"
+    verdict = "stands out" if belief.p_value < level else "is the most suspicious one, but does not stand out"
+    return f"{name} {verdict} (corrected p {belief.p_value:.2g}, probability of a backdoor {belief.backdoor:.2f})"
+
+
+def by_class(found: Found, num_classes: int) -> Mapping[str, Sequence[float | None]]:
+    """What was found, one value a class: norms, the p-value of all of them together, and the belief."""
+    norms = {f"norm_{name}": [_number(each) for each in values] for name, values in found.norms.items()}
+    rest = {"p": found.belief.by_aim, "belief": found.belief.aims}
+    return {**norms, **{name: values[:num_classes].tolist() for name, values in rest.items()}}
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None
