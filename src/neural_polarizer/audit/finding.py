@@ -38,6 +38,7 @@ class Audited:
         nameable: for each measure how near a class would have to be, as a share of the others' norm, to be named by it
             only; None where it was not measured.
         accuracy: of the model on the clean images, in [0, 1].
+        makes_sense: whether it knows these images at all (``plausibility.examine``).
         site: where the layer's input was.
         reason: why nothing can be said; None where something is said.
         by_class: what was measured, a value for each class.
@@ -53,6 +54,7 @@ class Audited:
     prior: float
     nameable: Mapping[str, float | None]
     accuracy: float
+    makes_sense: bool
     site: str
     reason: str | None
     by_class: Mapping[str, Sequence[float | None]]
@@ -103,6 +105,7 @@ def audited(
         prior=chosen.looks.prior,
         nameable=reach,
         accuracy=sense.accuracy,
+        makes_sense=not sense.meaningless,
         site=str(net.site),
         reason=reason,
         by_class=by_class(found, net.num_classes),

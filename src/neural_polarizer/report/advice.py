@@ -68,8 +68,7 @@ _AFTER_AUDIT: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         ),
         "cannot say": (
             "Do not rely on this model yet.",
-            "Check that model and images go together (--profile, --classes, the size of the images), and repeat the "
-            "audit.",
+            "Repeat the audit with more clean images (a larger --n-clean) and with another --seed.",
             "If it stays unclear, purify the model: where there is no backdoor, that costs little accuracy.",
         ),
         "none seen": (
@@ -97,4 +96,6 @@ def what_now(record: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def after_audit(record: Mapping[str, Any]) -> tuple[str, str, str]:
     """What to do after an audit, in three sentences; ``record`` is that of the audit, or its part on one model."""
+    if record.get("makes_sense") is False:
+        return _NOT_JUDGED
     return _AFTER_AUDIT.get(str(record.get("verdict")), _NOT_JUDGED)
