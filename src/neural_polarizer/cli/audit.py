@@ -1,7 +1,7 @@
 """``polarizer audit``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,9 @@ from neural_polarizer.report.advice import after_audit
 from neural_polarizer.report.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 
+FailOn = Literal["backdoor", "cannot-say"]
+REFUSED = 5
+
 
 def audit(
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
@@ -53,6 +56,10 @@ def audit(
     classes: Classes = None,
     device: DeviceName = None,
     seed: Seed = 0,
+    fail_on: Annotated[
+        list[FailOn] | None,
+        typer.Option(help="Exit code 5 on this verdict, of the purified model if there is one; repeatable."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Look for a backdoor with clean images only; writes audit.json and report.html."""
@@ -93,3 +100,6 @@ def audit(
                 show(f"{name}{found.headline}. {found.text}")
         show(f"What now: {' '.join(after_audit(record))}")
         show_report(out / REPORT)
+    verdict = str((record["purified"] or record)["verdict"])
+    if verdict in {each.replace("-", " ") for each in fail_on or ()}:
+        raise typer.Exit(REFUSED)
