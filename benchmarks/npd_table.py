@@ -28,7 +28,7 @@ from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset, preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import read_json, write_json, write_text
@@ -105,7 +105,7 @@ def purify(victim: Planned, method: str, name: Preset, seed: int, data: Path, ou
 
 
 def purify_victim(
-    folder: Path, specs: list[str], settings: NeuralPolarizer, out: Path, *, method: str, seed: int
+    folder: Path, specs: list[str], settings: NPD, out: Path, *, method: str, seed: int
 ) -> dict[str, Any]:
     """Purify the victim in ``folder`` with 5 % of the training images; its own record has the figures before."""
     record = read_json(folder / RECORD)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from neural_polarizer.defenses import Defense, FineTuning
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.runs.inspect import Evidence, inspect
 from toys import tiny_images, tiny_model
 
-SETTINGS = NeuralPolarizer(radii=(0.5,))
+SETTINGS = NPD(radii=(0.5,))
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ SETTINGS = NeuralPolarizer(radii=(0.5,))
     [
         (None, SETTINGS, 0.5),
         (1, SETTINGS, 0.5),
-        (None, NeuralPolarizer(target=1, radii=(0.5, 4.0)), 4.0),
+        (None, NPD(target=1, radii=(0.5, 4.0)), 4.0),
         (None, FineTuning(), 3.0),
         (1, FineTuning(), 5.0),
         ("next", FineTuning(), 5.0),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.errors import BadInputError
 from npd_cases import SMALL, WARM, repaired
 from toys import (
@@ -49,7 +49,7 @@ from toys import (
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(BadInputError, match=match):
-        NeuralPolarizer(**changes)
+        NPD(**changes)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_misspelt_settings_are_refused(setting: str, unchecked: None) -> None:
     """A typo must not quietly mean some other method."""
     wrong: dict[str, Any] = {setting: "mispelt"}
     with pytest.raises(BadInputError, match="mispelt"):
-        NeuralPolarizer(**wrong)
+        NPD(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_misspelt_settings_are_refused(setting: str, unchecked: None) -> None:
         (replace(SMALL, site="after:head"), "these are the logits; choose a place in front of the head"),
     ],
 )
-def test_settings_that_do_not_fit_the_model_are_refused(settings: NeuralPolarizer, match: str) -> None:
+def test_settings_that_do_not_fit_the_model_are_refused(settings: NPD, match: str) -> None:
     with pytest.raises(BadInputError, match=match):
         repaired(tiny_model(), tiny_images(8), settings)
 
 
 @pytest.mark.parametrize("settings", [WARM, replace(SMALL, bn_outer="train_clean_stats")], ids=["warm-up", "outer"])
-def test_a_last_batch_of_one_image_is_enough_for_maps_of_one_pixel(settings: NeuralPolarizer) -> None:
+def test_a_last_batch_of_one_image_is_enough_for_maps_of_one_pixel(settings: NPD) -> None:
     """21 images in batches of 10; batch norm cannot train on a single value a channel."""
     network = nn.Sequential(nn.Conv2d(3, 6, 8), nn.Flatten(), nn.Linear(6, 4))
     result = repaired(made(network), tiny_images(21), replace(settings, site="after:0"))

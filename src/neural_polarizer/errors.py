@@ -23,3 +23,7 @@ class EnvironmentFaultError(NeuralPolarizerError, OSError):
     """The machine failed us: disk full, no permission to write, out of memory."""
 
     exit_code = 4
+
+
+class NeuralPolarizerWarning(UserWarning):
+    """What the user of a result must know, such as what was assumed, or that a trigger may still work."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_bytes, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.defenses import Audit, Defense, Outcome
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.losses import runner_up
 from neural_polarizer.perturb import Ball, perturb
@@ -51,7 +51,7 @@ def inspect(
     without such a class each aims at its image's runner-up. NPD's are made with its own settings, all other defenses
     are tried with the shipped ones of NPD or NPD-TU.
     """
-    probe = defense if isinstance(defense, NeuralPolarizer) else _shipped(purified.suspect)
+    probe = defense if isinstance(defense, NPD) else _shipped(purified.suspect)
     rows = torch.randperm(len(clean), generator=stream(seed, "inspect"))[:sample]
     labels, pixels = clean.labels[rows].to(device), to_pixels(clean.images[rows].to(device))
     aim = purified.suspect if probe.target is None else probe.target
@@ -65,11 +65,11 @@ def inspect(
         finally:
             network.to("cpu")
         success.append(share)
-    pictures = [*_exhibits(purified.audit), *_pictures(pixels.cpu(), perturbed.cpu(), evidence)]
+    pictures = [*exhibits(purified.audit), *_pictures(pixels.cpu(), perturbed.cpu(), evidence)]
     return {"before": success[1], "after": success[0], "radius": radius}, pictures
 
 
-def _shipped(suspect: Suspect | None) -> NeuralPolarizer:
+def _shipped(suspect: Suspect | None) -> NPD:
     return preset("npd") if suspect is None else preset("npd-tu", target=suspect)
 
 
@@ -77,7 +77,7 @@ def _attack(
     model: nn.Module,
     pixels: Float[Tensor, "n c h w"],
     labels: Tensor,
-    probe: NeuralPolarizer,
+    probe: NPD,
     aim: Suspect | None,
     radius: float,
 ) -> tuple[Tensor, float]:
@@ -104,7 +104,8 @@ def _attack(
     return perturbed, float(reached.float().mean()) if len(reached) else 0.0
 
 
-def _exhibits(audit: Audit | None) -> list[Picture]:
+def exhibits(audit: Audit | None) -> list[Picture]:
+    """The pictures of what a defense has found."""
     return [
         Picture(
             title=exhibit.title,
