@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+DOCS := .venv-docs
 LOWEST := runs/lowest
 FAST := tests/checkpoints tests/data tests/report tests/test_bad_input.py tests/test_cli.py tests/test_metrics.py
 # Of the last commit, so that everybody who builds it gets the same bytes; without git, that of hatchling's own default.
@@ -27,10 +28,21 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
 
 ## What takes too long for every change: all attacks against all defenses at toy scale, and their report.
-nightly: test lowest
+nightly: test lowest docs
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/polarizer bench run smoke --out runs/smoke
 	$(BIN)/polarizer bench report smoke --results runs/smoke --out runs/site
 	$(MAKE) audit
+
+## The documentation, into runs/site-docs; fails on any warning.
+docs: $(INSTALLED) $(DOCS)/installed
+	$(BIN)/python .ci/cli_reference.py docs/reference/cli.md
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
+$(DOCS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet $$($(BIN)/python .ci/extra.py docs)
+	touch $@
 
 ## The source distribution and the wheel, into dist/.
 dist: $(INSTALLED)
@@ -77,4 +89,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(DOCS) runs

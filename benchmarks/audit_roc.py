@@ -1,4 +1,4 @@
-"""How often an audit is right: scores of backdoored and clean models, before and after a purification (docs/audit.md).
+"""How often an audit is right: scores of models before and after a purification (docs/research/audit.md).
 
     python benchmarks/audit_roc.py --data DATA --out runs/audit [--only audit|purified|report]
 

@@ -2,7 +2,8 @@
 
     python benchmarks/mindspore_npd.py ATTACK --clean TRAIN.parquet --test TEST.parquet
 
-ATTACK is the folder of an attack on a preactresnet18. Needs the extra "mindspore"; docs/mindspore.md has results.
+ATTACK is the folder of an attack on a preactresnet18. Needs the extra "mindspore".
+docs/research/mindspore.md has results.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md, from the figures that the other benchmarks have kept.
+"""The pictures of docs/research/performance.md, from the figures that the other benchmarks have kept.
 
     python benchmarks/performance_plots.py --results runs/bench --out docs/pictures
 

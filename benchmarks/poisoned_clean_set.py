@@ -1,4 +1,4 @@
-"""How much poison in the defender's "clean" images NPD survives (docs/audit.md).
+"""How much poison in the defender's "clean" images NPD survives (docs/research/audit.md).
 
     python benchmarks/poisoned_clean_set.py --data DATA --out runs/poison
 

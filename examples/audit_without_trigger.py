@@ -1,6 +1,6 @@
 """Audit a model without any trigger, and read the verdict as a CI job would.
 
-    python examples/audit_without_trigger.py
+python examples/audit_without_trigger.py
 """
 
 import json
@@ -34,7 +34,14 @@ def main(train: npz.ImageSet, out: Path, *, epochs: int = 3, clean: str = "digit
     torch.save(model.state_dict(), out / "model.pt")
     command = [sys.executable, "-c", "from neural_polarizer.cli.main import main; main()", "audit", out / "model.pt"]
     options = {"--arch": f"{__file__}:network", "--clean": clean, "--n-clean": 50, "--profile": "none"}
-    words = [*command, "--num-classes", 10, *(each for pair in options.items() for each in pair), "--out", out / "audit"]
+    words = [
+        *command,
+        "--num-classes",
+        10,
+        *(each for pair in options.items() for each in pair),
+        "--out",
+        out / "audit",
+    ]
     subprocess.run([str(word) for word in words], check=True)
     verdict: dict[str, Any] = json.loads((out / "audit" / "verdict.json").read_text(encoding="utf-8"))
     print(verdict["verdict"], "->", " ".join(verdict["what_now"]))

@@ -1,7 +1,7 @@
 """A new attack in one class: a frame around the image. The module name makes it available everywhere:
 
-    cd examples
-    polarizer attack new_attack:Frame --data digits:train --test digits:test --width 8 --epochs 4 --out runs/frame
+cd examples
+polarizer attack new_attack:Frame --data digits:train --test digits:test --width 8 --epochs 4 --out runs/frame
 """
 
 from dataclasses import dataclass

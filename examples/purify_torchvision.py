@@ -1,6 +1,6 @@
 """Purify a torchvision model from Python.
 
-    python examples/purify_torchvision.py
+python examples/purify_torchvision.py
 """
 
 import torch

@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_file({"fc.weight": torch.ones(3, 2)}, path)
     refused(
         path,
-        r"has no head of a preactresnet18 to tell the number of classes; check --arch",
+        r"not those of a preactresnet18: the file lacks conv1\.weight.* and has fc\.weight; check --arch",
         architecture="preactresnet18",
     )
     missing = r"do not fit this architecture: \d+ missing: conv1\.weight, .* and 76 more; 1 unexpected: fc\.weight"

@@ -81,7 +81,7 @@ def test_a_baseline_leaves_what_npd_leaves_but_for_the_layer(
     done = run(capsys, *words(method, runs, tmp_path))
     assert (done.code, done.err) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("purified.safetensors", "run.json", "report.html", "clean_index.json")
+        *("purified.safetensors", "run.json", "report.html", "clean_index.json", "verdict.json", "verdict.sarif")
     }
     record = record_in(tmp_path)
     promised = "seed config n_clean before after der seconds history model_sha256 versions audit suspect precision"
@@ -283,7 +283,7 @@ def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, caps
     clean, mixed = record_in(tmp_path / "clean"), record_in(tmp_path / "mixed")
     assert clean["mixture"] is None
     assert clean["config"]["data"] == "clean"
-    assert any("was given clean images alone" in warning for warning in clean["warnings"])
+    assert any("was given clean images only" in warning for warning in clean["warnings"])
     assert mixed["mixture"] == {"n": 48, "sha256": poisoned.sha256()}
     assert mixed["config"]["data"] == "mixture"
     assert mixed["data"]["mixture"] == str(tmp_path / "mixture.parquet")
@@ -295,8 +295,8 @@ def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, caps
 def test_poisoned_images_reach_only_a_defense_that_is_declared_to_see_them(runs: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"n_clean": 9, "seed": 0, "device": torch.device("cpu"), "sources": {}}
     for defense, mixture, match in (
-        (EntropyPruning(), coloured(9, 3), "ep sees clean images alone"),
-        (FineTuning(), coloured(9, 3), "ep sees clean images alone"),
+        (EntropyPruning(), coloured(9, 3), "ep sees clean images only"),
+        (FineTuning(), coloured(9, 3), "ep sees clean images only"),
         (EntropyPruning(data="mixture"), None, "needs poisoned training images"),
     ):
         with pytest.raises(BadInputError, match=match):

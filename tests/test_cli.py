@@ -170,7 +170,7 @@ def test_the_attack_of_the_docs_runs_from_a_file_of_ones_own(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     text = (Path(__file__).parents[1] / "docs" / "attacks.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "ghost.py").write_text(code)
     monkeypatch.chdir(tmp_path)
@@ -194,7 +194,9 @@ def test_all_attacks_are_listed(capsys: Capsys) -> None:
 def test_a_setting_that_an_attack_does_not_have_is_refused(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     refused = run(capsys, *attack_words(runs, tmp_path / "a", "--set", "alpha=0.1"))
     assert (refused.code, refused.out) == (3, "")
-    assert "--set alpha=0.1: expected NAME=VALUE with a NAME of target, label_rule, poison_rate, size" in refused.err
+    assert (
+        "--set alpha=0.1: expected NAME=VALUE with a NAME of target, label_rule, poison_rate, source, " in refused.err
+    )
 
 
 def test_the_scales_and_the_adaptive_attacker_reach_the_record(runs: Path, tmp_path: Path, capsys: Capsys) -> None:

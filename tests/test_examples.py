@@ -70,15 +70,14 @@ def test_new_attack(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_new_defense(monkeypatch: pytest.MonkeyPatch) -> None:
     example("new_defense", monkeypatch)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
-    )
+    convolution, norm = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)
+    model = torch.nn.Sequential(convolution, norm, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     clean = coloured(30, 0)
     purified = npz.purify(model.eval(), clean, "new_defense:CleanStatistics", force=True, passes=3)
-    norm = purified.model[1]  # type: ignore[index]
-    assert norm.num_batches_tracked == 3
-    assert not torch.equal(norm.running_mean, model[1].running_mean)
-    assert torch.equal(purified.model[0].weight, model[0].weight)  # type: ignore[index]
+    after = purified.model.state_dict()
+    assert int(after["1.num_batches_tracked"]) == 3
+    assert not torch.equal(after["1.running_mean"], norm.state_dict()["running_mean"])
+    assert torch.equal(after["0.weight"], convolution.weight)
 
 
 def test_mini_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Purified
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.defenses import ANP, Defense, Outcome, Run
+from neural_polarizer.defenses import ANP, Audit, Defense, Outcome, Run
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.surgery import PolarizedModule
 from toys import TinyNet, assert_same, made, snapshot, tiny_images, tiny_model
@@ -201,6 +201,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "tuple": (lambda: Changed(lambda net, x: (net(x), x)), "must give logits N x K, .* but it gives a tuple"),
     "dict": (lambda: Changed(lambda net, x: {"logits": net(x)}), "but it gives a dict"),
+    "no gradients": (
+        lambda: Changed(torch.no_grad()(lambda net, x: net(x))),
+        "gives logits without gradients.*torch.no_grad",
+    ),
+    "inference mode": (
+        lambda: Changed(torch.inference_mode()(lambda net, x: net(x))),
+        "gives logits without gradients",
+    ),
+    "detached": (lambda: Changed(lambda net, x: net(x).detach()), "gives logits without gradients"),
     "a probability": (
         lambda: Changed(lambda net, x: net(x)[:, :1].sigmoid()),
         "one number from 0 to 1 for each image, as after a sigmoid",
@@ -218,8 +227,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_used_is_refused_in_one_line(name: str) -> None:
     build, reason = REFUSED[name]
+    clean = replace(CLEAN, labels=CLEAN.labels % 2) if name == "a probability" else CLEAN
     with pytest.raises(BadInputError, match=reason) as caught:
-        clean = replace(CLEAN, labels=CLEAN.labels % 2) if name == "a probability" else CLEAN
         npz.purify(build(), clean, "ft", device="cpu", force=name != "a probability")
     assert "\n" not in str(caught.value)
 
@@ -241,7 +250,8 @@ class OneLogit(nn.Module):
         self.net, self.flat = tiny_model().network, flat
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logit = self.net(pixels)[:, 2] - self.net(pixels)[:, 1]
+        logits = self.net(pixels)
+        logit = logits[:, 2] - logits[:, 1]
         return logit if self.flat else logit[:, None]
 
 
@@ -338,3 +348,26 @@ def test_the_normalisation_travels_in_the_state_dict_and_old_ones_still_load() -
     kept = Normalized(TinyNet(), (0.0,) * 3, (1.0,) * 3)
     assert kept.load_state_dict(old) == ([], [])
     assert kept.mean.flatten().tolist() == [0.0] * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuser(Defense):
+    """A defense that leaves the model as it is and accuses class 1."""
+
+    target: int | None = None
+
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        return Outcome(model, suspect=1, audit=Audit("class 1 stands out", {}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "accused"),
+    [(range(16), 1), (range(9), None), (range(0, 16, 4), None)],  # all; too few; of class 0 only
+)
+def test_too_few_images_and_those_of_one_class_accuse_nobody(rows: range, accused: int | None) -> None:
+    clean = CLEAN.select(torch.tensor([*rows]))
+    found = Accuser().repair(tiny_model(), clean, seed=0)
+    assert found.suspect == accused
+    assert found.audit is not None
+    assert ("class 1 stands out" in found.audit.summary) is (accused is not None)
+    assert Accuser(target=1).repair(tiny_model(), clean, seed=0).suspect == 1  # the user says so

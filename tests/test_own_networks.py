@@ -260,9 +260,10 @@ def test_a_network_of_one_channel_gets_the_mean_of_three(tmp_path: Path, told: i
 
 
 def test_a_network_without_convolutions_is_told_how_many_channels_it_gets(tmp_path: Path) -> None:
-    (tmp_path / "nets_flat.py").write_text(
-        "from torch import nn\n\ndef flat(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    code = (
+        "from torch.nn import *\n\ndef flat(num_classes):\n    return Sequential(Flatten(), Linear(64, num_classes))\n"
     )
+    (tmp_path / "nets_flat.py").write_text(code)
     net = defined(f"{tmp_path / 'nets_flat.py'}:flat")
     path = weights(tmp_path / "m.pt", net)
     with pytest.raises(BadInputError, match="give --channels 1, as it takes one channel"):

@@ -97,7 +97,7 @@ def test_reference_values(profile: str, expected: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_shipped_values(method: str) -> None:
-    """Alg. 1 to 3 with our engineering (docs/defaults.md)."""
+    """Alg. 1 to 3 with our engineering (docs/research/defaults.md)."""
     found = _preset(method, "shipped")
     strong = method in ("npd-tp", "npd-tu", "npd-uu")
     assert (found.radii, found.steps) == (((5.0,), 4) if strong else ((3.0,), 2))

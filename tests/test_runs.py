@@ -75,7 +75,8 @@ def test_an_attack_leaves_what_it_promises(runs: Path) -> None:
 def test_a_purification_leaves_what_it_promises(runs: Path) -> None:
     purified = runs / "purified"
     assert names_in(purified) == {
-        *("purified.safetensors", "polarizer.safetensors", "run.json", "report.html", "clean_index.json")
+        *("purified.safetensors", "polarizer.safetensors", "run.json", "report.html", "clean_index.json"),
+        *("verdict.json", "verdict.sarif"),
     }
     record = record_in(purified / "run.json")
     promised = "method site seed config n_clean before after der seconds history model_sha256 versions"

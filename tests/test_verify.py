@@ -123,7 +123,7 @@ def flip_last_byte(path: Path) -> None:
 
 PURIFICATION = (
     *("purified.safetensors", "polarizer.safetensors", "folded.safetensors", "exported.pt", "exported.pt.json"),
-    *("clean_index.json", "report.html"),
+    *("clean_index.json", "report.html", "verdict.json", "verdict.sarif"),
 )
 ATTACK = ("model.safetensors", "triggered.parquet", "trigger.safetensors", "trigger.png")
 RATES = ("ACC", "ASR", "RA")
@@ -152,7 +152,7 @@ def test_a_modified_and_a_missing_file_cost_one_line_and_exit_code_1(purified: P
         "does not hold: report.html: is missing",
         "does not hold: polarizer.safetensors: has been modified since the run",
     ]
-    assert "17 hold, 2 do not, 0 could not be checked" in told.out
+    assert "19 hold, 2 do not, 0 could not be checked" in told.out
 
 
 def test_every_file_of_a_run_is_checked(purified: Path, attacked: Path) -> None:

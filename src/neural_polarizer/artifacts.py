@@ -30,6 +30,7 @@ from neural_polarizer.foreign import (
     normalisation_inside,
     renamed_back,
     suggestion,
+    unlike,
 )
 from neural_polarizer.models.adapted import adapt, pointwise, square_linear
 from neural_polarizer.models.architecture import Architecture
@@ -301,10 +302,7 @@ def _read_model(
         remarks = (*remarks, "a yes/no model: its one logit z stands for the two logits (0, z)")
     classes = num_classes or found or record.num_classes
     if not classes:
-        raise BadInputError(
-            f"{file}: has no head of a {record.architecture} to tell the number of classes; check --arch, or give "
-            "--num-classes"
-        )
+        raise BadInputError(f"{file}: {unlike(tensors, kind, record.config)}")
     if found is not None and num_classes is not None and found != num_classes:
         raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
     named = record.classes if ours or record.classes is None or len(record.classes) == classes else None

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from neural_polarizer.checkpoints.naming import fit_names, fits, unpruned
+from neural_polarizer.checkpoints.wording import listing, printable
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
@@ -129,6 +130,27 @@ def fitted(
     return found, (*merged, *told)
 
 
+def unlike(tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None) -> str:
+    """What tells the tensors of a file, whose number of classes cannot be found, from those of the network."""
+    wanted = skeleton(architecture, 2, config=config).state_dict()
+    missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
+    extra = [printable(name) for name in tensors if name not in wanted]
+    named = architecture.name if isinstance(architecture, Definition) else architecture
+    if not missing:
+        return f"its tensors do not tell how many classes a {named} has; give --num-classes"
+    heads = {name.rpartition(".")[0] for name in missing}
+    if len(heads) == 1 and extra and all(name.startswith(f"{next(iter(heads))}.") for name in extra):
+        return (
+            f"its head is not that of a {named}: it has {listing(extra)} instead of {listing(missing)}; give the "
+            "network with its head as code of your own, --arch FILE.py:NAME"
+        )
+    lacks = f"lacks {listing(missing)}" + (f" and has {listing(extra)}" if extra else "")
+    return (
+        f"the weights are not those of a {named}: the file {lacks}; check --arch, or give the network as code of your "
+        "own (FILE.py:NAME)"
+    )
+
+
 def fitting(architecture: str | Definition, config: str | None) -> Callable[[Collection[str]], bool]:
     """Tells whether names in a file can be those of this network; it is built when it is first asked."""
     kept: dict[str, Mapping[str, Tensor]] = {}
@@ -162,9 +184,9 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
         place, dot, last = name.rpartition(".")
         found = _MEAN.fullmatch(last)
         if found is not None:
-            std = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
-            if std in tensors:
-                pairs[name, std] = (_three(tensors[name]), _three(tensors[std]))
+            spread = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
+            if spread in tensors:
+                pairs[name, spread] = (_three(tensors[name]), _three(tensors[spread]))
     if len(set(pairs.values())) != 1:
         return None
     ((mean, std),) = set(pairs.values())

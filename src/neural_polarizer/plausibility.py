@@ -98,8 +98,8 @@ class Finding:
         share = f"{100 * self.accuracy:.1f} %"
         if self.sigmoid:
             return (
-                "the model gives one number from 0 to 1 for each image, as after a sigmoid, where 0 must divide the two "
-                "classes; take the sigmoid off (in the code that --arch names, or in Python)"
+                "the model gives one number from 0 to 1 for each image, as after a sigmoid, where 0 must divide the "
+                "two classes; take the sigmoid off (in the code that --arch names, or in Python)"
             )
         said = f"the model classifies only {self.hits} of {self.count} clean images correctly ({share})"
         if self.guessing:
@@ -157,7 +157,10 @@ def examine(
     if accuracy < rules.doubtful:
         rows = torch.arange(count) if count <= rules.images else torch.linspace(0, count - 1, rules.images).long()
         few, before = clean.select(rows), int((found[rows] == labels[rows]).sum())
-        tried = [*_other_pixels(model, few, device), *_other_classes(found[rows], few, classes, rules.folds)]
+        tried = [
+            *_other_pixels(model, few, device, batch_size),
+            *_other_classes(found[rows], few, classes, rules.folds),
+        ]
         best = max(tried, key=lambda each: each.hits, default=None)
         if best is not None and best.hits > before:
             share = max(before / len(few), chance)
@@ -235,7 +238,7 @@ def _after_sigmoid(model: nn.Module, clean: ImageSet, device: torch.device | str
     return len(values) > 8 and bool(((values >= 0) & (values <= 1)).all())
 
 
-def _other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str) -> Iterator[Remedy]:
+def _other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str, batch_size: int) -> Iterator[Remedy]:
     """The accuracy with other normalisations and with swapped channels."""
     inside = next((module for module in model.modules() if isinstance(module, Normalized)), None)
     colours = clean.images.shape[1]
@@ -247,7 +250,7 @@ def _other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str)
                 continue
             change = _change(inside, mean, std, swapped)
             try:
-                found = predict(_Changed(model, change), clean, device=device)
+                found = predict(_Changed(model, change), clean, device=device, batch_size=batch_size)
             except (RuntimeError, ValueError, TypeError):  # some networks look at their pixels
                 continue
             hits = int((found == clean.labels).sum())

@@ -32,7 +32,7 @@ _PASSING_ON = (
 
 
 LEFT_BEHIND = 0.05
-"""The share of the network's operations that an automatic site leaves behind the layer (docs/architectures.md)."""
+"""The share of the operations that an automatic site leaves behind the layer (docs/research/architectures.md)."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def candidates(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> list[Candi
     """All places for a polarizer, in the order in which they run.
 
     A place is *bypassed* if the logits depend on the pixels along some path that does not lead through it; the others
-    are the dominators of the logits in the graph of the computation (docs/architectures.md). Of several names for one
-    place, such as behind a block and in front of the next, one is listed; places with poolings and the like alone next
-    to them are left out.
+    are the dominators of the logits in the graph of the computation (docs/how-to/choose-site.md). Of several names for
+    one place, such as behind a block and in front of the next, one is listed; places with poolings and the like alone
+    next to them are left out.
 
     Args:
         model: float pixels to logits, in evaluation mode; left as it is.
@@ -124,7 +124,7 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     """The deepest place that nothing bypasses and that leaves LEFT_BEHIND of the operations behind it.
 
     Deep, as there a trigger of any kind has become a direction of the features; with something behind it, as that can
-    still tell the class once the direction is gone (docs/architectures.md has the measurements). Operations on flat
+    still tell the class once the direction is gone (measured in docs/research/architectures.md). Operations on flat
     features do not count where there are others: the large head of a VGG is no depth. A map of one pixel, where a
     network for large images sees small ones, is taken only where there is no other, and flat features only where there
     is nothing else.

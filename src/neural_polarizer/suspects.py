@@ -16,16 +16,16 @@ Suspect = int | Literal["next"]
 
 
 OUTLIER = 1.75
-"""Clean models have a class that is up to 1.6 times easier than the next best (docs/defaults.md)."""
+"""Clean models have a class that is up to 1.6 times easier than the next best (docs/research/defaults.md)."""
 NEXT_LEAD = 1.0
 NEARLY = 0.5
 FEWEST = 3
 """With fewer classes there is no spread to speak of."""
 FINALISTS = 50
-"""So many, as a first round that let 12 classes go on had overlooked the attacker's (docs/defaults.md)."""
+"""So many, as a first round that let 12 classes go on had overlooked the attacker's (docs/research/defaults.md)."""
 RADIUS_IN_PIXELS = 4.0
 CELLS = 8
-"""A side, of the grid that perturbations are looked for with that are as smooth as many triggers (docs/defaults.md)."""
+"""A side, of the grid of perturbations that are as smooth as many triggers (docs/research/defaults.md)."""
 LEAD = 1.5
 
 
@@ -45,7 +45,7 @@ def lead_of_next(features: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
     """How far "next" is ahead of "previous", in standard deviations of the classes; 0 of less than FEWEST classes.
 
     What classes have in common by nature (limits of 60 and of 80 on signs) leads from each to the next as well as
-    back again, so without a backdoor the two are alike (docs/defaults.md).
+    back again, so without a backdoor the two are alike (docs/research/defaults.md).
 
     Args:
         features: scores of the classes, then of "next" and of "previous"; ``-inf`` for classes without a score.
@@ -71,7 +71,7 @@ def clearest(views: Mapping[int | None, Float[Tensor, " k"]]) -> int | None:
     """How the search in pixels sees most: the number of cells with which one class is furthest ahead.
 
     A small or busy trigger is what the network obeys pixel by pixel; a smooth one is hidden there by what any network
-    can be driven to with noise, which a coarse grid cannot hold (docs/defaults.md).
+    can be driven to with noise, which a coarse grid cannot hold (docs/research/defaults.md).
 
     Args:
         views: by the number of cells, or None for every pixel by itself, the scores of ``reachability``.
@@ -156,7 +156,7 @@ def reachability(
     The margin is the logit of the label less the largest other one. A backdoor is a universal perturbation towards
     the attacker's labels, and one that the network was trained to obey: other classes are reached, too, but nowhere
     near as far beyond the border. (Probabilities saturate there and do not tell them apart.) This is our own addition
-    (docs/defaults.md), in the spirit of Neural Cleanse.
+    (docs/research/defaults.md), in the spirit of Neural Cleanse.
 
     Args:
         attack: makes the perturbations.
@@ -238,7 +238,8 @@ def attack_in_pixels(
         radius: in L2, in pixel units of [0, 1] for images of 32 x 32 pixels with 3 channels; it grows with the root
             of the number of values.
         fresh: each step sees other images and is shorter than the last, so that what few images have in common by
-            chance counts for little (docs/defaults.md); otherwise all steps see the images that judge, and are alike.
+            chance counts for little (docs/research/defaults.md); otherwise all steps see the images that judge,
+            and are alike.
     """
 
     def pixels_of(rows: Tensor) -> Tensor:

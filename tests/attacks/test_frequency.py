@@ -15,7 +15,10 @@ from neural_polarizer.errors import BadInputError
 def cosines(n: int) -> np.ndarray:
     """The orthonormal DCT-II as a matrix: row k, place x."""
     k, x = np.arange(n)[:, None], np.arange(n)
-    return np.where(k == 0, np.sqrt(1 / n), np.sqrt(2 / n)) * np.cos(np.pi * k * (2 * x + 1) / (2 * n))
+    scales = np.full((n, 1), np.sqrt(2 / n))
+    scales[0] = np.sqrt(1 / n)
+    found: np.ndarray = scales * np.cos(np.pi * k * (2 * x + 1) / (2 * n))
+    return found
 
 
 def test_the_waves_are_two_coefficients_of_one() -> None:

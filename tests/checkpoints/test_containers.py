@@ -252,3 +252,14 @@ def test_the_library_of_a_bare_name_is_proposed() -> None:
         build("resnet18", 10)
     with pytest.raises(BadInputError, match=r"did you mean preactresnet18\?"):
         build("PreActResNet18", 10)
+
+
+def test_what_is_not_the_networks_is_told_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    network = build("torchvision:resnet18", 4)
+    network.fc = nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 4))
+    path = saved(tmp_path / "m.pt", network.state_dict())
+    with pytest.raises(BadInputError, match=r"its head is not that of .*: it has fc\.0\.weight.*--arch FILE\.py:NAME"):
+        load_model(path, architecture="torchvision:resnet18")
+    with pytest.raises(BadInputError, match=r"not those of a vgg19: the file lacks features\.0.* and has conv1"):
+        load_model(path, architecture="vgg19")

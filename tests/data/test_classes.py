@@ -227,6 +227,6 @@ def test_a_repository_of_a_data_set_is_read_from_its_data_folder(tmp_path: Path)
     assert len(read_images(str(tmp_path))) == 1
     pq.write_table(pa.table({"image": [png()], "label": [0]}), tmp_path / "data" / "test-0.parquet")
     with pytest.raises(
-        BadInputError, match=r"would mix training and test data; name one file of: data/test-0\.parquet"
+        BadInputError, match=r"would mix training and test data; name one file of: .*data/test-0\.parquet"
     ):
         read_images(str(tmp_path))

@@ -177,9 +177,7 @@ def test_links_that_leave_the_folder_are_followed_where_the_user_says_so(tmp_pat
     root = folder(tmp_path / "root", cat=0)
     (root / "cat" / "a.png").symlink_to(outside / "cat" / "0.png")
     (root / "dog").symlink_to(outside / "dog")
-    with pytest.raises(
-        BadInputError, match=r"leaves the folder; if you trust where it leads, say '.*root\?links=follow'"
-    ):
+    with pytest.raises(BadInputError, match=r"leaves the folder; if you trust .* say '.*root\?links=follow'"):
         read_images(str(root))
     got = read_images(f"{root}?links=follow")
     assert (got.classes, got.labels.tolist()) == (("cat", "dog"), [0, 1])

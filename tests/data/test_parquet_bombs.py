@@ -178,3 +178,26 @@ def test_labels_that_are_no_names_but_a_flood_of_text_are_refused(
     pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "d"]}), path)
     monkeypatch.setattr(columns, "_MAX_TEXTS", 3)
     refused(path, "too many different texts, or too long ones")
+
+
+def test_a_group_that_claims_more_rows_than_the_file_has_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"image": [png()] * 3, "label": [0, 1, 2]})
+    pq.write_table(table, path)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    told, more = b"\x16" + _varint(2 * group.total_byte_size) + b"\x16", 2 * 1_743_397_895_425
+    data = path.read_bytes()
+    assert data.count(told + _varint(2 * 3)) == 1
+    bad = data.replace(told + _varint(2 * 3), told + _varint(more))
+    length = int.from_bytes(data[-8:-4], "little") + len(bad) - len(data)
+    path.write_bytes(bad[:-8] + length.to_bytes(4, "little") + bad[-4:])
+    with pytest.raises(BadInputError, match=r"column '(image|label)' is damaged"):
+        read_images(str(path))
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value >= 0x80:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*found, value))

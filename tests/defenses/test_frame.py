@@ -44,8 +44,10 @@ def test_the_result_has_the_callers_type_modes_and_flags(dtype: torch.dtype) -> 
 
 
 def test_what_a_method_draws_without_a_generator_comes_from_the_seed() -> None:
+    model = tiny_model()
+
     def head(seed: int) -> Tensor:
-        return Noisy().repair(tiny_model(), tiny_images(8), seed=seed).model.get_parameter("network.head.weight")
+        return Noisy().repair(model, tiny_images(8), seed=seed).model.get_parameter("network.head.weight")
 
     torch.manual_seed(1)
     first, state = head(0), torch.get_rng_state()

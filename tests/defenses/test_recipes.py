@@ -76,7 +76,7 @@ def test_their_authors_values(profile: str | None) -> None:
 
 @pytest.mark.parametrize("profile", ["cifar10", "gtsrb"])
 def test_laptop_values(profile: str) -> None:
-    """The table of docs/defenses.md."""
+    """The table of docs/research/defenses.md."""
     ft, fp, nad, nc, anp = (made(name, "laptop", profile) for name in ("ft", "fp", "nad", "nc", "anp"))
     assert (ft.schedule.epochs, ft.schedule.batch_size, ft.schedule.lr) == (20, 32, 0.03)
     assert fp.schedule == ft.schedule

@@ -202,7 +202,7 @@ def test_badnets_on_real_images_goes(tmp_path: Path) -> None:
     command = [sys.executable, str(benchmark_scripts.BENCHMARKS / "mindspore_npd.py"), str(tmp_path / "attack")]
     command += ["--clean", str(tmp_path / "train.parquet"), "--test", str(tmp_path / "test.parquet")]
     command += ["--n-clean", "430", "--epochs", "2", "--site", "layer3.1", "--limit", "800"]
-    # MindSpore's convolutions are a hundred times slower where oneDNN finds AVX-512 (docs/mindspore.md).
+    # MindSpore's convolutions are a hundred times slower where oneDNN finds AVX-512 (docs/research/mindspore.md).
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def sample_record(**changes: Any) -> dict[str, Any]:
         "data": {"clean": "gtsrb:train", "test": "gtsrb:test", "triggered": "folder:triggered"},
         "device": "cpu",
         "precision": "bf16",
-        "versions": {"neural-polarizer": "0.1.0", "torch": "2.10.0"},
+        "versions": {"neural_polarizer": "0.1.0", "torch": "2.10.0"},
         "command": ["polarizer", "purify", "models/badnets gtsrb.pt", "--test", "gtsrb:test"],
     }
     return record | changes

@@ -11,18 +11,17 @@ CURVE = [
 ]
 
 
-def record(chosen: float, *, held_out: bool = True) -> dict[str, Any]:
-    guarded = {"points": CURVE, "chosen": chosen, "judges": 1250, "held_out": held_out, "budget": 0.006}
+def record(chosen: float) -> dict[str, Any]:
+    guarded = {"points": CURVE, "chosen": chosen, "judges": 1250, "budget": 0.006}
     return {"guarded": guarded}
 
 
 def test_it_tells_strength_cost_and_what_is_left() -> None:
     assert guard_summary(record(1.5)) == (
-        "The layer works at 1.5 times its learned strength. On 1,250 held-out clean images the expected loss of "
-        "accuracy is 0.8 points (0.6 are allowed, and one standard error). Held-out stand-ins lead 7.3% of the images "
-        "to their class, 61.0% before."
+        "The layer works at 1.5 times its learned strength. On 1,250 clean images that the layer was not learned "
+        "from the expected loss of accuracy is 0.8 points (0.6 are allowed, and some for its error). Held-out "
+        "stand-ins lead 7.3% of the images to their class, 61.0% before."
     )
-    assert "held-out clean" not in str(guard_summary(record(1.5, held_out=False)))
 
 
 def test_a_model_that_came_back_as_it_was_is_called_so_first() -> None:
@@ -40,7 +39,7 @@ def test_other_methods_have_no_guard() -> None:
 
 def test_the_dial_is_drawn_with_the_chosen_point_marked() -> None:
     accuracy, stand_ins = dial_charts(record(1.5))
-    assert accuracy.title == "Accuracy on held-out clean images"
+    assert accuracy.title == "Accuracy on clean images"
     assert [(line.label, line.latest) for line in accuracy.lines] == [
         ("counted", "90.0%"),
         ("expected, less affected by chance", "89.2%"),

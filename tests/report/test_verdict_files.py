@@ -20,7 +20,7 @@ AUDIT: dict[str, Any] = {
     "model_sha256": "cd" * 32,
     "purified": {"verdict": "no sign", "value": 0.3, "p_value": 0.7},
     "findings": ["runs code when loaded"],
-    "versions": {"neural-polarizer": "9.9"},
+    "versions": {"neural_polarizer": "9.9"},
 }
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.stand_ins import LeastStandIns
-from neural_polarizer.defenses.stand_ins.defense import _remarks, held_out
+from neural_polarizer.defenses.stand_ins.defense import _remarks
+from neural_polarizer.defenses.stand_ins.folds import cross_fitted
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import changed
@@ -47,14 +48,26 @@ def test_the_same_seed_learns_the_same_and_another_something_else() -> None:
     assert [row["loss"] for row in first.history] != [row["loss"] for row in other.history]
 
 
+def colours() -> tuple[nn.Module, ImageSet]:
+    """A network that tells red, green and blue images apart, and such images."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    with torch.no_grad():
+        for layer, scale in ((network[0], 1.0), (network[4], 20.0)):
+            layer.weight.copy_(scale * torch.eye(3).view_as(layer.weight))
+            layer.bias.zero_()
+    labels = torch.arange(3).repeat(20)
+    noise = 20 * torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = 200 * torch.eye(3)[labels].view(-1, 3, 1, 1) + noise
+    return network.eval(), ImageSet(images.to(torch.uint8), labels, ("red", "green", "blue"), "colours", ())
+
+
 def test_a_learner_that_destroys_everything_gives_the_model_back_and_says_so() -> None:
-    model, clean = tiny()
-    with torch.no_grad():  # images of their own model's making, so that there is accuracy to lose
-        clean = replace(clean, labels=model(to_pixels(clean.images)).argmax(dim=1))
-    wild = replace(SMALL, learning=replace(SMALL.learning, lr=50.0, weights=(1.0,)), guard=Guard(max_acc_drop=0.0))
+    model, clean = colours()
+    wild = replace(SMALL, learning=replace(SMALL.learning, lr=1e4, weights=(1.0,)), guard=Guard(max_acc_drop=0.0))
     purified = wild.repair(model, clean, seed=0)
     pixels = to_pixels(clean.images)
     assert purified.guarded is not None
+    assert purified.guarded.points[-1].acc < 0.9
     assert purified.guarded.chosen == 0
     assert torch.allclose(purified.model(pixels), model(pixels), atol=1e-5)
     assert any(note.startswith("not purified") for note in purified.notes)
@@ -62,12 +75,11 @@ def test_a_learner_that_destroys_everything_gives_the_model_back_and_says_so() -
 
 def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
     point = Point(1.0, 0.9, 0.011, 0.004, 0.0)
-    sure = Guarded((Point(0.0, 0.9, 0.0, 0.0, 0.9), replace(point, drop=0.004)), 1.0, 625, True, 0.006, 0.03, 0)
-    assert _remarks(sure, 0.02) == []
-    assert "1.1 points, is above the budget of 0.6" in _remarks(replace(sure, points=(sure.points[0], point)), 0.02)[0]
-    assert "none could be held out" in _remarks(replace(sure, held_out=False, judges=50), 0.02)[0]
+    sure = Guarded((Point(0.0, 0.9, 0.0, 0.0, 0.9), replace(point, drop=0.004)), 1.0, 625, 0.006, 1.0, 0.02, 0.03, 0)
+    assert _remarks(sure) == []
+    assert "1.1 points, is above the budget of 0.6" in _remarks(replace(sure, points=(sure.points[0], point)))[0]
     left = replace(point, drop=0.004, stand_ins=0.724)
-    assert "still lead 72 %" in _remarks(replace(sure, points=(sure.points[0], left)), 0.02)[0]
+    assert "still lead 72 %" in _remarks(replace(sure, points=(sure.points[0], left)))[0]
 
 
 def test_no_more_images_at_once_than_the_batch_size() -> None:
@@ -90,19 +102,25 @@ def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("learning.pull", -1.0), ("guard.held_out", 1.5), ("looks.floor", float("nan")), ("batch_size", 0)],
+    [("learning.pull", -1.0), ("guard.max_acc_drop", 1.5), ("looks.floor", float("nan")), ("batch_size", 0)],
 )
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(BadInputError, match="must be"):
         changed(SMALL, {name: value})
 
 
-def test_held_out_images_are_of_all_classes_and_apart_where_there_are_enough() -> None:
+def test_each_image_judges_once_a_layer_that_is_not_learned_from_it() -> None:
     labels = torch.arange(10).repeat(50)
-    fit, held = held_out(labels, Guard(), torch.Generator().manual_seed(0))
-    assert sorted([*fit.tolist(), *held.tolist()]) == list(range(500))
-    counts = torch.bincount(labels[held], minlength=10)
-    assert len(held) == 125
-    assert int(counts.max() - counts.min()) <= 1
-    few, same = held_out(labels[:50], Guard(), torch.Generator().manual_seed(0))
-    assert torch.equal(few, same)
+    folds = cross_fitted(labels, Guard(), torch.Generator().manual_seed(0))
+    assert sorted(torch.cat([fold.judge for fold in folds]).tolist()) == list(range(500))
+    for fold in folds:
+        assert sorted([*fold.fit.tolist(), *fold.judge.tolist()]) == list(range(500))
+        counts = torch.bincount(labels[fold.judge], minlength=10)
+        assert int(counts.max() - counts.min()) <= 1
+
+
+def test_no_more_folds_judge_than_needed_and_a_single_image_does_both() -> None:
+    many = cross_fitted(torch.arange(10).repeat(400), Guard(), torch.Generator().manual_seed(0))
+    assert [len(fold.judge) for fold in many] == [1000]
+    (only,) = cross_fitted(torch.zeros(1, dtype=torch.int64), Guard(), torch.Generator().manual_seed(0))
+    assert only.fit.tolist() == only.judge.tolist() == [0]

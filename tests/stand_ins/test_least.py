@@ -64,9 +64,7 @@ def test_they_stay_inside_their_windows_and_are_the_same_for_a_seed_and_any_batc
         SHAPE,
         (1, 2),
         dense=0.0,
-        smooth=0.0,
         largest=0.5,
-        cells=2,
         generator=torch.Generator().manual_seed(3),
         device=torch.device("cpu"),
     )
@@ -118,9 +116,7 @@ def test_windows_are_boxes_of_the_places(seed: int, axes: tuple[int, ...], large
         shape,
         axes,
         dense=0.2,
-        smooth=0.0,
         largest=largest,
-        cells=1,
         generator=torch.Generator().manual_seed(seed),
         device=torch.device("cpu"),
     )

@@ -11,12 +11,14 @@ from neural_polarizer.attacks.base import LearnedTrigger as LearnedTrigger
 from neural_polarizer.attacks.base import Workshop as Workshop
 from neural_polarizer.attacks.blended import Blended as Blended
 from neural_polarizer.attacks.bpp import Bpp as Bpp
+from neural_polarizer.attacks.evasive import Evasive as Evasive
 from neural_polarizer.attacks.frequency import CTRL as CTRL
 from neural_polarizer.attacks.frequency import FTrojan as FTrojan
 from neural_polarizer.attacks.grond import Grond as Grond
 from neural_polarizer.attacks.input_aware import InputAware as InputAware
 from neural_polarizer.attacks.lc import LC as LC
 from neural_polarizer.attacks.lf import LF as LF
+from neural_polarizer.attacks.recipes import implant as implant
 from neural_polarizer.attacks.sig import SIG as SIG
 from neural_polarizer.attacks.ssba import SSBA as SSBA
 from neural_polarizer.attacks.trojan import Trojan as Trojan
@@ -41,6 +43,7 @@ ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
         "adap-blend": AdapBlend,
         "adap-patch": AdapPatch,
         "grond": Grond,
+        "evasive": Evasive,
     }
 )
 

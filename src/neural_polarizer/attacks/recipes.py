@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
-from neural_polarizer.attacks.base import Attack
+import torch
+from torch import nn
+
+from neural_polarizer.attacks.base import Attack, LearnedTrigger, Workshop
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.models.forms import copied
 from neural_polarizer.scales import Scale, mirrored
 from neural_polarizer.settings import check_choice
-from neural_polarizer.train import Schedule
+from neural_polarizer.train import Progress, Schedule, silent
 
 PAPER_EPOCHS = MappingProxyType({"gtsrb": 50, "tiny_imagenet": 200})
 
@@ -33,7 +38,7 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none",
     """The recipe of one attack for one kind of images.
 
     "paper" is 100 epochs (GTSRB 50, Tiny ImageNet 200) of SGD at full width. "laptop" is a network of
-    width 16 in few epochs of one-cycle training with small crops: a few minutes on two cores (docs/attacks.md).
+    width 16 in few epochs of one-cycle training with small crops: minutes on two cores (docs/research/attacks.md).
 
     Args:
         kind: the attack's class; its ``recipe``, ``laptop`` and ``laptop_epochs`` say what it needs otherwise.
@@ -55,3 +60,48 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none",
         return Recipe(settings=settings, schedule=rest, width=None, pgd_steps=2)
     schedule = Schedule(epochs=kind.laptop_epochs, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip)
     return Recipe(settings=settings, schedule=schedule, width=16, pgd_steps=2)
+
+
+class Implanted(NamedTuple):
+    """A network with a backdoor, in evaluation mode, and the trigger that works on it."""
+
+    model: nn.Module
+    trigger: LearnedTrigger
+
+
+def implant(
+    model: nn.Module,
+    attack: Attack,
+    train: ImageSet,
+    *,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> Implanted:
+    """Plant a backdoor into a trained network by fine-tuning a copy of it, as an attacker would who uploads it again.
+
+    Args:
+        model: float pixels in [0, 1], ``(n, 3, h, w)``, to logits, in float32; left as it was. Attacks that need a
+            clean classifier take it.
+        attack: what to plant.
+        train: the attacker's training images.
+        schedule: how to fine-tune; None is the recipe for implants.
+        seed: fixes every random choice.
+        device: where to compute.
+        progress: told about every step.
+
+    Raises:
+        BadInputError: the attack cannot work on the images, or training failed.
+    """
+    attack.check(train)
+    workshop = Workshop(
+        schedule=schedule or recipe(type(attack), implant=True).schedule,
+        seed=seed,
+        device=torch.device(device),
+        clean_model=lambda: copied(model).cpu().eval(),
+        progress=progress,
+    )
+    planted_into = copied(model).requires_grad_(True)
+    planted = attack.plant(planted_into, train, attack.learn(train, workshop), workshop)
+    return Implanted(planted_into, LearnedTrigger(attack, planted.state))

@@ -25,7 +25,7 @@ REFERENCE = (
     *(0.13, 0.18, 0.25, 0.25, 0.30, 0.36, 0.38, 0.39, 0.44, 0.47),
     *(0.49, 0.69, 0.73, 0.98, 0.98, 1.30, 1.55, 2.30, 2.71, 3.05),
 )
-"""Scores of 20 clean models (docs/audit.md)."""
+"""Scores of 20 clean models (docs/research/audit.md)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Score:
         low: 5 % quantile of the value over bootstrap samples of the clean images.
         high: 95 % quantile.
         p_value: share of clean models that score as high or higher, ``(1 + higher) / (1 + models)``, among those of
-            docs/audit.md. This and all above is None where there are fewer than FEWEST_CLASSES.
+            docs/research/audit.md. This and all above is None where there are fewer than FEWEST_CLASSES.
         suspect: the best aim.
         agreement: share of the bootstrap samples with the same best aim.
         seen_in: where it stands out most, "features" or "pixels".

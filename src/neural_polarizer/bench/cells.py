@@ -52,12 +52,14 @@ class VictimCell(Cell):
         images: use only so many training images; None: all.
         attack: its settings.
         victim: the network and how it is trained.
+        init: the published network that the backdoor is planted into; None: random weights.
     """
 
     data: str
     images: int | None
     attack: Attack
     victim: Victim
+    init: GivenVictim | None = None
 
     @property
     def kind(self) -> str:
@@ -70,6 +72,7 @@ class VictimCell(Cell):
             "images": self.images,
             "attack": {"name": name_of(self.attack), **told(self.attack)},
             "victim": told(self.victim),
+            **({} if self.init is None else {"init": _told_of(self.init)}),
         }
 
 
@@ -97,14 +100,17 @@ class GivenCell(Cell):
 
     @cached_property
     def request(self) -> dict[str, Any]:
-        given = self.given
-        return {
-            "data": given.data,
-            "network": given.network,
-            "profile": given.profile,
-            "trigger": None if given.trigger is None else told(given.trigger),
-            "sha256": dict(given.hashes),
-        }
+        return _told_of(self.given)
+
+
+def _told_of(given: GivenVictim) -> dict[str, Any]:
+    return {
+        "data": given.data,
+        "network": given.network,
+        "profile": given.profile,
+        "trigger": None if given.trigger is None else told(given.trigger),
+        "sha256": dict(given.hashes),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,10 +93,14 @@ class GivenVictim:
         """
         for name in self.files:
             _check(models / name, self.hashes[name])
+        return load_model(models / self.file, architecture=self.definition(), profile=self.profile)
+
+    def definition(self) -> Definition:
+        """The code that builds the network, which is run."""
         network = network_named(str(self.home / self.network))
         if not isinstance(network, Definition):
             raise BadInputError(f"{self.name}: network must be FILE.py:NAME, got {self.network!r}")
-        return load_model(models / self.file, architecture=network, profile=self.profile)
+        return network
 
     def stamp(self, models: Path) -> "PublishedTrigger | None":
         """The trigger with its pictures, read from files that ``load`` has checked."""

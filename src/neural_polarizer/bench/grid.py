@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from types import MappingProxyType
 
 from neural_polarizer.attacks import attack_class
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.bench.cells import Cell, GivenCell, LemmaCell, Planned, PurificationCell, VictimCell
+from neural_polarizer.bench.given import GivenVictim
 from neural_polarizer.bench.smoke import SMOKE_CLEAN, SMOKE_DATA, small_attack, small_defense, small_victim
 from neural_polarizer.bench.suite import AXES, BenchScale, Suite
 from neural_polarizer.data.poison import LabelRule
@@ -22,9 +24,12 @@ from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
 from neural_polarizer.train import AdversarialTraining
 
-ALL_TO_ALL = "-a2a"
+RULES: Mapping[str, LabelRule] = MappingProxyType(
+    {"-a2a": "all-to-all", "-source": "source-specific", "-multi": "multi-target"}
+)
+"""Label rules by the ending of an attack's name."""
 NO_DEFENSE = "none"
-VICTIM_AXES = ("data", "model", "attack", "poison_rate", "adaptive", "victim_seed", "victim")
+VICTIM_AXES = ("data", "model", "attack", "poison_rate", "adaptive", "victim_seed", "victim", "init")
 CLEAN = "clean"
 """What the axis "attack" says of a given victim without a trigger."""
 DEFENSE_AXES = ("defense", "variant", "site")
@@ -68,7 +73,7 @@ def _planned(suite: Suite, scale: BenchScale) -> list[Planned]:
                 defenses[of_defense] = _defense(suite, scale, labels, victim)
             cells.append((_purification(suite, scale, labels, victim, defenses[of_defense]), labels))
         for cell, own in cells:
-            told = {axis: label for axis, label in own.items() if axis != "victim" or label}
+            told = {axis: label for axis, label in own.items() if axis not in ("victim", "init") or label}
             found.setdefault((cell.id, tuple(told.values())), Planned(cell, told))
     return list(found.values())
 
@@ -81,21 +86,31 @@ def _points(suite: Suite) -> Iterator[dict[str, Label]]:
 
 
 def _of_given(suite: Suite, labels: Mapping[str, Label]) -> dict[str, Label]:
-    """The labels of a point; those of a given victim's data set, network and attack are the manifest's."""
-    given = suite.given.get(str(labels["victim"]))
+    """The labels of a point; those of a given victim's data set, network and attack are the manifest's.
+
+    So are data set and network of an implant.
+    """
+    given, init = suite.given.get(str(labels["victim"])), suite.given.get(str(labels["init"]))
+    if given is not None and init is not None:
+        raise BadInputError(f"victim {given.name}: is as it is; init {init.name} is for attacks")
     if given is None:
-        return dict(labels)
-    if suite.kind != "purification":
+        return dict(labels) if init is None else {**labels, "data": init.data, "model": _network(init)}
+    if suite.kind not in ("purification", "reactivation") or (suite.kind == "reactivation" and given.trigger is None):
         raise BadInputError(f"victim {given.name}: {suite.kind} needs a victim that is trained here")
-    network, attack = given.network.rpartition(":")[2], CLEAN if given.trigger is None else given.trigger.name
-    return {**labels, "data": given.data, "model": network, "attack": attack, "poison_rate": 0.0}
+    attack = CLEAN if given.trigger is None else given.trigger.name
+    return {**labels, "data": given.data, "model": _network(given), "attack": attack, "poison_rate": 0.0}
+
+
+def _network(given: GivenVictim) -> str:
+    return given.network.rpartition(":")[2]
 
 
 def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> VictimCell:
     name, rule = split_rule(str(labels["attack"]))
-    kind, data = attack_class(name), str(labels["data"]) if scale != "smoke" else SMOKE_DATA
+    init = suite.given.get(str(labels["init"]))
+    kind, data = attack_class(name), str(labels["data"]) if scale != "smoke" or init is not None else SMOKE_DATA
     profile = data if data in PROFILES else "none"
-    plan = recipe(kind, scale=_recipes(scale), profile=profile)
+    plan = recipe(kind, scale=_recipes(scale), profile=profile, implant=init is not None)
     settings = {**plan.settings, **suite.attack_options.get(name, {})}
     spared = bool(settings.pop("spare_triggered", False))
     pgd_steps = int(settings.pop("pgd_steps", plan.pgd_steps))
@@ -103,26 +118,27 @@ def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> Vic
     hardening = AdversarialTraining(eps=eps / 255, steps=pgd_steps, spare_triggered=spared)
     attack = changed(kind(poison_rate=float(labels["poison_rate"]), label_rule=rule), settings)
     architecture = str(labels["model"])
-    own = {} if scale == "paper" else dict(suite.victims.get(architecture, {}))
+    own = {} if scale == "paper" and init is None else dict(suite.victims.get(architecture, {}))
     images, width = own.pop("images", None), own.pop("width", None)
     schedule = replace(changed(plan.schedule, own), precision=suite.precision)
     victim = Victim(
-        architecture=architecture,
+        architecture=architecture if init is None else init.network,
         width=plan.width if architecture == "preactresnet18" else width,
-        profile=profile,
+        profile=profile if init is None else init.profile,
         schedule=replace(schedule, adversarial=hardening if labels["adaptive"] else None),
         seed=int(labels["victim_seed"]),
     )
-    cell = VictimCell(data=data, images=images, attack=attack, victim=victim)
     if scale == "smoke":
         attack, (victim, images) = small_attack(attack, name), small_victim(victim)
-        cell = VictimCell(data=data, images=images, attack=attack, victim=victim)
-    return cell
+    return VictimCell(data=data, images=images, attack=attack, victim=victim, init=init)
 
 
 def split_rule(name: str) -> tuple[str, LabelRule]:
     """An attack's own name and its label rule, from a name such as ``blended-a2a``."""
-    return (name.removesuffix(ALL_TO_ALL), "all-to-all") if name.endswith(ALL_TO_ALL) else (name, "all-to-one")
+    for ending, rule in RULES.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending), rule
+    return name, "all-to-one"
 
 
 def _purification(

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:  # the same parser, from its own package
     import tomli as tomllib
 
-Kind = Literal["purification", "gradcam", "distances", "lemma1"]
+Kind = Literal["purification", "reactivation", "gradcam", "distances", "lemma1"]
 BenchScale = Literal["paper", "laptop", "smoke"]
 """The paper's settings; minutes a cell on one core; or a moment, on digits, to see that everything works."""
 
@@ -31,6 +31,7 @@ AXES: Mapping[str, tuple[type, Label]] = MappingProxyType(
         "adaptive": (bool, False),
         "victim_seed": (int, 0),
         "victim": (str, ""),
+        "init": (str, ""),
         "defense": (str, "npd"),
         "variant": (str, ""),
         "site": (str, ""),
@@ -39,15 +40,16 @@ AXES: Mapping[str, tuple[type, Label]] = MappingProxyType(
     }
 )
 """What a grid can vary, with the type and the value where it says nothing; 0 clean images are 5 % of the training
-images, an empty site is the method's own. An attack's name may end in "-a2a", for all-to-all. A victim is one of the
-manifest's, which says its data set, network and trigger."""
+images, an empty site is the method's own. An attack's name may end in "-a2a", for all-to-all, "-source" for
+source-specific or "-multi" for multi-target. A victim is one of the manifest's, which says its data set, network and
+trigger; so is an init, a clean one that the attack is planted into."""
 
 _KEYS = ("title", "kind", "paper", "scale", "precision", "grid", "variants", "sites", "victims", "options", "table")
 _MANIFEST = "manifest"
 _OPTIONS = ("attack", "defense")
 _TABLE = ("rows", "columns", "values")
 VALUES = (
-    *("acc", "asr", "ra", "der", "acc_lost", "seconds", "peak_mb"),
+    *("acc", "asr", "ra", "der", "acc_lost", "ra5", "seconds", "peak_mb"),
     *("distance_targeted", "distance_untargeted", "distance_ratio"),
     *("trigger_area", "cam_in_trigger_before", "cam_in_trigger_after"),
     *("covariance_before", "covariance_after", "accuracy_before", "accuracy_after"),
@@ -156,8 +158,9 @@ def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> 
     grids = tuple(_grid(block) for block in blocks)
     given = _manifest(found.get(_MANIFEST), folder)
     for grid in grids:
-        for victim in grid.get("victim", ()):
-            check_choice("victim", victim, ("", *given))
+        for axis in ("victim", "init"):
+            for victim in grid.get(axis, ()):
+                check_choice(axis, victim, ("", *given))
         for variant in grid.get("variant", ()):
             check_choice("variant", variant, variants)
     for value in (values := _words(table, "values", ("acc", "asr"))):

@@ -18,6 +18,7 @@ from neural_polarizer.bench import analyses
 from neural_polarizer.bench.cells import SCHEMA, Cell, GivenCell, LemmaCell, PurificationCell, VictimCell
 from neural_polarizer.bench.given import PublishedTrigger
 from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
+from neural_polarizer.bench.reactivation import reactivated
 from neural_polarizer.bench.sources import Sources
 from neural_polarizer.bench.store import Store
 from neural_polarizer.cache import SEAL
@@ -112,7 +113,8 @@ class Bench:
 
     def _planted(self, cell: VictimCell, device: torch.device) -> dict[str, Any]:
         train, test = self.sources.read(cell.data, cell.images)
-        folder = cached_attack(cell.attack, train, test, victim=cell.victim, device=device)
+        init = None if cell.init is None else cell.init.load(self._models)
+        folder = cached_attack(cell.attack, train, test, victim=cell.victim, device=device, init=init)
         record = read_json(folder / RECORD)
         self.store.keep(cell.id, [folder / name for name in (*FILES, SEAL)])
         return {
@@ -143,7 +145,7 @@ class Bench:
     @property
     def _models(self) -> Path:
         if self.models is None:
-            raise BadInputError("victims that are given need --models FOLDER, with the files of the manifest")
+            raise BadInputError("networks that are given need --models FOLDER, with the files of the manifest")
         return self.models
 
     def _scene(self, cell: PurificationCell) -> "_Scene":
@@ -173,7 +175,8 @@ class Bench:
                 "--out for them"
             )
         learned = LearnedTrigger(*load_attack(folder, own=type(cell.victim.attack)))
-        model = load_model(folder / MODEL).model
+        code = None if cell.victim.init is None else cell.victim.init.definition()
+        model = load_model(folder / MODEL, architecture=code).model
         triggered = read_triggered(folder / TRIGGERED, size=train.image_size, num_classes=train.num_classes)
         return _Scene(model, learned, train, test, triggered, victim)
 
@@ -204,6 +207,10 @@ class Bench:
             **_findings(purified),
             **weights,
         }
+        if cell.kind == "reactivation":
+            assert trigger is not None, "a clean victim has nothing to bring back"
+            assert scene.triggered is not None
+            result["ra5"] = reactivated(purified.model, train, trigger, scene.triggered, seed=cell.seed, device=device)
         if cell.kind == "gradcam":
             assert isinstance(trigger, LearnedTrigger), "analyses are of trained victims"
             result |= self._with_pictures(cell, *analyses.gradcam(model, purified.model, test, trigger, device))

@@ -32,8 +32,8 @@ def find_state_dict(
 
     Args:
         value: at the top of the pickle.
-        entry: which of several sets of weights is meant, by its path such as ``state_dict_ema``, or by the prefix of its
-            names such as ``teacher``.
+        entry: which of several sets of weights is meant, by its path such as ``state_dict_ema``, or by the prefix of
+            its names such as ``teacher``.
         fits: tells which of several sets could be meant.
 
     Raises:

@@ -77,7 +77,7 @@ def attack(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images; default: the scale's.", min=1)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.", min=1)] = None,
     policy: Annotated[
         Literal["auto", "cosine", "one-cycle", "constant"],
         typer.Option(help=f"Learning rates; auto: the scale's, but one-cycle for up to {FEW_EPOCHS} epochs."),

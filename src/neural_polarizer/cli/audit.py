@@ -55,7 +55,7 @@ def audit(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Look for a backdoor with clean images alone; writes audit.json and report.html."""
+    """Look for a backdoor with clean images only; writes audit.json and report.html."""
     place = choose_device(device)
     network = network_named(arch)
     loaded = load_model(

@@ -31,7 +31,7 @@ Results = Annotated[str, typer.Option(help="Folder with the records and artefact
 ScaleName = Annotated[BenchScale | None, typer.Option(help="Instead of the suite's own scale.")]
 Only = Annotated[
     list[str] | None,
-    typer.Option("--only", help="Cells with this value on an axis alone; repeatable.", metavar="AXIS=VALUE"),
+    typer.Option("--only", help="Only cells with this value on an axis; repeatable.", metavar="AXIS=VALUE"),
 ]
 
 
@@ -162,7 +162,8 @@ def _chosen(names: Sequence[str], scale: BenchScale | None, only: Sequence[str] 
 def _check_models(victims: Sequence[Cell], models: Path | None) -> None:
     """Refuse a folder of models that lacks files, before anything is computed."""
     for cell in victims:
-        lacking = cell.given.missing(models) if isinstance(cell, GivenCell) else None
+        given = cell.given if isinstance(cell, GivenCell) else cell.init if isinstance(cell, VictimCell) else None
+        lacking = None if given is None else given.missing(models)
         if lacking is not None:
             raise BadInputError(lacking)
 

@@ -3,14 +3,14 @@
 import shutil
 from typing import Any
 
-import typer
+from typer.core import TyperCommand
 
 FULL = "--help-all"
 _LEFT = 30
 _WIDEST = 110
 
 
-class BriefCommand(typer.core.TyperCommand):
+class BriefCommand(TyperCommand):
     """A command whose help has one line an option, the first sentence of its text."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -22,9 +22,9 @@ class BriefCommand(typer.core.TyperCommand):
         params = list(self.get_params(ctx))
         arguments = [each for each in params if each.param_type_name == "argument"]
         options = [each for each in params if each.param_type_name == "option"]
-        names = " ".join(each.make_metavar(ctx) for each in arguments)
+        names = " ".join(_value(each) if each.required else f"[{_value(each)}]" for each in arguments)
         lines = [f"Usage: {ctx.command_path} {names}{' ' if names else ''}[OPTIONS]", "", first_sentence(self.help), ""]
-        lines += [_line(each.make_metavar(ctx), each, width) for each in arguments]
+        lines += [_line(_value(each), each, width) for each in arguments]
         lines += [_line(_names(each), each, width) for each in options]
         lines += ["", f"{ctx.command_path} {FULL} says more about each."]
         formatter.write("\n".join(lines) + "\n")
@@ -38,15 +38,19 @@ def first_sentence(text: str | None) -> str:
 
 
 def _names(option: Any) -> str:
-    value = "" if option.is_flag else f" {option.metavar or option.name.upper()}"
+    value = "" if option.is_flag or not option.expose_value else f" {_value(option)}"
     return "/".join([option.opts[-1], *option.secondary_opts]) + value
+
+
+def _value(param: Any) -> str:
+    return str(param.metavar or param.name.upper())
 
 
 def _line(name: str, param: Any, width: int) -> str:
     text = first_sentence(getattr(param, "help", None))
     default = param.default
     if param.required:
-        text += " Required."
+        text = f"(required) {text}"
     elif isinstance(default, str | int | float) and not isinstance(default, bool) and "efault" not in text:
         text += f" Default: {default}."
     line = f"  {name:<{_LEFT}}  {text}"

@@ -103,9 +103,12 @@ PoisonLabelText = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N training images.", min=1)]
 PrecisionName = Annotated[
-    Literal["fp32", "bf16"] | None, typer.Option(help="Default: bf16 where the hardware computes in it.")
+    Literal["fp32", "bf16"] | None,
+    typer.Option(help="Of the computation. Default: bf16 where the hardware computes in it.", metavar="fp32|bf16"),
 ]
-DeviceName = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: cuda if there is one.")]
+DeviceName = Annotated[
+    str | None, typer.Option(help="Where to compute, as cpu or cuda:1. Default: cuda if there is one.")
+]
 OwnSettings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the method itself, as alpha=0.1; repeatable.", metavar="NAME=VALUE"),

@@ -35,8 +35,8 @@ from neural_polarizer.cli.progress import bars
 from neural_polarizer.cli.result import show_result
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFAULT, DEFENSES
-from neural_polarizer.defenses.frame import admitted
 from neural_polarizer.defenses.npd.presets import Preset
+from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.models.normalize import PROFILES

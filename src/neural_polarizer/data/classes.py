@@ -252,7 +252,8 @@ def _check_range(labels: np.ndarray, count: int | None, source: str) -> None:
     low, high = int(labels.min()), int(labels.max())
     most = min(MAX_CLASSES, max(0, high) + 1 if count is None else count)
     if low < 0 or high >= most:
-        raise BadInputError(f"{source}: labels must lie in 0..{most - 1}, found {low}..{high}")
+        counted = "; they seem to be counted from 1: subtract 1" if (low, high) == (1, most) else ""
+        raise BadInputError(f"{source}: labels must lie in 0..{most - 1}, found {low}..{high}{counted}")
 
 
 def _all_numbers(names: Sequence[str]) -> bool:

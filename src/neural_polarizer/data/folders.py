@@ -22,8 +22,10 @@ MAX_DEPTH = 8  # of folders below a class
 MAX_IN_REPOSITORY = 32  # entries of a folder that may be a data set's repository
 _NO_CLASS = frozenset({IMAGES, "image", "img", "imgs", "pictures"})
 _JUNK = frozenset(  # of macOS, Windows, network storage and Python
-    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "found.000")
-    + ("@eadir", "@__thumb", "#recycle", "#snapshot", "lost+found", "__pycache__", "icon\r")
+    (
+        *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "found.000"),
+        *("system volume information", "@eadir", "@__thumb", "#recycle", "#snapshot", "lost+found", "__pycache__"),
+    )
 )
 
 

@@ -21,9 +21,10 @@ _MAX_FOOTER, _MAX_HEADER = 16 << 20, 1 << 20
 _USUAL_HEADER = 512  # of a page; those with statistics of long values have more
 _MAX_VALUES = 1_000_000  # in a footer; ten columns in a thousand pieces need 450,000
 _MAX_DEPTH = 16
+_MAX_ITEMS = 20_000_000  # of a column of lists; a few bytes can stand for any number of them
 
 # Numbers of fields in Parquet's FileMetaData, RowGroup, ColumnChunk, ColumnMetaData and PageHeader.
-_ROW_GROUPS, _COLUMNS, _COLUMN = 4, 1, 3
+_ROWS, _ROW_GROUPS, _COLUMNS, _GROUP_ROWS, _COLUMN = 3, 4, 1, 3, 3
 _VALUES, _CHUNK_BYTES, _DATA_PAGE, _DICTIONARY_PAGE = 5, 7, 9, 11
 _UNPACKED, _PACKED = 2, 3
 
@@ -65,8 +66,16 @@ def _pages(raw: io.BufferedReader, column: int) -> Iterator[tuple[int, int]]:
         raise IndexError(length)
     raw.seek(tail - length)
     left = tail
-    for group in _Thrift(raw.read(length)).struct()[_ROW_GROUPS]:
+    footer = _Thrift(raw.read(length)).struct()
+    rows = [group[_GROUP_ROWS] for group in footer[_ROW_GROUPS]]
+    if min(rows, default=0) < 0 or sum(rows) != footer[_ROWS]:  # the library takes memory for as many
+        raise IndexError(sum(rows))
+    items = 0
+    for group in footer[_ROW_GROUPS]:
         chunk = group[_COLUMNS][column][_COLUMN]
+        items += chunk[_VALUES]
+        if chunk[_VALUES] < 0 or items > _MAX_ITEMS:
+            raise IndexError(items)
         left -= chunk[_CHUNK_BYTES]
         at = chunk[_DATA_PAGE]
         if 0 < chunk.get(_DICTIONARY_PAGE, 0) < at:

@@ -1,6 +1,5 @@
 """A folder that may come from a stranger: links that leave it are followed only where the user says so."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +43,7 @@ class Tree:
             BadInputError: it is outside, or a link on the way may not be followed.
         """
         parts = name.replace("\\", "/").split("/")
-        if not name or "\0" in name or os.path.isabs(name) or ".." in parts:
+        if not name or "\0" in name or Path(name).is_absolute() or ".." in parts:
             raise BadInputError(f"{shown(self.root)}: {shown(name)!r} names no file below this folder")
         path = self.root
         for part in parts:

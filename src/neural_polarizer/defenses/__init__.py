@@ -67,7 +67,7 @@ def defense_class(name: str) -> type[Defense]:
     if isinstance(found, type) and is_dataclass(found) and issubclass(found, Defense):
         return found
     raise BadInputError(
-        f"{name!r} is not a defense: a dataclass derived from neural_polarizer.Defense (docs/defenses.md)"
+        f"{name!r} is not a defense: a dataclass derived from neural_polarizer.Defense (docs/how-to/add-a-method.md)"
     )
 
 

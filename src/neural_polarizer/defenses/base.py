@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.fitting import check_classes, understood
+from neural_polarizer.defenses.fitting import check_classes, check_gradients, is_too_little, understood
 from neural_polarizer.defenses.form import check_one_layer, take_form
-from neural_polarizer.defenses.result import Outcome
+from neural_polarizer.defenses.result import Outcome, accusing_nobody
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import check_module, in_float32
 from neural_polarizer.models.normalize import one_logit
@@ -81,7 +81,7 @@ class Defense(ABC):
     """A defense sees a model, a few clean images and a seed; the trigger and the test set do not fit in.
 
     A new defense is a frozen dataclass derived from this one: its fields are its settings, each with a default, and
-    ``_run`` is its algorithm (docs/defenses.md).
+    ``_run`` is its algorithm (docs/how-to/add-a-method.md).
     """
 
     title: ClassVar[str] = ""
@@ -136,6 +136,7 @@ class Defense(ABC):
         if len(clean) < self.least_images:
             raise BadInputError(f"{clean.source}: {name} needs at least {self.least_images} images, got {len(clean)}")
         found = understood(working, clean)
+        check_gradients(found.model, found.images)
         check_classes(found.images, int(found.logits.shape[1]), forgets=name if self.every_class else None)
         place, sound = torch.device(device), _is_finite(working)
         run = Run(seed=seed, device=place, progress=progress)
@@ -146,6 +147,8 @@ class Defense(ABC):
         result = one_logit(outcome.model, working) if found.yes_no else outcome.model
         take_form(result, model)
         told = {each.name: getattr(outcome, each.name) for each in fields(Outcome)} | {"model": result}
+        if getattr(self, "target", None) is None and is_too_little(found.images):
+            told |= {"suspect": None, "audit": accusing_nobody(outcome.audit)}
         return Repaired(**told, defense=self, seed=seed, seconds=run.seconds, device=str(place))
 
     @abstractmethod

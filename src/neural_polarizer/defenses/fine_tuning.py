@@ -18,7 +18,7 @@ RECIPE = Schedule(epochs=100, batch_size=256, lr=0.01)
 
 LAPTOP: Mapping[str, Any] = MappingProxyType({"schedule.epochs": 20, "schedule.batch_size": 32, "schedule.lr": 0.03})
 """Fewer passes, but larger steps on smaller batches: the laptop's victims were trained at ten times the paper's rate,
-and 0.01 leaves their backdoors in place (docs/defenses.md)."""
+and 0.01 leaves their backdoors in place (docs/research/defenses.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,10 @@ from neural_polarizer.models.normalize import described, outputs, two_logits
 _TROUBLE = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
 
 
+FEWEST_IMAGES = 10
+"""With fewer clean images, no class is taken for the attacker's."""
+
+
 @dataclass(frozen=True, eq=False)
 class Understood:
     """A model and images that go together.
@@ -42,6 +46,36 @@ def understood(working: nn.Module, clean: ImageSet) -> Understood:
     if logits.shape[1] > 1:
         return Understood(working, images, logits, False)
     return Understood(two_logits(working), images, torch.cat((torch.zeros_like(logits), logits), dim=1), True)
+
+
+def is_too_little(images: ImageSet) -> bool:
+    """Whether what a few images, or those of one class, have in common by nature would pass for a backdoor."""
+    return len(images) < FEWEST_IMAGES or int(images.labels.unique().numel()) < 2
+
+
+def check_gradients(working: nn.Module, images: ImageSet) -> None:
+    """Refuse a network whose logits do not depend on its weights in a way that could be learned from.
+
+    Args:
+        working: its flags are as before afterwards.
+        images: two are tried.
+
+    Raises:
+        BadInputError: they do not.
+    """
+    flags = {each: each.requires_grad for each in working.parameters()}
+    try:
+        working.requires_grad_(True)
+        with torch.enable_grad():
+            learns = bool(working(to_pixels(images.images[:2])).requires_grad)
+    finally:
+        for each, flag in flags.items():
+            each.requires_grad_(flag)
+    if flags and not learns:
+        raise BadInputError(
+            "the model gives logits without gradients, from which nothing can be learned; take torch.no_grad, "
+            "torch.inference_mode or detach out of its forward"
+        )
 
 
 def measurable(model: nn.Module, images: ImageSet) -> tuple[nn.Module, ImageSet]:

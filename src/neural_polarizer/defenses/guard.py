@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,7 +17,7 @@ class Point:
         dial: 0 is the network as it was, 1 the learned layer, beyond 1 more of the same change.
         acc: accuracy on the images that judge, as a fraction.
         drop: expected loss of accuracy (``expected_drop``), as a fraction.
-        least_drop: the same less its standard errors (``Guard.errors``), which the budget is compared with.
+        least_drop: the same less what its error excuses, which the budget is compared with.
         stand_ins: share of images that held-out stand-ins still lead to their class.
     """
 
@@ -27,6 +27,15 @@ class Point:
     least_drop: float
     stand_ins: float
 
+    def harm(self, backdoor: float, enough: float) -> float:
+        """The share of images that are expected to be answered wrongly: by a trigger, and by the loss of accuracy.
+
+        Args:
+            backdoor: probability that there is one.
+            enough: a share of stand-ins that works by chance, too.
+        """
+        return backdoor * max(self.stand_ins - enough, 0.0) + max(self.drop, 0.0)
+
 
 @dataclass(frozen=True)
 class Guarded:
@@ -35,9 +44,10 @@ class Guarded:
     Args:
         points: the dial's curve, from weak to strong.
         chosen: the dial of the result; 0 where nothing helps within the budget.
-        judges: number of clean images that judge.
-        held_out: whether nothing was learned from these.
+        judges: number of clean images that judge, each a layer that was not learned from it.
         budget: the loss of accuracy that was allowed.
+        backdoor: probability that there is one.
+        enough: a share of stand-ins that works by chance, too.
         weight: of the stand-ins in what was chosen.
         rounds: of renewed stand-ins in what was chosen.
     """
@@ -45,8 +55,9 @@ class Guarded:
     points: tuple[Point, ...]
     chosen: float
     judges: int
-    held_out: bool
     budget: float
+    backdoor: float
+    enough: float
     weight: float
     rounds: int
 
@@ -56,9 +67,21 @@ class Guarded:
         return next(each for each in self.points if each.dial == self.chosen)
 
     @property
-    def within_budget(self) -> bool:
-        """Whether even the strongest point is."""
-        return allowed(self.points, self.budget)[-1] == self.points[-1]
+    def harm(self) -> float:
+        """Of the chosen one."""
+        return self.point.harm(self.backdoor, self.enough)
+
+    @property
+    def done(self) -> bool:
+        """Whether the chosen one leaves no more stand-ins than work by chance."""
+        return self.point.stand_ins <= self.enough
+
+    def with_left(self, share: float) -> "Guarded":
+        """The same where at least this share of stand-ins is left, by another measure, wherever the layer is on."""
+        points = (
+            point if point.dial == 0 else replace(point, stand_ins=max(point.stand_ins, share)) for point in self.points
+        )
+        return replace(self, points=tuple(points))
 
 
 def margins(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -67,7 +90,7 @@ def margins(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Float[
     return own - logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
 
 
-def expected_drop(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> tuple[float, float]:
+def expected_drop(before: Float[Tensor, "v n"], after: Float[Tensor, "v n"]) -> tuple[float, float]:
     """By how much the accuracy falls, from margins of a few images, with less chance in it than a count has.
 
     A count moves in steps of 1 / n, and its error is that of the few images whose answer changes.  Instead each image
@@ -75,12 +98,12 @@ def expected_drop(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> tu
     margins (a normal distribution with the standard deviation of the change): images near the boundary count in part.
 
     Args:
-        before: margins of the network as it was.
+        before: margins of the network as it was, for v copies of n images.
         after: margins of the changed one.
 
     Returns:
-        The loss of accuracy as a fraction, negative for a gain, and its standard error; infinite and 0 if a margin is
-        not finite.
+        The loss of accuracy as a fraction, negative for a gain, and its standard error, for which the copies of an
+        image count as one; infinite and 0 if a margin is not finite.
     """
     if not bool(after.isfinite().all()):
         return math.inf, 0.0
@@ -90,7 +113,7 @@ def expected_drop(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> tu
     else:
         share = torch.distributions.Normal(0.0, 1.0).cdf
         lost = share(before.double() / width) - share(after.double() / width)
-    return float(lost.mean()), float(lost.std(correction=0)) / math.sqrt(len(lost))
+    return float(lost.mean()), float(lost.mean(dim=0).std(correction=0)) / math.sqrt(lost.shape[1])
 
 
 def allowed(points: Sequence[Point], budget: float) -> Sequence[Point]:
@@ -99,16 +122,17 @@ def allowed(points: Sequence[Point], budget: float) -> Sequence[Point]:
     return points[:over]
 
 
-def chosen_dial(points: Sequence[Point], budget: float, *, alike: float, beyond: float) -> float:
-    """The dial that is allowed, and as strong as held-out stand-ins need, and a little more.
+def chosen_dial(points: Sequence[Point], budget: float, *, backdoor: float, enough: float, beyond: float) -> float:
+    """The allowed dial of the least harm, and a little more.
 
     Args:
         points: from weak to strong, beginning with 0.
         budget: the loss of accuracy that is allowed.
-        alike: shares of stand-ins that count as equal.
-        beyond: the little more, where it is allowed.
+        backdoor: probability that there is one.
+        enough: a share of stand-ins that works by chance, too.
+        beyond: the little more, where the budget allows it without any excuse.
     """
     free = allowed(points, budget)
-    fewest = min(point.stand_ins for point in free)
-    needed = next(point.dial for point in free if point.stand_ins <= fewest + alike)
-    return needed if needed == 0 else max(point.dial for point in free if point.dial <= needed + beyond)
+    needed = min(free, key=lambda point: point.harm(backdoor, enough)).dial
+    further = [point.dial for point in free if point.dial <= needed + beyond and point.drop <= budget]
+    return needed if needed == 0 else max(needed, *further)

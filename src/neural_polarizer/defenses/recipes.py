@@ -37,7 +37,7 @@ def make_defense(
     Args:
         method: a key of ``DEFENSES``, or the dotted path of a class.
         name: preset, for the NPD family alone; None is "shipped".
-        scale: "paper" (appendix B; the default) or "laptop" (docs/defenses.md), for all others.
+        scale: "paper" (appendix B; the default) or "laptop" (docs/research/defenses.md), for all others.
         profile: which data set the images are like, a name of ``PROFILES``.
         target: the attacker's class or "next"; NPD-TP and NPD-TU need it, the default method can do without.
 

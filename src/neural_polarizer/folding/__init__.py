@@ -69,7 +69,7 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
     behind it into one 1x1 convolution; its own two parts into one 1x1 convolution or linear layer. Every result is
     compared with ``model`` on ``pixels``, and one that gives other logits is passed over.
 
-    Source: the algebra of affine maps; docs/performance.md has the cases.
+    Source: the algebra of affine maps; docs/research/performance.md has the cases.
     Shape: ``pixels`` is float ``(n, c, h, w)`` in [0, 1], as ``model`` takes it.
 
     Args:

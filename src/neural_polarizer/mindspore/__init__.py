@@ -1,4 +1,4 @@
-"""NPD for MindSpore networks (extra "mindspore"; docs/mindspore.md)."""
+"""NPD for MindSpore networks (extra "mindspore"; docs/research/mindspore.md)."""
 
 from neural_polarizer.errors import BadInputError
 

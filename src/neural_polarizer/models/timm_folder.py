@@ -47,8 +47,9 @@ def timm_architecture(config: Mapping[str, Any]) -> str:
 def timm_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The names of the classes in the order of the logits, if it has them."""
     names = config.get("label_names") or _told(config).get("label_names")
-    known = isinstance(names, list) and bool(names) and all(type(name) is str for name in names)
-    return tuple(names) if known and len(set(names)) == len(names) else None
+    if not isinstance(names, list) or not names or not all(type(name) is str for name in names):
+        return None
+    return tuple(names) if len(set(names)) == len(names) else None
 
 
 def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
@@ -63,14 +64,14 @@ def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     try:
         mean, std = (tuple(map(float, told[name])) for name in ("mean", "std"))
         size = tuple(told["input_size"][1:]) if "input_size" in told else None
-        possible = len(mean) == len(std) and len(std) in (1, 3) and all(map(math.isfinite, mean + std)) and min(std) > 0
-        if not possible or not (size is None or (len(size) == 2 and all(type(side) is int for side in size))):
-            raise ValueError(told)
-        if size is not None and not all(1 <= side <= MAX_OPTION for side in size):
-            raise ValueError(size)
         cropped = float(told.get("crop_pct") or 1) < 1 and told.get("crop_mode", "center") == "center"
+        usable = len(mean) == len(std) and len(std) in (1, 3) and all(map(math.isfinite, mean + std)) and min(std) > 0
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise BadInputError("its mean, std or input_size cannot be used; correct them, or give --profile") from None
+        mean, std, size, cropped, usable = (), (), None, False, False
+    if size is not None:
+        usable = usable and len(size) == 2 and all(type(side) is int and 1 <= side <= MAX_OPTION for side in size)
+    if not usable:
+        raise BadInputError("its mean, std or input_size cannot be used; correct them, or give --profile")
     return Preprocessing(
         source="its config.json",
         mean=mean * (3 // len(mean)),

@@ -20,8 +20,7 @@ def guard_summary(record: Mapping[str, Any]) -> str | None:
     )
     if chosen is None or dial is None or drop is None or budget is None:
         return None
-    apart = "held-out clean images" if found.get("held_out") else "clean images"
-    judges = f"On {count(found.get('judges')) or 'the'} {apart}"
+    judges = f"On {count(found.get('judges')) or 'the'} clean images that the layer was not learned from"
     if dial == 0:
         return (
             f"Not purified. {judges} nothing that helps stays within {100 * budget:.1f} points of accuracy: the model "
@@ -30,7 +29,7 @@ def guard_summary(record: Mapping[str, Any]) -> str | None:
     left, first = number(chosen.get("stand_ins")), number(curve[0].get("stand_ins"))
     return (
         f"The layer works at {dial:g} times its learned strength. {judges} the expected loss of accuracy is "
-        f"{100 * drop:.1f} points ({100 * budget:.1f} are allowed, and one standard error). Held-out stand-ins lead "
+        f"{100 * drop:.1f} points ({100 * budget:.1f} are allowed, and some for its error). Held-out stand-ins lead "
         f"{percent(left)} of the images to their class, {percent(first)} before."
     )
 
@@ -53,7 +52,6 @@ def dial_charts(record: Mapping[str, Any]) -> list[Chart]:
     if place is None or budget is None or len(complete) < 2:
         return []
     dials, acc, drop, stand_ins = (list(column) for column in zip(*complete, strict=True))
-    held_out = "held-out clean images" if found.get("held_out") else "the clean images"
     label = "strength of the layer"
     accuracy = {
         "counted": acc,
@@ -61,7 +59,7 @@ def dial_charts(record: Mapping[str, Any]) -> list[Chart]:
         "the least that is allowed": [acc[0] - budget] * len(acc),
     }
     return [
-        dial_chart(f"Accuracy on {held_out}", label, dials, accuracy, place),
+        dial_chart("Accuracy on clean images", label, dials, accuracy, place),
         dial_chart("Held-out stand-ins that still work", label, dials, {"of the images": stand_ins}, place),
     ]
 

@@ -12,11 +12,11 @@ UNDEFENDED = "none"
 MEAN = "mean"
 """What the axis "attack" says of an average over the attacks."""
 
-RATES = ("acc", "asr", "ra", "der", "acc_lost")
+RATES = ("acc", "asr", "ra", "der", "acc_lost", "ra5")
 """The values that are fractions in [0, 1] and shown in percent."""
 
 DIRECTIONS: Mapping[str, int] = MappingProxyType(
-    {"acc": 1, "ra": 1, "der": 1, "asr": -1, "acc_lost": -1, "seconds": -1}
+    {"acc": 1, "ra": 1, "der": 1, "asr": -1, "acc_lost": -1, "ra5": -1, "seconds": -1}
 )
 """The values by which defenses compete: 1 where more is better, -1 where less is."""
 
@@ -28,6 +28,7 @@ _AXES = {
     "victim_seed": "victim seed",
     "site": "layer",
     "n_clean": "clean images",
+    "init": "planted into",
 }
 _VALUES = {
     "acc": "ACC",
@@ -35,6 +36,7 @@ _VALUES = {
     "ra": "RA",
     "der": "DER",
     "acc_lost": "ACC lost",
+    "ra5": "RA5",
     "seconds": "Time",
     "peak_mb": "Memory",
 }
@@ -69,6 +71,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "adap-blend": "Adap-Blend",
         "adap-patch": "Adap-Patch",
         "grond": "Grond",
+        "evasive": "Evasive",
         MEAN: "Mean",
     },
     "defense": {
@@ -76,7 +79,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         **{name: title_of(name) for name in DEFENSES},
     },
 }
-_ALL_TO_ALL = "-a2a"
+_RULES = {"-a2a": "-A2A", "-source": ", one source class", "-multi": ", several targets"}
 
 
 def axis_text(axis: str) -> str:
@@ -97,8 +100,9 @@ def label_text(axis: str, label: Label) -> str:
     if label == "":
         return "default" if axis in ("variant", "site") else "-"
     name = str(label)
-    if axis == "attack" and name.endswith(_ALL_TO_ALL):
-        return label_text(axis, name.removesuffix(_ALL_TO_ALL)) + "-A2A"
+    for ending, text in _RULES.items():
+        if axis == "attack" and name.endswith(ending):
+            return label_text(axis, name.removesuffix(ending)) + text
     return _NAMES.get(axis, {}).get(name, visible(name))
 
 

@@ -8,8 +8,8 @@ Label = str | int | float | bool
 """What a cell has on one axis, such as "badnets" on "attack" or 0.1 on "poison_rate"."""
 
 Record = Mapping[str, Any]
-"""One cell as it is stored (docs/benchmark.md): ``status`` is "done" or "failed", ``result`` or ``error`` says what
-came out, ``request`` all that it depends on, ``provenance`` where and when it was computed."""
+"""One cell as it is stored (docs/reference/files.md): ``status`` is "done" or "failed", ``result`` or ``error`` says
+what came out, ``request`` all that it depends on, ``provenance`` where and when it was computed."""
 
 
 @dataclass(frozen=True)

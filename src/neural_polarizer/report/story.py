@@ -30,7 +30,7 @@ class Story:
 def story(record: Mapping[str, Any]) -> Story:
     """Tell what the method did; methods that are not known here are named."""
     method = str(record.get("method") or "npd")
-    if method not in DEFENSES or not DEFENSES[method].inserts:
+    if method not in DEFENSES or not hasattr(DEFENSES[method], "site"):  # the class; ``inserts`` is for its instances
         return Story((*_told(record, method), "The original file was only read."), ())
     site = str(record.get("site") or "")
     where, _, layer = site.partition(":")

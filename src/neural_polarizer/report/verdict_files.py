@@ -114,7 +114,7 @@ def _verdict(record: Mapping[str, Any], told: _Told, name: str, figures: Mapping
 
 
 def _tool(record: Mapping[str, Any]) -> dict[str, str]:
-    return {"name": _NAME, "version": str(table(record, "versions").get(_NAME) or "unknown")}
+    return {"name": _NAME, "version": str(table(record, "versions").get("neural_polarizer") or "unknown")}
 
 
 def _texts(record: Mapping[str, Any], key: str) -> list[str]:

@@ -205,6 +205,7 @@ def run_attack(
     )
     learned = _once(out / TRIGGER, key_of(request), lambda: attack.learn(train, workshop))
     prepared = time.perf_counter()
+    model: nn.Module
     if init is None:
         model, record = victim.build(train.num_classes), victim.record(train)
     else:

@@ -124,7 +124,7 @@ def _pictures(pixels: Tensor, perturbed: Tensor, evidence: Evidence) -> list[Pic
         Picture(
             title="Perturbed clean images",
             caption="Rows: clean image, the same with a targeted perturbation against the original model (the stand-in "
-            "for the unknown trigger), and the perturbation alone, amplified.",
+            "for the unknown trigger), and only the perturbation, amplified.",
             png=contact_sheet([to_bytes(pixels), to_bytes(perturbed), amplify(perturbed - pixels)], scale=scale),
             group="Perturbations",
         )

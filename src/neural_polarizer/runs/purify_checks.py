@@ -108,7 +108,7 @@ def check_mixture(defense: Defense, method: str, mixture: ImageSet | None) -> No
     if wanted and mixture is None:
         raise BadInputError(f"{method} with data=mixture needs poisoned training images: give them with --mixture")
     if mixture is not None and not wanted:
-        raise BadInputError(f"{method} sees clean images alone: leave the mixture out")
+        raise BadInputError(f"{method} sees clean images only: leave the mixture out")
 
 
 def remarks(
@@ -125,11 +125,11 @@ def remarks(
     if mixture is not None:
         found.append(
             f"exception: {method} was given {len(mixture)} images of the poisoned training set ({mixture.source}), as "
-            "in its publication; all other defenses see clean images alone, so its figures do not compare with theirs"
+            "in its publication; all other defenses see clean images only, so its figures do not compare with theirs"
         )
     elif getattr(defense, "data", None) == "clean":
         found.append(
-            f"{method} was given clean images alone; in its publication it sees poisoned training images (--mixture), "
+            f"{method} was given clean images only; in its publication it sees poisoned training images (--mixture), "
             "without which there is little for it to find"
         )
     if before.acc is not None and before.acc < 0.5:

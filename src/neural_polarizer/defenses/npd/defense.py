@@ -21,7 +21,7 @@ class NPD(NPDSettings, Defense):
     """Learn one inserted linear layer that takes the backdoor out of a frozen network.
 
     Source: Zhu et al., "Neural Polarizer", NeurIPS 2023, Alg. 1 (NPD), 2 (NPD-TU), 3 (NPD-TP), section 4.3 (-UU,
-    -UP).  Departures: the defaults are those of docs/defaults.md; ``npd.presets`` has the paper's own.
+    -UP).  Departures: the defaults are those of docs/research/defaults.md; ``npd.presets`` has the paper's own.
     """
 
     title: ClassVar[str] = "NPD"

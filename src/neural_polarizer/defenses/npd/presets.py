@@ -39,7 +39,7 @@ KNOWS_TARGET = ("npd-tp", "npd-tu")
 PAPER_SITE = "before:layer4.1.conv1"
 
 _STRONG: dict[str, Any] = {"radii": (5.0,), "steps": 4}
-"""Shipped perturbations that are one for the batch, or lead to the attacker's class (docs/defaults.md)."""
+"""Shipped perturbations that are one for the batch, or lead to the attacker's class (docs/research/defaults.md)."""
 
 _PAPER: dict[str, Any] = {
     "site": PAPER_SITE,
@@ -73,7 +73,7 @@ def preset(
 
     Args:
         method: a key of ``VARIANTS``.
-        name: "shipped" (docs/defaults.md), "paper" (the paper's values and site), or "reference" (what the authors'
+        name: "shipped" (docs/explanation/paper.md), "paper" (its values and site), or "reference" (what the authors'
             code really does, but with the sign step and one weight for both terms of L_bce on Tiny ImageNet).
         profile: data set, for the values that "paper" and "reference" make depend on it.
         target: the attacker's class or "next"; needed by NPD-TP and NPD-TU, refused by the others.

@@ -23,7 +23,7 @@ Target = int | Literal["next"] | None
 
 @dataclass(frozen=True, kw_only=True)
 class NPDSettings:
-    """How to learn the polarizer; the defaults are the shipped preset of ``npd`` (docs/defaults.md).
+    """How to learn the polarizer; the defaults are the shipped preset of ``npd`` (docs/research/defaults.md).
 
     Args:
         perturbation: "sample" gives each image its own, "universal" one to each batch (TU, UU).
@@ -65,7 +65,7 @@ class NPDSettings:
         bn_outer: mode of the polarizer's batch norm in the outer step: "eval", or "train_clean_stats" (batch
             statistics; running ones follow only the clean images).
         precision: "fp32", or "bf16" autocast (losses and projection stay in float32).
-        compile: use torch.compile (docs/defaults.md).
+        compile: use torch.compile (docs/research/defaults.md).
 
     Raises:
         BadInputError: a setting is out of its range.

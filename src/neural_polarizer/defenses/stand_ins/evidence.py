@@ -15,8 +15,11 @@ class Belief:
     """What the evidence says of each aim (``least.wanted_labels``).
 
     Args:
-        aims: probability that it is the attacker's, if there is one, ``(a,)``, adding up to 1; the floor included.
-        factors: how many times as likely the evidence is if it is the attacker's, ``(a,)``.
+        aims: probability that it is the attacker's, if there is one, adding up to 1, the floor included, ``(k + 1,)``:
+            the classes, then "next".
+        factors: how many times as likely the evidence is if it is the attacker's, likewise.
+        forms: for each aim and form of a trigger the factor of the evidence: those in pixels, and last that of what
+            only the layer's input has in common, ``(k + 1, f)``.
         backdoor: probability that there is a backdoor.
         p_value: of the strongest statistic, corrected for the number of aims and statistics looked at.
         likeliest: the aim with the largest factor.
@@ -24,9 +27,15 @@ class Belief:
 
     aims: Float[Tensor, " a"]
     factors: Float[Tensor, " a"]
+    forms: Float[Tensor, "a f"]
     backdoor: float
     p_value: float
     likeliest: int
+
+    def beyond_pixels(self, clear: float) -> bool:
+        """Whether the likeliest aim stands out at the layer's input, by ``clear``, but in no form in pixels."""
+        of_likeliest = self.forms[self.likeliest]
+        return bool(of_likeliest[-1] >= clear) and bool(of_likeliest[:-1].max() < clear)
 
     def knowing(self, aim: int, floor: float) -> "Belief":
         """The same where somebody has told the attacker's aim; every aim keeps its share of ``floor``."""
@@ -35,9 +44,9 @@ class Belief:
         return replace(self, aims=even, backdoor=1.0, likeliest=aim)
 
 
-def told_aim(aim: int, num_classes: int) -> int | Literal["next"] | None:
-    """An aim in words: a class, "next", or None for another shift of the labels."""
-    return aim if aim < num_classes else "next" if aim == num_classes else None
+def told_aim(aim: int, num_classes: int) -> int | Literal["next"]:
+    """An aim in words: a class, or "next"."""
+    return aim if aim < num_classes else "next"
 
 
 def outlier_p(values: Float[Tensor, " c"], resolution: float = 1e-6) -> Float[Tensor, " c"]:
@@ -97,33 +106,38 @@ def bayes_factor(p: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
 
 
 def believed(
-    statistics: Sequence[Float[Tensor, " k"]],
+    by_form: Sequence[Float[Tensor, " k"]],
+    others: Sequence[Float[Tensor, " k"]],
     shifts: Float[Tensor, " s"],
     *,
     floor: float,
     prior: float,
     resolution: float,
 ) -> Belief:
-    """Combine statistics by class, low where an attacker's class is, and one by shift (all-to-all).
+    """Combine statistics by class and one by shift (all-to-all).
 
     Factors of independent statistics multiply.  Among the aims all are alike before the evidence; that there is a
-    backdoor at all has probability ``prior``.
+    backdoor at all has probability ``prior``.  Of the shifts, "next" (label + 1) is an aim, which all-to-all attacks
+    have; the others are the crowd that it has to stand out from.
 
     Args:
-        statistics: logarithms of norms by class, NaN where not computed.
+        by_form: logarithms of norms by class, low where an attacker's class is, for each form; NaN where not computed.
+        others: likewise, of what has no form.
         shifts: likewise by shift of the label, from 1 on.
         floor: share of the probability that is spread evenly over the aims that were looked at.
         prior: in [0, 1].
         resolution: of the statistics.
     """
+    statistics = [*by_form, *others]
     p = [outlier_p(each, resolution) for each in statistics]
-    of_shift = outlier_p(shifts, resolution)
+    of_next, next_seen = outlier_p(shifts, resolution)[:1], shifts[:1].isfinite()
     factors = torch.stack([bayes_factor(each) for each in p]).prod(dim=0)
-    factors = torch.cat([factors, bayes_factor(of_shift)])
-    seen = torch.cat([torch.stack([each.isfinite() for each in statistics]).any(dim=0), shifts.isfinite()])
+    factors = torch.cat([factors, bayes_factor(of_next)])
+    seen = torch.cat([torch.stack([each.isfinite() for each in statistics]).any(dim=0), next_seen])
     factors = torch.where(seen, factors, 0.0)
-    looks = sum(int(each.isfinite().sum()) for each in (*statistics, shifts))
-    smallest = min(float(each.min()) for each in (*p, of_shift) if len(each))
+    forms = torch.stack([bayes_factor(each) for each in p[: len(by_form)]], dim=1)
+    looks = sum(int(each.isfinite().sum()) for each in (*statistics, shifts[:1]))
+    smallest = min(float(each.min()) for each in (*p, of_next) if len(each))
     count = max(1, int(seen.sum()))
     total = float(factors.sum())
     aims = (1 - floor) * factors / max(total, 1e-30) + floor * seen / count
@@ -131,6 +145,7 @@ def believed(
     return Belief(
         aims=aims.float(),
         factors=factors,
+        forms=torch.cat([forms, forms.new_ones(len(of_next), len(by_form))]).float(),
         backdoor=odds / max(odds + 1 - prior, 1e-30),
         p_value=-math.expm1(looks * math.log1p(-min(smallest, 1 - 1e-12))),
         likeliest=int(factors.argmax()),

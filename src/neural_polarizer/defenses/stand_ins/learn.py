@@ -1,6 +1,7 @@
 """The objective: agree with the frozen network's logits, on clean images and where stand-ins lead elsewhere."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,7 +21,7 @@ class Carried:
 
     Args:
         values: as ``Engine.front`` gives them.
-        rows: of the images among those that are learned from.
+        rows: of the images among those that the network has seen.
     """
 
     values: Values
@@ -38,6 +39,14 @@ class Change:
     shift: Tensor
 
 
+def mean_of(changes: Sequence[Change]) -> Change:
+    """The mean, which is what the mean of the layers' outputs is."""
+    return Change(
+        torch.stack([each.mix for each in changes]).mean(dim=0),
+        torch.stack([each.shift for each in changes]).mean(dim=0),
+    )
+
+
 class Layer:
     """The engine's polarizer as an affine map of the channels, A = I + mix; its norm only shifts.
 
@@ -50,6 +59,11 @@ class Layer:
         self._identity, self._mean = self._weight.detach().clone(), self._bias.detach().clone()
 
     @property
+    def nothing(self) -> Change:
+        """The identity's."""
+        return Change(torch.zeros_like(self._identity), torch.zeros_like(self._mean))
+
+    @property
     def change(self) -> Change:
         """A copy of the present difference."""
         return Change(self._weight.detach() - self._identity, self._bias.detach() - self._mean)
@@ -59,6 +73,11 @@ class Layer:
         """Make the difference ``dial`` times ``change``."""
         self._weight.copy_(self._identity + dial * change.mix)
         self._bias.copy_(self._mean + dial * change.shift)
+
+    def frozen(self, yes: bool) -> None:
+        """Whether it takes no gradients."""
+        self._weight.requires_grad_(not yes)
+        self._bias.requires_grad_(not yes)
 
     def pulled(self) -> Float[Tensor, ""]:
         """|A - I|^2, with a gradient."""
@@ -84,6 +103,23 @@ def disagreement(
 
 
 @dataclass(frozen=True, eq=False)
+class Held:
+    """Stand-ins that judge.
+
+    Args:
+        values: images that carry those in pixels, as the network sees them in front of the layer.
+        led: the labels that these are led to.
+        counts: how many images carry each.
+        shifts: those at the layer's input.
+    """
+
+    values: Values
+    led: Int64[Tensor, " h"]
+    counts: Sequence[int]
+    shifts: StandIns
+
+
+@dataclass(frozen=True, eq=False)
 class Lesson:
     """What the layer learns from.
 
@@ -94,7 +130,9 @@ class Lesson:
         logits: the frozen network's, centred.
         carried: images with stand-ins in pixels.
         shifts: stand-ins at the layer's input.
+        held: stand-ins that nothing is learned from.
         unit: standard deviation of the features.
+        fit: rows of the images that are learned from.
     """
 
     values: Values
@@ -103,7 +141,15 @@ class Lesson:
     logits: Float[Tensor, "n k"]
     carried: Carried
     shifts: StandIns
+    held: Held
     unit: float
+    fit: Int64[Tensor, " f"]
+
+    def of(self, fit: Int64[Tensor, " f"]) -> "Lesson":
+        """The same from the images ``fit`` only."""
+        kept = torch.isin(self.carried.rows, fit)
+        carried = Carried(tuple(value[kept] for value in self.carried.values), self.carried.rows[kept])
+        return replace(self, carried=carried, fit=fit)
 
 
 def learn(
@@ -143,13 +189,14 @@ def learn(
     """
     variance = lesson.logits.var()
     optimizer = layer.optimizer(learning.lr, lesson.unit)
+    layer.frozen(False)
     rates = [group["lr"] for group in optimizer.param_groups]
-    count, quarter = len(lesson.labels), max(1, batch_size // 4)
+    quarter = max(1, batch_size // 4)
     losses = []
     for step in range(steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * cosine(step, steps)
-        rows = _draw(count, max(1, batch_size // 2), generator, lesson.labels)
+        rows = lesson.fit[_draw(len(lesson.fit), max(1, batch_size // 2), generator, lesson.labels)]
         parts = [tuple(value[rows] for value in lesson.values)]
         wanted = [lesson.logits[rows]]
         moves = [torch.zeros(len(rows), *net.features.shape, device=net.device)]
@@ -172,13 +219,14 @@ def learn(
         optimizer.step()
         losses.append(loss.detach())
         told(phase, step + 1, steps)
+    layer.frozen(True)
     return float(torch.stack(losses[-max(1, steps // 10) :]).mean()) if losses else float("nan")
 
 
 def _shifted(lesson: Lesson, bank: Bank, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of images and a move of the layer's input for each."""
     shifts, device = lesson.shifts, lesson.labels.device
-    rows = _draw(len(lesson.labels), count, generator, lesson.labels)
+    rows = lesson.fit[_draw(len(lesson.fit), count, generator, lesson.labels)]
     chosen = _draw(len(shifts), count, generator, lesson.labels)
     fitting = lesson.wanted[shifts.aims.to(device)[chosen], rows] != lesson.labels[rows]
     rows, delta = rows[fitting], shifts.deltas[chosen[fitting]]

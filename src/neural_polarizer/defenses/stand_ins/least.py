@@ -1,8 +1,7 @@
 """Least stand-ins: perturbations that images share, of the smallest norm that still leads them to a class."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -89,7 +88,7 @@ def least_stand_ins(
     deltas = deltas / each_length(deltas).clamp_min(1e-12) * _wide(0.3 * radii, deltas)
     success, trail = torch.zeros(len(aims), device=device), []
     images = min(search.images, batch_size)
-    groups = torch.arange(len(aims)).split(max(1, batch_size // images))
+    groups = [each for each in torch.arange(len(aims)).split(max(1, batch_size // images)) if len(each)]
     for step in range(search.steps):
         for done, group in enumerate(groups):
             rows = torch.stack([_drawn(rows_of[int(aim)], images, generator) for aim in aims[group]])
@@ -108,7 +107,7 @@ def least_stand_ins(
         trail.append(radii.log())
     last = max(1, round(search.averaged * search.steps))
     norms = torch.stack(trail[-last:]).mean(dim=0).exp()
-    idle = torch.tensor([len(rows_of[int(aim)]) == 0 for aim in aims], device=device)
+    idle = torch.tensor([len(rows_of[int(aim)]) == 0 for aim in aims], dtype=torch.bool, device=device)
     return StandIns(
         deltas / each_length(deltas).clamp_min(1e-12) * _wide(norms, deltas),
         norms,
@@ -178,28 +177,25 @@ def drawn_forms(
     axes: Sequence[int],
     *,
     dense: float,
-    smooth: float,
     largest: float,
-    cells: int,
     generator: torch.Generator,
     device: torch.device,
 ) -> Forms:
-    """Random forms: anything, anything smooth, or anything in a random box along ``axes``.
+    """Random forms: anything, or anything in a random box along ``axes``.
 
     Args:
         count: how many.
         shape: of one perturbation.
         axes: the axes of ``shape`` that are places (height and width, or tokens); none: all are dense.
         dense: the share that may be anything.
-        smooth: the share that is smooth.
         largest: the longest side of a box, as a share of the axis.
-        cells: of the grid of smooth ones.
         generator: draws them (on the CPU).
         device: of the result.
     """
+    found = dense_forms(count, shape, device)
     windows = torch.ones(count, *(size if axis in axes else 1 for axis, size in enumerate(shape)))
-    kind = torch.rand(count, generator=generator)
-    for place in (kind >= dense + smooth).nonzero()[:, 0].tolist() if axes else []:
+    boxed = torch.rand(count, generator=generator) >= dense
+    for place in boxed.nonzero()[:, 0].tolist() if axes else []:
         box = [slice(None)] * len(shape)
         for axis in axes:
             longest = max(1, int(largest * shape[axis]))
@@ -208,7 +204,7 @@ def drawn_forms(
             box[axis] = slice(start, start + length)
         windows[place] = 0
         windows[place][tuple(box)] = 1
-    return Forms(windows.to(device), (kind >= dense) & (kind < dense + smooth), cells)
+    return replace(found, windows=windows.to(device))
 
 
 def wanted_labels(labels: Int64[Tensor, " n"], num_classes: int) -> Int64[Tensor, "a n"]:
@@ -219,8 +215,3 @@ def wanted_labels(labels: Int64[Tensor, " n"], num_classes: int) -> Int64[Tensor
     classes = torch.arange(num_classes, device=labels.device)[:, None].expand(-1, len(labels))
     shifts = torch.arange(1, num_classes, device=labels.device)[:, None]
     return torch.cat([classes, (labels + shifts) % num_classes])
-
-
-def pixel_unit(shape: Sequence[int]) -> float:
-    """The unit of radii in pixels: 2 for 32 x 32 pixels with 3 channels; it grows with the root of the size."""
-    return 2.0 * math.sqrt(math.prod(shape) / 3072)

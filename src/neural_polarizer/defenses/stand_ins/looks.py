@@ -1,6 +1,8 @@
 """Looking for the attacker's class on the frozen network: norms in pixels, at the layer's input, and at the head's."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -9,13 +11,14 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Engine, Values
 from neural_polarizer.defenses.stand_ins.evidence import Belief, believed
+from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.least import (
+    Forms,
     Forward,
     StandIns,
     dense_forms,
     drawn_forms,
     least_stand_ins,
-    pixel_unit,
     wanted_labels,
 )
 from neural_polarizer.defenses.stand_ins.program import head_norms
@@ -31,7 +34,6 @@ class Seen:
 
     Args:
         net: the engine; its layer is the identity.
-        rows: of these images among the clean ones.
         labels: their true labels.
         wanted: for each aim the label that each is to get.
         values: in front of the layer.
@@ -40,23 +42,17 @@ class Seen:
     """
 
     net: Engine
-    rows: Int64[Tensor, " n"]
     labels: Int64[Tensor, " n"]
     wanted: Int64[Tensor, "a n"]
     values: Values
     logits: Float[Tensor, "n k"]
     feature_norm: float
 
-    @property
-    def pixel_shape(self) -> tuple[int, ...]:
-        """Of one image."""
-        return tuple(self.net.images.shape[1:])
-
     def in_pixels(self) -> Forward:
-        """Images with perturbations of their pixels, to logits."""
+        """Images that carry stand-ins in pixels, to logits."""
 
         def forward(rows: Tensor, deltas: Tensor) -> Tensor:
-            return self.net.predict(clip(to_pixels(self.net.images[self.rows[rows]]) + deltas))
+            return self.net.predict(clip(to_pixels(self.net.images[rows]) + deltas))
 
         return forward
 
@@ -69,22 +65,19 @@ class Seen:
         return forward
 
 
-def seen(net: Engine, rows: Int64[Tensor, " n"], batch_size: int) -> Seen:
-    """What a search may see of the clean images ``rows``."""
-    labels = net.labels[rows]
-    values = tuple(value[rows] for value in net.values)
+def seen(net: Engine, batch_size: int) -> Seen:
+    """What a search may see of the clean images."""
     logits, norms = [], []
     with torch.no_grad():
-        for batch in torch.arange(len(rows), device=net.device).split(batch_size):
-            part = tuple(value[batch] for value in values)
+        for batch in torch.arange(len(net.labels), device=net.device).split(batch_size):
+            part = tuple(value[batch] for value in net.values)
             logits.append(net.logits(part))
             norms.append(each_length(net.layer_input(part).float()).flatten())
     return Seen(
         net,
-        rows,
-        labels,
-        wanted_labels(labels, net.num_classes),
-        values,
+        net.labels,
+        wanted_labels(net.labels, net.num_classes),
+        net.values,
         torch.cat(logits),
         float(torch.cat(norms).mean()),
     )
@@ -96,18 +89,19 @@ class Found:
 
     Args:
         belief: in each aim.
-        norms: of dense stand-ins by class, "pixels", "head" and "features"; NaN where not looked at.
-        pixels: the dense stand-ins in pixels.
+        norms: of stand-ins by class: for each form in pixels, "head" and "features"; NaN where not looked at.
+        pixels: the stand-ins in pixels, by form.
     """
 
     belief: Belief
-    norms: dict[str, Float[Tensor, " k"]]
-    pixels: StandIns
+    norms: Mapping[str, Float[Tensor, " k"]]
+    pixels: Mapping[str, StandIns]
 
 
 def look(
     at: Seen,
     looks: Looks,
+    bank: Bank,
     *,
     pixels: Search,
     features: Search,
@@ -126,9 +120,10 @@ def look(
     net, count = at.net, at.net.num_classes
     classes = _closely(at.logits, at.labels, looks.classes, stream(seed, "classes"))
     head = _head_weight(net, to_pixels(net.images[:2]))
-    norms = {name: torch.full((count,), torch.nan) for name in ("pixels", "head", "features")}
+    shapes = pixel_forms(tuple(net.images.shape[1:]))
+    norms = {name: torch.full((count,), torch.nan) for name in (*shapes, "head", "features")}
     if known is not None:
-        norms |= {name: known.norms[name] for name in ("pixels", "head")}
+        norms |= {name: values for name, values in known.norms.items() if name != "features"}
     elif head is not None:
         found = head_norms(head, at.logits, at.labels, classes, quantile=looks.quantile, steps=looks.program_steps)
         norms["head"][classes] = found.float().cpu()
@@ -149,34 +144,33 @@ def look(
     )
     of_class, of_shift = in_features.norms.log().cpu().split([len(aims) - shift_count, shift_count])
     norms["features"][classes] = of_class.view(len(classes), -1).amin(dim=1).exp()
+    in_pixels = {} if known is None else known.pixels
     if known is None:
         each = max(1, round(looks.pixels / len(classes)))
-        dense = least_stand_ins(
-            at.in_pixels(),
-            at.labels,
-            at.wanted,
-            classes.cpu().repeat_interleave(each),
-            dense_forms(len(classes) * each, at.pixel_shape, net.device),
-            at.pixel_shape,
-            unit=pixel_unit(at.pixel_shape),
-            search=pixels,
-            batch_size=batch_size,
-            generator=stream(seed, "looks in pixels"),
-            told=lambda done, total: told("look in pixels", done, total),
-        )
-        norms["pixels"][classes] = dense.norms.cpu().view(len(classes), -1).amin(dim=1)
-    else:
-        dense = known.pixels
+        for name, form in shapes.items():
+            dense = in_form(
+                at,
+                form,
+                classes.cpu().repeat_interleave(each),
+                form.free(len(classes) * each, bank, net.device),
+                search=pixels,
+                batch_size=batch_size,
+                generator=stream(seed, f"looks in pixels, {name}"),
+                told=partial(told, f"look in pixels, {name}"),
+            )
+            in_pixels = {**in_pixels, name: dense}
+            norms[name][classes] = dense.norms.cpu().view(len(classes), -1).amin(dim=1)
     shifts = torch.full((count - 1,), torch.nan)
     shifts[:shift_count] = of_shift
     belief = believed(
-        [each.log() for each in norms.values()],
+        [norms[name].log() for name in (*shapes, "features")],
+        [norms["head"].log()],
         shifts,
         floor=looks.floor,
         prior=looks.prior,
         resolution=max(pixels.finest, features.finest),
     )
-    return Found(belief, norms, dense)
+    return Found(belief, norms, in_pixels)
 
 
 def drawn_aims(belief: Belief, count: int, generator: torch.Generator) -> Int64[Tensor, " m"]:
@@ -184,44 +178,44 @@ def drawn_aims(belief: Belief, count: int, generator: torch.Generator) -> Int64[
     return torch.multinomial(belief.aims, count, replacement=True, generator=generator)
 
 
-def of_all_forms(
+def drawn_pairs(
+    aims: Float[Tensor, " a"],
+    forms: Float[Tensor, "a f"],
+    names: Sequence[str],
+    count: int,
+    generator: torch.Generator,
+) -> Mapping[str, Int64[Tensor, " m"]]:
+    """Aims, drawn with these weights, by the form that is drawn for each."""
+    drawn = torch.multinomial(aims, count, replacement=True, generator=generator)
+    form = torch.multinomial(forms[drawn], 1, generator=generator)[:, 0]
+    return {name: drawn[form == place] for place, name in enumerate(names)}
+
+
+def in_form(
     at: Seen,
+    form: PixelForm,
     aims: Int64[Tensor, " m"],
+    windows: Forms,
     *,
-    bank: Bank,
     search: Search,
     batch_size: int,
     generator: torch.Generator,
-    told: Progress,
-    phase: str,
+    told: Callable[[int, int], None],
 ) -> StandIns:
-    """Least stand-ins in pixels for ``aims``, of random forms; those that do not succeed are left out."""
-    shape = at.pixel_shape
-    forms = drawn_forms(
-        len(aims),
-        shape,
-        (1, 2),
-        dense=bank.dense,
-        smooth=bank.smooth,
-        largest=bank.window,
-        cells=bank.cells,
-        generator=generator,
-        device=at.net.device,
-    )
-    found = least_stand_ins(
+    """Least stand-ins in pixels of one form."""
+    return least_stand_ins(
         at.in_pixels(),
         at.labels,
         at.wanted,
         aims,
-        forms,
-        shape,
-        unit=pixel_unit(shape),
+        windows,
+        form.shape,
+        unit=form.unit,
         search=search,
         batch_size=batch_size,
         generator=generator,
-        told=lambda done, total: told(phase, done, total),
+        told=told,
     )
-    return found.select(succeeding(found, search.cap * pixel_unit(shape)))
 
 
 def at_layer(
@@ -242,9 +236,7 @@ def at_layer(
         features.shape,
         features.places,
         dense=dense,
-        smooth=0.0,
         largest=1.0,
-        cells=1,
         generator=generator,
         device=at.net.device,
     )

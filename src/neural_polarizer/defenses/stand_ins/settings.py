@@ -1,9 +1,11 @@
 """The settings of the defense with least stand-ins, with their meaning and their checks."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.settings import check_literals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,13 @@ class Looks:
     Args:
         classes: with more classes than twice this, only so many of the nearest ones, and as many others to compare
             them with, are looked at closely.
-        pixels: dense stand-ins in pixels, spread over the classes; at least one for each.
+        pixels: stand-ins of each form in pixels, spread over the classes; at least one for each.
         features: dense stand-ins at the layer's input for each class.
         quantile: of the margins that the convex program at the head's input has to overcome.
         program_steps: iterations of its solver.
         floor: share of all stand-ins that is spread evenly over the aims, whatever the evidence says.
         prior: probability that there is a backdoor, before any evidence.
+        clear: factor of the evidence from which on a form of the trigger counts as seen ("substantial", Jeffreys 1961).
         level: of the verdict: a model is accused where the corrected p-value is below.
     """
 
@@ -60,6 +63,7 @@ class Looks:
     program_steps: int = 300
     floor: float = 0.1
     prior: float = 0.5
+    clear: float = 3.0
     level: float = 0.05
 
 
@@ -68,21 +72,21 @@ class Bank:
     """How many stand-ins the layer learns from.
 
     Args:
-        pixels: in pixels, besides the dense ones of the evidence.
-        dense: share of these that may be anything.
-        smooth: share of these that are smooth, as low frequencies, blends and warps are; the others have a window.
+        pixels: in pixels, besides those of the evidence.
+        held: stand-ins that nothing is learned from and that judge what is left.
         cells: of the grid that smooth ones are as smooth as, a side.
-        window: the largest side of a window, as a share of the picture's.
+        window: the largest side of a window, as a share of the picture's; dense ones get one when they are learned
+            from.
         images: images that carry each of them.
         features: at the layer's input.
         features_dense: share of these that cover the whole map.
         noise: length of the isotropic noise around one at the layer's input, in its own length.
         stretch: a stand-in is scaled by 1 to 1 + ``stretch`` when it is used.
+        held_stretch: one that judges is scaled by this, as triggers are longer than the least that succeeds.
     """
 
     pixels: int = 24
-    dense: float = 0.0
-    smooth: float = 0.33
+    held: int = 12
     cells: int = 8
     window: float = 0.5
     images: int = 24
@@ -90,6 +94,7 @@ class Bank:
     features_dense: float = 0.3
     noise: float = 0.7
     stretch: float = 1.0
+    held_stretch: float = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,8 @@ class Learning:
         pull: of ``|A - I|^2``, which keeps the change low in rank; ``Guard.dial`` gives its length back.
         lr: of Adam; for the shift, in standard deviations of the features.
         steps: of learning from stand-ins of the frozen network, with a cosine schedule.
+        progress: a round helps where it lowers the share of images that are expected to be answered wrongly by more.
+        patience: rounds in a row that may help nothing.
         rounds: at most so many times, stand-ins are made anew at the input of the layer as it is, dense ones, and
             learned from, as long as the budget allows it.
         renewed: stand-ins in each round.
@@ -111,6 +118,8 @@ class Learning:
     pull: float = 0.01
     lr: float = 1.5e-3
     steps: int = 200
+    progress: float = 0.01
+    patience: int = 1
     rounds: int = 10
     renewed: int = 24
     round_steps: int = 40
@@ -121,26 +130,27 @@ class Guard:
     """What the result may cost (``guard``).
 
     Args:
-        max_acc_drop: the largest loss of accuracy on held-out clean images, as a fraction; what may be lost is this
+        max_acc_drop: the largest loss of accuracy on clean images that judge, as a fraction; what may be lost is this
             times the probability that there is a backdoor.
-        held_out: share of the clean images that nothing is learned from.
-        least: with fewer held-out images than this, all clean images judge.
+        folds: parts of the clean images; each judges a layer that is learned from the others, and the result is the
+            mean of these layers.
+        judges: no more parts judge than this many images need.
+        views: as many harder copies of the images (``views.harder``) judge, at least one of each.
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
-            tell it no better.
+            tell it no better; where a backdoor is as likely as not, by none.
         dials: how far beyond the learned layer (1) the result may go; points that are measured.
         enough: nothing stronger is tried once held-out stand-ins lead no more than this share of images over.
-        alike: shares of images that are led over count as equal up to this.
         beyond: how much further the dial goes than held-out stand-ins need, within the budget: a real trigger is no
             stand-in.
     """
 
     max_acc_drop: float = 0.006
-    held_out: float = 0.25
-    least: int = 100
-    errors: float = 1.0
+    folds: int = 4
+    judges: int = 1000
+    views: int = 1500
+    errors: float = 2.0
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     enough: float = 0.02
-    alike: float = 0.01
     beyond: float = 0.25
 
 
@@ -156,19 +166,60 @@ def check_ranges(settings: object) -> None:
         "floor",
         "prior",
         "level",
-        "dense",
         "window",
         "features_dense",
-        "held_out",
-        "smooth",
         "enough",
     }
     shares |= {"averaged", "max_acc_drop"}
-    for field in fields(settings):  # type: ignore[arg-type]  # a dataclass
-        value = getattr(settings, field.name)
+    for each in fields(settings):  # type: ignore[arg-type]  # a dataclass
+        value = getattr(settings, each.name)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
-            if not math.isfinite(number) or number < 0 or (field.name in shares and number > 1):
-                kind = "a share between 0 and 1" if field.name in shares else "finite and not negative"
-                raise BadInputError(f"{field.name} must be {kind}, got {number}")
+            if not math.isfinite(number) or number < 0 or (each.name in shares and number > 1):
+                kind = "a share between 0 and 1" if each.name in shares else "finite and not negative"
+                raise BadInputError(f"{each.name} must be {kind}, got {number}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of the method.
+
+    Args:
+        target: the attacker's class, "next" for all-to-all, or None: stand-ins are drawn in proportion to the evidence.
+        site: ``before:NAME`` or ``after:NAME``; None tries ``sites.choose_site`` and, while stand-ins are left, the
+            places next to it.
+        batch_size: the most images at once, and those of a step of learning.
+        precision: "fp32", or "bf16" autocast (losses stay in float32).
+        looks: what is looked at to find the attacker's class.
+        in_pixels: how stand-ins in pixels are looked for.
+        in_features: likewise at the layer's input.
+        bank: how many the layer learns from.
+        learning: how it learns.
+        guard: what the result may cost.
+
+    Raises:
+        BadInputError: a setting is out of its range.
+    """
+
+    target: int | Literal["next"] | None = None
+    site: str | None = None
+    batch_size: int = 128
+    precision: Literal["fp32", "bf16"] = "fp32"
+    looks: Looks = field(default_factory=Looks)
+    in_pixels: Search = field(default_factory=Search)
+    in_features: Search = field(
+        default_factory=lambda: Search(steps=12, images=16, success=0.8, start=0.5, cap=4.0, change=0.3)
+    )
+    bank: Bank = field(default_factory=Bank)
+    learning: Learning = field(default_factory=Learning)
+    guard: Guard = field(default_factory=Guard)
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        for part in (self.looks, self.in_pixels, self.in_features, self.bank, self.learning, self.guard):
+            check_ranges(part)
+        if self.batch_size < 1:
+            raise BadInputError(f"the batch size must be at least 1, got {self.batch_size}")
+        if isinstance(self.target, bool):
+            raise BadInputError(f"the target must be a class or 'next', got {self.target}")

@@ -1,0 +1,39 @@
+"""Cross-fitting: each image judges a layer that was not learned from it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from neural_polarizer.defenses.stand_ins.settings import Guard
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One part of the clean images judges the layer that is learned from the others.
+
+    Args:
+        fit: rows to learn from.
+        judge: rows that judge.
+    """
+
+    fit: Int64[Tensor, " f"]
+    judge: Int64[Tensor, " j"]
+
+
+def cross_fitted(labels: Int64[Tensor, " n"], guard: Guard, generator: torch.Generator) -> list[Fold]:
+    """Parts of about equal size, stratified by class; as many of them judge as ``guard.judges`` images need.
+
+    A single image judges and is learned from.
+    """
+    count = len(labels)
+    parts = min(guard.folds, count)
+    order = torch.randperm(count, generator=generator).to(labels.device)
+    order = order[labels[order].argsort(stable=True)]
+    part = torch.empty_like(order)
+    part[order] = torch.arange(count, device=labels.device) % parts
+    judging = min(parts, math.ceil(guard.judges * parts / count))
+    rows = torch.arange(count, device=labels.device)
+    return [Fold(rows[part != each] if parts > 1 else rows, rows[part == each]) for each in range(judging)]

@@ -1,0 +1,408 @@
+"""One place for the layer: what is looked for there, gathered there and learned there, and what that costs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.engine import Engine, Values
+from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial, expected_drop, margins
+from neural_polarizer.defenses.stand_ins.evidence import Belief
+from neural_polarizer.defenses.stand_ins.folds import cross_fitted
+from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
+from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Held, Layer, Lesson, centred, learn, mean_of
+from neural_polarizer.defenses.stand_ins.least import Forms, StandIns
+from neural_polarizer.defenses.stand_ins.looks import (
+    Found,
+    at_layer,
+    drawn_aims,
+    drawn_pairs,
+    in_form,
+    look,
+    seen,
+    succeeding,
+)
+from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.defenses.stand_ins.views import harder
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.perturb import clip
+from neural_polarizer.rng import stream
+from neural_polarizer.sites import neighbouring_sites
+from neural_polarizer.surgery import Site
+from neural_polarizer.train import Progress
+
+FEATURES = "features"
+"""The name of the form of what only the layer's input has in common."""
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What was learned at one place.
+
+    Args:
+        changes: one for each fold; the result's is their mean.
+        guarded: what the guard let through of it.
+        lesson: what it was learned from.
+        history: a row for each time that something was learned there.
+        renewed: stand-ins at the input of this layer, where those are looked for.
+    """
+
+    changes: Sequence[Change]
+    guarded: Guarded
+    lesson: Lesson
+    history: Sequence[Mapping[str, float]]
+    renewed: StandIns | None
+
+
+class Place:
+    """One site: the network, its images in parts that judge each other's layers, and the layer.
+
+    Args:
+        settings: of the method.
+        model: untouched.
+        clean: the defender's images.
+        site: None chooses one.
+        seed: of all that is drawn.
+        device: where to compute.
+        progress: told about every step.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: nn.Module,
+        clean: ImageSet,
+        site: str | None,
+        *,
+        seed: int,
+        device: torch.device | str,
+        progress: Progress,
+    ) -> None:
+        self.settings, self.seed, self.progress = settings, seed, progress
+        self.net = net = Engine(
+            model,
+            clean,
+            seed=seed,
+            site=site,
+            batch_size=settings.batch_size,
+            precision=settings.precision,
+            device=device,
+        )
+        if isinstance(settings.target, int) and not 0 <= settings.target < net.num_classes:
+            raise BadInputError(f"the target class must lie in 0..{net.num_classes - 1}, got {settings.target}")
+        self.unit = float(net.calibrate()[1].mean().sqrt())
+        net.polarizer.requires_grad_(False)
+        self.forms = pixel_forms(tuple(net.images.shape[1:]))
+        self.seen = seen(net, settings.batch_size)
+        self.folds = cross_fitted(net.labels, settings.guard, stream(seed, "folds"))
+        self.views, self.before = self._views()
+        self.layer = Layer(net)
+
+    @torch.no_grad()
+    def _views(self) -> tuple[list[Values], Float[Tensor, "v n"]]:
+        """Harder copies of all images, in front of the layer, and the frozen network's margins there."""
+        generator, size = stream(self.seed, "views"), self.settings.batch_size
+        views, before = [], []
+        for _ in range(max(1, math.ceil(self.settings.guard.views / len(self.net.labels)))):
+            parts = [self.net.front(harder(to_pixels(part), generator)) for part in self.net.images.split(size)]
+            views.append(tuple(torch.cat(column) for column in zip(*parts, strict=True)))
+            before.append(margins(self._logits(views[-1]), self.net.labels))
+        return views, torch.stack(before)
+
+    @property
+    def neighbours(self) -> list[Site]:
+        """The sites next to this one, where the network chose its site itself."""
+        return neighbouring_sites(self.net.sites, self.net.site)
+
+    def look(self, known: Found | None = None) -> tuple[Found, Belief]:
+        """The evidence; what does not depend on the site is taken from ``known``."""
+        settings = self.settings
+        found = look(
+            self.seen,
+            settings.looks,
+            settings.bank,
+            pixels=settings.in_pixels,
+            features=settings.in_features,
+            batch_size=settings.batch_size,
+            seed=self.seed,
+            told=self.progress,
+            known=known,
+        )
+        if settings.target is None:
+            return found, found.belief
+        aim = self.net.num_classes if settings.target == "next" else settings.target
+        return found, found.belief.knowing(aim, settings.looks.floor)
+
+    def stand_ins(self, found: Found, belief: Belief) -> "PixelBank":
+        """Stand-ins in pixels, which do not depend on the site, to learn from and to judge by.
+
+        Aims are drawn in proportion to the belief in them, forms in proportion to how far an aim stands out in them.
+        To learn from, each keeps a share, whatever the evidence says, and those of the evidence are used again.
+        """
+        looks, bank = self.settings.looks, self.settings.bank
+        generator = stream(self.seed, "bank in pixels")
+        names = list(self.forms)
+        forms = belief.forms[:, : len(names)] / belief.forms[:, : len(names)].sum(dim=1, keepdim=True)
+        forms = (1 - looks.floor) * forms + looks.floor / len(names)
+        drawn = drawn_pairs(belief.aims, forms, names, bank.pixels, generator)
+        again = drawn_pairs(belief.aims, forms, names, bank.pixels, generator)
+        judging = drawn_pairs(belief.factors.float(), belief.forms, [*names, FEATURES], bank.held, generator)
+        taught, held = {}, {}
+        for name, form in self.forms.items():
+            windows = form.drawn(len(drawn[name]), self.settings.bank, generator, self.net.device)
+            free = form.free(len(judging[name]), self.settings.bank, self.net.device)
+            kept = found.pixels[name]
+            kept = kept.select(torch.isin(kept.aims, again[name]) & (kept.success >= 0.5).cpu())
+            taught[name] = self._in_form(form, drawn[name], windows, generator).joined(kept)
+            held[name] = self._in_form(form, judging[name], free, generator)
+        return PixelBank(taught, held, judging[FEATURES])
+
+    def _in_form(self, form: PixelForm, aims: Tensor, windows: Forms, generator: torch.Generator) -> StandIns:
+        settings = self.settings
+        found = in_form(
+            self.seen,
+            form,
+            aims,
+            windows,
+            search=settings.in_pixels,
+            batch_size=settings.batch_size,
+            generator=generator,
+            told=lambda done, total: self.progress(f"stand-ins in pixels, {form.name}", done, total),
+        )
+        return found.select(succeeding(found, settings.in_pixels.cap * form.unit))
+
+    def learn(self, pixels: "PixelBank", belief: Belief) -> Learned:
+        """Learn with these stand-ins in pixels and new ones at the layer's input, of the frozen network.
+
+        One weight after the other is tried, until one does; that is taken which does the least expected harm.  Where
+        no form in pixels stands out, the first has to do, as lengths at the layer's input do not compare weights.
+        """
+        weights = self.settings.learning.weights
+        if belief.beyond_pixels(self.settings.looks.clear):
+            weights = weights[:1]
+        generator = stream(self.seed, "learn")
+        lesson = self._gathered(pixels, belief)
+        tried: list[Learned] = []
+        history: list[Mapping[str, float]] = []
+        for weight in weights:
+            latest = self._learned(lesson, [self.layer.nothing] * len(self.folds), belief, generator, weight, 0)
+            history.extend(latest.history)
+            tried.append(latest)
+            if latest.guarded.done:
+                break
+        return replace(min(tried, key=lambda each: each.guarded.harm), history=history)
+
+    def renew(self, learned: Learned, belief: Belief) -> Learned:
+        """Go on with stand-ins that are made anew, round by round, as long as that helps.
+
+        They are dense ones at the input of the layer as it is.  What perturbs each image in its own way, as a warp
+        does, has no form in pixels that images share, and moves features further than the frozen network's least
+        stand-ins; so the layer is to resist shifts of up to ``held_stretch`` times their length.
+        """
+        settings, generator = self.settings.learning, stream(self.seed, "renew")
+        best = latest = learned
+        history, idle = list(learned.history), 0
+        while not best.guarded.done and latest.guarded.rounds < settings.rounds and idle <= settings.patience:
+            if latest.renewed is None or len(latest.renewed) == 0:
+                break
+            lesson = replace(latest.lesson, shifts=latest.lesson.shifts.joined(latest.renewed))
+            weight, rounds = latest.guarded.weight, latest.guarded.rounds + 1
+            latest = self._learned(lesson, latest.changes, belief, generator, weight, rounds)
+            history.extend(latest.history)
+            idle = 0 if latest.guarded.harm < best.guarded.harm - settings.progress else idle + 1
+            best = min(best, latest, key=lambda each: each.guarded.harm)
+        return replace(best, history=history)
+
+    def keep(self, learned: Learned) -> None:
+        """Give the layer what was learned, at the dial that the guard chose."""
+        self.layer.set(mean_of(learned.changes), learned.guarded.chosen)
+
+    def _left(self, renewed: StandIns, lesson: Lesson, belief: Belief) -> float:
+        """How far renewed stand-ins are from ``held_stretch`` times the length of the frozen network's: 1 to 0."""
+        now = renewed.norms[renewed.aims == belief.likeliest]
+        then = lesson.held.shifts.norms[lesson.held.shifts.aims == belief.likeliest]
+        if len(now) == 0 or len(then) == 0:
+            return 0.0
+        ratio = float(now.mean() / then.mean())
+        return min(1.0, max(0.0, 1 - (ratio - 1) / (self.settings.bank.held_stretch - 1)))
+
+    def _learned(
+        self,
+        lesson: Lesson,
+        changes: Sequence[Change],
+        belief: Belief,
+        generator: torch.Generator,
+        weight: float,
+        rounds: int,
+    ) -> Learned:
+        loss, taught = self._taught(lesson, changes, weight, generator, rounds)
+        guarded, renewed = self._guarded(taught, lesson, weight, rounds, belief), None
+        if belief.beyond_pixels(self.settings.looks.clear):
+            self.layer.set(mean_of(taught))
+            aims = drawn_aims(belief, self.settings.learning.renewed, generator)
+            renewed = self._at_layer(aims, 1.0, generator, f"renewed stand-ins {rounds + 1}")
+            guarded = guarded.with_left(self._left(renewed, lesson, belief))
+        point = guarded.point
+        row = {"weight": weight, "round": float(rounds), "loss": loss, "dial": point.dial, "acc": point.acc}
+        return Learned(taught, guarded, lesson, [row | {"drop": point.drop, "stand_ins": point.stand_ins}], renewed)
+
+    def _gathered(self, pixels: "PixelBank", belief: Belief) -> Lesson:
+        """Both banks, and stand-ins that nothing is learned from."""
+        bank, at = self.settings.bank, self.seen
+        generator = stream(self.seed, "bank")
+        self.layer.set(self.layer.nothing)
+        aims = drawn_aims(belief, bank.features, generator)
+        shifts = self._at_layer(aims, bank.features_dense, generator, "stand-ins at the layer")
+        stretch = torch.rand(bank.images, generator=generator)
+        carried, _, _ = self._carried(pixels.taught, 1 + bank.stretch * stretch, generator)
+        held, led, counts = self._carried(pixels.held, torch.full_like(stretch, bank.held_stretch), generator)
+        held_shifts = self._at_layer(pixels.at_layer, 1.0, generator, "held-out stand-ins at the layer")
+        rows = torch.arange(len(at.labels), device=self.net.device)
+        return Lesson(
+            values=at.values,
+            wanted=at.wanted,
+            labels=at.labels,
+            logits=centred(at.logits),
+            carried=carried,
+            shifts=shifts,
+            held=Held(held.values, led, counts, held_shifts),
+            unit=self.unit,
+            fit=rows,
+        )
+
+    def _at_layer(self, aims: Tensor, dense: float, generator: torch.Generator, phase: str) -> StandIns:
+        """Stand-ins at the input of the layer as it is."""
+        return at_layer(
+            self.seen,
+            aims,
+            dense=dense,
+            search=self.settings.in_features,
+            batch_size=self.settings.batch_size,
+            generator=generator,
+            told=self.progress,
+            phase=phase,
+        )
+
+    @torch.no_grad()
+    def _carried(
+        self, pixels: Mapping[str, StandIns], stretch: Tensor, generator: torch.Generator
+    ) -> tuple[Carried, Tensor, list[int]]:
+        """Images with stand-ins in pixels, in front of the layer; the labels that they get; how many carry each."""
+        at, size, parts, rows, led = self.seen, self.settings.batch_size, [], [], []
+        for stand_ins in pixels.values():
+            for delta, aim in zip(stand_ins.deltas, stand_ins.aims.tolist(), strict=True):
+                usable = (at.labels != at.wanted[aim]).nonzero()[:, 0]
+                chosen = usable[torch.randperm(len(usable), generator=generator)[: len(stretch)].to(usable.device)]
+                if len(chosen) == 0:
+                    continue
+                scales = stretch[: len(chosen)].to(chosen.device)
+                for part, scale in zip(chosen.split(size), scales.split(size), strict=True):
+                    deltas = scale.view(-1, 1, 1, 1) * delta
+                    parts.append(self.net.front(clip(to_pixels(self.net.images[part]) + deltas)))
+                rows.append(chosen)
+                led.append(at.wanted[aim, chosen])
+        if not parts:
+            nothing = torch.zeros(0, dtype=torch.int64, device=self.net.device)
+            return Carried(tuple(value[:0] for value in at.values), nothing), nothing, []
+        values = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return Carried(values, torch.cat(rows)), torch.cat(led), [len(each) for each in led]
+
+    def _taught(
+        self, lesson: Lesson, changes: Sequence[Change], weight: float, generator: torch.Generator, rounds: int
+    ) -> tuple[float, list[Change]]:
+        """One layer for each fold, from where ``changes`` are; and their mean loss."""
+        learning = self.settings.learning
+        losses, taught = [], []
+        for fold, change in zip(self.folds, changes, strict=True):
+            self.layer.set(change)
+            losses.append(
+                learn(
+                    self.net,
+                    self.layer,
+                    lesson.of(fold.fit),
+                    learning=learning,
+                    bank=self.settings.bank,
+                    weight=weight,
+                    steps=learning.round_steps if rounds else learning.steps,
+                    batch_size=self.settings.batch_size,
+                    generator=generator,
+                    told=self.progress,
+                    phase=f"weight {weight:g}" + (f", round {rounds}" if rounds else ""),
+                )
+            )
+            taught.append(self.layer.change)
+        return sum(losses) / len(losses), taught
+
+    def _guarded(
+        self, changes: Sequence[Change], lesson: Lesson, weight: float, rounds: int, belief: Belief
+    ) -> Guarded:
+        guard = self.settings.guard
+        budget = guard.max_acc_drop * belief.backdoor
+        excused = guard.errors * max(0.0, 2 * belief.backdoor - 1)
+        points = tuple(self._point(changes, dial, lesson, excused) for dial in guard.dials)
+        if belief.beyond_pixels(self.settings.looks.clear):
+            # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
+            chosen = allowed(points, budget)[-1].dial
+        else:
+            chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond)
+        judges = sum(len(fold.judge) for fold in self.folds)
+        return Guarded(points, chosen, judges, budget, belief.backdoor, guard.enough, weight, rounds)
+
+    def _point(self, changes: Sequence[Change], dial: float, lesson: Lesson, excused: float) -> Point:
+        """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean."""
+        before, after, right = [], [], []
+        for fold, change in zip(self.folds, changes, strict=True):
+            self.layer.set(change, dial)
+            labels = self.seen.labels[fold.judge]
+            before.append(self.before[:, fold.judge])
+            views = [self._logits(tuple(value[fold.judge] for value in values)) for values in self.views]
+            after.append(torch.stack([margins(logits, labels) for logits in views]))
+            right.append(self._logits(tuple(value[fold.judge] for value in self.seen.values)).argmax(dim=1) == labels)
+        self.layer.set(mean_of(changes), dial)
+        over = self._led(lesson.held)
+        drop, error = expected_drop(torch.cat(before, dim=1), torch.cat(after, dim=1))
+        return Point(dial, float(torch.cat(right).float().mean()), drop, drop - excused * error, over)
+
+    @torch.no_grad()
+    def _led(self, held: Held) -> float:
+        """The share of images that held-out stand-ins lead to their labels, with the layer as it is.
+
+        The upper quartile of the stand-ins: a few among them are no trigger's, but what any network follows.
+        """
+        shares = []
+        if len(held.led) > 0:
+            over = self._logits(held.values).argmax(dim=1) == held.led
+            shares = [float(part.float().mean()) for part in over.split(held.counts)]
+        at, count = self.seen, self.settings.bank.images
+        for delta, aim in zip(held.shifts.deltas, held.shifts.aims.tolist(), strict=True):
+            rows = (at.labels != at.wanted[aim]).nonzero()[:count, 0]
+            shift = (self.settings.bank.held_stretch * delta).expand(len(rows), *delta.shape)
+            logits = self.net.logits(tuple(value[rows] for value in at.values), shift)
+            shares.append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
+        return float(torch.tensor(shares).quantile(0.75)) if shares else 0.0
+
+    @torch.no_grad()
+    def _logits(self, values: Values) -> Float[Tensor, "n k"]:
+        size = self.settings.batch_size
+        return torch.cat(
+            [self.net.logits(tuple(value[at : at + size] for value in values)) for at in range(0, len(values[0]), size)]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PixelBank:
+    """Stand-ins in pixels by form.
+
+    Args:
+        taught: to learn from.
+        held: to judge by.
+        at_layer: aims of those at the layer's input that judge.
+    """
+
+    taught: Mapping[str, StandIns]
+    held: Mapping[str, StandIns]
+    at_layer: Int64[Tensor, " m"]

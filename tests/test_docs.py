@@ -1,0 +1,70 @@
+"""README and site: their blocks run, their links lead somewhere, and they keep to the rules of user pages."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs_blocks import Step, difference, run_steps, steps_of
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+USER = sorted(
+    [ROOT / "README.md", DOCS / "index.md"]
+    + [path for part in ("tutorials", "how-to", "reference", "explanation") for path in (DOCS / part).glob("*.md")]
+)
+RUN = [page for page in USER if steps_of(page)]
+FORBIDDEN = {
+    "today": r"\btoday\b",
+    "by hand": r"\bby hand\b",
+    "a time without a date": r"\b(of then|back then|until then|formerly|used to be)\b",
+    "'alone' for 'only'": r"\balone\b",
+    "the layer's input": r"\bwhat enters\b",
+}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=name_of)
+def test_every_block_runs_and_prints_what_the_page_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLARIZER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    run_steps(steps_of(page), tmp_path)
+
+
+def test_blocks_are_found_and_compared(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```console\n$ a --b\nACC 97.1%\n...\nend\n$ c\n```\n```python\nimport x\n```\n```sh\nd\n```\n")
+    assert steps_of(page) == [
+        Step("shell", "a --b", "ACC 97.1%\n...\nend\n"),
+        Step("shell", "c"),
+        Step("python", "import x\n"),
+    ]
+    assert difference("ACC 97.1%\n...\nend", "ACC 96%\nx\ny\nend") is None
+    assert difference("ACC 97.1%\nend", "ACC 96%\nx\nend") is not None
+    assert difference("RA 1", "ACC 1") is not None
+
+
+def test_user_pages_are_short_enough() -> None:
+    words = {page: len(page.read_text(encoding="utf-8").split()) for page in USER if page.name != "cli.md"}
+    assert sum(words.values()) < 14_000
+    assert max(words.values()) < 1_500
+
+
+@pytest.mark.parametrize("page", USER, ids=name_of)
+def test_user_pages_hold_no_history_and_call_things_by_their_names(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert [name for name, pattern in FORBIDDEN.items() if re.search(pattern, text, re.IGNORECASE)] == []
+
+
+@pytest.mark.parametrize("page", [*USER, *sorted((DOCS / "research").glob("*.md"))], ids=name_of)
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = [each.partition("#")[0] for each in re.findall(r"\]\(([^)\s]+)\)", text)]
+    local = [each for each in targets if each and not each.startswith(("http://", "https://", "mailto:"))]
+    assert [each for each in local if not (page.parent / each).exists()] == []
