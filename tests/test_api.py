@@ -210,9 +210,9 @@ def test_nothing_is_printed_and_the_model_stays(capfd: pytest.CaptureFixture[str
 def test_site_target_and_settings_reach_the_method() -> None:
     result = purify(tiny_model(), CLEAN, "npd-tp", site="before:features.3", target=1, **{**FAST, "epochs": 3})
     assert (result.site, len(result.history)) == ("before:features.3", 3)
-    expected = NPD(
-        target=1, radii=(5.0,), steps=4, epochs=3, batch_size=8, site="before:features.3"
-    ).repair(tiny_model(), CLEAN, seed=0)
+    expected = NPD(target=1, radii=(5.0,), steps=4, epochs=3, batch_size=8, site="before:features.3").repair(
+        tiny_model(), CLEAN, seed=0
+    )
     assert_same(result.model.state_dict(), expected.model.state_dict())
 
 

@@ -174,6 +174,7 @@ print(json.dumps([before == after, light, sorted(sys.modules)]))
 """
 
 
+@pytest.mark.process
 def test_an_import_is_light_and_leaves_no_trace() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, timeout=120)
     assert done.stderr == ""

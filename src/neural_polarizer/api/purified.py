@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from neural_polarizer.api.data import Images
 from neural_polarizer.api.describe import record_of_model
@@ -20,12 +19,11 @@ from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
 from neural_polarizer.folding import Border, Folded
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.report.html import render_run
+from neural_polarizer.runs.inspect import exhibits
 from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
 from neural_polarizer.runs.purify_checks import RECORD, settings_of
 from neural_polarizer.surgery import PolarizedModule
-
-if TYPE_CHECKING:
-    from neural_polarizer.report.html import Picture
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -211,13 +209,7 @@ def purified_of(repaired: Repaired, clean: ImageSet, num_classes: int, method: s
 
 
 def _rendered(record: Mapping[str, object], purified: Purified) -> str:
-    try:
-        from neural_polarizer.report.html import render_run
-        from neural_polarizer.runs.inspect import exhibits
-    except ImportError as error:
-        raise BadInputError(f"a report needs jinja2 ({error}): pip install 'neural-polarizer[report]'") from None
-    pictures: list[Picture] = exhibits(purified.audit)
-    return render_run(json.loads(json.dumps(record)), pictures)
+    return render_run(json.loads(json.dumps(record)), exhibits(purified.audit))
 
 
 def _check_free(out: Path) -> None:
