@@ -169,8 +169,10 @@ def report(out: Path) -> str:
     for (victim_name, name, method), records in groups.items():
         before = records[0]["before"]
         after = [spread([record["after"][rate] for record in records]) for rate in ("acc", "asr", "ra")]
-        phases = ("features", "warm_up", "optimise")
-        seconds = mean(sum(record["seconds"][phase] for phase in phases) for record in records)
+        others = ("load", "evaluate", "total")
+        seconds = mean(
+            sum(value for phase, value in record["seconds"].items() if phase not in others) for record in records
+        )
         der = spread([record["der"] for record in records])
         lines.append(
             f"| {victim_name} | {name} | {method} | {len(records)} | {100 * before['acc']:.2f} | {after[0]} "

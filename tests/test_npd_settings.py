@@ -10,8 +10,10 @@ from torch import nn
 
 from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.errors import BadInputError
-from npd_cases import SMALL, WARM, repaired
+from neural_polarizer.train import Schedule
+from npd_cases import SMALL, WARM, polarizer_of, repaired
 from toys import (
+    largest_gap,
     made,
     tiny_images,
     tiny_model,
@@ -98,11 +100,28 @@ def test_a_last_batch_of_one_image_is_enough_for_maps_of_one_pixel(settings: NPD
     network = nn.Sequential(nn.Conv2d(3, 6, 8), nn.Flatten(), nn.Linear(6, 4))
     result = repaired(made(network), tiny_images(21), replace(settings, site="after:0"))
     assert len(result.history) == 2
+    start = repaired(made(network), tiny_images(21), replace(settings, site="after:0", epochs=0))
+    assert largest_gap(polarizer_of(result), polarizer_of(start)) > 1e-4  # the single image has not stopped it
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"target": True}, {"epochs": 1.5}, {"radii": (1.0, float("inf"))}, {"compile": "yes"}]
+)
+def test_values_of_another_type_or_infinite_ones_are_refused(wrong: dict[str, Any], unchecked: None) -> None:
+    (name,) = wrong
+    with pytest.raises(BadInputError, match=f"{name}"):
+        repaired(tiny_model(), tiny_images(8), NPD(**wrong))
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": float("nan")}, {"weight_decay": -1.0}])
+def test_a_schedule_checks_all_of_its_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BadInputError, match="momentum must lie in"):
+        Schedule(**wrong)
 
 
 def test_images_that_do_not_fit_the_model_are_refused() -> None:
     clean = tiny_images(10, num_classes=5)
     with pytest.raises(BadInputError, match=r"toy: has label 4, but the model knows 4 classes \(0 to 3\)"):
         repaired(tiny_model(), clean, SMALL)
-    with pytest.raises(BadInputError, match="toy: the clean set is empty; NPD needs at least a few images"):
+    with pytest.raises(BadInputError, match="toy: NPD needs at least 1 image, got 0"):
         repaired(tiny_model(), clean.select(torch.arange(0)), SMALL)

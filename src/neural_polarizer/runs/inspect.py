@@ -61,7 +61,7 @@ def inspect(
     for network in (purified.model, model):  # the original last: its perturbations are shown
         placed = network.to(device).eval()
         try:
-            perturbed, share = _attack(placed, pixels, labels, probe, aim, radius)
+            perturbed, share = _attack(placed, pixels, labels, probe, aim, radius, defense.at_once)
         finally:
             network.to("cpu")
         success.append(share)
@@ -80,28 +80,39 @@ def _attack(
     probe: NPD,
     aim: Suspect | None,
     radius: float,
+    at_once: int,
 ) -> tuple[Tensor, float]:
-    """The perturbed images, and the share of those not of their target's class that are taken for it."""
-    with torch.no_grad():
-        logits = model(pixels)
+    """The perturbed images, and the share of those not of their target's class that are taken for it.
+
+    A perturbation for all images is made with the first ``at_once`` of them, those of single images batch by batch.
+    """
+    logits = _logits(model, pixels, at_once)
     if aim is None:
         targets = runner_up(logits, labels)
     else:
         targets = (labels + 1) % logits.shape[1] if aim == "next" else torch.full_like(labels, aim)
-    delta = perturb(
-        model,
-        pixels,
-        targets,
-        ball=Ball(probe.norm, radius),
-        steps=max(probe.steps, 2),
-        step_size=probe.step_size,
-        universal=aim is not None,
-        rule=probe.step_rule,
-    )
-    perturbed = (pixels + delta).clamp(0, 1)
-    with torch.no_grad():
-        reached = (model(perturbed).argmax(dim=1) == targets)[targets != labels]
+    batches = list(zip(pixels.split(at_once), targets.split(at_once), strict=True))
+    deltas = [
+        perturb(
+            model,
+            some,
+            wanted,
+            ball=Ball(probe.norm, radius),
+            steps=max(probe.steps, 2),
+            step_size=probe.step_size,
+            universal=aim is not None,
+            rule=probe.step_rule,
+        )
+        for some, wanted in batches[: 1 if aim is not None else None]
+    ]
+    perturbed = (pixels + torch.cat(deltas)).clamp(0, 1) if aim is None else (pixels + deltas[0][:1]).clamp(0, 1)
+    reached = (_logits(model, perturbed, at_once).argmax(dim=1) == targets)[targets != labels]
     return perturbed, float(reached.float().mean()) if len(reached) else 0.0
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, pixels: Float[Tensor, "n c h w"], at_once: int) -> Float[Tensor, "n k"]:
+    return torch.cat([model(some) for some in pixels.split(at_once)])
 
 
 def exhibits(audit: Audit | None) -> list[Picture]:
