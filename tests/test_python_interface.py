@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import json
 import logging
 import pickle
 import subprocess
@@ -18,6 +19,7 @@ from torch import nn
 import neural_polarizer as npz
 from neural_polarizer.api import functions
 from neural_polarizer.artifacts import ModelRecord
+from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, variant_of
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from toys import TinyNet, assert_same, made, tiny_images, tiny_model
 
@@ -52,6 +54,19 @@ class Mine(npz.Defense):
         with torch.no_grad():
             model.get_parameter("network.head.weight").mul_(self.by)
         return npz.Outcome(model)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_object_of_the_family_goes_by_its_name(name: str) -> None:
+    settings = npz.make_defense(name, target=1 if name in KNOWS_TARGET else None)
+    assert isinstance(settings, npz.NPD)
+    assert variant_of(settings) == name
+
+
+def test_a_saved_record_has_the_form_of_all_records(tmp_path: Path) -> None:
+    quick().save(tmp_path)
+    schema = json.loads((Path(__file__).parents[1] / "docs/reference/schemas/run.schema.json").read_text())
+    pytest.importorskip("jsonschema").validate(json.loads((tmp_path / "run.json").read_text()), schema)
 
 
 def test_an_object_of_ones_own_is_a_method() -> None:
@@ -138,7 +153,8 @@ def test_a_result_is_saved_and_loaded_and_so_is_its_layer(tmp_path: Path, kind: 
     with pytest.raises(npz.BadInputError, match="holds a polarizer"):
         npz.load_polarizer(again, tmp_path / "out" / "polarizer.safetensors")
     with pytest.raises(npz.BadInputError, match=r"holds run\.json of another run"):
-        found.save(tmp_path / "out")
+        npz.purify(model, CLEAN, QUICK, site=place, seed=1, **ONE).save(tmp_path / "out")
+    found.save(tmp_path / "out")  # the very same may be written again
     with pytest.raises(npz.BadInputError, match="holds no polarizer"):
         npz.load_polarizer(model, tmp_path / "out" / "purified.safetensors")
 

@@ -24,7 +24,8 @@ from neural_polarizer.defenses import DEFAULT, DEFENSES
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.defenses.fitting import fitting_images, measurable, understood
 from neural_polarizer.defenses.form import check_one_layer
-from neural_polarizer.defenses.npd.presets import Preset, Target
+from neural_polarizer.defenses.npd import NPD
+from neural_polarizer.defenses.npd.presets import Preset, Target, variant_of
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
@@ -135,7 +136,7 @@ def purify(
     repaired = patient.repaired(trial, seed=seed, device=place, progress=note)
     repaired = replace(repaired, notes=(*repaired.notes, *notes))
     name = method if isinstance(method, str) else _name_of(method)
-    purified = purified_of(repaired, patient.clean, patient.finding.num_classes, name)
+    purified = purified_of(repaired, model, patient.clean, patient.finding.num_classes, name)
     LOG.info("%r", purified)
     for each in purified.notes:
         warnings.warn(each, NeuralPolarizerWarning, stacklevel=2)
@@ -144,6 +145,8 @@ def purify(
 
 def _name_of(defense: Defense) -> str:
     """The name of a method that is given as an object: ours if it has one, else that of its class."""
+    if isinstance(defense, NPD):
+        return variant_of(defense)
     return next((name for name, kind in DEFENSES.items() if kind is type(defense)), type(defense).__name__)
 
 

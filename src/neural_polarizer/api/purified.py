@@ -1,5 +1,6 @@
 """The result of ``purify``, with all that can be done with it."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,21 +9,24 @@ from html import escape
 from os import PathLike
 from pathlib import Path
 
+from torch import nn
+
 from neural_polarizer.api.data import Images
 from neural_polarizer.api.describe import record_of_model
 from neural_polarizer.artifacts import save_model, save_polarizer, versions
+from neural_polarizer.cache import digest_tensors
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import Repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported
 from neural_polarizer.exporting.formats import FormatName
-from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
+from neural_polarizer.files import output_folder, read_json, sha256_of_file, write_json, write_text
 from neural_polarizer.folding import Border, Folded
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.report.html import render_run
 from neural_polarizer.runs.inspect import exhibits
 from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
-from neural_polarizer.runs.purify_checks import RECORD, settings_of
+from neural_polarizer.runs.purify_checks import RECORD, algorithm_of, settings_of
 from neural_polarizer.surgery import PolarizedModule
 
 
@@ -39,6 +43,7 @@ class Purified(Repaired):
         classes: their names.
         image_size: height and width of the clean images.
         clean_sha256: of the clean images.
+        model_sha256: of the original's parameters and buffers.
     """
 
     method: str
@@ -47,6 +52,7 @@ class Purified(Repaired):
     classes: tuple[str, ...]
     image_size: tuple[int, int]
     clean_sha256: str
+    model_sha256: str
 
     def __repr__(self) -> str:
         place = "" if self.site is None else f" at {self.site}"
@@ -139,6 +145,7 @@ class Purified(Repaired):
         model = record_of_model(self.model, self.num_classes, self.classes, self.image_size, self.site)
         return {
             "schema": 1,
+            "run_id": self._identity,
             "method": self.method,
             "site": self.site,
             "site_reason": self.site_reason,
@@ -153,10 +160,11 @@ class Purified(Repaired):
             "der": None,
             "seconds": {**self.seconds, "total": self.figures["seconds"]},
             "history": [dict(each) for each in self.history],
+            "surrogate": {},
             "guarded": None if guarded is None else asdict(guarded),
             "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
             "model": {"path": None, **asdict(model)},
-            "model_sha256": None,
+            "model_sha256": self.model_sha256,
             "data": {},
             "clean_sha256": self.clean_sha256,
             "findings": [],
@@ -166,6 +174,19 @@ class Purified(Repaired):
             "versions": versions(),
             "command": None,
         }
+
+    @property
+    def _identity(self) -> str:
+        """A hash of all that the result depends on."""
+        parts = {
+            "model": self.model_sha256,
+            "clean": self.clean_sha256,
+            **algorithm_of(self.defense),
+            "method": self.method,
+            "seed": self.seed,
+            "versions": versions(),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write the model, its layer, the record and, where jinja2 is installed, the report into ``folder``.
@@ -177,7 +198,7 @@ class Purified(Repaired):
             EnvironmentFaultError: a file cannot be written.
         """
         out = Path(folder)
-        _check_free(out)
+        _check_free(out, self._identity)
         output_folder(out, remedy="choose another folder")
         described = record_of_model(self.model, self.num_classes, self.classes, self.image_size, self.site)
         record = self.record()
@@ -194,8 +215,10 @@ class Purified(Repaired):
         write_json(out / RECORD, record | {"files": {name: sha256_of_file(out / name) for name in written}})
 
 
-def purified_of(repaired: Repaired, clean: ImageSet, num_classes: int, method: str) -> Purified:
-    """``repaired`` with what the caller's images and words add to it."""
+def purified_of(repaired: Repaired, original: nn.Module, clean: ImageSet, num_classes: int, method: str) -> Purified:
+    """``repaired`` with what the caller's model, images and words add to it."""
+    digest = hashlib.sha256()
+    digest_tensors(digest, (*original.named_parameters(), *original.named_buffers()))
     fields = {name: getattr(repaired, name) for name in repaired.__dataclass_fields__}
     return Purified(
         **fields,
@@ -205,6 +228,7 @@ def purified_of(repaired: Repaired, clean: ImageSet, num_classes: int, method: s
         classes=clean.classes,
         image_size=clean.image_size,
         clean_sha256=clean.sha256(),
+        model_sha256=digest.hexdigest(),
     )
 
 
@@ -212,7 +236,8 @@ def _rendered(record: Mapping[str, object], purified: Purified) -> str:
     return render_run(json.loads(json.dumps(record)), exhibits(purified.audit))
 
 
-def _check_free(out: Path) -> None:
-    held = [name for name in (RECORD, "attack.json") if (out / name).exists()]
-    if held:
+def _check_free(out: Path, identity: str) -> None:
+    """Refuse a folder that holds anything but this very result."""
+    held = [name for name in ("attack.json", RECORD) if (out / name).exists()]
+    if held and not (held == [RECORD] and read_json(out / RECORD).get("run_id") == identity):
         raise BadInputError(f"{out}: holds {held[0]} of another run; choose another folder or remove that one")

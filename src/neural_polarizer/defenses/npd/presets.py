@@ -66,9 +66,18 @@ _REFERENCE: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(
-    method: str, *, name: Preset = "shipped", profile: str | None = None, target: Target = None
-) -> NPD:
+def variant_of(settings: NPD) -> str:
+    """Which of the five methods these settings make."""
+    name = {
+        ("sample", "targeted"): "npd" if settings.target is None else "npd-tp",
+        ("universal", "targeted"): "npd-tu",
+        ("sample", "untargeted"): "npd-up",
+        ("universal", "untargeted"): "npd-uu",
+    }
+    return name[settings.perturbation, settings.goal]
+
+
+def preset(method: str, *, name: Preset = "shipped", profile: str | None = None, target: Target = None) -> NPD:
     """The settings of one method.
 
     Args:
