@@ -8,11 +8,15 @@ FAST := tests/checkpoints tests/data tests/report tests/test_bad_input.py tests/
 # Of the last commit, so that everybody who builds it gets the same bytes; without git, that of hatchling's own default.
 export SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),1580601600)
 
-.PHONY: demo test lint bench nightly docs dist dist-check release audit lowest clean
+.PHONY: demo check test lint bench nightly docs dist dist-check release audit lowest clean
 
 ## Run the main job offline: plant a backdoor in a digit classifier, purify it, write the report.
 demo: $(INSTALLED)
 	$(BIN)/polarizer demo --out runs/demo
+
+## For every change: lint, types, and the tests that take no process of their own.
+check: lint
+	$(BIN)/python -m pytest -m "not slow and not process" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 ## Lint, types and tests, these on up to four cores at once.
 test: lint
@@ -30,6 +34,7 @@ bench: $(INSTALLED)
 ## What takes too long for every change: all attacks against all defenses at toy scale, and their report.
 nightly: test lowest docs
 	$(BIN)/python -m pytest -m slow
+	NEURAL_POLARIZER_EXAMPLES=new $(BIN)/python -m pytest -m "not process"
 	$(BIN)/polarizer bench run smoke --out runs/smoke
 	$(BIN)/polarizer bench report smoke --results runs/smoke --out runs/site
 	$(MAKE) audit
@@ -72,7 +77,7 @@ lowest: $(INSTALLED)
 	$(PYTHON) -m venv --clear --without-pip $(LOWEST)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		"$$($(LOWEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/everything_else.pth"
-	$(BIN)/python .ci/lowest.py zoo demo bench > $(LOWEST)/lowest.txt
+	$(BIN)/python .ci/lowest.py cli zoo demo bench > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --requirement $(LOWEST)/lowest.txt || { \
 		echo "lowest: FAILED: pip reached no index, or pyproject.toml allows a version that nobody can install" >&2; exit 1; }
 	PYTHONPATH=src $(LOWEST)/bin/python -m pytest -o addopts= -o filterwarnings= -q $(FAST)

@@ -59,7 +59,7 @@ def main() -> None:
         )
         before, after = result["before"], result["after"]
         rates = [before["acc"], after["acc"], before["asr"], after["asr"], after["ra"]]
-        spent = sum(result["seconds"][phase] for phase in ("features", "warm_up", "optimise"))
+        spent = sum(value for phase, value in result["seconds"].items() if phase not in ("load", "evaluate", "total"))
         print(f"| {name} | " + " | ".join(f"{100 * rate:.2f}" for rate in rates) + f" | {spent:.0f} |", flush=True)
 
 

@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.files import write_json
 from neural_polarizer.models.build import build
@@ -114,7 +114,7 @@ def whole(options: argparse.Namespace) -> dict[str, Any]:
         f"plain, fp32, {epochs}": lambda e=epochs: plain_npd(model, clean, replace(settings, epochs=e), seed=0)  # type: ignore[misc]
         for epochs in (1, 3)
     }
-    variants["shipped"] = lambda: NeuralPolarizer(precision="bf16").repair(model, clean, seed=0)
+    variants["shipped"] = lambda: NPD(precision="bf16").repair(model, clean, seed=0)
     found = turns(variants, options.rounds)
     one, three = (median(found[f"plain, fp32, {epochs}"]) for epochs in (1, 3))
     found["plain, fp32, 50 epochs (reckoned)"] = [one + 49 * (three - one) / 2]
@@ -192,7 +192,7 @@ def _flops(run: Callable[[], object]) -> int:
 
 def scaling(options: argparse.Namespace) -> dict[str, Any]:
     """(d) One epoch of the shipped NPD: images, width and size, one at a time."""
-    settings = replace(NeuralPolarizer(precision="bf16"), epochs=1)
+    settings = replace(NPD(precision="bf16"), epochs=1)
     cases = [(count, 16, 32) for count in (250, 500, 1000, 2500, 5000)]
     cases += [(1000, width, 32) for width in (32, 64)] + [(1000, 16, 64)]
     found = {}
@@ -218,7 +218,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 
 def one_run(options: argparse.Namespace) -> dict[str, Any]:
     """What ``memory`` measures; the last word printed is the peak in MiB."""
-    settings = replace(NeuralPolarizer(precision="bf16"), epochs=1)
+    settings = replace(NPD(precision="bf16"), epochs=1)
     settings.repair(model_of(options.width), images_of(options.images, options.size), seed=0)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return {}

@@ -28,7 +28,7 @@ from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset, preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import read_json, write_json, write_text
@@ -105,7 +105,7 @@ def purify(victim: Planned, method: str, name: Preset, seed: int, data: Path, ou
 
 
 def purify_victim(
-    folder: Path, specs: list[str], settings: NeuralPolarizer, out: Path, *, method: str, seed: int
+    folder: Path, specs: list[str], settings: NPD, out: Path, *, method: str, seed: int
 ) -> dict[str, Any]:
     """Purify the victim in ``folder`` with 5 % of the training images; its own record has the figures before."""
     record = read_json(folder / RECORD)
@@ -169,8 +169,10 @@ def report(out: Path) -> str:
     for (victim_name, name, method), records in groups.items():
         before = records[0]["before"]
         after = [spread([record["after"][rate] for record in records]) for rate in ("acc", "asr", "ra")]
-        phases = ("features", "warm_up", "optimise")
-        seconds = mean(sum(record["seconds"][phase] for phase in phases) for record in records)
+        others = ("load", "evaluate", "total")
+        seconds = mean(
+            sum(value for phase, value in record["seconds"].items() if phase not in others) for record in records
+        )
         der = spread([record["der"] for record in records])
         lines.append(
             f"| {victim_name} | {name} | {method} | {len(records)} | {100 * before['acc']:.2f} | {after[0]} "

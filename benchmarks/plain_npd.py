@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
 from neural_polarizer.perturb import clip
 from neural_polarizer.polarizer import Polarizer
@@ -23,7 +23,7 @@ from neural_polarizer.surgery import Site, insert
 def plain_npd(
     model: nn.Module,
     clean: ImageSet,
-    settings: NeuralPolarizer,
+    settings: NPD,
     *,
     seed: int,
     precision: str = "fp32",
@@ -38,7 +38,7 @@ def plain_npd(
         model: float pixels in [0, 1] to logits; untouched.
         clean: the defender's images.
         settings: per-sample targeted perturbations with sign steps in an L2 ball, constant learning rate, warm-up.
-        seed: fixes the order of the batches, as in ``NeuralPolarizer.repair``.
+        seed: fixes the order of the batches, as in ``NPD.repair``.
         precision: "fp32" or "bf16" autocast.
         layout: of images and weights.
     """
@@ -85,7 +85,7 @@ def plain_npd(
     return polarizer
 
 
-def _perturbation(predict: Callable[[Tensor], Tensor], x: Tensor, targets: Tensor, settings: NeuralPolarizer) -> Tensor:
+def _perturbation(predict: Callable[[Tensor], Tensor], x: Tensor, targets: Tensor, settings: NPD) -> Tensor:
     """Eq. 5 for each image alone; the pass after each step looks whether most images have reached their target."""
     (radius,) = settings.radii
     delta = torch.zeros_like(x)

@@ -1,6 +1,7 @@
 """What holds for all tests: one thread, and shapes checked wherever there are shapes."""
 
 import socket
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ def _with_shapes() -> list[str]:
 
 jaxtyping.install_import_hook(_with_shapes(), CHECKER)
 
-from neural_polarizer import cache, surgery  # noqa: E402, what is imported before the hook is not checked
+from neural_polarizer import NeuralPolarizerWarning, cache, surgery  # noqa: E402, imported before the hook unchecked
 
 torch.set_num_threads(1)  # the tensors of these tests are too small to share out
 
@@ -38,6 +39,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(cache.VARIABLE, str(tmp_path_factory.getbasetemp() / "polarizer_home"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _notes_are_no_errors() -> None:
+    """What ``purify`` warns of is in its ``notes``, too; tests look at these."""
+    warnings.filterwarnings("ignore", category=NeuralPolarizerWarning)
 
 
 @pytest.fixture(autouse=True)

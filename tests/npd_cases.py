@@ -6,10 +6,10 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import Repaired
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.polarizer import Polarizer
 
-SMALL = NeuralPolarizer(
+SMALL = NPD(
     site="after:features",
     epochs=2,
     batch_size=10,
@@ -21,7 +21,7 @@ SMALL = NeuralPolarizer(
 )
 WARM = replace(SMALL, init="default", warmup_epochs=2, warmup_lr=0.01)
 
-CASES: dict[str, NeuralPolarizer] = {
+CASES: dict[str, NPD] = {
     "npd": SMALL,
     "npd-tp": replace(SMALL, target=1),
     "npd-tp, all-to-all": replace(SMALL, target="next"),
@@ -41,7 +41,7 @@ CASES: dict[str, NeuralPolarizer] = {
 }
 
 
-def repaired(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, seed: int = 0) -> Repaired:
+def repaired(model: nn.Module, clean: ImageSet, settings: NPD, seed: int = 0) -> Repaired:
     return settings.repair(model, clean, seed=seed)
 
 

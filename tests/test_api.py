@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import neural_polarizer
-from neural_polarizer import BadInputError, BadNets, ImageSet, Metrics, NeuralPolarizer, Purified, evaluate, purify
+from neural_polarizer import NPD, BadInputError, BadNets, ImageSet, Metrics, Purified, evaluate, purify
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.parquet import write_images
+from neural_polarizer.defenses.npd.presets import VARIANTS
 from toys import assert_same, hooks, snapshot, tiny_images, tiny_model
 
 FAST: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu", "force": True}
@@ -92,7 +91,7 @@ def test_every_kind_of_data_gives_the_same_images(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ImageSet", "Dataset of pictures", "DataLoader of uint8", "DataLoader of floats"])
 def test_purify_takes_every_kind_of_data_and_gives_the_same_model(kind: str) -> None:
-    expected = NeuralPolarizer(epochs=1, batch_size=8).repair(tiny_model(), CLEAN, seed=3)
+    expected = NPD(epochs=1, batch_size=8).repair(tiny_model(), CLEAN, seed=3)
     found = purify(tiny_model(), KINDS[kind](), "npd", seed=3, **FAST)
     assert isinstance(found, Purified)
     assert_same(found.model.state_dict(), expected.model.state_dict())
@@ -211,21 +210,21 @@ def test_nothing_is_printed_and_the_model_stays(capfd: pytest.CaptureFixture[str
 def test_site_target_and_settings_reach_the_method() -> None:
     result = purify(tiny_model(), CLEAN, "npd-tp", site="before:features.3", target=1, **{**FAST, "epochs": 3})
     assert (result.site, len(result.history)) == ("before:features.3", 3)
-    expected = NeuralPolarizer(
-        target=1, radii=(5.0,), steps=4, epochs=3, batch_size=8, site="before:features.3"
-    ).repair(tiny_model(), CLEAN, seed=0)
+    expected = NPD(target=1, radii=(5.0,), steps=4, epochs=3, batch_size=8, site="before:features.3").repair(
+        tiny_model(), CLEAN, seed=0
+    )
     assert_same(result.model.state_dict(), expected.model.state_dict())
 
 
 def test_the_presets_name_and_profile_reach_the_method() -> None:
     with pytest.raises(BadInputError, match=r"'before:layer4.1.conv1': no such module"):
-        purify(tiny_model(), CLEAN, "npd", name="paper", **FAST)
+        purify(tiny_model(), CLEAN, "npd", preset="paper", **FAST)
     told: list[tuple[str, int, int]] = []
     purify(
         tiny_model(),
         CLEAN,
         "npd",
-        name="reference",
+        preset="reference",
         profile="tiny_imagenet",
         site="after:features",
         progress=lambda *step: told.append(step),
@@ -236,12 +235,16 @@ def test_the_presets_name_and_profile_reach_the_method() -> None:
 
 @pytest.mark.parametrize("method", ["npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"])
 def test_every_method_by_name(method: str) -> None:
-    result = purify(tiny_model(), CLEAN, method, target=1 if method in ("npd-tp", "npd-tu") else None, **FAST)
-    assert_close(result.model(FLOATS).shape, torch.Size([16, 4]))
+    target = 1 if method in ("npd-tp", "npd-tu") else None
+    result = purify(tiny_model(), CLEAN, method, target=target, **FAST)
+    expected = {**VARIANTS[method], "target": target}
+    assert {name: result.settings[name] for name in expected} == expected
+    with torch.no_grad():
+        assert not torch.allclose(result.model(FLOATS), tiny_model()(FLOATS), atol=1e-4)  # it has learned something
 
 
 def test_settings_that_do_not_exist_are_refused_by_name() -> None:
-    with pytest.raises((TypeError, BadInputError), match="epoch"):
+    with pytest.raises(BadInputError, match="a setting of LeastStandIns cannot be 'epoch'"):
         purify(tiny_model(), CLEAN, epoch=3)
     with pytest.raises(BadInputError, match="device 'nonsense' cannot be used here"):
         purify(tiny_model(), CLEAN, device="nonsense")
@@ -259,8 +262,6 @@ def test_every_public_name_is_documented() -> None:
         value: Any = getattr(neural_polarizer, name)
         if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
             assert inspect.getdoc(value), name
-    assert isinstance(CLEAN, ImageSet)
-    assert isinstance(FLOATS, Tensor)
 
 
 def test_pictures_follow_the_rules_of_files(tmp_path: Path) -> None:

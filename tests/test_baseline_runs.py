@@ -21,10 +21,10 @@ from neural_polarizer.data.poison import poison
 from neural_polarizer.defenses import (
     DEFAULT,
     DEFENSES,
+    NPD,
     Defense,
     EntropyPruning,
     FineTuning,
-    NeuralPolarizer,
     Outcome,
     Repaired,
     Run,
@@ -367,7 +367,7 @@ def test_purify_takes_whole_fields_and_refuses_what_has_no_meaning() -> None:
 
 def test_the_registry_holds_every_method_and_cannot_be_changed() -> None:
     assert tuple(DEFENSES) == (DEFAULT, *VARIANTS, *BASELINES)
-    assert all(DEFENSES[name] is NeuralPolarizer for name in VARIANTS)
+    assert all(DEFENSES[name] is NPD for name in VARIANTS)
     with pytest.raises(TypeError):
         DEFENSES["mine"] = FineTuning  # type: ignore[index]
 

@@ -25,6 +25,7 @@ def faults(mode: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.process
 def test_kept_memory_is_not_fetched_again() -> None:
     took_effect, kept = faults("keep")
     if took_effect == "False":

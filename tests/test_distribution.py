@@ -14,6 +14,8 @@ from packaging.metadata import Metadata
 
 from neural_polarizer import __version__
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 PUBLIC = {
     *(".ci", ".github", ".gitignore", "benchmarks", "docs", "examples", "src", "tests"),

@@ -109,6 +109,7 @@ def test_a_full_disk_costs_nothing_but_the_time(
     assert not INJECTION.differences(place, calm)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_that_can_only_be_read_is_told(runs: Path, disk: Path, capsys: Capsys, command: str) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -116,6 +117,7 @@ def test_a_folder_that_can_only_be_read_is_told(runs: Path, disk: Path, capsys: 
     assert told(done, 4 if command == "export" else 3, "Read-only file system")
 
 
+@pytest.mark.process
 def test_a_cache_that_can_only_be_read_is_told(
     runs: Path, disk: Path, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +260,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.process
 def test_too_little_memory_is_told_in_one_line(runs: Path, tmp_path: Path) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("this system does not tell how much memory a process uses")

@@ -8,12 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmark_scripts import script
+from toys import SAME
 
 FUZZ = script("fuzz_readers")
 few = settings(
     max_examples=40,
     deadline=None,
-    derandomize=True,
+    derandomize=SAME,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

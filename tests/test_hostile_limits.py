@@ -117,6 +117,7 @@ DATA: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="measures children of a fork")
 def test_the_worst_files_cost_little_memory_and_do_nothing(tmp_path: Path) -> None:
     small = ModelRecord(architecture="preactresnet18", num_classes=3, width=2, image_size=(16, 16))

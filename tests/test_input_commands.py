@@ -29,6 +29,7 @@ import neural_polarizer.cli.main
 """
 
 
+@pytest.mark.process
 def test_the_command_line_starts_where_there_is_no_module_resource() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_RESOURCE], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

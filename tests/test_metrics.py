@@ -77,7 +77,7 @@ def test_the_model_comes_back_as_it_was_after_an_error_too() -> None:
     model = tiny_model().train()
     wrong = ImageSet(torch.zeros(2, 5, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("a",), "five")
     before = snapshot(model)[1:]
-    with pytest.raises(Exception, match=r"size of tensor|channels"):
+    with pytest.raises(RuntimeError, match=r"size of tensor|channels"):
         evaluate(model, wrong)
     assert snapshot(model)[1:] == before
     with pytest.raises(BadInputError):

@@ -81,6 +81,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.process
 def test_a_narrow_network_has_the_same_gradients_with_the_channels_last() -> None:
     """oneDNN's own way to do the shortcuts is wrong or crashes on CPUs with AVX2 alone; any other can play one."""
     here = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}

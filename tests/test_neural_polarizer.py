@@ -256,6 +256,8 @@ def test_mixed_batches_beside_one_of_the_target_class_alone_still_learn() -> Non
     result = repaired(tiny_model(), clean, single)
     assert result.notes == ()
     assert len(result.history) == 1
+    start = repaired(tiny_model(), clean, replace(single, epochs=0))
+    assert largest_gap(polarizer_of(result), polarizer_of(start)) > 1e-4
 
 
 # --- Losing the way ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from benchmark_scripts import script
 from neural_polarizer import perturb
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.npd import NeuralPolarizer, aims, algorithm
+from neural_polarizer.defenses.npd import NPD, aims, algorithm
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.polarizer import Polarizer
@@ -38,7 +38,7 @@ def _clip(values: Tensor) -> Tensor:
     return values.where(values >= 0, 0.0).where(values <= 1, 1.0)
 
 
-def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolarizer, done: int) -> Tensor:
+def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NPD, done: int) -> Tensor:
     """Eqs. 5, 7, 8 and 10: whole forward passes, the samples projected one after another."""
     universal, sign = settings.perturbation == "universal", -1.0 if settings.goal == "targeted" else 1.0
     delta = torch.zeros_like(x[:1] if universal else x)
@@ -57,7 +57,7 @@ def _delta(network: nn.Module, x: Tensor, wanted: Tensor, settings: NeuralPolari
     return delta
 
 
-def _plain_npd(model: nn.Module, clean: ImageSet, settings: NeuralPolarizer, seed: int) -> Polarizer:
+def _plain_npd(model: nn.Module, clean: ImageSet, settings: NPD, seed: int) -> Polarizer:
     x, y, k = to_pixels(clean.images), clean.labels, clean.num_classes
     polarizer = Polarizer(6).eval()
     network = insert(copy.deepcopy(model).eval().requires_grad_(False), Site.parse("after:features"), polarizer)
@@ -93,7 +93,7 @@ def _plain_step(
     polarizer: Polarizer,
     optimizer: torch.optim.Optimizer,
     batch: tuple[Tensor, Tensor, int],
-    settings: NeuralPolarizer,
+    settings: NPD,
     done: int,
 ) -> None:
     x, y, k = batch
@@ -161,12 +161,12 @@ Change = Callable[[pytest.MonkeyPatch], object]
 
 def _settings(**changes: Any) -> Change:
     """The run has other settings than those that it was given."""
-    honest = NeuralPolarizer.repair
+    honest = NPD.repair
 
-    def repair(self: NeuralPolarizer, *args: Any, **kwargs: Any) -> Any:
+    def repair(self: NPD, *args: Any, **kwargs: Any) -> Any:
         return honest(replace(self, **changes), *args, **kwargs)
 
-    return lambda patch: patch.setattr(NeuralPolarizer, "repair", repair)
+    return lambda patch: patch.setattr(NPD, "repair", repair)
 
 
 def _hardest(_: aims.RunnerUp, logits: Tensor, labels: Tensor) -> Tensor:

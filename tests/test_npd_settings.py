@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.errors import BadInputError
-from npd_cases import SMALL, WARM, repaired
+from neural_polarizer.train import Schedule
+from npd_cases import SMALL, WARM, polarizer_of, repaired
 from toys import (
+    largest_gap,
     made,
     tiny_images,
     tiny_model,
@@ -49,7 +51,7 @@ from toys import (
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(BadInputError, match=match):
-        NeuralPolarizer(**changes)
+        NPD(**changes)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_misspelt_settings_are_refused(setting: str, unchecked: None) -> None:
     """A typo must not quietly mean some other method."""
     wrong: dict[str, Any] = {setting: "mispelt"}
     with pytest.raises(BadInputError, match="mispelt"):
-        NeuralPolarizer(**wrong)
+        NPD(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -87,22 +89,39 @@ def test_misspelt_settings_are_refused(setting: str, unchecked: None) -> None:
         (replace(SMALL, site="after:head"), "these are the logits; choose a place in front of the head"),
     ],
 )
-def test_settings_that_do_not_fit_the_model_are_refused(settings: NeuralPolarizer, match: str) -> None:
+def test_settings_that_do_not_fit_the_model_are_refused(settings: NPD, match: str) -> None:
     with pytest.raises(BadInputError, match=match):
         repaired(tiny_model(), tiny_images(8), settings)
 
 
 @pytest.mark.parametrize("settings", [WARM, replace(SMALL, bn_outer="train_clean_stats")], ids=["warm-up", "outer"])
-def test_a_last_batch_of_one_image_is_enough_for_maps_of_one_pixel(settings: NeuralPolarizer) -> None:
+def test_a_last_batch_of_one_image_is_enough_for_maps_of_one_pixel(settings: NPD) -> None:
     """21 images in batches of 10; batch norm cannot train on a single value a channel."""
     network = nn.Sequential(nn.Conv2d(3, 6, 8), nn.Flatten(), nn.Linear(6, 4))
     result = repaired(made(network), tiny_images(21), replace(settings, site="after:0"))
     assert len(result.history) == 2
+    start = repaired(made(network), tiny_images(21), replace(settings, site="after:0", epochs=0))
+    assert largest_gap(polarizer_of(result), polarizer_of(start)) > 1e-4  # the single image has not stopped it
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"target": True}, {"epochs": 1.5}, {"radii": (1.0, float("inf"))}, {"compile": "yes"}]
+)
+def test_values_of_another_type_or_infinite_ones_are_refused(wrong: dict[str, Any], unchecked: None) -> None:
+    (name,) = wrong
+    with pytest.raises(BadInputError, match=f"{name}"):
+        repaired(tiny_model(), tiny_images(8), NPD(**wrong))
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": float("nan")}, {"weight_decay": -1.0}])
+def test_a_schedule_checks_all_of_its_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BadInputError, match="momentum must lie in"):
+        Schedule(**wrong)
 
 
 def test_images_that_do_not_fit_the_model_are_refused() -> None:
     clean = tiny_images(10, num_classes=5)
     with pytest.raises(BadInputError, match=r"toy: has label 4, but the model knows 4 classes \(0 to 3\)"):
         repaired(tiny_model(), clean, SMALL)
-    with pytest.raises(BadInputError, match="toy: the clean set is empty; NPD needs at least a few images"):
+    with pytest.raises(BadInputError, match="toy: NPD needs at least 1 image, got 0"):
         repaired(tiny_model(), clean.select(torch.arange(0)), SMALL)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset, preset
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import PROFILES, Normalized
@@ -17,7 +17,7 @@ DATA_SETS = ("cifar10", "cifar100", "gtsrb", "tiny_imagenet")
 METHODS = tuple(VARIANTS)
 
 
-def _preset(method: str, name: Preset, profile: str | None = "cifar10", target: Any = 1) -> NeuralPolarizer:
+def _preset(method: str, name: Preset, profile: str | None = "cifar10", target: Any = 1) -> NPD:
     return preset(method, name=name, profile=profile, target=target if method in KNOWS_TARGET else None)
 
 
@@ -111,8 +111,8 @@ def test_shipped_values(method: str) -> None:
 
 
 def test_shipped_values_are_the_defaults_of_the_class() -> None:
-    assert preset("npd") == NeuralPolarizer()
-    assert preset("npd", profile="tiny_imagenet") == NeuralPolarizer()
+    assert preset("npd") == NPD()
+    assert preset("npd", profile="tiny_imagenet") == NPD()
 
 
 @pytest.mark.parametrize("method", KNOWS_TARGET)

@@ -12,6 +12,8 @@ import pytest
 
 from neural_polarizer import __version__
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 IN_GIT = pytest.mark.skipif(
     shutil.which("git") is None or not (ROOT / ".git").exists(), reason="a source distribution has no tags"

@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from neural_polarizer.cache import VARIABLE
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
+
+pytestmark = pytest.mark.process
 
 
 def _command(data: Path, out: Path) -> dict[str, Any]:

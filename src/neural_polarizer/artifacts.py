@@ -186,6 +186,22 @@ def _metadata(record: ModelRecord) -> dict[str, str]:
     return {KEY: json.dumps({**told, "versions": versions()})}
 
 
+def with_polarizer(model: nn.Module, path: Path) -> nn.Module:
+    """A copy of ``model`` with the layer that ``save_polarizer`` wrote, at its site; dtype and device are the model's.
+
+    Raises:
+        BadInputError: the file holds no layer of ours, or it does not fit the model.
+    """
+    checkpoint = read_checkpoint(path)
+    record = _our_record(checkpoint.metadata.get(KEY), path)
+    polarizer = None if record is None else polarizer_for(record.structure, checkpoint.tensors)
+    if record is None or record.site is None or polarizer is None:
+        raise BadInputError(f"{path}: holds no polarizer; purify writes one as polarizer.safetensors")
+    load_strict(polarizer, checkpoint.tensors, source=str(path))
+    like = next(model.parameters(), torch.zeros(()))
+    return insert(model, Site.parse(record.site), polarizer.to(like.device, like.dtype).train(model.training))
+
+
 def locate(path: Path) -> Path:
     """The model file of ``path``: itself, or that of an attack's or a purification's folder.
 

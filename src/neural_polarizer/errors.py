@@ -1,5 +1,8 @@
 """The exceptions that callers may catch, each with the exit code it has on the command line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NeuralPolarizerError(Exception):
     """Root of all errors that this package raises on purpose."""
@@ -23,3 +26,26 @@ class EnvironmentFaultError(NeuralPolarizerError, OSError):
     """The machine failed us: disk full, no permission to write, out of memory."""
 
     exit_code = 4
+
+
+class NeuralPolarizerWarning(UserWarning):
+    """What the user of a result must know, such as what was assumed, or that a trigger may still work."""
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Say of an import that fails in the block which extra brings the package.
+
+    Args:
+        extra: its name, as in ``neural-polarizer[parquet]``.
+        what: cannot be done without, such as "parquet files".
+
+    Raises:
+        BadInputError: the package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BadInputError(
+            f"{what} cannot be used, as {error.name} is not installed: pip install 'neural-polarizer[{extra}]'"
+        ) from None

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from types import NoneType, UnionType
@@ -35,6 +36,23 @@ def check_literals(settings: Any) -> None:
         value = getattr(settings, name)
         if words and isinstance(value, str):
             check_choice(name, value, words)
+
+
+def check_values(settings: Any) -> None:
+    """Refuse values of another type than their field's, and numbers that are NaN or infinite; inner dataclasses, too.
+
+    Raises:
+        BadInputError: there is one.
+    """
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            check_values(value)
+            continue
+        numbers = [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, float)]
+        if not _fits(value, hints[field.name]) or not all(map(math.isfinite, numbers)):
+            raise BadInputError(f"{field.name} of {type(settings).__name__} cannot be {value!r}")
 
 
 def _words(hint: Any) -> tuple[Any, ...]:

@@ -46,8 +46,11 @@ class Site:
 class PolarizedModule(nn.Module):
     """A module of the network with the polarizer before or behind it, in that module's place.
 
-    The polarizer is a ``Polarizer``, or the 1x1 convolution or linear layer that one has been folded into.
+    The polarizer is a ``Polarizer``, or the 1x1 convolution or linear layer that one has been folded into. While
+    ``enabled`` is False it is left out.
     """
+
+    enabled = True
 
     def __init__(self, module: nn.Module, polarizer: nn.Module, side: Literal["before", "after"]) -> None:
         super().__init__()
@@ -58,10 +61,17 @@ class PolarizedModule(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # networks ask their parts for sizes and the like
+        except AttributeError:  # networks ask their parts for sizes, weights and the like, but for nothing private
+            if name.startswith("_"):
+                raise
             return getattr(super().__getattr__("module"), name)
 
+    def extra_repr(self) -> str:
+        return f"polarizer {self.side} the module"
+
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.enabled:
+            return self.module(features, *args, **kwargs)
         if self.side == "before":
             return self.module(self.polarizer(features), *args, **kwargs)
         return self.polarizer(self.module(features, *args, **kwargs))

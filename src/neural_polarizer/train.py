@@ -103,6 +103,11 @@ class Schedule:
                 f"epochs and batch size must be at least 1 and lr positive and a number that float32 has, "
                 f"got {self.epochs}, {self.batch_size}, {self.lr}"
             )
+        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise BadInputError(
+                f"momentum must lie in [0, 1) and weight decay must not be negative, got {self.momentum}, "
+                f"{self.weight_decay}"
+            )
 
     def optimize(self, model: nn.Module) -> torch.optim.Optimizer:
         """A new optimizer of all parameters of ``model``."""

@@ -167,6 +167,7 @@ def test_ep_sees_a_part_of_the_training_set_with_the_victims_trigger_at_its_rate
     assert mixed.labels[corners].tolist() == [0] * 4
 
 
+@pytest.mark.process
 def test_a_killed_run_goes_on_and_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "results"
     words = [*POLARIZER, "bench", "run", "smoke", *SMALL, *INLINE]
@@ -185,6 +186,7 @@ def test_a_killed_run_goes_on_and_loses_nothing(tmp_path: Path) -> None:
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.process
 def test_ray_computes_the_same_cells(tmp_path: Path, capsys: Capsys) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     words = [*POLARIZER, "bench", "run", "smoke", *SMALL, "--device", "cpu"]

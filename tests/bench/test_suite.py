@@ -11,7 +11,7 @@ from neural_polarizer.bench.cells import PurificationCell, VictimCell
 from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.paper import paper_values
 from neural_polarizer.bench.suite import load_suite, parse_suite, suite_names
-from neural_polarizer.defenses import DEFENSES, EntropyPruning, FineTuning, NeuralPolarizer
+from neural_polarizer.defenses import DEFENSES, NPD, EntropyPruning, FineTuning
 from neural_polarizer.defenses.npd.presets import VARIANTS
 from neural_polarizer.errors import BadInputError
 
@@ -104,14 +104,14 @@ eps = 4.0
     assert victim.victim.schedule.adversarial is not None
     assert victim.victim.schedule.adversarial.eps == pytest.approx(4 / 255)
     assert isinstance(first, PurificationCell)
-    assert isinstance(first.defense, NeuralPolarizer)
+    assert isinstance(first.defense, NPD)
     assert (first.defense.target, first.defense.precision, first.n_clean) == ("next", "bf16", 430)
     assert isinstance(second, PurificationCell)
     assert isinstance(second.defense, EntropyPruning)
     assert second.defense.data == "mixture"
 
 
-@pytest.mark.parametrize(("kind", "method"), [(NeuralPolarizer, "npd"), (FineTuning, "ft")])
+@pytest.mark.parametrize(("kind", "method"), [(NPD, "npd"), (FineTuning, "ft")])
 def test_a_defense_with_another_algorithm_makes_other_cells(
     kind: type[Any], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,8 +144,8 @@ deep = "before:layer4.1"
 lr = 0.001
 """
     found = [cell.defense for cell in cells_of(text) if isinstance(cell, PurificationCell)]
-    assert all(isinstance(defense, NeuralPolarizer) for defense in found)
-    assert [(defense.site, defense.lr) for defense in found if isinstance(defense, NeuralPolarizer)] == [
+    assert all(isinstance(defense, NPD) for defense in found)
+    assert [(defense.site, defense.lr) for defense in found if isinstance(defense, NPD)] == [
         ("before:layer4.1", 0.02),
         ("after:layer2", 0.02),
         ("before:layer4.1", 0.001),

@@ -17,6 +17,7 @@ CHROMIUM, NODE = shutil.which("chromium"), shutil.which("node")
 SCREENSHOTS = os.environ.get("POLARIZER_SCREENSHOTS")
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.skipif(CHROMIUM is None or NODE is None, reason="no browser or no node"),
     pytest.mark.skipif(not (HERE / "node_modules" / "playwright-core").is_dir(), reason="no playwright-core"),
     pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="no built site: make docs"),

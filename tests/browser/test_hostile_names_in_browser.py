@@ -37,6 +37,7 @@ ON_THE_SITE = (1, 2, 7)  # of these; the first is in test_site_in_browser.py
 SHOWN = tuple(text.replace("\u202e", r"\u202e").replace("\u2066", r"\u2066") for text in ATTACKS)
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium"),
     pytest.mark.skipif(NODE is None, reason="no node: apt-get install nodejs"),
     pytest.mark.skipif(

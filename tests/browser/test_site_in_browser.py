@@ -24,6 +24,7 @@ CHROMIUM, NODE = shutil.which("chromium"), shutil.which("node")
 SCREENSHOTS = os.environ.get("POLARIZER_SCREENSHOTS")
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium"),
     pytest.mark.skipif(NODE is None, reason="no node: apt-get install nodejs"),
     pytest.mark.skipif(

@@ -134,11 +134,14 @@ def test_bad_images_are_refused_in_one_line(name: str) -> None:
 
 
 def test_an_interlaced_png_with_all_its_rows_is_read() -> None:
-    # 8x8 in Adam7: 15 rows in 7 passes, 64 pixels, one filter byte a row
+    """8x8 in Adam7: seven passes, each a grid of pixels from a first row and column on."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    grids = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    rows = [row for top, left, down, right in grids for row in pixels[top::down, left::right]]
     header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 1)
-    body = png_chunk(b"IDAT", zlib.compress(bytes(64 * 3 + 15)))
+    body = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
     data = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + body + png_chunk(b"IEND", b"")
-    assert one(data).shape == (8, 8, 3)
+    assert np.array_equal(one(data), pixels)
 
 
 def test_many_images_keep_their_order_with_and_without_threads(tmp_path: Path) -> None:

@@ -43,6 +43,14 @@ DEFENSES: dict[str, Defense] = {
     "rnp": RNP(images=8, unlearn=SHORT, recover=replace(SHORT, lr=3.0), max_drop=0.9),
     "sau": SAU(rounds=2, batch_size=8, steps=2),
 }
+
+
+def changes(before: nn.Module, after: nn.Module, images: ImageSet) -> bool:
+    """Whether the two answer otherwise on ``images``."""
+    with torch.no_grad():
+        return not torch.equal(before(to_pixels(images.images)), after(to_pixels(images.images)))
+
+
 ALL = pytest.mark.parametrize("name", DEFENSES)
 
 
@@ -109,6 +117,7 @@ def test_a_handful_of_images_is_enough(name: str) -> None:
     few: ImageSet = tiny_images(5)
     result = DEFENSES[name].repair(tiny_model(), few, seed=0)
     assert all(bool(value.isfinite().all()) for value in result.model.state_dict().values())
+    assert changes(tiny_model(), result.model, few)
 
 
 @pytest.mark.parametrize("name", ["anp", "ep", "clp", "rnp"])
@@ -121,7 +130,7 @@ def test_methods_that_need_batch_norms_say_so(name: str) -> None:
 @pytest.mark.parametrize("name", ["ft", "ft-sam", "fst", "sau"])
 def test_methods_that_need_no_batch_norms_work_without(name: str) -> None:
     network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4)))
-    DEFENSES[name].repair(network, tiny_images(8), seed=0)
+    assert changes(network, DEFENSES[name].repair(network, tiny_images(8), seed=0).model, tiny_images(8))
 
 
 def test_fine_tuning_takes_the_whole_schedule() -> None:

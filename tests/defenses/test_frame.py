@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import DEFENSES, Defense, Outcome, Run
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import float_type
@@ -65,7 +65,7 @@ def test_the_record_says_how_the_result_came_about() -> None:
 
 
 def test_gradients_are_there_where_the_caller_has_switched_them_off() -> None:
-    settings = NeuralPolarizer(epochs=1, batch_size=8)
+    settings = NPD(epochs=1, batch_size=8)
     with torch.no_grad():
         off = settings.repair(tiny_model(), tiny_images(16), seed=0)
     on = settings.repair(tiny_model(), tiny_images(16), seed=0)

@@ -134,6 +134,7 @@ numpy.savez(f"{folder}/logits.npz", torchvision=of_torchvision, timm=of_timm, on
 """
 
 
+@pytest.mark.process
 def test_files_load_in_a_fresh_process_without_this_package(tmp_path: Path) -> None:
     needs("onnx")
     resnet, small = (CASES[name] for name in ("torchvision resnet18", "timm resnet"))

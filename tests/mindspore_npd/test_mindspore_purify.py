@@ -182,6 +182,7 @@ def test_graph_mode_is_refused_and_left_on() -> None:
         ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
+@pytest.mark.process
 @pytest.mark.data
 def test_badnets_on_real_images_goes(tmp_path: Path) -> None:
     """Trained by PyTorch on ten kinds of traffic signs at 16 x 16 pixels; the benchmark purifies it in both."""

@@ -14,7 +14,7 @@ from neural_polarizer.analysis.lemma1 import check_lemma1
 from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench.figures import curve_png, scatter_png
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses import Defense, NeuralPolarizer
+from neural_polarizer.defenses import NPD, Defense
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import Ball
 from neural_polarizer.report.pictures import contact_sheet
@@ -48,7 +48,7 @@ def distances(
     model: nn.Module, defense: Defense, test: ImageSet, trigger: LearnedTrigger, device: torch.device
 ) -> tuple[dict[str, Any], Pictures]:
     """Targeted and untargeted perturbations against the trigger, in pixels and features (Fig. 4)."""
-    if not isinstance(defense, NeuralPolarizer):
+    if not isinstance(defense, NPD):
         raise BadInputError("distances are those of NPD's perturbations: its defense must be of the NPD family")
     clean, triggered, labels, targets = _pairs(test, trigger)
     search = PerturbationSearch(

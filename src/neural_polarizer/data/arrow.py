@@ -10,15 +10,8 @@ import pyarrow as pa
 
 from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata
 from neural_polarizer.data.decode import Source, one_line, shown
-from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
+from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, STATE, Rows, pick
 from neural_polarizer.errors import BadInputError
-
-STATE, SPLITS = "state.json", "dataset_dict.json"
-
-
-def is_saved_to_disk(folder: Path) -> bool:
-    """Whether ``folder`` is one data set, or several splits of one, of ``save_to_disk``."""
-    return (folder / STATE).is_file() or (folder / SPLITS).is_file()
 
 
 def arrow_rows(folder: Path) -> Rows:

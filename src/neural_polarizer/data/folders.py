@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows
-from neural_polarizer.data.arrow import arrow_rows, is_saved_to_disk
+from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
-from neural_polarizer.data.parquet import parquet_rows
-from neural_polarizer.data.rows import Rows
+from neural_polarizer.data.rows import Rows, is_saved_to_disk
 from neural_polarizer.data.tree import Tree
 from neural_polarizer.errors import BadInputError
 

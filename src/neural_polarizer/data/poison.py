@@ -10,8 +10,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from neural_polarizer.data.classes import ClassNames
+from neural_polarizer.data.columnar import read_column
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.parquet import read_column
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.errors import BadInputError
+
+STATE, PARTS = "state.json", "dataset_dict.json"
+"""Files that the ``save_to_disk`` of Hugging Face leaves beside a data set, and beside its splits."""
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "target")
@@ -41,3 +45,8 @@ def pick(found: Sequence[str], wanted: Sequence[str], where: object) -> str:
         if found.count(name) == 1:
             return name
     raise BadInputError(f"{shown(where)}: needs one column {' or '.join(wanted)}; found {shown(list(found)[:10])}")
+
+
+def is_saved_to_disk(folder: Path) -> bool:
+    """Whether ``folder`` is one data set, or several splits of one, of ``save_to_disk``."""
+    return (folder / STATE).is_file() or (folder / PARTS).is_file()

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from neural_polarizer.data.arrow import arrow_rows, is_saved_to_disk
 from neural_polarizer.data.classes import ClassNames, numbered
+from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import MAX_PIXELS, decode_all, shown
 from neural_polarizer.data.folders import folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.parquet import parquet_rows
-from neural_polarizer.data.rows import Rows
+from neural_polarizer.data.rows import Rows, is_saved_to_disk
 from neural_polarizer.data.tree import FOLLOW
 from neural_polarizer.errors import BadInputError
 

@@ -18,7 +18,7 @@ from neural_polarizer.defenses.ft_sam import FTSAM as FTSAM
 from neural_polarizer.defenses.i_bau import IBAU as IBAU
 from neural_polarizer.defenses.nad import NAD as NAD
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse as NeuralCleanse
-from neural_polarizer.defenses.npd import NeuralPolarizer as NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD as NPD
 from neural_polarizer.defenses.npd.presets import AIMS
 from neural_polarizer.defenses.result import Audit as Audit
 from neural_polarizer.defenses.result import Exhibit as Exhibit
@@ -35,11 +35,11 @@ DEFAULT = "npd-ls"
 DEFENSES: Mapping[str, type[Defense]] = MappingProxyType(
     {
         "npd-ls": LeastStandIns,
-        "npd": NeuralPolarizer,
-        "npd-tp": NeuralPolarizer,
-        "npd-tu": NeuralPolarizer,
-        "npd-up": NeuralPolarizer,
-        "npd-uu": NeuralPolarizer,
+        "npd": NPD,
+        "npd-tp": NPD,
+        "npd-tu": NPD,
+        "npd-up": NPD,
+        "npd-uu": NPD,
         "ft": FineTuning,
         "fp": FinePruning,
         "nad": NAD,

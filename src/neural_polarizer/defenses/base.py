@@ -20,7 +20,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import check_module, in_float32
 from neural_polarizer.models.normalize import one_logit
 from neural_polarizer.rng import global_rng, stream
-from neural_polarizer.settings import places
+from neural_polarizer.settings import check_values, places
 from neural_polarizer.train import Progress, silent
 
 MOST_AT_ONCE = 256
@@ -130,11 +130,13 @@ class Defense(ABC):
             BadInputError: model, images and defense do not go together, or the training diverged.
         """
         _check_seed(seed)
+        check_values(self)
         check_one_layer(check_module(model), inserts=self.inserts)
         working = in_float32(model)
         name = self.title or type(self).__name__
         if len(clean) < self.least_images:
-            raise BadInputError(f"{clean.source}: {name} needs at least {self.least_images} images, got {len(clean)}")
+            least = f"{self.least_images} image{'' if self.least_images == 1 else 's'}"
+            raise BadInputError(f"{clean.source}: {name} needs at least {least}, got {len(clean)}")
         found = understood(working, clean)
         check_gradients(found.model, found.images)
         check_classes(found.images, int(found.logits.shape[1]), forgets=name if self.every_class else None)

@@ -4,6 +4,8 @@ A ``Definition`` is only ever made from what the user wrote on the command line 
 checkpoints hold its name and hash as text, which is never imported.
 """
 
+import copy
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -102,6 +104,28 @@ def network_named(text: str | None) -> str | Definition | None:
     source = getattr(module, "__file__", None)
     sha256 = sha256_of_file(Path(source)) if source else ""
     return Definition(f"{shown}:{name}{mark}{tail}", sha256, found, arguments)
+
+
+def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
+    """A class, a function or a module of the user's as a definition; a module is copied whenever it is built.
+
+    Raises:
+        BadInputError: it is none of these.
+    """
+    if not callable(what):
+        raise BadInputError(f"the network must be a module, or what makes one, got {type(what).__name__}")
+    kind = type(what) if isinstance(what, nn.Module) else what
+    name = f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', type(kind).__name__)}"
+    make = (lambda: copy.deepcopy(what)) if isinstance(what, nn.Module) else what
+    return Definition(name, _source_hash(kind), make, {})
+
+
+def _source_hash(kind: object) -> str:
+    """The SHA-256 of the file that defines it; of nothing where no file does."""
+    try:
+        return sha256_of_file(Path(inspect.getfile(kind)))  # type: ignore[arg-type]
+    except (TypeError, OSError):
+        return hashlib.sha256().hexdigest()
 
 
 def last_outputs(network: nn.Module) -> int | None:

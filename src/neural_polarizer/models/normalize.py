@@ -73,6 +73,8 @@ class Normalized(nn.Module):
 
     mean: Tensor
     std: Tensor
+    origin: object | None = None
+    """What a file must say to build the network again, where the model was read from one."""
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

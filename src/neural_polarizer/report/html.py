@@ -5,12 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, needing
 from neural_polarizer.report import charts
 from neural_polarizer.report.advice import what_now
 from neural_polarizer.report.audit import audit_table
@@ -20,6 +17,10 @@ from neural_polarizer.report.measures import measures
 from neural_polarizer.report.story import story
 from neural_polarizer.report.values import count, items, number, percent, points, seconds, table, visible
 from neural_polarizer.report.verdict import judge
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 _SCHEMA = 1
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -77,8 +78,10 @@ def render_run(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
     return make_environment().get_template("run.html.jinja").render(_context(record, pictures))
 
 
-def make_environment() -> Environment:
+def make_environment() -> "Environment":
     """The templates of this folder: all text is escaped, a name that is not given is an error."""
+    with needing("report", "reports"):
+        from jinja2 import Environment, PackageLoader, StrictUndefined
     environment = Environment(
         loader=PackageLoader("neural_polarizer", "report"),
         autoescape=True,
@@ -97,15 +100,17 @@ def make_environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _signed_points(change: float | None) -> str:
     return points(change).replace("-", "\N{MINUS SIGN}") if change is not None else ""
 
 
-def _mark_flags(text: str) -> Markup:
+def _mark_flags(text: str) -> "Markup":
     """Set command-line flags as code, which also keeps a line from breaking inside them."""
+    from markupsafe import Markup, escape
+
     return Markup(re.sub(r"--[a-z]+", r'<code class="flag">\g<0></code>', str(escape(visible(text)))))
 
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain, count
 from types import MappingProxyType
-from typing import Any
-
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from neural_polarizer.report import bars, plots
 from neural_polarizer.report.heads import column_texts, corner_texts, head_rows, row_texts
@@ -31,6 +29,9 @@ from neural_polarizer.report.summary import Progress, conditions, headline, prog
 from neural_polarizer.report.table_text import failures, notes, render_csv, render_latex, render_markdown
 from neural_polarizer.report.tables import FAILED_ATTACK, REPEATS, Table
 from neural_polarizer.report.tabulate import make_table
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _MARKS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
@@ -158,7 +159,9 @@ def _helpers() -> dict[str, Any]:
     }
 
 
-def _inlined(name: str) -> Markup:
+def _inlined(name: str) -> "Markup":
+    from markupsafe import Markup
+
     return Markup((files("neural_polarizer.report") / name).read_text(encoding="utf-8"))
 
 

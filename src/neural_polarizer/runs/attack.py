@@ -21,8 +21,8 @@ from neural_polarizer.attacks import ATTACKS, Attack, Workshop, name_of, name_of
 from neural_polarizer.attacks.base import TriggerState
 from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed
 from neural_polarizer.checkpoints.wording import printable
+from neural_polarizer.data.columnar import write_images
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import atomic_path, output_folder, read_json, sha256_of_file, write_bytes, write_json
 from neural_polarizer.metrics import evaluate

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_bytes, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.defenses import Audit, Defense, Outcome
-from neural_polarizer.defenses.npd import NeuralPolarizer
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.defenses.result import Suspect
 from neural_polarizer.losses import runner_up
@@ -51,7 +51,7 @@ def inspect(
     without such a class each aims at its image's runner-up. NPD's are made with its own settings, all other defenses
     are tried with the shipped ones of NPD or NPD-TU.
     """
-    probe = defense if isinstance(defense, NeuralPolarizer) else _shipped(purified.suspect)
+    probe = defense if isinstance(defense, NPD) else _shipped(purified.suspect)
     rows = torch.randperm(len(clean), generator=stream(seed, "inspect"))[:sample]
     labels, pixels = clean.labels[rows].to(device), to_pixels(clean.images[rows].to(device))
     aim = purified.suspect if probe.target is None else probe.target
@@ -61,15 +61,15 @@ def inspect(
     for network in (purified.model, model):  # the original last: its perturbations are shown
         placed = network.to(device).eval()
         try:
-            perturbed, share = _attack(placed, pixels, labels, probe, aim, radius)
+            perturbed, share = _attack(placed, pixels, labels, probe, aim, radius, defense.at_once)
         finally:
             network.to("cpu")
         success.append(share)
-    pictures = [*_exhibits(purified.audit), *_pictures(pixels.cpu(), perturbed.cpu(), evidence)]
+    pictures = [*exhibits(purified.audit), *_pictures(pixels.cpu(), perturbed.cpu(), evidence)]
     return {"before": success[1], "after": success[0], "radius": radius}, pictures
 
 
-def _shipped(suspect: Suspect | None) -> NeuralPolarizer:
+def _shipped(suspect: Suspect | None) -> NPD:
     return preset("npd") if suspect is None else preset("npd-tu", target=suspect)
 
 
@@ -77,34 +77,46 @@ def _attack(
     model: nn.Module,
     pixels: Float[Tensor, "n c h w"],
     labels: Tensor,
-    probe: NeuralPolarizer,
+    probe: NPD,
     aim: Suspect | None,
     radius: float,
+    at_once: int,
 ) -> tuple[Tensor, float]:
-    """The perturbed images, and the share of those not of their target's class that are taken for it."""
-    with torch.no_grad():
-        logits = model(pixels)
+    """The perturbed images, and the share of those not of their target's class that are taken for it.
+
+    A perturbation for all images is made with the first ``at_once`` of them, those of single images batch by batch.
+    """
+    logits = _logits(model, pixels, at_once)
     if aim is None:
         targets = runner_up(logits, labels)
     else:
         targets = (labels + 1) % logits.shape[1] if aim == "next" else torch.full_like(labels, aim)
-    delta = perturb(
-        model,
-        pixels,
-        targets,
-        ball=Ball(probe.norm, radius),
-        steps=max(probe.steps, 2),
-        step_size=probe.step_size,
-        universal=aim is not None,
-        rule=probe.step_rule,
-    )
-    perturbed = (pixels + delta).clamp(0, 1)
-    with torch.no_grad():
-        reached = (model(perturbed).argmax(dim=1) == targets)[targets != labels]
+    batches = list(zip(pixels.split(at_once), targets.split(at_once), strict=True))
+    deltas = [
+        perturb(
+            model,
+            some,
+            wanted,
+            ball=Ball(probe.norm, radius),
+            steps=max(probe.steps, 2),
+            step_size=probe.step_size,
+            universal=aim is not None,
+            rule=probe.step_rule,
+        )
+        for some, wanted in batches[: 1 if aim is not None else None]
+    ]
+    perturbed = (pixels + torch.cat(deltas)).clamp(0, 1) if aim is None else (pixels + deltas[0][:1]).clamp(0, 1)
+    reached = (_logits(model, perturbed, at_once).argmax(dim=1) == targets)[targets != labels]
     return perturbed, float(reached.float().mean()) if len(reached) else 0.0
 
 
-def _exhibits(audit: Audit | None) -> list[Picture]:
+@torch.no_grad()
+def _logits(model: nn.Module, pixels: Float[Tensor, "n c h w"], at_once: int) -> Float[Tensor, "n k"]:
+    return torch.cat([model(some) for some in pixels.split(at_once)])
+
+
+def exhibits(audit: Audit | None) -> list[Picture]:
+    """The pictures of what a defense has found."""
     return [
         Picture(
             title=exhibit.title,

@@ -1,3 +1,3 @@
 """The paper's method: Alg. 1 (NPD) and its variants.  ``algorithm`` is to be read beside the paper."""
 
-from neural_polarizer.defenses.npd.defense import NeuralPolarizer as NeuralPolarizer
+from neural_polarizer.defenses.npd.defense import NPD as NPD

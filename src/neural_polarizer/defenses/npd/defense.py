@@ -17,7 +17,7 @@ from neural_polarizer.defenses.result import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuralPolarizer(NPDSettings, Defense):
+class NPD(NPDSettings, Defense):
     """Learn one inserted linear layer that takes the backdoor out of a frozen network.
 
     Source: Zhu et al., "Neural Polarizer", NeurIPS 2023, Alg. 1 (NPD), 2 (NPD-TU), 3 (NPD-TP), section 4.3 (-UU,

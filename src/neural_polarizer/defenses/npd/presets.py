@@ -4,7 +4,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from neural_polarizer.defenses.npd.defense import NeuralPolarizer
+from neural_polarizer.defenses.npd.defense import NPD
 from neural_polarizer.defenses.npd.settings import Target as Target
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import PROFILES
@@ -66,9 +66,18 @@ _REFERENCE: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(
-    method: str, *, name: Preset = "shipped", profile: str | None = None, target: Target = None
-) -> NeuralPolarizer:
+def variant_of(settings: NPD) -> str:
+    """Which of the five methods these settings make."""
+    name = {
+        ("sample", "targeted"): "npd" if settings.target is None else "npd-tp",
+        ("universal", "targeted"): "npd-tu",
+        ("sample", "untargeted"): "npd-up",
+        ("universal", "untargeted"): "npd-uu",
+    }
+    return name[settings.perturbation, settings.goal]
+
+
+def preset(method: str, *, name: Preset = "shipped", profile: str | None = None, target: Target = None) -> NPD:
     """The settings of one method.
 
     Args:
@@ -91,10 +100,10 @@ def preset(
     variant: dict[str, Any] = {**VARIANTS[method], "target": target}
     if name == "shipped":
         strong = method in KNOWS_TARGET or variant["perturbation"] == "universal"
-        return NeuralPolarizer(**variant, **(_STRONG if strong else {}))
+        return NPD(**variant, **(_STRONG if strong else {}))
     weight = 0.1 if method in KNOWS_TARGET else 0.4
     radii = (6.0,) if profile == "tiny_imagenet" else (3.0,)
-    paper = NeuralPolarizer(**variant, **_PAPER, radii=radii, asr_weight=weight, bce_weight=weight)
+    paper = NPD(**variant, **_PAPER, radii=radii, asr_weight=weight, bce_weight=weight)
     if name == "paper":
         return paper
     changes = dict(_REFERENCE.get(profile or "", {}))
