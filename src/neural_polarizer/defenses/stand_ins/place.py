@@ -291,7 +291,7 @@ class Place:
     def _carried(
         self, pixels: Mapping[str, StandIns], stretch: Tensor, generator: torch.Generator
     ) -> tuple[Carried, Tensor, list[int], list[int]]:
-        """Images with stand-ins in pixels, in front of the layer; the labels that they get; how many carry each; aims."""
+        """Images with stand-ins in pixels, in front of the layer; their new labels; how many carry each; aims."""
         at, size = self.seen, self.settings.batch_size
         parts, rows, led, aims = [], [], [], []
         for stand_ins in pixels.values():
