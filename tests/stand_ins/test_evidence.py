@@ -92,11 +92,11 @@ def test_quantiles_turn_tails_around() -> None:
 def test_a_class_is_named_from_the_norm_that_is_told_on() -> None:
     generator = torch.Generator().manual_seed(2)
     crowd = 0.1 * torch.randn(9, generator=generator)
-    told = nameable(torch.cat([crowd, torch.tensor([-9.0])]), 0.05, 10, 1, 0.001)
+    told = nameable(torch.cat([crowd, torch.tensor([-9.0])]), 0.05, 11, 1, 0.001)
     assert told is not None
     for factor, named in ((0.999, True), (1.001, False)):
         values = torch.cat([crowd, torch.tensor([math.log(told * factor)]) + crowd.mean()])
-        found = believed([values], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.001)
+        found = believed([values], [], torch.zeros(1), floor=0.1, prior=0.5, resolution=0.001)
         assert (found.accused(0.05) == 9) is named
     assert nameable(torch.zeros(3), 0.05, 3, 1, 0.05) is None
 
@@ -123,7 +123,7 @@ def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
     one = believed([low], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
-    both = believed([low], [low], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
+    both = believed([low, low], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
     none = believed([calm], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
     assert both.factors[0] == pytest.approx(float(one.factors[0]) ** 2)
     assert one.likeliest == both.likeliest == 0
@@ -135,12 +135,14 @@ def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
 def test_the_form_of_a_trigger_is_the_one_in_which_its_class_stands_out() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
-    smooth = believed([calm, low, low], [], torch.zeros(9), floor=0.1, prior=0.5, resolution=0.05)
+    smooth = believed([low], [calm, low, low], torch.zeros(9), floor=0.1, prior=0.5, resolution=0.05)
     assert float(smooth.forms[0, 1]) > 10 * float(smooth.forms[0, 0])
     assert smooth.forms[10].tolist() == [1.0, 1.0, 1.0]  # nobody looks for the form of "next"
     assert not smooth.beyond_pixels(3.0)
-    assert believed([calm, calm, low], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(3.0)
-    assert not believed([calm, calm, calm], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(3)
+    assert believed([low], [calm, calm, low], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(3.0)
+    assert not believed([low], [calm, calm, calm], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(
+        3
+    )
 
 
 def test_next_is_an_aim_like_a_class_and_other_shifts_are_its_crowd() -> None:

@@ -11,7 +11,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.result import Suspect
 from neural_polarizer.defenses.stand_ins.belief import by_class, found_in
 from neural_polarizer.defenses.stand_ins.evidence import nameable, told_aim
-from neural_polarizer.defenses.stand_ins.looks import Found
+from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, Found
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.plausibility import examine
 from neural_polarizer.train import Progress, silent
@@ -89,9 +89,7 @@ def audited(
     belief, level = found.belief, chosen.looks.level
     resolution = max(chosen.in_pixels.finest, chosen.in_features.finest)
     aims = int((belief.factors > 0).sum())
-    reach = {
-        name: nameable(norms.log(), level, aims, len(found.norms), resolution) for name, norms in found.norms.items()
-    }
+    reach = {name: nameable(found.norms[name].log(), level, aims, len(BY_CLASS), resolution) for name in BY_CLASS}
     named = belief.accused(level)
     reason = sense.remark if sense.meaningless else None if named is not None else _too_coarse(reach)
     verdict: Verdict = "cannot say" if reason else "none seen" if named is None else "backdoor"

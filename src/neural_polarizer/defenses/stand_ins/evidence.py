@@ -173,8 +173,8 @@ def bayes_factor(p: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
 
 
 def believed(
+    by_class: Sequence[Float[Tensor, " k"]],
     by_form: Sequence[Float[Tensor, " k"]],
-    others: Sequence[Float[Tensor, " k"]],
     shifts: Float[Tensor, " s"],
     *,
     floor: float,
@@ -190,21 +190,23 @@ def believed(
     have; the others are the crowd that it has to stand out from.
 
     Args:
-        by_form: logarithms of norms by class, low where an attacker's class is, for each form; NaN where not computed.
-        others: likewise, of what has no form.
+        by_class: logarithms of norms by class, low where an attacker's class is; NaN where not computed.
+        by_form: likewise, one for each form that a trigger may have.  They tell the form, not the class: with every
+            further statistic, a class stands out by chance more often.
         shifts: likewise by shift of the label, from 1 on.
         floor: share of the probability that is spread evenly over the aims that were looked at.
         prior: in [0, 1].
         resolution: of the statistics.
     """
-    statistics = [*by_form, *others]
-    p = [outlier_p(each, resolution) for each in statistics]
+    p = [outlier_p(each, resolution) for each in by_class]
     of_next, next_seen = outlier_p(shifts, resolution)[:1], shifts[:1].isfinite()
     factors = torch.stack([bayes_factor(each) for each in p]).prod(dim=0)
     factors = torch.cat([factors, bayes_factor(of_next)])
-    seen = torch.cat([torch.stack([each.isfinite() for each in statistics]).any(dim=0), next_seen])
+    seen = torch.cat([torch.stack([each.isfinite() for each in by_class]).any(dim=0), next_seen])
     factors = torch.where(seen, factors, 0.0)
-    forms = torch.stack([bayes_factor(each) for each in p[: len(by_form)]], dim=1)
+    forms = torch.ones(len(factors), len(by_form))
+    for place, each in enumerate(by_form):
+        forms[: len(each), place] = bayes_factor(outlier_p(each, resolution))
     by_aim = torch.cat([combined_p(torch.stack(p)), of_next])
     count = max(1, int(seen.sum()))
     total = float(factors.sum())
@@ -213,7 +215,7 @@ def believed(
     return Belief(
         aims=aims.float(),
         factors=factors,
-        forms=torch.cat([forms, forms.new_ones(len(of_next), len(by_form))]).float(),
+        forms=forms,
         backdoor=odds / max(odds + 1 - prior, 1e-30),
         by_aim=by_aim,
         p_value=corrected_p(float(by_aim.min()), count),

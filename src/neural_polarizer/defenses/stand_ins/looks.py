@@ -27,6 +27,9 @@ from neural_polarizer.perturb import clip, each_length
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
 
+BY_CLASS = ("dense", "head", "features")
+"""The norms that tell the attacker's class."""
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -163,8 +166,8 @@ def look(
     shifts = torch.full((count - 1,), torch.nan)
     shifts[:shift_count] = of_shift
     belief = believed(
+        [norms[name].log() for name in BY_CLASS],
         [norms[name].log() for name in (*shapes, "features")],
-        [norms["head"].log()],
         shifts,
         floor=looks.floor,
         prior=looks.prior,
