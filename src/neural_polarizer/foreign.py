@@ -184,17 +184,17 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
         place, dot, last = name.rpartition(".")
         found = _MEAN.fullmatch(last)
         if found is not None:
-            std = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
-            if std in tensors:
-                pairs[name, std] = (_three(tensors[name]), _three(tensors[std]))
+            other = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
+            if other in tensors:
+                pairs[name, other] = (_three(tensors[name]), _three(tensors[other]))
     if len(set(pairs.values())) != 1:
         return None
     ((mean, std),) = set(pairs.values())
     if mean is None or std is None or min(std) <= 0:
         return None
-    scale = 255.0 if max(map(abs, mean)) > 1 else 1.0  # of pixels of 0 to 255
-    mean, std = (tuple(float(f"{value / scale:.7g}") for value in values) for values in (mean, std))
-    return Inside(mean, std, frozenset(name for pair in pairs for name in pair))
+    scale = 255.0 if max(map(abs, mean + std)) > 1 else 1.0  # of pixels of 0 to 255
+    centre, spread = (tuple(float(f"{value / scale:.7g}") for value in values) for values in (mean, std))
+    return Inside(centre, spread, frozenset(name for pair in pairs for name in pair))
 
 
 _MEAN = re.compile(r"(new_|_)?(mean|mu)")

@@ -135,9 +135,9 @@ def two_logits(network: nn.Module) -> Converted:
     The names of its modules, as sites have them, stay.
     """
     if isinstance(network, Normalized):
-        form = {"grey": network.grey, "output": network.output} if isinstance(network, Converted) else {}
         mean, std = (value.flatten().tolist() for value in (network.mean, network.std))
-        return Converted(network.network, mean, std, yes_no=True, **form)
+        grey, output = (network.grey, network.output) if isinstance(network, Converted) else (False, None)
+        return Converted(network.network, mean, std, grey=grey, output=output, yes_no=True)
     return Converted(network, (0.0,), (1.0,), yes_no=True)
 
 

@@ -47,8 +47,9 @@ def timm_architecture(config: Mapping[str, Any]) -> str:
 def timm_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The names of the classes in the order of the logits, if it has them."""
     names = config.get("label_names") or _told(config).get("label_names")
-    known = isinstance(names, list) and bool(names) and all(type(name) is str for name in names)
-    return tuple(names) if known and len(set(names)) == len(names) else None
+    if not isinstance(names, list) or not names or not all(type(name) is str for name in names):
+        return None
+    return tuple(names) if len(set(names)) == len(names) else None
 
 
 def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
