@@ -293,11 +293,7 @@ def test_one_logit_behind_a_normalisation_comes_back_behind_it() -> None:
     assert type(found) is Normalized
     assert found.state_dict().keys() == model.state_dict().keys()
     assert {value.dtype for value in found.parameters()} == {torch.float64}
-<<<<<<< HEAD
     assert torch.equal(found.get_buffer("mean"), model.get_buffer("mean"))
-=======
-    assert torch.equal(found.mean, model.get_buffer("mean"))
->>>>>>> files
 
 
 def test_probabilities_are_told() -> None:

@@ -1,7 +1,8 @@
 """``polarizer audit``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from enum import Enum
+from typing import Annotated, 
 
 import typer
 
@@ -32,7 +33,12 @@ from neural_polarizer.report.advice import after_audit
 from neural_polarizer.report.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 
-FailOn = Literal["backdoor", "cannot-say"]
+class FailOn(str, Enum):
+    """Verdicts that can stop a pipeline."""
+
+    BACKDOOR = "backdoor"
+    CANNOT_SAY = "cannot-say"
+
 REFUSED = 5
 
 
@@ -101,5 +107,5 @@ def audit(
         show(f"What now: {' '.join(after_audit(record))}")
         show_report(out / REPORT)
     verdict = str((record["purified"] or record)["verdict"])
-    if verdict in {each.replace("-", " ") for each in fail_on or ()}:
+    if verdict in {each.value.replace("-", " ") for each in fail_on or ()}:
         raise typer.Exit(REFUSED)
