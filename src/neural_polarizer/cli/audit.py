@@ -1,8 +1,8 @@
 """``polarizer audit``."""
 
-from pathlib import Path
 from enum import Enum
-from typing import Annotated, 
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -33,11 +33,13 @@ from neural_polarizer.report.advice import after_audit
 from neural_polarizer.report.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 
+
 class FailOn(str, Enum):
     """Verdicts that can stop a pipeline."""
 
     BACKDOOR = "backdoor"
     CANNOT_SAY = "cannot-say"
+
 
 REFUSED = 5
 
