@@ -228,7 +228,7 @@ class Place:
         if len(now) == 0 or len(then) == 0:
             return 0.0
         ratio = float(now.mean() / then.mean())
-        return min(1.0, max(0.0, 1 - (ratio - 1) / (self.settings.bank.held_stretch - 1)))
+        return min(1.0, max(0.0, 1 - (ratio - 1) / (max(self.settings.bank.held_stretch) - 1)))
 
     def _learned(
         self,
@@ -259,7 +259,7 @@ class Place:
         shifts = self._at_layer(aims, bank.features_dense, generator, "stand-ins at the layer")
         stretch = torch.rand(bank.images, generator=generator)
         carried, *_ = self._carried(pixels.taught, 1 + bank.stretch * stretch, generator)
-        held, led, counts, of = self._carried(pixels.held, torch.full_like(stretch, bank.held_stretch), generator)
+        held, led, counts, of = self._carried(pixels.held, self._lengths(bank.images), generator)
         held_shifts = self._at_layer(pixels.at_layer, 1.0, generator, "held-out stand-ins at the layer")
         rows = torch.arange(len(at.labels), device=self.net.device)
         return Lesson(
@@ -373,6 +373,11 @@ class Place:
         acc = float((known[1] > 0).float().mean())
         return Point(dial, acc, drop, drop - excused * error, self._led(lesson.held))
 
+    def _lengths(self, count: int) -> Float[Tensor, " n"]:
+        """How many times its own length a held-out stand-in has on each of ``count`` images."""
+        lengths = torch.tensor(self.settings.bank.held_stretch)
+        return lengths.repeat(math.ceil(count / len(lengths)))[:count]
+
     @torch.no_grad()
     def _led(self, held: Held) -> float:
         """The share of images that held-out stand-ins lead to their labels, with the layer as it is.
@@ -387,7 +392,8 @@ class Place:
         at, size = self.seen, min(self.settings.bank.images, self.settings.batch_size)
         for delta, aim in zip(held.shifts.deltas, held.shifts.aims.tolist(), strict=True):
             rows = (at.labels != at.wanted[aim]).nonzero()[:size, 0]
-            shift = (self.settings.bank.held_stretch * delta).expand(len(rows), *delta.shape)
+            lengths = self._lengths(len(rows)).to(delta.device)
+            shift = lengths.view(-1, *[1] * delta.ndim) * delta
             logits = self.net.logits(tuple(value[rows] for value in at.values), shift)
             shares.setdefault(aim, []).append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
         quartiles = [float(torch.tensor(each).quantile(0.75)) * len(each) for each in shares.values()]

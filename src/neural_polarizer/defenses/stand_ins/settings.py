@@ -84,7 +84,8 @@ class Bank:
         features_dense: share of these that cover the whole map.
         noise: length of the isotropic noise around one at the layer's input, in its own length.
         stretch: a stand-in is scaled by 1 to 1 + ``stretch`` when it is used.
-        held_stretch: one that judges is scaled by this, as triggers are longer than the least that succeeds.
+        held_stretch: one that judges is scaled by each of these on as many images, as triggers are longer than the
+            least that succeeds; several, so that what does not stop the longest counts, too.
     """
 
     pixels: int = 24
@@ -96,7 +97,7 @@ class Bank:
     features_dense: float = 0.3
     noise: float = 0.7
     stretch: float = 1.0
-    held_stretch: float = 3.0
+    held_stretch: tuple[float, ...] = (1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
