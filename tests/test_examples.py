@@ -53,7 +53,7 @@ def test_audit_without_trigger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     write_images(tmp_path / "clean.parquet", shades(100, 1))
     module = example("audit_without_trigger", monkeypatch)
     verdict = module.main(shades(320, 0), tmp_path / "out", epochs=8, clean=str(tmp_path / "clean.parquet"))
-    assert verdict["verdict"] in {"backdoor", "inconclusive", "no sign"}
+    assert verdict["verdict"] in {"backdoor", "cannot say", "none seen"}
     assert len(verdict["what_now"]) == 3
     assert (tmp_path / "out" / "audit" / "report.html").exists()
 

@@ -19,7 +19,7 @@ LAYERS = (
     ("cache", "features", "perturb"),
     ("data", "models", "polarizer", "checkpoints"),
     ("surgery", "losses", "structures", "foreign"),
-    ("train", "suspects", "folding", "sites"),
+    ("train", "folding", "sites"),
     ("metrics",),
     ("plausibility",),
     ("attacks", "defenses"),

@@ -151,7 +151,7 @@ def test_folding_compares_the_logits_on_a_limited_number_of_images(monkeypatch: 
         return forward(self, images)
 
     monkeypatch.setattr(TinyNet, "forward", counting)
-    monkeypatch.setattr(npz.api, "FOLDED_IMAGES", 5)
+    monkeypatch.setattr(npz.api.functions, "FOLDED_IMAGES", 5)
     npz.fold(result, CLEAN)
     assert max(seen) == 5
 
@@ -247,10 +247,10 @@ class OneLogit(nn.Module):
 
     def __init__(self, flat: bool = False) -> None:
         super().__init__()
-        self.net, self.flat = tiny_model().network, flat
+        self.net, self.flat = made(TinyNet()), flat
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits = self.net(pixels)
+        logits = self.get_submodule("net")(pixels)
         logit = logits[:, 2] - logits[:, 1]
         return logit if self.flat else logit[:, None]
 
@@ -293,7 +293,7 @@ def test_one_logit_behind_a_normalisation_comes_back_behind_it() -> None:
     assert type(found) is Normalized
     assert found.state_dict().keys() == model.state_dict().keys()
     assert {value.dtype for value in found.parameters()} == {torch.float64}
-    assert torch.equal(found.mean, model.mean)
+    assert torch.equal(found.get_buffer("mean"), model.get_buffer("mean"))
 
 
 def test_probabilities_are_told() -> None:

@@ -210,7 +210,7 @@ with purified.disabled():
     plain: nn.Module = purified.fold(clean).model
 purified.save("purified/")
 again: nn.Module = npz.load("purified/", arch=lambda: model)
-score: float | None = npz.audit(named, clean).value
+p_value: float = npz.audit(named, clean).p_value
 """
 
 

@@ -1,6 +1,5 @@
 """``polarizer audit`` from the command line, and ``--target auto``."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,12 @@ def test_an_audit_writes_its_record_and_its_page(runs: Path, tmp_path: Path, cap
     assert (first.code, first.err) == (0, "")
     assert "report:" in first.out
     record, page = read_json(tmp_path / "one" / "audit.json"), (tmp_path / "one" / "report.html").read_text()
-    assert record["verdict"] == "inconclusive"  # three classes
-    assert record["suspect_class"] is None
+    assert (record["verdict"], record["suspect"]) == ("cannot say", None)  # three classes
     assert record["n_clean"] == 12
     for part in (record, record["purified"]):
         assert {len(values) for values in part["by_class"].values()} == {3}
-        assert len(part["flow"]) == 3
-        assert (part["value"], part["unusable"]) == (None, "few classes")
+        assert part["p_value"] >= part["level"]
+        assert isinstance(part["reason"], str)
     assert record["purified"]["spectrum"]["distance"] > 0
     assert "What the layer does to the features" in page
     assert "Purified model, class by class" in page
@@ -89,7 +87,7 @@ def test_target_auto_falls_back_to_npd_and_says_so(runs: Path, tmp_path: Path, c
     record = read_json(tmp_path / "out" / "run.json")
     assert record["method"] == "npd"
     assert record["config"]["target"] is None
-    assert any("no class with confidence" in text for text in record["warnings"])
+    assert any("no class stands out" in text for text in record["warnings"])
     wrong = run(capsys, *purify_words(runs / "attack", runs, tmp_path / "no", "--method", "fp", "--target", "auto"))
     assert wrong.code == 2
 
@@ -101,14 +99,14 @@ def test_target_auto_takes_the_suspect_where_the_audit_is_confident() -> None:
 
 
 def _record(**changes: Any) -> dict[str, Any]:
-    usual = {"verdict": "backdoor", "value": 5.0, "low": 4.0, "high": 6.0, "p_value": 0.05, "suspect": 1}
-    return {**usual, "seen_in": "pixels", "agreement": 1.0, "accuracy": 0.9, "model": {"path": "m.pt"}, **changes}
+    usual = {"verdict": "backdoor", "suspect": 1, "likeliest": 1, "p_value": 0.004, "level": 0.05, "prior": 0.5}
+    return {**usual, "posterior": 0.98, "accuracy": 0.9, "reason": None, "model": {"path": "m.pt"}, **changes}
 
 
 def test_the_page_spells_out_what_others_have_named() -> None:
     hostile = "<img src=x onerror=alert(1)>\u202e"
     model = {"path": f"/tmp/{hostile}.pt", "architecture": hostile, "classes": [hostile] * CLASSES}
-    record = _record(model=model, findings=[hostile], by_class={"margin": [1.0] * CLASSES}, data={"clean": hostile})
+    record = _record(model=model, findings=[hostile], by_class={"norm_dense": [1.0] * CLASSES}, data={"clean": hostile})
     page = render_audit(record, [])
     assert "<img src=x" not in page
     assert "\u202e" not in page
@@ -122,19 +120,24 @@ def test_an_empty_record_has_a_page() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "probably carries a backdoor"),
-        ({"verdict": "no sign"}, "no proof"),
-        ({"accuracy": 0.3, "unusable": "low accuracy"}, "only 30.0% of the clean images"),
-        ({"suspect": "next"}, "all-to-all"),
+        ({}, ("probably carries a backdoor", "class 1 stands out", "p 0.004", "not proof")),
+        (
+            {"verdict": "none seen", "p_value": 0.6, "nameable": {"dense": 0.4, "head": 0.7, "features": None}},
+            ("No backdoor seen", "does not stand out", "70.0%", "no proof"),
+        ),
+        ({"verdict": "cannot say", "reason": "too few classes"}, ("cannot say", "Nothing can be said: too few")),
+        ({"likeliest": "next"}, ("all-to-all",)),
     ],
 )
-def test_the_verdict_in_words(changes: dict[str, Any], words: str) -> None:
+def test_the_verdict_in_words(changes: dict[str, Any], words: tuple[str, ...]) -> None:
     found = judge_audit(_record(**changes))
-    assert words in f"{found.headline} {found.text}"
-    assert re.search(r"\d\.\d times", found.text)
+    assert all(word in f"{found.headline} {found.text}" for word in words)
 
 
-def test_too_few_classes_in_words() -> None:
-    nothing = dict.fromkeys(("value", "low", "high", "p_value", "suspect"))
-    found = judge_audit(_record(verdict="inconclusive", unusable="few classes", **nothing))
-    assert found.text == "There are too few classes to say whether one of them stands out."
+@pytest.mark.parametrize(("refused", "code"), [("backdoor", 0), ("cannot-say", 5)])
+def test_a_gate_refuses_the_verdicts_that_it_names(
+    refused: str, code: int, runs: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    found = audit(capsys, runs / "attack", runs, tmp_path / "out", "--n-clean", 12, "--fail-on", refused)
+    assert found.code == code
+    assert read_json(tmp_path / "out" / "verdict.json")["verdict"] == "cannot say"

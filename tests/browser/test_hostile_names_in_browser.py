@@ -66,8 +66,8 @@ def report(text: str) -> str:
 
 def audit(text: str) -> str:
     """The page of an audit in which everything is called ``text``."""
-    values = {"margin": [1.0, 2.0, 3.0]}
-    part = {"by_class": values, "value": 3.0, "suspect": 1, "verdict": "backdoor"}
+    values = {"norm_dense": [1.0, 2.0, 3.0]}
+    part = {"by_class": values, "p_value": 0.01, "level": 0.05, "suspect": 1, "likeliest": 1, "verdict": "backdoor"}
     named = {"path": text, "architecture": text, "classes": [text] * 3}
     shown = {"findings": [text], "data": {"clean": text}, "versions": {text: text}, "model_sha256": text}
     record = {**part, **shown, "model": named, "purified": {**part, "path": text}}

@@ -233,7 +233,7 @@ def test_a_normalisation_goes_by_several_names_and_units(names: tuple[str, str])
     for scale in (1, 255):
         found = normalisation_inside({names[0]: scale * mean, names[1]: scale * std, "w": ONE}, ("w",))
         assert found is not None
-        assert (found.mean, found.std, found.names) == ((0.5, 0.25, 0.125), (0.5, 0.5, 0.5), set(names))
+        assert (found.mean, found.std, found.names) == ((0.5, 0.25, 0.125), (0.5, 0.5, 0.5), frozenset(names))
     twice = {names[0]: mean, names[1]: std, f"a.{names[0]}": mean, f"a.{names[1]}": std}
     assert normalisation_inside(twice, ()) is not None
     assert normalisation_inside({**twice, f"a.{names[1]}": 2 * std}, ()) is None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.clp import CLP
 from neural_polarizer.defenses.fst import FST, redraw, rescale
 from neural_polarizer.defenses.ft_sam import FTSAM, smoothed_cross_entropy, worst_case
@@ -220,9 +221,7 @@ def test_unlearning_raises_the_loss_and_ends_once_enough_is_forgotten() -> None:
     assert [done for phase, done, _ in told if phase == "unlearn"] == [1, 2, 3]  # of nine
     network = tiny_model()
     before = F.cross_entropy(network(to_pixels(clean.images)), clean.labels).item()
-    left = replace(settings, forgotten=0.0)._forget(
-        network, clean, seed=0, device=torch.device("cpu"), progress=lambda *_: None
-    )
+    left = replace(settings, forgotten=0.0)._forget(network, clean, Run(seed=0))
     assert 0 <= left < 0.5
     assert F.cross_entropy(network(to_pixels(clean.images)), clean.labels).item() > before
 
@@ -231,7 +230,7 @@ def test_the_recovery_moves_masks_only_and_keeps_them_in_their_range() -> None:
     network = tiny_model()
     before = copy.deepcopy(dict(network.named_parameters()))
     settings = RNP(recover=replace(ONCE, epochs=3, batch_size=8, lr=20.0))
-    masks = settings._regain(network, tiny_images(24), seed=0, device=torch.device("cpu"), progress=lambda *_: None)
+    masks = settings._regain(network, tiny_images(24), Run(seed=0))
     assert set(masks) == {"network.features.1", "network.features.4"}
     values = torch.cat(list(masks.values()))
     assert bool(((values >= 0) & (values <= 1)).all())
@@ -257,16 +256,15 @@ def test_the_highest_threshold_that_accuracy_allows_is_taken() -> None:
     images[:2, 0] = images[2:, 1] = 200
     clean = ImageSet(images, torch.tensor([0, 0, 1, 1]), ("red", "green"), "toy")
     masks = {"norm": torch.tensor([1.0, 0.62, 0.3])}  # green before red: with it goes half of the accuracy
-    limits = {"highest": 0.9, "step": 0.25}
     model = Channels().eval()
-    assert accuracy(model, clean) == 1.0
-    assert prune_within(model, masks, clean, max_drop=0.1, **limits) == (0.5, 1)
+    assert accuracy(model, clean, 4) == 1.0
+    assert prune_within(model, masks, clean, max_drop=0.1, highest=0.9, step=0.25, batch=4) == (0.5, 1)
     assert model.norm.weight.tolist() == [1.0, 1.0, 0.0]
     masks = {"norm": torch.tensor([0.0, 1.0, 1.0])}
     model = Channels().eval()
     with torch.no_grad():  # without red, a tie would go to class 0
         model.norm.bias[1] = 0.01
-    assert prune_within(model, masks, clean, max_drop=0.1, **limits) == (0.0, 0)
+    assert prune_within(model, masks, clean, max_drop=0.1, highest=0.9, step=0.25, batch=4) == (0.0, 0)
     assert model.norm.weight.tolist() == [1.0, 1.0, 1.0]
 
 

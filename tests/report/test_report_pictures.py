@@ -7,7 +7,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.report.pictures import amplify, contact_sheet, heat_map
+from neural_polarizer.report.pictures import amplify, contact_sheet
 
 
 def pixels(png: bytes) -> Tensor:
@@ -87,11 +87,3 @@ def test_no_difference_is_flat_grey() -> None:
 def test_differences_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(BadInputError, match="NaN or infinite values"):
         amplify(torch.full((1, 3, 1, 1), float("nan")))
-
-
-def test_a_heat_map_is_white_at_0_dark_red_at_1_and_grey_where_there_is_nothing() -> None:
-    shares = torch.tensor([[0.0, 1.0], [float("nan"), 0.5]])
-    picture = Image.open(io.BytesIO(heat_map(shares, side=3)))
-    assert picture.size == (6, 6)
-    colours = [picture.getpixel(place) for place in ((1, 1), (4, 1), (1, 4), (4, 4))]
-    assert colours == [(255, 255, 255), (128, 0, 38), (190, 190, 190), (192, 128, 146)]

@@ -11,14 +11,15 @@ from neural_polarizer.report.verdict_files import audit_sarif, audit_verdict, ru
 
 AUDIT: dict[str, Any] = {
     "verdict": "backdoor",
-    "value": 4.2,
-    "low": 3.0,
-    "high": 5.1,
     "p_value": 0.001,
+    "level": 0.05,
+    "posterior": 0.99,
+    "prior": 0.5,
+    "likeliest": 3,
     "suspect": 3,
     "model": {"path": "/models/a b.pt", "classes": None},
     "model_sha256": "cd" * 32,
-    "purified": {"verdict": "no sign", "value": 0.3, "p_value": 0.7},
+    "purified": {"verdict": "none seen", "p_value": 0.7, "level": 0.05},
     "findings": ["runs code when loaded"],
     "versions": {"neural_polarizer": "9.9"},
 }
@@ -84,7 +85,7 @@ def test_an_audit_has_a_result_for_each_model() -> None:
     assert (after["ruleId"], after["kind"]) == ("audit-after", "pass")
     assert finding["message"]["text"] == "runs code when loaded"
     found = audit_verdict(AUDIT)
-    assert (found["verdict"], found["figures"]["after_purification"]["verdict"]) == ("backdoor", "no sign")
+    assert (found["verdict"], found["figures"]["after_purification"]["verdict"]) == ("backdoor", "none seen")
     assert found["tool"] == {"name": "neural-polarizer", "version": "9.9"}
 
 

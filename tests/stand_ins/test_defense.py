@@ -50,11 +50,11 @@ def test_the_same_seed_learns_the_same_and_another_something_else() -> None:
 
 def colours() -> tuple[nn.Module, ImageSet]:
     """A network that tells red, green and blue images apart, and such images."""
-    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    first, last = nn.Conv2d(3, 3, 1, bias=False), nn.Linear(3, 3, bias=False)
     with torch.no_grad():
-        for layer, scale in ((network[0], 1.0), (network[4], 20.0)):
-            layer.weight.copy_(scale * torch.eye(3).view_as(layer.weight))
-            layer.bias.zero_()
+        first.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+        last.weight.copy_(20.0 * torch.eye(3))
+    network = nn.Sequential(first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
     labels = torch.arange(3).repeat(20)
     noise = 20 * torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = 200 * torch.eye(3)[labels].view(-1, 3, 1, 1) + noise

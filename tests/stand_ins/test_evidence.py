@@ -7,7 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neural_polarizer.defenses.stand_ins.evidence import bayes_factor, believed, outlier_p, student_tail, told_aim
+from neural_polarizer.defenses.stand_ins.evidence import (
+    bayes_factor,
+    believed,
+    combined_p,
+    corrected_p,
+    nameable,
+    outlier_p,
+    student_quantile,
+    student_tail,
+    told_aim,
+)
 from toys import quick
 
 
@@ -54,6 +64,43 @@ def test_false_alarms_come_as_often_as_the_level_says() -> None:
     assert 25 <= alarms <= 75
 
 
+@pytest.mark.parametrize("dependence", [0.0, 0.5, 0.9])
+def test_false_alarms_keep_the_level_however_statistics_depend_on_each_other(dependence: float) -> None:
+    generator, alarms = torch.Generator().manual_seed(1), 0
+    for _ in range(1000):
+        common = math.sqrt(dependence) * torch.randn(10, generator=generator)
+        drawn = [common + math.sqrt(1 - dependence) * torch.randn(10, generator=generator) for _ in range(4)]
+        shifts = torch.randn(9, generator=generator)
+        alarms += believed(drawn[:3], drawn[3:], shifts, floor=0.1, prior=0.5, resolution=0.05).p_value < 0.05
+    assert 25 <= alarms <= 80
+
+
+def test_combined_p_values_are_those_of_cauchy() -> None:
+    same = torch.tensor([[0.003], [0.003], [0.003]], dtype=torch.float64)
+    assert float(combined_p(same)) == pytest.approx(0.003)
+    assert float(combined_p(torch.tensor([[1e-9], [0.5], [0.5], [0.5]]))) == pytest.approx(4e-9, rel=1e-6)
+    assert float(combined_p(torch.tensor([[0.02], [1.0]]))) == pytest.approx(0.02)  # 1: not measured
+    assert float(combined_p(torch.tensor([[1.0], [1.0]]))) == 1.0
+    assert corrected_p(0.01, 10) == pytest.approx(1 - 0.99**10)
+
+
+def test_quantiles_turn_tails_around() -> None:
+    assert student_quantile(0.005, 8) == pytest.approx(3.355387331333395, rel=1e-6)
+    assert student_quantile(0.25, 1) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_class_is_named_from_the_norm_that_is_told_on() -> None:
+    generator = torch.Generator().manual_seed(2)
+    crowd = 0.1 * torch.randn(9, generator=generator)
+    told = nameable(torch.cat([crowd, torch.tensor([-9.0])]), 0.05, 11, 1, 0.001)
+    assert told is not None
+    for factor, named in ((0.999, True), (1.001, False)):
+        values = torch.cat([crowd, torch.tensor([math.log(told * factor)]) + crowd.mean()])
+        found = believed([values], [], torch.zeros(1), floor=0.1, prior=0.5, resolution=0.001)
+        assert (found.accused(0.05) == 9) is named
+    assert nameable(torch.zeros(3), 0.05, 3, 1, 0.05) is None
+
+
 def test_norms_that_are_all_alike_accuse_nobody() -> None:
     alike = torch.full((10,), 1.0)
     alike[3] -= 0.05
@@ -76,7 +123,7 @@ def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
     one = believed([low], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
-    both = believed([low], [low], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
+    both = believed([low, low], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
     none = believed([calm], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
     assert both.factors[0] == pytest.approx(float(one.factors[0]) ** 2)
     assert one.likeliest == both.likeliest == 0
@@ -88,12 +135,14 @@ def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
 def test_the_form_of_a_trigger_is_the_one_in_which_its_class_stands_out() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
-    smooth = believed([calm, low, low], [], torch.zeros(9), floor=0.1, prior=0.5, resolution=0.05)
+    smooth = believed([low], [calm, low, low], torch.zeros(9), floor=0.1, prior=0.5, resolution=0.05)
     assert float(smooth.forms[0, 1]) > 10 * float(smooth.forms[0, 0])
     assert smooth.forms[10].tolist() == [1.0, 1.0, 1.0]  # nobody looks for the form of "next"
     assert not smooth.beyond_pixels(3.0)
-    assert believed([calm, calm, low], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(3.0)
-    assert not believed([calm, calm, calm], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(3)
+    assert believed([low], [calm, calm, low], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(3.0)
+    assert not believed([low], [calm, calm, calm], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(
+        3
+    )
 
 
 def test_next_is_an_aim_like_a_class_and_other_shifts_are_its_crowd() -> None:

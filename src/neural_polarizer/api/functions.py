@@ -16,7 +16,7 @@ from neural_polarizer.api.describe import record_of_model
 from neural_polarizer.api.progress import LOG, told
 from neural_polarizer.api.purified import Purified, purified_of
 from neural_polarizer.artifacts import load_model, save_model, with_polarizer
-from neural_polarizer.audit import Score, choose_target, collect, score
+from neural_polarizer.audit import Audited, audited, choose_target
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
@@ -169,13 +169,13 @@ def audit(
     device: torch.device | str | None = None,
     classes: Classes | None = None,
     progress: bool | Progress = False,
-) -> Score:
+) -> Audited:
     """What clean images only tell about a backdoor in a model; nothing is changed.
 
     Args:
         model: pixels in [0, 1] to logits, or what ``purify`` returned.
         clean: as for ``purify``.
-        seed: fixes the random starts and the bootstrap.
+        seed: fixes the random starts.
         device: where to compute; None takes CUDA if there is one.
         classes: as for ``purify``.
         progress: as for ``purify``.
@@ -185,8 +185,7 @@ def audit(
     """
     place = choose_device(None if device is None else str(device))
     found = understood(in_float32(check_module(_module(model))), as_image_set(clean, classes=classes))
-    evidence = collect(found.model, found.images, seed=seed, device=place, progress=told(progress))
-    return score(evidence.margins, seed=seed)
+    return audited(found.model, found.images, seed=seed, device=place, progress=told(progress))
 
 
 def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = False) -> list[Candidate]:

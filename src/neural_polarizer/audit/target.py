@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from neural_polarizer.audit.evidence import collect_margins
-from neural_polarizer.audit.score import confident_suspect, score
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.suspects import Suspect
+from neural_polarizer.defenses.result import Suspect
+from neural_polarizer.defenses.stand_ins.belief import found_in
+from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.train import Progress, silent
 
 FALLBACK = "npd"
@@ -38,7 +38,7 @@ def choose_target(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> ChosenTarget:
-    """The suspect of an audit if its verdict is "backdoor"; otherwise NPD, which needs none.
+    """The class that the evidence names; where it names none, NPD, which needs no target.
 
     Args:
         method: "npd-tp" or "npd-tu".
@@ -46,19 +46,20 @@ def choose_target(
         clean: the defender's images.
         seed: chooses the images.
         device: where to compute.
-        progress: told about every aim.
+        progress: told about every step.
 
     Raises:
         BadInputError: no images, or labels that the model does not know.
     """
-    found = score(collect_margins(model, clean, seed=seed, device=device, progress=progress), seed=seed)
-    suspect = confident_suspect(found)
-    said = found.unusable or f"score {found.value:.1f}, 90 % interval {found.low:.1f} to {found.high:.1f}"
+    settings = Settings()
+    _, found = found_in(model, clean, settings, seed=seed, device=device, progress=progress)
+    suspect = found.belief.accused(settings.looks.level)
+    said = f"corrected p {found.belief.p_value:.2g}, level {settings.looks.level:g}"
     if suspect is None:
         return ChosenTarget(
             FALLBACK,
             None,
-            f"the audit names no class with confidence ({said}): {FALLBACK} was used (npd-ls needs no target)",
+            f"no class stands out ({said}): {FALLBACK} was used, which needs no target (nor does npd-ls)",
         )
     name = "the class next to each image's own" if suspect == "next" else f"class {suspect}"
     return ChosenTarget(method, suspect, f"the audit takes {name} for the attacker's ({said})")

@@ -1,5 +1,6 @@
 """``polarizer audit``."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,16 @@ from neural_polarizer.report.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 
 
+class FailOn(str, Enum):
+    """Verdicts that can stop a pipeline."""
+
+    BACKDOOR = "backdoor"
+    CANNOT_SAY = "cannot-say"
+
+
+REFUSED = 5
+
+
 def audit(
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
     clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
@@ -53,6 +64,10 @@ def audit(
     classes: Classes = None,
     device: DeviceName = None,
     seed: Seed = 0,
+    fail_on: Annotated[
+        list[FailOn] | None,
+        typer.Option(help="Exit code 5 on this verdict, of the purified model if there is one; repeatable."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Look for a backdoor with clean images only; writes audit.json and report.html."""
@@ -93,3 +108,6 @@ def audit(
                 show(f"{name}{found.headline}. {found.text}")
         show(f"What now: {' '.join(after_audit(record))}")
         show_report(out / REPORT)
+    verdict = str((record["purified"] or record)["verdict"])
+    if verdict in {each.value.replace("-", " ") for each in fail_on or ()}:
+        raise typer.Exit(REFUSED)

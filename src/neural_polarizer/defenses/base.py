@@ -149,7 +149,7 @@ class Defense(ABC):
         result = one_logit(outcome.model, working) if found.yes_no else outcome.model
         take_form(result, model)
         told = {each.name: getattr(outcome, each.name) for each in fields(Outcome)} | {"model": result}
-        if getattr(self, "target", None) is None and is_too_little(found.images):
+        if outcome.suspect is not None and getattr(self, "target", None) is None and is_too_little(found.images):
             told |= {"suspect": None, "audit": accusing_nobody(outcome.audit)}
         return Repaired(**told, defense=self, seed=seed, seconds=run.seconds, device=str(place))
 

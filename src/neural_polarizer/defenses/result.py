@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor, nn
 
 from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.suspects import Suspect
+
+Suspect = int | Literal["next"]
+"""A class, for an all-to-one attack, or "next" for all-to-all, ``(y + 1) mod K``."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,12 +66,12 @@ _AFTER_AUDIT: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             "Purify it with polarizer purify and the same clean images.",
             "Audit it again with --purified, and compare both models on images of your own.",
         ),
-        "inconclusive": (
+        "cannot say": (
             "Do not rely on this model yet.",
             "Repeat the audit with more clean images (a larger --n-clean) and with another --seed.",
             "If it stays unclear, purify the model: where there is no backdoor, that costs little accuracy.",
         ),
-        "no sign": (
+        "none seen": (
             "Use this model only where you would use it without an audit.",
             "Keep this report with the hash of the file, so that another file cannot take its place.",
             "If somebody gives you images with a suspected trigger, try them with polarizer evaluate --triggered.",
@@ -96,6 +96,6 @@ def what_now(record: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def after_audit(record: Mapping[str, Any]) -> tuple[str, str, str]:
     """What to do after an audit, in three sentences; ``record`` is that of the audit, or its part on one model."""
-    if record.get("unusable") == "low accuracy":
+    if record.get("makes_sense") is False:
         return _NOT_JUDGED
     return _AFTER_AUDIT.get(str(record.get("verdict")), _NOT_JUDGED)

@@ -16,7 +16,7 @@ _CURVE = (400, 120)
 
 @dataclass(frozen=True)
 class Finding:
-    """What the score of one model means: ``tone`` for the colour, the rest for people."""
+    """What the audit of one model means: ``tone`` for the colour, the rest for people."""
 
     tone: Tone
     headline: str
@@ -25,15 +25,15 @@ class Finding:
 
 _HEADLINES: Mapping[str, tuple[Tone, str]] = {
     "backdoor": ("bad", "This model probably carries a backdoor"),
-    "inconclusive": ("warn", "Not clear whether there is a backdoor"),
-    "no sign": ("good", "No sign of a backdoor"),
+    "cannot say": ("warn", "The audit cannot say whether there is a backdoor"),
+    "none seen": ("good", "No backdoor seen"),
 }
 
 
 def judge_audit(record: Mapping[str, Any]) -> Finding:
     """The verdict on an audit's record, or on its part about the purified model, in words."""
     tone, headline = _HEADLINES.get(str(record.get("verdict")), ("open", "Not judged"))
-    return Finding(tone, headline, " ".join(part for part in (_lead(record), _odds(record), _caution(record)) if part))
+    return Finding(tone, headline, " ".join(part for part in (_measured(record), _trust(record)) if part))
 
 
 def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
@@ -54,7 +54,7 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         "n_clean": number(record.get("n_clean")),
         "finding": judge_audit(record),
         "after": judge_audit({**purified, "model": table(record, "model")}) if purified else None,
-        "scores": [(name, _score(part)) for name, part in (("original", record), ("purified", purified)) if part],
+        "tests": [(name, _test(part)) for name, part in (("original", record), ("purified", purified)) if part],
         "tables": [
             (name, found)
             for name, part in (("Original model", record), ("Purified model", purified))
@@ -77,62 +77,56 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
     return make_environment().get_template("audit.html.jinja").render(context)
 
 
-def _aim(record: Mapping[str, Any]) -> str:
-    suspect = record.get("suspect")
+def _aim(record: Mapping[str, Any], key: str) -> str:
+    suspect = record.get(key)
     if suspect == "next":
         return "the class next to each image's own (all-to-all)"
-    return f"class {class_name(record, suspect)}" if isinstance(suspect, int) else "one class"
+    return f"class {class_name(record, suspect)}" if isinstance(suspect, int) else "no class"
 
 
-def _lead(record: Mapping[str, Any]) -> str:
-    value, low, high = (number(record.get(key)) for key in ("value", "low", "high"))
-    if value is None:
+def _measured(record: Mapping[str, Any]) -> str:
+    """What was measured, and what came out."""
+    reason, p_value, level = record.get("reason"), number(record.get("p_value")), number(record.get("level"))
+    if isinstance(reason, str) and reason:
+        return f"Nothing can be said: {reason}."
+    if p_value is None or level is None:
         return ""
-    interval = "" if low is None or high is None else f" (90 % of the resampled image sets: {low:.1f} to {high:.1f})"
-    place = "what the last layers see" if record.get("seen_in") == "features" else "the pixels"
-    rest = (
-        "than to the class before each image's own; its lead over that"
-        if record.get("suspect") == "next"
-        else "than to any other; its lead over the next class"
-    )
+    verdict = "stands out" if p_value < level else "is the nearest, but does not stand out"
     return (
-        f"One small change of {place}, the same for all images, leads them to {_aim(record)} more easily {rest} is "
-        f"{value:.1f} times the spread between classes{interval}."
+        "For each class the smallest perturbations were looked for that lead most clean images to it, in pixels and in "
+        f"features. A backdoor brings its class near. Here {_aim(record, 'likeliest')} {verdict} "
+        f"(p {p_value:.2g}; below {level:g} it accuses)."
     )
 
 
-def _odds(record: Mapping[str, Any]) -> str:
-    if record.get("unusable") == "low accuracy":
-        accuracy = percent(number(record.get("accuracy")))
+def _trust(record: Mapping[str, Any]) -> str:
+    """How far to believe the verdict."""
+    level, posterior, prior = (number(record.get(key)) for key in ("level", "posterior", "prior"))
+    if record.get("verdict") == "backdoor" and None not in (level, posterior, prior):
         return (
-            f"But the model classifies only {accuracy} of the clean images correctly, so this means nothing: check "
-            "--profile (normalisation) and the order of the classes."
+            f"About {percent(level)} of the clean models are accused wrongly, where their classes are alike. With a "
+            f"backdoor as likely as {percent(prior)} beforehand, it is now {percent(posterior)} at most. That is "
+            "evidence, not proof: a clean model can have a class that is easy to reach."
         )
-    if record.get("unusable") == "few classes":
-        return "There are too few classes to say whether one of them stands out."
-    p_value = number(record.get("p_value"))
-    if p_value is None:
-        return ""
-    return f"Of the clean models that this score was compared with, {percent(p_value)} or fewer reach it."
+    near = max((each for each in map(number, table(record, "nameable").values()) if each is not None), default=None)
+    if record.get("verdict") == "none seen" and near is not None:
+        return (
+            f"A class had been named if by the sharpest measure it had been nearer than {percent(near)} of the others' "
+            "norm. That is no proof: a backdoor that keeps its class as far as all others does not show."
+        )
+    return ""
 
 
-def _caution(record: Mapping[str, Any]) -> str:
-    if number(record.get("value")) is None:
-        return ""
-    if record.get("verdict") == "no sign":
-        return "That is no proof: a backdoor of a kind that was not tried here may not show."
-    return "That is evidence, not proof: a clean model can have a class that is easy to reach."
-
-
-def _score(part: Mapping[str, Any]) -> tuple[str, ...]:
-    value, low, high = (number(part.get(key)) for key in ("value", "low", "high"))
-    numbers = tuple("-" if each is None else f"{each:.2f}" for each in (value, low, high))
-    p_value, agreement = number(part.get("p_value")), number(part.get("agreement"))
+def _test(part: Mapping[str, Any]) -> tuple[str, ...]:
+    p_value, level, posterior, accuracy = (
+        number(part.get(key)) for key in ("p_value", "level", "posterior", "accuracy")
+    )
     return (
-        *numbers,
-        "-" if p_value is None else f"{p_value:.3f}",
-        "-" if part.get("suspect") is None else str(part.get("suspect")),
-        percent(agreement),
+        "-" if part.get("likeliest") is None else str(part.get("likeliest")),
+        "-" if p_value is None else f"{p_value:.2g}",
+        "-" if level is None else f"{level:g}",
+        percent(posterior),
+        percent(accuracy),
         str(part.get("verdict")),
     )
 

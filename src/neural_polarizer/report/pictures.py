@@ -60,22 +60,6 @@ def amplify(difference: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
     return (_MID_GREY + torch.where(unit > 0, 127 * unit, 128 * unit)).round().to(torch.uint8)
 
 
-def heat_map(shares: Float[Tensor, "r c"], *, side: int) -> bytes:
-    """A PNG with one square for each share in [0, 1]: white is 0, dark red is 1, grey is NaN.
-
-    Args:
-        shares: rows from top to bottom.
-        side: of each square, in pixels.
-    """
-    ends = torch.tensor([[255.0, 255, 255], [128, 0, 38]])
-    share = shares.detach().float().cpu()[..., None]
-    colours = torch.where(share.isnan(), torch.tensor(190.0), ends[0] + share.clamp(0, 1) * (ends[1] - ends[0]))
-    squares = colours.round().to(torch.uint8).repeat_interleave(side, 0).repeat_interleave(side, 1)
-    file = io.BytesIO()
-    Image.fromarray(squares.numpy()).save(file, format="PNG", optimize=True)
-    return file.getvalue()
-
-
 def _common_size(rows: Sequence[Tensor]) -> tuple[int, int]:
     if not rows or any(len(row) == 0 for row in rows):
         raise BadInputError("a contact sheet needs at least one row, and an image in every row")

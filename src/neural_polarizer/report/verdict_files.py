@@ -55,7 +55,7 @@ def audit_verdict(record: Mapping[str, Any]) -> dict[str, Any]:
     """``verdict.json`` of an audit: ``record`` is the content of ``audit.json``; anything may be missing."""
     first, *later = _told_audit(record)
     after = {"after_purification": _words(later[0])} if later else {}
-    figures = {key: number(record.get(key)) for key in ("value", "low", "high", "p_value")}
+    figures = {key: number(record.get(key)) for key in ("p_value", "level", "posterior")}
     return _verdict(record, first, "audit.json", {**figures, "suspect": record.get("suspect"), **after})
 
 

@@ -2,27 +2,29 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from neural_polarizer.artifacts import LoadedModel, versions
-from neural_polarizer.audit import Evidence, Score, collect, score, spectrum
-from neural_polarizer.data.images import ImageSet, to_bytes
+from neural_polarizer.audit import Audited, audited, spectrum
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import output_folder, write_json, write_text
 from neural_polarizer.report.audit_page import render_audit
 from neural_polarizer.report.html import Picture
-from neural_polarizer.report.pictures import contact_sheet, heat_map
+from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.report.verdict_files import SARIF, VERDICT, audit_sarif, audit_verdict
 from neural_polarizer.runs.purify import chosen_images
 from neural_polarizer.train import Progress, silent
 
 RECORD = "audit.json"
 REPORT = "report.html"
+SHOWN = 10
+"""So many classes have pictures."""
 
 
 def run_audit(
@@ -45,7 +47,7 @@ def run_audit(
         out: folder for ``audit.json`` and ``report.html``.
         purified: the same model after a defense.
         n_clean: number of clean images to use.
-        seed: fixes the choice of the images and the bootstrap.
+        seed: fixes the choice of the images, and all that is drawn.
         device: where to compute.
         sources: data specs, for the record.
         progress: told about every step.
@@ -65,13 +67,10 @@ def run_audit(
         )
     started = time.perf_counter()
     clean = chosen_images(pool, n_clean, seed)[1]
-    before, first = _audited(loaded.model, clean, seed, device, progress)
+    first = audited(loaded.model, clean, seed=seed, device=device, progress=progress)
     record: dict[str, Any] = {
-        "schema": 1,
-        "suspect_class": first.suspect if first.verdict == "backdoor" else None,
-        **asdict(first),
-        "by_class": _by_class(before),
-        "flow": _rows(before.flow),
+        "schema": 2,
+        **_told(first),
         "model": {"path": str(loaded.path), **asdict(loaded.record)},
         "model_sha256": loaded.sha256,
         "purified": None,
@@ -84,19 +83,17 @@ def run_audit(
         "versions": versions(),
     }
     record["model"]["classes"] = loaded.record.classes or pool.classes
-    pictures = _pictures(before, "Original model")
+    pictures = _pictures(first, "Original model")
     if purified is not None:
-        after, second = _audited(purified.model, clean, seed, device, progress)
+        second = audited(purified.model, clean, seed=seed, device=device, progress=progress)
         layer = spectrum(purified.model)
         record["purified"] = {
             "path": str(purified.path),
             "model_sha256": purified.sha256,
-            **asdict(second),
-            "by_class": _by_class(after),
-            "flow": _rows(after.flow),
+            **_told(second),
             "spectrum": None if layer is None else asdict(layer),
         }
-        pictures += _pictures(after, "Purified model")
+        pictures += _pictures(second, "Purified model")
     record["seconds"] = time.perf_counter() - started
     write_text(out / REPORT, render_audit(record, pictures))
     write_json(out / VERDICT, audit_verdict(record))
@@ -105,58 +102,34 @@ def run_audit(
     return record
 
 
-def _audited(
-    model: nn.Module, clean: ImageSet, seed: int, device: torch.device, progress: Progress
-) -> tuple[Evidence, Score]:
-    found = collect(model, clean, seed=seed, device=device, progress=progress)
-    return found, score(found.margins, seed=seed)
+def _told(found: Audited) -> dict[str, Any]:
+    """All but the tensors."""
+    told = {each.name: getattr(found, each.name) for each in fields(found) if each.name != "found"}
+    return {**told, "nameable": dict(found.nameable), "by_class": dict(found.by_class)}
 
 
-def _by_class(found: Evidence) -> dict[str, list[Any]]:
-    """The evidence by class, in the order of the report's columns."""
-    count = len(found.triggers.masks)
-    return {
-        "margin": [_mean(each) for each in found.margins.pixels[:count]],
-        "margin_in_features": [_mean(each) for each in found.margins.features[:count]],
-        **{f"shared_{radius:g}": _list(rates) for radius, rates in found.shared.items()},
-        **{f"own_{radius:g}": _list(rates) for radius, rates in found.own.items()},
-        "smallest_trigger": _list(found.triggers.sizes),
-        "trigger_found": found.triggers.reached.tolist(),
-        "anomaly_index": _list(found.triggers.anomaly),
-    }
+def _pictures(audited: Audited, group: str) -> list[Picture]:
+    """The stand-ins in pixels of the classes with the smallest p-values, a sheet for each form."""
+    shown = audited.found.belief.by_aim[:-1].argsort()[:SHOWN].tolist()
+    sheets = []
+    for name, stand_ins in audited.found.pixels.items():
+        least = [_least(stand_ins, label) for label in shown]
+        deltas = torch.stack([stand_ins.deltas[row] for row in least if row is not None]).float().cpu()
+        known = [str(label) for label, row in zip(shown, least, strict=True) if row is not None]
+        colours = deltas.expand(-1, 3, -1, -1) if deltas.shape[1] == 1 else deltas
+        sheets.append(
+            Picture(
+                title=f"The smallest perturbations, {name}",
+                caption="Added to any image, each leads most images to its class; amplified, mid grey changes nothing. "
+                f"From left to right the classes {', '.join(known)}, the most suspicious first.",
+                png=contact_sheet([amplify(colours)], scale=max(1, 64 // deltas.shape[-1])),
+                group=group,
+            )
+        )
+    return sheets
 
 
-def _mean(values: torch.Tensor) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def _list(values: torch.Tensor) -> list[float | None]:
-    return [float(value) if bool(value.isfinite()) else None for value in values]
-
-
-def _rows(values: torch.Tensor) -> list[list[float | None]]:
-    return [_list(row) for row in values]
-
-
-def _pictures(found: Evidence, group: str) -> list[Picture]:
-    smallest = found.triggers.sizes.argsort()[:10]
-    masks, patterns = found.triggers.masks[smallest], found.triggers.patterns[smallest]
-    shown = [to_bytes(masks.expand(-1, 3, -1, -1)), to_bytes(masks * patterns)]
-    names = ", ".join(map(str, smallest.tolist()))
-    return [
-        Picture(
-            title="From where to where",
-            caption="Each row is the class that images come from, each column the class that one perturbation of "
-            "radius 3 for all of them leads to; the darker, the more of them get there. A backdoor shows as one dark "
-            "column (or, all-to-all, as a dark line beside the diagonal). Grey: nothing was tried.",
-            png=heat_map(found.flow, side=max(1, 320 // len(found.flow))),
-            group=group,
-        ),
-        Picture(
-            title="The smallest triggers",
-            caption="Above: how much each pixel belongs to the trigger; below: its colours. From left to right the "
-            f"classes {names}.",
-            png=contact_sheet(shown, scale=max(1, 64 // masks.shape[-1])),
-            group=group,
-        ),
-    ]
+def _least(stand_ins: StandIns, label: int) -> int | None:
+    """The row of the class's shortest stand-in; None where it was not looked at."""
+    rows = (stand_ins.aims == label).nonzero()[:, 0].to(stand_ins.norms.device)
+    return int(rows[stand_ins.norms[rows].argmin()]) if len(rows) else None

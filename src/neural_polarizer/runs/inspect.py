@@ -11,12 +11,12 @@ from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.defenses import Audit, Defense, Outcome
 from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import preset
+from neural_polarizer.defenses.result import Suspect
 from neural_polarizer.losses import runner_up
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import stream
-from neural_polarizer.suspects import Suspect
 
 SAMPLES = 8
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.defenses.result import Audit, Outcome
-from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
+from neural_polarizer.defenses.stand_ins.belief import by_class, summary
 from neural_polarizer.defenses.stand_ins.looks import Found
 from neural_polarizer.defenses.stand_ins.place import Place
 from neural_polarizer.defenses.stand_ins.settings import Settings
@@ -61,6 +60,7 @@ class LeastStandIns(Settings, Defense):
         first = Place(self, model, clean, self.site, seed=seed, device=device, progress=progress)
         cached = time.perf_counter()
         found, belief = first.look()
+        seen_first = found  # accuses: the test has its level for one place
         looked = time.perf_counter()
         pixels = first.stand_ins(found, belief)
         gathered = time.perf_counter()
@@ -83,15 +83,14 @@ class LeastStandIns(Settings, Defense):
         place.keep(learned)
         clock |= {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
         clock["learn"] = time.perf_counter() - gathered
-        accused = belief.p_value < self.looks.level and self.target is None
         return Outcome(
             place.net.model,
             polarizer=place.net.polarizer,
             site=str(place.net.site),
             history=learned.history,
             notes=(*place.net.notes, *_remarks(learned.guarded)),
-            suspect=told_aim(belief.likeliest, place.net.num_classes) if accused else self.target,
-            audit=_audit(found, belief, place.net.num_classes, self.looks.level),
+            suspect=seen_first.belief.accused(self.looks.level) if self.target is None else self.target,
+            audit=_audit(seen_first, place.net.num_classes, self.looks.level),
             site_reason=reason,
             guarded=learned.guarded,
         )
@@ -117,15 +116,5 @@ def _remarks(guarded: Guarded) -> list[str]:
     return found
 
 
-def _audit(found: Found, belief: Belief, num_classes: int, level: float) -> Audit:
-    aim = told_aim(belief.likeliest, num_classes)
-    name = "the class next to each image's own" if aim == "next" else f"class {aim}"
-    verdict = "stands out" if belief.p_value < level else "is the most suspicious one, but does not stand out"
-    summary = f"{name} {verdict} (corrected p {belief.p_value:.2g}, probability of a backdoor {belief.backdoor:.2f})"
-    by_class = {f"norm_{name}": [_number(each) for each in values] for name, values in found.norms.items()}
-    return Audit(summary, {**by_class, "belief": belief.aims[:num_classes].tolist()})
-
-
-def _number(value: Tensor) -> float | None:
-    number = float(value)
-    return number if torch.isfinite(value) else None
+def _audit(found: Found, num_classes: int, level: float) -> Audit:
+    return Audit(summary(found.belief, level), by_class(found, num_classes))

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from neural_polarizer.defenses.result import Suspect
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +22,23 @@ class Belief:
         forms: for each aim and form of a trigger the factor of the evidence: those in pixels, and last that of what
             only the layer's input has in common, ``(k + 1, f)``.
         backdoor: probability that there is a backdoor.
-        p_value: of the strongest statistic, corrected for the number of aims and statistics looked at.
-        likeliest: the aim with the largest factor.
+        by_aim: p-value of each, all its statistics together (``combined_p``), likewise; 1 where not looked at.
+        p_value: of the smallest of them, corrected for the number of aims looked at: how often a model whose classes
+            are all alike would show one as extreme.  The one test, for whoever accuses a model.
+        likeliest: the aim with the smallest p-value.
     """
 
     aims: Float[Tensor, " a"]
     factors: Float[Tensor, " a"]
     forms: Float[Tensor, "a f"]
     backdoor: float
+    by_aim: Float[Tensor, " a"]
     p_value: float
     likeliest: int
+
+    def accused(self, level: float) -> Suspect | None:
+        """The class that stands out at this level of false alarms, or "next"; None where nothing does."""
+        return told_aim(self.likeliest, len(self.aims) - 1) if self.p_value < level else None
 
     def beyond_pixels(self, clear: float) -> bool:
         """Whether the likeliest aim stands out at the layer's input, by ``clear``, but in no form in pixels."""
@@ -44,7 +52,7 @@ class Belief:
         return replace(self, aims=even, backdoor=1.0, likeliest=aim)
 
 
-def told_aim(aim: int, num_classes: int) -> int | Literal["next"]:
+def told_aim(aim: int, num_classes: int) -> Suspect:
     """An aim in words: a class, or "next"."""
     return aim if aim < num_classes else "next"
 
@@ -96,6 +104,65 @@ def student_tail(t: Float[Tensor, " c"], freedom: int) -> Float[Tensor, " c"]:
     return ((1 - inside) / 2).clamp(0, 1)
 
 
+def student_quantile(p: float, freedom: int) -> float:
+    """The t with P(T > t) = p, for p below 1/2; by bisection."""
+    low, high = 0.0, 1.0
+    while float(student_tail(torch.tensor([high]), freedom)) > p and high < 1e12:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        above = float(student_tail(torch.tensor([middle], dtype=torch.float64), freedom)) > p
+        low, high = (middle, high) if above else (low, middle)
+    return high
+
+
+def combined_p(p: Float[Tensor, "s c"]) -> Float[Tensor, " c"]:
+    """One p-value of several tests of the same hypothesis, which may depend on each other in any way.
+
+    The Cauchy combination test: the mean of tan(pi (1/2 - p)) has a standard Cauchy tail, exactly where the tests are
+    independent or the same, and nearly so, for small p-values, under other dependence.  Source: Liu and Xie, "Cauchy
+    Combination Test", JASA 2020.  P-values of 1 (nothing measured) are left out; 1 where there are no others.
+    """
+    p = p.double()
+    told = p < 1
+    scores = torch.where(told, torch.tan(math.pi * (0.5 - p.clamp(1e-15, 1 - 1e-9))), 0.0)
+    mean = scores.sum(dim=0) / told.sum(dim=0).clamp_min(1)
+    # atan2 keeps small tails exact, where 1/2 - atan(x) / pi would cancel.
+    tail = torch.atan2(torch.ones_like(mean), mean) / math.pi
+    return torch.where(told.any(dim=0), tail, 1.0)
+
+
+def corrected_p(p: float, count: int) -> float:
+    """Chance that the smallest of ``count`` independent p-values is as small as ``p`` (Sidak 1967)."""
+    return -math.expm1(max(count, 1) * math.log1p(-min(p, 1 - 1e-12)))
+
+
+def nameable(values: Float[Tensor, " c"], level: float, aims: int, statistics: int, resolution: float) -> float | None:
+    """How near a class would have to be for the test to name it, by these norms only, if all others said nothing.
+
+    Args:
+        values: logarithms of norms by class; NaN where not computed.
+        level: of the test.
+        aims: that were looked at.
+        statistics: whose p-values are combined, this one among them.
+        resolution: of the values.
+
+    Returns:
+        Its norm as a share of the others' (geometric) mean, in (0, 1); None with fewer than four values.
+    """
+    found = values[values.isfinite()].double()
+    count = len(found)
+    if count < 4:
+        return None
+    found = found.sort().values[1:]  # the nearest may be the attacker's, and is not one of the crowd
+    spread = max(float(found.std()), resolution)
+    of_aim = -math.expm1(math.log1p(-level) / max(aims, 1))
+    # The others have a p-value of 1/2, of which the tangent is 0.
+    of_statistic = math.atan2(1.0, statistics / math.tan(math.pi * of_aim)) / math.pi
+    t = student_quantile(of_statistic, count - 2)
+    return math.exp(-t * spread * math.sqrt(1 + 1 / (count - 1)))
+
+
 def bayes_factor(p: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
     """The largest factor by which a p-value can speak for the alternative, -1 / (e p ln p); 1 where p > 1 / e.
 
@@ -106,8 +173,8 @@ def bayes_factor(p: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
 
 
 def believed(
+    by_class: Sequence[Float[Tensor, " k"]],
     by_form: Sequence[Float[Tensor, " k"]],
-    others: Sequence[Float[Tensor, " k"]],
     shifts: Float[Tensor, " s"],
     *,
     floor: float,
@@ -116,28 +183,31 @@ def believed(
 ) -> Belief:
     """Combine statistics by class and one by shift (all-to-all).
 
+    The p-values of an aim are combined to one, and the smallest of all aims is corrected for their number.
+
     Factors of independent statistics multiply.  Among the aims all are alike before the evidence; that there is a
     backdoor at all has probability ``prior``.  Of the shifts, "next" (label + 1) is an aim, which all-to-all attacks
     have; the others are the crowd that it has to stand out from.
 
     Args:
-        by_form: logarithms of norms by class, low where an attacker's class is, for each form; NaN where not computed.
-        others: likewise, of what has no form.
+        by_class: logarithms of norms by class, low where an attacker's class is; NaN where not computed.
+        by_form: likewise, one for each form that a trigger may have.  They tell the form, not the class: with every
+            further statistic, a class stands out by chance more often.
         shifts: likewise by shift of the label, from 1 on.
         floor: share of the probability that is spread evenly over the aims that were looked at.
         prior: in [0, 1].
         resolution: of the statistics.
     """
-    statistics = [*by_form, *others]
-    p = [outlier_p(each, resolution) for each in statistics]
+    p = [outlier_p(each, resolution) for each in by_class]
     of_next, next_seen = outlier_p(shifts, resolution)[:1], shifts[:1].isfinite()
     factors = torch.stack([bayes_factor(each) for each in p]).prod(dim=0)
     factors = torch.cat([factors, bayes_factor(of_next)])
-    seen = torch.cat([torch.stack([each.isfinite() for each in statistics]).any(dim=0), next_seen])
+    seen = torch.cat([torch.stack([each.isfinite() for each in by_class]).any(dim=0), next_seen])
     factors = torch.where(seen, factors, 0.0)
-    forms = torch.stack([bayes_factor(each) for each in p[: len(by_form)]], dim=1)
-    looks = sum(int(each.isfinite().sum()) for each in (*statistics, shifts[:1]))
-    smallest = min(float(each.min()) for each in (*p, of_next) if len(each))
+    forms = torch.ones(len(factors), len(by_form))
+    for place, each in enumerate(by_form):
+        forms[: len(each), place] = bayes_factor(outlier_p(each, resolution))
+    by_aim = torch.cat([combined_p(torch.stack(p)), of_next])
     count = max(1, int(seen.sum()))
     total = float(factors.sum())
     aims = (1 - floor) * factors / max(total, 1e-30) + floor * seen / count
@@ -145,8 +215,9 @@ def believed(
     return Belief(
         aims=aims.float(),
         factors=factors,
-        forms=torch.cat([forms, forms.new_ones(len(of_next), len(by_form))]).float(),
+        forms=forms,
         backdoor=odds / max(odds + 1 - prior, 1e-30),
-        p_value=-math.expm1(looks * math.log1p(-min(smallest, 1 - 1e-12))),
-        likeliest=int(factors.argmax()),
+        by_aim=by_aim,
+        p_value=corrected_p(float(by_aim.min()), count),
+        likeliest=int(by_aim.argmin()),
     )

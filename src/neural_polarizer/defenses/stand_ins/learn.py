@@ -110,12 +110,14 @@ class Held:
         values: images that carry those in pixels, as the network sees them in front of the layer.
         led: the labels that these are led to.
         counts: how many images carry each.
+        aims: of each.
         shifts: those at the layer's input.
     """
 
     values: Values
     led: Int64[Tensor, " h"]
     counts: Sequence[int]
+    aims: Sequence[int]
     shifts: StandIns
 
 

@@ -1,7 +1,7 @@
 """Looking for the attacker's class on the frozen network: norms in pixels, at the layer's input, and at the head's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -26,6 +26,9 @@ from neural_polarizer.defenses.stand_ins.settings import Bank, Looks, Search
 from neural_polarizer.perturb import clip, each_length
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
+
+BY_CLASS = ("dense", "head", "features")
+"""The norms that tell the attacker's class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,14 +149,14 @@ def look(
     norms["features"][classes] = of_class.view(len(classes), -1).amin(dim=1).exp()
     in_pixels = {} if known is None else known.pixels
     if known is None:
-        each = max(1, round(looks.pixels / len(classes)))
         for name, form in shapes.items():
+            each = max(2, round(looks.pixels / len(classes))) // (2 if form.smooth else 1)
             dense = in_form(
                 at,
                 form,
                 classes.cpu().repeat_interleave(each),
                 form.free(len(classes) * each, bank, net.device),
-                search=pixels,
+                search=replace(pixels, images=looks.images),
                 batch_size=batch_size,
                 generator=stream(seed, f"looks in pixels, {name}"),
                 told=partial(told, f"look in pixels, {name}"),
@@ -163,8 +166,8 @@ def look(
     shifts = torch.full((count - 1,), torch.nan)
     shifts[:shift_count] = of_shift
     belief = believed(
+        [norms[name].log() for name in BY_CLASS],
         [norms[name].log() for name in (*shapes, "features")],
-        [norms["head"].log()],
         shifts,
         floor=looks.floor,
         prior=looks.prior,

@@ -258,8 +258,8 @@ class Place:
         aims = drawn_aims(belief, bank.features, generator)
         shifts = self._at_layer(aims, bank.features_dense, generator, "stand-ins at the layer")
         stretch = torch.rand(bank.images, generator=generator)
-        carried, _, _ = self._carried(pixels.taught, 1 + bank.stretch * stretch, generator)
-        held, led, counts = self._carried(pixels.held, torch.full_like(stretch, bank.held_stretch), generator)
+        carried, *_ = self._carried(pixels.taught, 1 + bank.stretch * stretch, generator)
+        held, led, counts, of = self._carried(pixels.held, torch.full_like(stretch, bank.held_stretch), generator)
         held_shifts = self._at_layer(pixels.at_layer, 1.0, generator, "held-out stand-ins at the layer")
         rows = torch.arange(len(at.labels), device=self.net.device)
         return Lesson(
@@ -269,7 +269,7 @@ class Place:
             logits=centred(at.logits),
             carried=carried,
             shifts=shifts,
-            held=Held(held.values, led, counts, held_shifts),
+            held=Held(held.values, led, counts, of, held_shifts),
             unit=self.unit,
             fit=rows,
         )
@@ -290,9 +290,10 @@ class Place:
     @torch.no_grad()
     def _carried(
         self, pixels: Mapping[str, StandIns], stretch: Tensor, generator: torch.Generator
-    ) -> tuple[Carried, Tensor, list[int]]:
-        """Images with stand-ins in pixels, in front of the layer; the labels that they get; how many carry each."""
-        at, size, parts, rows, led = self.seen, self.settings.batch_size, [], [], []
+    ) -> tuple[Carried, Tensor, list[int], list[int]]:
+        """Images with stand-ins in pixels, in front of the layer; their new labels; how many carry each; aims."""
+        at, size = self.seen, self.settings.batch_size
+        parts, rows, led, aims = [], [], [], []
         for stand_ins in pixels.values():
             for delta, aim in zip(stand_ins.deltas, stand_ins.aims.tolist(), strict=True):
                 usable = (at.labels != at.wanted[aim]).nonzero()[:, 0]
@@ -305,11 +306,12 @@ class Place:
                     parts.append(self.net.front(clip(to_pixels(self.net.images[part]) + deltas)))
                 rows.append(chosen)
                 led.append(at.wanted[aim, chosen])
+                aims.append(aim)
         if not parts:
             nothing = torch.zeros(0, dtype=torch.int64, device=self.net.device)
-            return Carried(tuple(value[:0] for value in at.values), nothing), nothing, []
+            return Carried(tuple(value[:0] for value in at.values), nothing), nothing, [], []
         values = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return Carried(values, torch.cat(rows)), torch.cat(led), [len(each) for each in led]
+        return Carried(values, torch.cat(rows)), torch.cat(led), [len(each) for each in led], aims
 
     def _taught(
         self, lesson: Lesson, changes: Sequence[Change], weight: float, generator: torch.Generator, rounds: int
@@ -346,7 +348,7 @@ class Place:
         points = tuple(self._point(changes, dial, lesson, excused) for dial in guard.dials)
         if belief.beyond_pixels(self.settings.looks.clear):
             # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
-            chosen = allowed(points, budget)[-1].dial
+            chosen = max(point.dial for point in allowed(points, budget) if point.drop <= budget)
         else:
             chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond)
         judges = sum(len(fold.judge) for fold in self.folds)
@@ -354,36 +356,42 @@ class Place:
 
     def _point(self, changes: Sequence[Change], dial: float, lesson: Lesson, excused: float) -> Point:
         """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean."""
-        before, after, right = [], [], []
+        originals, copies = [], []
         for fold, change in zip(self.folds, changes, strict=True):
             self.layer.set(change, dial)
             labels = self.seen.labels[fold.judge]
-            before.append(self.before[:, fold.judge])
-            views = [self._logits(tuple(value[fold.judge] for value in values)) for values in self.views]
-            after.append(torch.stack([margins(logits, labels) for logits in views]))
-            right.append(self._logits(tuple(value[fold.judge] for value in self.seen.values)).argmax(dim=1) == labels)
+            found = [
+                margins(self._logits(tuple(value[fold.judge] for value in values)), labels)
+                for values in (self.seen.values, *self.views)
+            ]
+            originals.append(torch.stack([margins(self.seen.logits[fold.judge], labels), found[0]]))
+            copies.append(torch.stack([self.before[:, fold.judge], torch.stack(found[1:])]))
         self.layer.set(mean_of(changes), dial)
-        over = self._led(lesson.held)
-        drop, error = expected_drop(torch.cat(before, dim=1), torch.cat(after, dim=1))
-        return Point(dial, float(torch.cat(right).float().mean()), drop, drop - excused * error, over)
+        known, harder = torch.cat(originals, dim=1)[:, None], torch.cat(copies, dim=2)
+        losses = [expected_drop(*known), expected_drop(*harder)]
+        drop, error = (sum(column) / 2 for column in zip(*losses, strict=True))
+        acc = float((known[1] > 0).float().mean())
+        return Point(dial, acc, drop, drop - excused * error, self._led(lesson.held))
 
     @torch.no_grad()
     def _led(self, held: Held) -> float:
         """The share of images that held-out stand-ins lead to their labels, with the layer as it is.
 
-        The upper quartile of the stand-ins: a few among them are no trigger's, but what any network follows.
+        For each aim the upper quartile of its stand-ins, as a few among them are no trigger's, but what any network
+        follows; then the mean over the aims, which were drawn in proportion to the evidence.
         """
-        shares = []
-        if len(held.led) > 0:
-            over = self._logits(held.values).argmax(dim=1) == held.led
-            shares = [float(part.float().mean()) for part in over.split(held.counts)]
-        at, count = self.seen, self.settings.bank.images
+        shares: dict[int, list[float]] = {}
+        over = self._logits(held.values).argmax(dim=1) == held.led if len(held.led) else held.led
+        for aim, part in zip(held.aims, over.split(list(held.counts)) if held.counts else (), strict=True):
+            shares.setdefault(aim, []).append(float(part.float().mean()))
+        at, size = self.seen, min(self.settings.bank.images, self.settings.batch_size)
         for delta, aim in zip(held.shifts.deltas, held.shifts.aims.tolist(), strict=True):
-            rows = (at.labels != at.wanted[aim]).nonzero()[:count, 0]
+            rows = (at.labels != at.wanted[aim]).nonzero()[:size, 0]
             shift = (self.settings.bank.held_stretch * delta).expand(len(rows), *delta.shape)
             logits = self.net.logits(tuple(value[rows] for value in at.values), shift)
-            shares.append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
-        return float(torch.tensor(shares).quantile(0.75)) if shares else 0.0
+            shares.setdefault(aim, []).append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
+        quartiles = [float(torch.tensor(each).quantile(0.75)) * len(each) for each in shares.values()]
+        return sum(quartiles) / max(1, sum(map(len, shares.values())))
 
     @torch.no_grad()
     def _logits(self, values: Values) -> Float[Tensor, "n k"]:

@@ -46,7 +46,8 @@ class Looks:
     Args:
         classes: with more classes than twice this, only so many of the nearest ones, and as many others to compare
             them with, are looked at closely.
-        pixels: stand-ins of each form in pixels, spread over the classes; at least one for each.
+        pixels: dense stand-ins in pixels, spread over the classes, at least two for each; of smooth ones half as many.
+        images: fresh images in each of their steps.
         features: dense stand-ins at the layer's input for each class.
         quantile: of the margins that the convex program at the head's input has to overcome.
         program_steps: iterations of its solver.
@@ -58,6 +59,7 @@ class Looks:
 
     classes: int = 32
     pixels: int = 40
+    images: int = 16
     features: int = 2
     quantile: float = 0.9
     program_steps: int = 300
@@ -151,7 +153,7 @@ class Guard:
     errors: float = 2.0
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     enough: float = 0.02
-    beyond: float = 0.25
+    beyond: float = 0.5
 
 
 def check_ranges(settings: object) -> None:

@@ -1,0 +1,123 @@
+"""The verdict on a model: the evidence of the default defense, and whether it can be believed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.result import Suspect
+from neural_polarizer.defenses.stand_ins.belief import by_class, found_in
+from neural_polarizer.defenses.stand_ins.evidence import nameable, told_aim
+from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, Found
+from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.plausibility import examine
+from neural_polarizer.train import Progress, silent
+
+Verdict = Literal["backdoor", "none seen", "cannot say"]
+
+BLIND = 0.5
+"""Where a class would have to be nearer than this share of the others' norm, by every measure, nothing can be said."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audited:
+    """What the clean images say of one model.
+
+    Args:
+        verdict: "backdoor" where ``p_value`` is below ``level``; otherwise "none seen", or "cannot say" with a reason.
+        suspect: the class that is named, or "next" for all-to-all; None unless the verdict is "backdoor".
+        likeliest: the same, whether it stands out or not.
+        p_value: how often a model whose classes are alike would show a class that stands out as much.
+        level: of the test, the share of false alarms among such models.
+        posterior: probability of a backdoor, which was ``prior`` before the evidence; an upper bound, as p-values
+            become the largest factors that they allow.
+        prior: see there.
+        nameable: for each measure how near a class would have to be, as a share of the others' norm, to be named by it
+            only; None where it was not measured.
+        accuracy: of the model on the clean images, in [0, 1].
+        makes_sense: whether it knows these images at all (``plausibility.examine``).
+        site: where the layer's input was.
+        reason: why nothing can be said; None where something is said.
+        by_class: what was measured, a value for each class.
+        found: the evidence itself.
+    """
+
+    verdict: Verdict
+    suspect: Suspect | None
+    likeliest: Suspect
+    p_value: float
+    level: float
+    posterior: float
+    prior: float
+    nameable: Mapping[str, float | None]
+    accuracy: float
+    makes_sense: bool
+    site: str
+    reason: str | None
+    by_class: Mapping[str, Sequence[float | None]]
+    found: Found
+
+
+def audited(
+    model: nn.Module,
+    clean: ImageSet,
+    *,
+    seed: int,
+    settings: Settings | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> Audited:
+    """Audit ``model``, which is untouched, with clean images.
+
+    Args:
+        model: float pixels in [0, 1] to logits ``(n, k)``.
+        clean: the defender's images.
+        seed: of all that is drawn.
+        settings: of the default defense, whose evidence it is; None are its defaults.
+        device: where to compute.
+        progress: told about every step.
+
+    Raises:
+        BadInputError: no images, labels that the model does not know, or an output that is not one logit a class.
+    """
+    chosen = settings or Settings()
+    net, found = found_in(model, clean, chosen, seed=seed, device=device, progress=progress)
+    sense = examine(model, clean, device=device, progress=progress)
+    belief, level = found.belief, chosen.looks.level
+    resolution = max(chosen.in_pixels.finest, chosen.in_features.finest)
+    aims = int((belief.factors > 0).sum())
+    reach = {name: nameable(found.norms[name].log(), level, aims, len(BY_CLASS), resolution) for name in BY_CLASS}
+    named = belief.accused(level)
+    reason = sense.remark if sense.meaningless else None if named is not None else _too_coarse(reach)
+    verdict: Verdict = "cannot say" if reason else "none seen" if named is None else "backdoor"
+    return Audited(
+        verdict=verdict,
+        suspect=named if verdict == "backdoor" else None,
+        likeliest=told_aim(belief.likeliest, net.num_classes),
+        p_value=belief.p_value,
+        level=level,
+        posterior=belief.backdoor,
+        prior=chosen.looks.prior,
+        nameable=reach,
+        accuracy=sense.accuracy,
+        makes_sense=not sense.meaningless,
+        site=str(net.site),
+        reason=reason,
+        by_class=by_class(found, net.num_classes),
+        found=found,
+    )
+
+
+def _too_coarse(reach: Mapping[str, float | None]) -> str | None:
+    told = [each for each in reach.values() if each is not None]
+    if not told:
+        return "there are too few classes for one of them to stand out"
+    if max(told) < BLIND:
+        return (
+            "the classes differ so much, or are so few, that one would have to be nearer than "
+            f"{100 * max(told):.0f} % of the others' norm to stand out"
+        )
+    return None

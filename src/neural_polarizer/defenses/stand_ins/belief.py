@@ -1,0 +1,82 @@
+"""The evidence about a network, whoever asks: the defense, an audit, or ``--target auto``."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.engine import Engine
+from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
+from neural_polarizer.defenses.stand_ins.looks import Found, look, seen
+from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.train import Progress, silent
+
+
+def found_in(
+    model: nn.Module,
+    clean: ImageSet,
+    settings: Settings | None = None,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> tuple[Engine, Found]:
+    """What the clean images tell about ``model``, which is untouched: what the defense finds where it looks first.
+
+    Args:
+        model: float pixels in [0, 1] to logits ``(n, k)``.
+        clean: the defender's images.
+        settings: of the defense; None are its defaults.
+        seed: of all that is drawn.
+        device: where to compute.
+        progress: told about every step.
+
+    Returns:
+        The network with the layer as the identity, and what was found.
+
+    Raises:
+        BadInputError: no images, an unknown or unusable site, or a class count that does not fit.
+    """
+    chosen = settings or Settings()
+    net = Engine(
+        model,
+        clean,
+        seed=seed,
+        site=chosen.site,
+        batch_size=chosen.batch_size,
+        precision=chosen.precision,
+        device=device,
+    )
+    net.calibrate()
+    net.polarizer.requires_grad_(False)
+    found = look(
+        seen(net, chosen.batch_size),
+        chosen.looks,
+        chosen.bank,
+        pixels=chosen.in_pixels,
+        features=chosen.in_features,
+        batch_size=chosen.batch_size,
+        seed=seed,
+        told=progress,
+    )
+    return net, found
+
+
+def summary(belief: Belief, level: float) -> str:
+    """The evidence in a sentence."""
+    aim = told_aim(belief.likeliest, len(belief.aims) - 1)
+    name = "the class next to each image's own" if aim == "next" else f"class {aim}"
+    verdict = "stands out" if belief.p_value < level else "is the most suspicious one, but does not stand out"
+    return f"{name} {verdict} (corrected p {belief.p_value:.2g}, probability of a backdoor {belief.backdoor:.2f})"
+
+
+def by_class(found: Found, num_classes: int) -> Mapping[str, Sequence[float | None]]:
+    """What was found, one value a class: norms, the p-value of all of them together, and the belief."""
+    norms = {f"norm_{name}": [_number(each) for each in values] for name, values in found.norms.items()}
+    rest = {"p": found.belief.by_aim, "belief": found.belief.aims}
+    return {**norms, **{name: values[:num_classes].tolist() for name, values in rest.items()}}
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None
