@@ -287,7 +287,8 @@ def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, caps
     assert mixed["mixture"] == {"n": 48, "sha256": poisoned.sha256()}
     assert mixed["config"]["data"] == "mixture"
     assert mixed["data"]["mixture"] == str(tmp_path / "mixture.parquet")
-    assert mixed["warnings"][0].startswith("exception: ep was given 48 images of the poisoned training set")
+    exception = "exception: ep was given 48 images of the poisoned training set"
+    assert [warning.startswith(exception) for warning in mixed["warnings"]].count(True) == 1
     assert "warning: exception: ep was given" in done.out
     assert "exception: ep was given 48 images" in (tmp_path / "mixed" / "report.html").read_text()
 
@@ -344,7 +345,7 @@ def test_purify_takes_every_baseline_by_name(method: str) -> None:
 def test_purify_takes_whole_fields_and_refuses_what_has_no_meaning() -> None:
     model, clean = tiny_model(), tiny_images(16)
     schedule = replace(FineTuning().schedule, epochs=1, batch_size=8)
-    assert purify(model, clean, "ft", schedule=schedule, device="cpu", force=True).history == []
+    assert purify(model, clean, "ft", schedule=schedule, device="cpu", force=True).history == ()
     cases: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("ft", {"site": "after:features"}, "site makes no sense for ft"),
         ("nc", {"target": 1}, "nc takes no target"),
@@ -399,18 +400,17 @@ def test_what_a_path_names_must_be_a_defense() -> None:
 def test_the_defense_of_the_docs_runs_from_a_file_of_ones_own(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "defenses.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    text = (Path(__file__).parents[1] / "docs" / "how-to" / "add-a-method.md").read_text()
+    _, code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "my_defenses").mkdir()
-    (tmp_path / "my_defenses" / "shrink.py").write_text(code)
+    (tmp_path / "my_defenses" / "statistics_of.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     base = words("ft", runs, tmp_path / "out")
     start = len(base) - 1 - base[::-1].index("--method")
-    path = "my_defenses.shrink:Shrink"
-    done = run(capsys, *base[:start], "--method", path, "--set", "share=0.25", "--scale", "laptop")
+    path = "my_defenses.statistics_of:CleanStatistics"
+    done = run(capsys, *base[:start], "--method", path, "--set", "passes=1", "--scale", "laptop")
     assert (done.code, done.err) == (0, "")
     record = record_in(tmp_path / "out")
-    assert (record["method"], record["config"]) == (path, {"share": 0.25})
-    assert record["audit"]["summary"] == "Shrank the largest 25 % of the weights of network.linear."
+    assert (record["method"], record["config"]) == (path, {"passes": 1})
     assert load_model(tmp_path / "out").record.site is None

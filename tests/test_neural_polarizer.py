@@ -56,8 +56,10 @@ def test_every_method_keeps_the_backbone_and_the_callers_model(name: str) -> Non
     assert torch.equal(clean.images, images)
     assert_same(backbone_state(result.model), before[0])
     assert hooks(result.model) == []
-    assert not any(module.training for module in result.model.modules())
-    assert all(parameter.requires_grad for parameter in result.model.parameters())
+    modes = {name.replace(".module", ""): part.training for name, part in result.model.named_modules()}
+    assert all(modes[name] is part.training for name, part in model.named_modules())
+    flags = {name.replace(".module", ""): each.requires_grad for name, each in result.model.named_parameters()}
+    assert all(flags[name] is each.requires_grad for name, each in model.named_parameters())
     assert any(module is result.polarizer for module in result.model.modules())
     assert {id(value) for value in result.model.parameters()}.isdisjoint(id(value) for value in model.parameters())
 

@@ -86,7 +86,8 @@ def test_a_result_says_what_it_is_in_one_line() -> None:
     found = quick()
     said = repr(found)
     assert said.startswith("Purified(npd at after:features, accuracy on clean images ")
-    assert said.endswith(f"s, fp32 on cpu, seed 0; {len(found.notes)} warnings)")
+    assert len(found.notes) == 1
+    assert said.endswith(" s, fp32 on cpu, seed 0; 1 warning)")
     assert "\n" not in said
     assert found.figures.keys() == {"seconds", "clean_acc_before", "clean_acc_after"}
     page = found._repr_html_()

@@ -76,7 +76,7 @@ def test_gradients_are_there_where_the_caller_has_switched_them_off() -> None:
 
 def test_weights_that_are_not_finite_are_an_error_unless_they_were_so_before() -> None:
     with pytest.raises(BadInputError, match="the training diverged: weights are NaN or infinite"):
-        Noisy(spoil=float("nan")).repair(tiny_model(), tiny_images(8), seed=0)
+        Noisy(spoil=1e39).repair(tiny_model(), tiny_images(8), seed=0)
     model = tiny_model()
     with torch.no_grad():
         model.get_parameter("network.head.bias")[0] = -torch.inf  # a class that is switched off
