@@ -1,6 +1,8 @@
 """``polarizer audit``."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import typer
@@ -34,6 +36,9 @@ from neural_polarizer.runs.audit import REPORT, run_audit
 
 FailOn = Literal["backdoor", "cannot-say"]
 REFUSED = 5
+_REFUSED: Mapping[FailOn | None, tuple[str, ...]] = MappingProxyType(
+    {None: (), "backdoor": ("backdoor",), "cannot-say": ("backdoor", "cannot say")}
+)
 
 
 def audit(
@@ -57,8 +62,10 @@ def audit(
     device: DeviceName = None,
     seed: Seed = 0,
     fail_on: Annotated[
-        list[FailOn] | None,
-        typer.Option(help="Exit code 5 on this verdict, of the purified model if there is one; repeatable."),
+        FailOn | None,
+        typer.Option(
+            help="Exit code 5 on this verdict, of the purified model if there is one; 'cannot-say' refuses both."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -101,5 +108,5 @@ def audit(
         show(f"What now: {' '.join(after_audit(record))}")
         show_report(out / REPORT)
     verdict = str((record["purified"] or record)["verdict"])
-    if verdict in {each.replace("-", " ") for each in fail_on or ()}:
+    if verdict in _REFUSED[fail_on]:
         raise typer.Exit(REFUSED)
