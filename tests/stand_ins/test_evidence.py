@@ -67,12 +67,12 @@ def test_false_alarms_come_as_often_as_the_level_says() -> None:
 @pytest.mark.parametrize("dependence", [0.0, 0.5, 0.9])
 def test_false_alarms_keep_the_level_however_statistics_depend_on_each_other(dependence: float) -> None:
     generator, alarms = torch.Generator().manual_seed(1), 0
-    for _ in range(1000):
+    for _ in range(400):
         common = math.sqrt(dependence) * torch.randn(10, generator=generator)
         drawn = [common + math.sqrt(1 - dependence) * torch.randn(10, generator=generator) for _ in range(4)]
         shifts = torch.randn(9, generator=generator)
-        alarms += believed(drawn[:3], drawn[3:], shifts, floor=0.1, prior=0.5, resolution=0.05).p_value < 0.05
-    assert 25 <= alarms <= 80
+        alarms += believed(drawn, [], shifts, floor=0.1, prior=0.5, resolution=0.05).p_value < 0.05
+    assert 8 <= alarms <= 34
 
 
 def test_combined_p_values_are_those_of_cauchy() -> None:

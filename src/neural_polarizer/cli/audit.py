@@ -1,8 +1,9 @@
 """``polarizer audit``."""
 
-from enum import Enum
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,15 +34,11 @@ from neural_polarizer.report.advice import after_audit
 from neural_polarizer.report.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 
-
-class FailOn(str, Enum):
-    """Verdicts that can stop a pipeline."""
-
-    BACKDOOR = "backdoor"
-    CANNOT_SAY = "cannot-say"
-
-
+FailOn = Literal["backdoor", "cannot-say"]
 REFUSED = 5
+_REFUSED: Mapping[FailOn | None, tuple[str, ...]] = MappingProxyType(
+    {None: (), "backdoor": ("backdoor",), "cannot-say": ("backdoor", "cannot say")}
+)
 
 
 def audit(
@@ -65,8 +62,10 @@ def audit(
     device: DeviceName = None,
     seed: Seed = 0,
     fail_on: Annotated[
-        list[FailOn] | None,
-        typer.Option(help="Exit code 5 on this verdict, of the purified model if there is one; repeatable."),
+        FailOn | None,
+        typer.Option(
+            help="Exit code 5 on this verdict, of the purified model if there is one; 'cannot-say' refuses both."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -109,5 +108,5 @@ def audit(
         show(f"What now: {' '.join(after_audit(record))}")
         show_report(out / REPORT)
     verdict = str((record["purified"] or record)["verdict"])
-    if verdict in {each.value.replace("-", " ") for each in fail_on or ()}:
+    if verdict in _REFUSED[fail_on]:
         raise typer.Exit(REFUSED)
