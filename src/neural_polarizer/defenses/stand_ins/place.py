@@ -343,9 +343,8 @@ class Place:
         self, changes: Sequence[Change], lesson: Lesson, weight: float, rounds: int, belief: Belief
     ) -> Guarded:
         guard = self.settings.guard
-        budget = guard.max_acc_drop * belief.backdoor
-        excused = guard.errors * max(0.0, 2 * belief.backdoor - 1)
-        points = tuple(self._point(changes, dial, lesson, excused) for dial in guard.dials)
+        budget = guard.max_acc_drop
+        points = tuple(self._point(changes, dial, lesson) for dial in guard.dials)
         if belief.beyond_pixels(self.settings.looks.clear):
             # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
             chosen = max(point.dial for point in allowed(points, budget) if point.drop <= budget)
@@ -354,7 +353,7 @@ class Place:
         judges = sum(len(fold.judge) for fold in self.folds)
         return Guarded(points, chosen, judges, budget, belief.backdoor, guard.enough, weight, rounds)
 
-    def _point(self, changes: Sequence[Change], dial: float, lesson: Lesson, excused: float) -> Point:
+    def _point(self, changes: Sequence[Change], dial: float, lesson: Lesson) -> Point:
         """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean."""
         originals, copies = [], []
         for fold, change in zip(self.folds, changes, strict=True):
@@ -371,7 +370,7 @@ class Place:
         losses = [expected_drop(*known), expected_drop(*harder)]
         drop, error = (sum(column) / 2 for column in zip(*losses, strict=True))
         acc = float((known[1] > 0).float().mean())
-        return Point(dial, acc, drop, drop - excused * error, self._led(lesson.held))
+        return Point(dial, acc, drop, drop - self.settings.guard.errors * error, self._led(lesson.held))
 
     def _lengths(self, count: int) -> Float[Tensor, " n"]:
         """How many times its own length a held-out stand-in has on each of ``count`` images."""

@@ -133,14 +133,13 @@ class Guard:
     """What the result may cost (``guard``).
 
     Args:
-        max_acc_drop: the largest loss of accuracy on clean images that judge, as a fraction; what may be lost is this
-            times the probability that there is a backdoor.
+        max_acc_drop: the largest loss of accuracy on clean images that judge, as a fraction.
         folds: parts of the clean images; each judges a layer that is learned from the others, and the result is the
             mean of these layers.
         judges: no more parts judge than this many images need.
         views: as many harder copies of the images (``views.harder``) judge, at least one of each.
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
-            tell it no better; where a backdoor is as likely as not, by none.
+            tell it no better.
         dials: how far beyond the learned layer (1) the result may go; points that are measured.
         enough: nothing stronger is tried once held-out stand-ins lead no more than this share of images over.
         beyond: how much further the dial goes than held-out stand-ins need, within the budget: a real trigger is no
