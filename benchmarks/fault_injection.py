@@ -219,6 +219,9 @@ def _wrong_with(path: Path) -> str | None:
         with Image.open(path) as image:
             image.load()
         return None
+    if path.suffix == ".sarif":
+        json.loads(path.read_text())
+        return None
     if path.suffix == ".html":
         return None if path.read_text().rstrip().endswith("</html>") else "cut off"
     if path.suffix == ".pt":

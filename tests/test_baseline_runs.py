@@ -349,7 +349,7 @@ def test_purify_takes_whole_fields_and_refuses_what_has_no_meaning() -> None:
     cases: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("ft", {"site": "after:features"}, "site makes no sense for ft"),
         ("nc", {"target": 1}, "nc takes no target"),
-        ("ep", {"name": "shipped"}, "ep takes no preset"),
+        ("ep", {"preset": "shipped"}, "preset"),
         ("npd", {"scale": "paper"}, "npd has presets, not scales"),
     )
     for method, options, match in cases:

@@ -169,7 +169,7 @@ def test_an_attack_takes_blended_options_and_a_common_size(runs: Path, tmp_path:
 def test_the_attack_of_the_docs_runs_from_a_file_of_ones_own(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "attacks.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "research" / "attacks.md").read_text()
     *_, code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "ghost.py").write_text(code)

@@ -96,8 +96,8 @@ class Pair(nn.Module):
 def test_a_purification_of_a_network_of_ones_own_is_verified_with_its_code(
     runs: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
-    (tmp_path / "nets.py").write_text(OWN)
-    code = ("--arch", f"{tmp_path / 'nets.py'}:Pair")
+    (tmp_path / "pairs.py").write_text(OWN)
+    code = ("--arch", f"{tmp_path / 'pairs.py'}:Pair")
     own = network_named(code[1])
     assert isinstance(own, Definition)
     first, second = own.build(3).state_dict(), own.build(3).state_dict()

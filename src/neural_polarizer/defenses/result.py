@@ -44,9 +44,9 @@ class Audit:
 
 
 def accusing_nobody(audit: Audit | None) -> Audit | None:
-    """``audit`` without an accusation, where there are too few images for one; what accuses no class stays."""
+    """``audit`` without an accusation, where there are too few images for one."""
     told = "too few clean images, or images of one class only, to say that a class is the attacker's"
-    return audit if audit is None or not audit.by_class else replace(audit, summary=told)
+    return None if audit is None else replace(audit, summary=told)
 
 
 @dataclass(frozen=True, eq=False)
