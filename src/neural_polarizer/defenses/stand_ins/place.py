@@ -367,8 +367,9 @@ class Place:
             copies.append(torch.stack([self.before[:, fold.judge], torch.stack(found[1:])]))
         self.layer.set(mean_of(changes), dial)
         known, harder = torch.cat(originals, dim=1)[:, None], torch.cat(copies, dim=2)
-        losses = [expected_drop(*known), expected_drop(*harder)]
-        drop, error = (sum(column) / 2 for column in zip(*losses, strict=True))
+        (lost, error), (lost_harder, error_harder) = expected_drop(*known), expected_drop(*harder)
+        # What is gained on copies makes up for nothing that is lost on originals.
+        drop, error = (lost + max(lost_harder, 0.0)) / 2, (error + error_harder) / 2
         acc = float((known[1] > 0).float().mean())
         return Point(dial, acc, drop, drop - self.settings.guard.errors * error, self._led(lesson.held))
 
