@@ -73,13 +73,39 @@ def test_a_learner_that_destroys_everything_gives_the_model_back_and_says_so() -
     assert any(note.startswith("not purified") for note in purified.notes)
 
 
+def guarded(*points: Point, chosen: float = 1.0, held: int = 12, backdoor: float = 1.0) -> Guarded:
+    return Guarded(points, chosen, 625, held, 0.006, backdoor, 0.02, 0.03, 0)
+
+
+OFF, ON = Point(0.0, 0.9, 0.0, 0.0, 0.9), Point(1.0, 0.9, 0.004, 0.0, 0.0)
+
+
 def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
-    point = Point(1.0, 0.9, 0.011, 0.004, 0.0)
-    sure = Guarded((Point(0.0, 0.9, 0.0, 0.0, 0.9), replace(point, drop=0.004)), 1.0, 625, 0.006, 1.0, 0.02, 0.03, 0)
-    assert _remarks(sure) == []
-    assert "1.1 points, is above the budget of 0.6" in _remarks(replace(sure, points=(sure.points[0], point)))[0]
-    left = replace(point, drop=0.004, stand_ins=0.724)
-    assert "still lead 72 %" in _remarks(replace(sure, points=(sure.points[0], left)))[0]
+    assert _remarks(guarded(OFF, ON)) == []
+    assert (
+        "1.1 points of accuracy are lost, more than the budget of 0.6"
+        in _remarks(guarded(OFF, replace(ON, drop=0.011)))[0]
+    )
+    assert "2.0 points of accuracy are lost" in _remarks(guarded(OFF, replace(ON, acc=0.88)))[0]  # counted
+    assert "still lead 72 %" in _remarks(guarded(OFF, replace(ON, stand_ins=0.724)))[0]
+
+
+def test_why_a_model_comes_back_as_it_was_is_said_as_it_is() -> None:
+    (over,) = _remarks(guarded(OFF, ON, chosen=0.0))
+    assert "nothing helps within the budget of 0.6 points" in over
+    (nothing,) = _remarks(guarded(replace(OFF, stand_ins=0.0), ON, chosen=0.0, held=0))
+    assert "no perturbation that the search can reach leads most images to a class" in nothing
+    (weak,) = _remarks(guarded(replace(OFF, stand_ins=0.01), ON, chosen=0.0))
+    assert "lead no images to a class, even without a layer" in weak
+    assert all(each.startswith("not purified: ") for each in (over, nothing, weak))
+
+
+def test_places_are_compared_by_one_probability_of_a_backdoor() -> None:
+    sure = guarded(OFF, replace(ON, stand_ins=0.3), backdoor=0.99)
+    doubtful = guarded(OFF, replace(ON, stand_ins=0.5), backdoor=0.5)
+    assert doubtful.harm < sure.harm
+    assert sure.better_than(doubtful)
+    assert not doubtful.better_than(sure)
 
 
 def test_no_more_images_at_once_than_the_batch_size() -> None:

@@ -45,6 +45,7 @@ class Guarded:
         points: the dial's curve, from weak to strong.
         chosen: the dial of the result; 0 where nothing helps within the budget.
         judges: number of clean images that judge, each a layer that was not learned from it.
+        held: number of stand-ins that judge; with none, nothing tells how strong the layer has to be.
         budget: the loss of accuracy that was allowed.
         backdoor: probability that there is one.
         enough: a share of stand-ins that works by chance, too.
@@ -55,6 +56,7 @@ class Guarded:
     points: tuple[Point, ...]
     chosen: float
     judges: int
+    held: int
     budget: float
     backdoor: float
     enough: float
@@ -70,6 +72,19 @@ class Guarded:
     def harm(self) -> float:
         """Of the chosen one."""
         return self.point.harm(self.backdoor, self.enough)
+
+    def better_than(self, other: "Guarded") -> bool:
+        """Whether the chosen one does less harm than another's, both by the larger probability of a backdoor.
+
+        By its own, the one that doubts most that there is a backdoor would seem the best.
+        """
+        surest = max(self.backdoor, other.backdoor)
+        return self.point.harm(surest, self.enough) < other.point.harm(surest, other.enough)
+
+    @property
+    def counted(self) -> float:
+        """The loss of accuracy of the chosen one by counting the right answers, as a fraction; negative for a gain."""
+        return self.points[0].acc - self.point.acc
 
     @property
     def done(self) -> bool:

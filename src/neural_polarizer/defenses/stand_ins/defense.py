@@ -60,11 +60,11 @@ class LeastStandIns(Settings, Defense):
         first = Place(self, model, clean, self.site, seed=seed, device=device, progress=progress)
         cached = time.perf_counter()
         found, belief = first.look()
-        seen_first = found  # accuses: the test has its level for one place
         looked = time.perf_counter()
         pixels = first.stand_ins(found, belief)
         gathered = time.perf_counter()
         place, learned, reason = first, first.learn(pixels, belief), first.net.site_reason
+        there = belief
         for site in first.neighbours if self.site is None else ():
             # Lengths at one layer's input say nothing about another's.
             if learned.guarded.done or belief.beyond_pixels(self.looks.clear):
@@ -74,23 +74,25 @@ class LeastStandIns(Settings, Defense):
             if seen_here.likeliest != belief.likeliest:
                 pixels = other.stand_ins(again, seen_here)
             tried = other.learn(pixels, seen_here)
-            if seen_here.backdoor > belief.backdoor:
-                found, belief = again, seen_here
-            if tried.guarded.harm < learned.guarded.harm:
-                place, learned = other, tried
+            surest = max(belief.backdoor, seen_here.backdoor)
+            if tried.guarded.point.harm(surest, self.guard.enough) < learned.guarded.point.harm(
+                surest, self.guard.enough
+            ):
+                place, learned, there = other, tried, seen_here
                 reason = f"{site}: of {first.net.site} and the places next to it, the one with the least expected harm"
-        learned = place.renew(learned, belief)
+        learned = place.renew(learned, there)
         place.keep(learned)
         clock |= {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
         clock["learn"] = time.perf_counter() - gathered
+        # The first place accuses: the test has its level for one place.
         return Outcome(
             place.net.model,
             polarizer=place.net.polarizer,
             site=str(place.net.site),
             history=learned.history,
             notes=(*place.net.notes, *_remarks(learned.guarded)),
-            suspect=seen_first.belief.accused(self.looks.level) if self.target is None else self.target,
-            audit=_audit(seen_first, place.net.num_classes, self.looks.level),
+            suspect=found.belief.accused(self.looks.level) if self.target is None else self.target,
+            audit=_audit(found, place.net.num_classes, self.looks.level),
             site_reason=reason,
             guarded=learned.guarded,
         )
@@ -98,15 +100,14 @@ class LeastStandIns(Settings, Defense):
 
 def _remarks(guarded: Guarded) -> list[str]:
     if guarded.chosen == 0:
-        return [
-            f"not purified: nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy; the "
-            "model comes back as it was (a larger guard.max_acc_drop allows more)"
-        ]
+        return [f"not purified: {_why_not(guarded)}; the model comes back as it was"]
     found = []
-    if guarded.point.drop > guarded.budget:
+    lost = max(guarded.point.drop, guarded.counted)
+    if lost > guarded.budget:
         found.append(
-            f"the expected loss of accuracy, {100 * guarded.point.drop:.1f} points, is above the budget of "
-            f"{100 * guarded.budget:.1f}, but within its error; compare both models on test images before you use this"
+            f"on clean images that the layer was not learned from, {100 * lost:.1f} points of accuracy are lost, more "
+            f"than the budget of {100 * guarded.budget:.1f}, but within its error; compare both models on test images "
+            "before you use this"
         )
     if guarded.point.stand_ins > guarded.enough:
         found.append(
@@ -114,6 +115,20 @@ def _remarks(guarded: Guarded) -> list[str]:
             "trigger may still work; more clean images or a larger guard.max_acc_drop may help"
         )
     return found
+
+
+def _why_not(guarded: Guarded) -> str:
+    if guarded.held == 0:
+        return (
+            "no perturbation that the search can reach leads most images to a class, so that nothing stands in for a "
+            "trigger (a larger in_pixels.cap reaches further)"
+        )
+    if guarded.points[0].stand_ins <= guarded.enough:
+        return "the perturbations that judge lead no images to a class, even without a layer"
+    return (
+        f"nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy (a larger "
+        "guard.max_acc_drop allows more)"
+    )
 
 
 def _audit(found: Found, num_classes: int, level: float) -> Audit:

@@ -120,6 +120,9 @@ class Held:
     aims: Sequence[int]
     shifts: StandIns
 
+    def __len__(self) -> int:
+        return len(self.counts) + len(self.shifts)
+
 
 @dataclass(frozen=True, eq=False)
 class Lesson:

@@ -1,19 +1,19 @@
 """One place for the layer: what is looked for there, gathered there and learned there, and what that costs."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.engine import Engine, Values
-from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial, expected_drop, margins
+from neural_polarizer.defenses.engine import Engine
+from neural_polarizer.defenses.guard import Guarded, allowed, chosen_dial
 from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.folds import cross_fitted
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
+from neural_polarizer.defenses.stand_ins.judge import Judge
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Held, Layer, Lesson, centred, learn, mean_of
 from neural_polarizer.defenses.stand_ins.least import Forms, StandIns
 from neural_polarizer.defenses.stand_ins.looks import (
@@ -27,7 +27,6 @@ from neural_polarizer.defenses.stand_ins.looks import (
     succeeding,
 )
 from neural_polarizer.defenses.stand_ins.settings import Settings
-from neural_polarizer.defenses.stand_ins.views import harder
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import clip
 from neural_polarizer.rng import stream
@@ -98,20 +97,10 @@ class Place:
         net.polarizer.requires_grad_(False)
         self.forms = pixel_forms(tuple(net.images.shape[1:]))
         self.seen = seen(net, settings.batch_size)
-        self.folds = cross_fitted(net.labels, settings.guard, stream(seed, "folds"))
-        self.views, self.before = self._views()
         self.layer = Layer(net)
-
-    @torch.no_grad()
-    def _views(self) -> tuple[list[Values], Float[Tensor, "v n"]]:
-        """Harder copies of all images, in front of the layer, and the frozen network's margins there."""
-        generator, size = stream(self.seed, "views"), self.settings.batch_size
-        views, before = [], []
-        for _ in range(max(1, math.ceil(self.settings.guard.views / len(self.net.labels)))):
-            parts = [self.net.front(harder(to_pixels(part), generator)) for part in self.net.images.split(size)]
-            views.append(tuple(torch.cat(column) for column in zip(*parts, strict=True)))
-            before.append(margins(self._logits(views[-1]), self.net.labels))
-        return views, torch.stack(before)
+        self.judge = Judge(
+            self.seen, self.layer, cross_fitted(net.labels, settings.guard, stream(seed, "folds")), settings, seed
+        )
 
     @property
     def neighbours(self) -> list[Site]:
@@ -189,7 +178,7 @@ class Place:
         tried: list[Learned] = []
         history: list[Mapping[str, float]] = []
         for weight in weights:
-            latest = self._learned(lesson, [self.layer.nothing] * len(self.folds), belief, generator, weight, 0)
+            latest = self._learned(lesson, [self.layer.nothing] * len(self.judge.folds), belief, generator, weight, 0)
             history.extend(latest.history)
             tried.append(latest)
             if latest.guarded.done:
@@ -259,7 +248,7 @@ class Place:
         shifts = self._at_layer(aims, bank.features_dense, generator, "stand-ins at the layer")
         stretch = torch.rand(bank.images, generator=generator)
         carried, *_ = self._carried(pixels.taught, 1 + bank.stretch * stretch, generator)
-        held, led, counts, of = self._carried(pixels.held, self._lengths(bank.images), generator)
+        held, led, counts, of = self._carried(pixels.held, self.judge.lengths(bank.images), generator)
         held_shifts = self._at_layer(pixels.at_layer, 1.0, generator, "held-out stand-ins at the layer")
         rows = torch.arange(len(at.labels), device=self.net.device)
         return Lesson(
@@ -319,7 +308,7 @@ class Place:
         """One layer for each fold, from where ``changes`` are; and their mean loss."""
         learning = self.settings.learning
         losses, taught = [], []
-        for fold, change in zip(self.folds, changes, strict=True):
+        for fold, change in zip(self.judge.folds, changes, strict=True):
             self.layer.set(change)
             losses.append(
                 learn(
@@ -344,66 +333,22 @@ class Place:
     ) -> Guarded:
         guard = self.settings.guard
         budget = guard.max_acc_drop
-        points = tuple(self._point(changes, dial, lesson) for dial in guard.dials)
+        points = tuple(self.judge.point(changes, dial, lesson.held) for dial in guard.dials)
         if belief.beyond_pixels(self.settings.looks.clear):
             # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
             chosen = max(point.dial for point in allowed(points, budget) if point.drop <= budget)
         else:
             chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond)
-        judges = sum(len(fold.judge) for fold in self.folds)
-        return Guarded(points, chosen, judges, budget, belief.backdoor, guard.enough, weight, rounds)
-
-    def _point(self, changes: Sequence[Change], dial: float, lesson: Lesson) -> Point:
-        """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean."""
-        originals, copies = [], []
-        for fold, change in zip(self.folds, changes, strict=True):
-            self.layer.set(change, dial)
-            labels = self.seen.labels[fold.judge]
-            found = [
-                margins(self._logits(tuple(value[fold.judge] for value in values)), labels)
-                for values in (self.seen.values, *self.views)
-            ]
-            originals.append(torch.stack([margins(self.seen.logits[fold.judge], labels), found[0]]))
-            copies.append(torch.stack([self.before[:, fold.judge], torch.stack(found[1:])]))
-        self.layer.set(mean_of(changes), dial)
-        known, harder = torch.cat(originals, dim=1)[:, None], torch.cat(copies, dim=2)
-        (lost, error), (lost_harder, error_harder) = expected_drop(*known), expected_drop(*harder)
-        # What is gained on copies makes up for nothing that is lost on originals.
-        drop, error = (lost + max(lost_harder, 0.0)) / 2, (error + error_harder) / 2
-        acc = float((known[1] > 0).float().mean())
-        return Point(dial, acc, drop, drop - self.settings.guard.errors * error, self._led(lesson.held))
-
-    def _lengths(self, count: int) -> Float[Tensor, " n"]:
-        """How many times its own length a held-out stand-in has on each of ``count`` images."""
-        lengths = torch.tensor(self.settings.bank.held_stretch)
-        return lengths.repeat(math.ceil(count / len(lengths)))[:count]
-
-    @torch.no_grad()
-    def _led(self, held: Held) -> float:
-        """The share of images that held-out stand-ins lead to their labels, with the layer as it is.
-
-        For each aim the upper quartile of its stand-ins, as a few among them are no trigger's, but what any network
-        follows; then the mean over the aims, which were drawn in proportion to the evidence.
-        """
-        shares: dict[int, list[float]] = {}
-        over = self._logits(held.values).argmax(dim=1) == held.led if len(held.led) else held.led
-        for aim, part in zip(held.aims, over.split(list(held.counts)) if held.counts else (), strict=True):
-            shares.setdefault(aim, []).append(float(part.float().mean()))
-        at, size = self.seen, min(self.settings.bank.images, self.settings.batch_size)
-        for delta, aim in zip(held.shifts.deltas, held.shifts.aims.tolist(), strict=True):
-            rows = (at.labels != at.wanted[aim]).nonzero()[:size, 0]
-            lengths = self._lengths(len(rows)).to(delta.device)
-            shift = lengths.view(-1, *[1] * delta.ndim) * delta
-            logits = self.net.logits(tuple(value[rows] for value in at.values), shift)
-            shares.setdefault(aim, []).append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
-        quartiles = [float(torch.tensor(each).quantile(0.75)) * len(each) for each in shares.values()]
-        return sum(quartiles) / max(1, sum(map(len, shares.values())))
-
-    @torch.no_grad()
-    def _logits(self, values: Values) -> Float[Tensor, "n k"]:
-        size = self.settings.batch_size
-        return torch.cat(
-            [self.net.logits(tuple(value[at : at + size] for value in values)) for at in range(0, len(values[0]), size)]
+        return Guarded(
+            points=points,
+            chosen=chosen,
+            judges=sum(len(fold.judge) for fold in self.judge.folds),
+            held=len(lesson.held),
+            budget=budget,
+            backdoor=belief.backdoor,
+            enough=guard.enough,
+            weight=weight,
+            rounds=rounds,
         )
 
 

@@ -106,13 +106,13 @@ class Learning:
 
     Args:
         weights: of the agreement on stand-ins, of each of the two banks, tried in turn; clean images have 1.
-        pull: of ``|A - I|^2``, which keeps the change low in rank; ``Guard.dial`` gives its length back.
+        pull: of ``|A - I|^2``, which keeps the change low in rank; ``Guard.dials`` give its length back.
         lr: of Adam; for the shift, in standard deviations of the features.
         steps: of learning from stand-ins of the frozen network, with a cosine schedule.
         progress: a round helps where it lowers the share of images that are expected to be answered wrongly by more.
         patience: rounds in a row that may help nothing.
-        rounds: at most so many times, stand-ins are made anew at the input of the layer as it is, dense ones, and
-            learned from, as long as the budget allows it.
+        rounds: at most so many times, where no form in pixels stands out, dense stand-ins are made anew at the input of
+            the layer as it is, and learned from.
         renewed: stand-ins in each round.
         round_steps: of learning in each round, with a cosine schedule of their own.
     """
@@ -141,7 +141,7 @@ class Guard:
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
             tell it no better.
         dials: how far beyond the learned layer (1) the result may go; points that are measured.
-        enough: nothing stronger is tried once held-out stand-ins lead no more than this share of images over.
+        enough: a share of images that held-out stand-ins may lead over; nothing more is tried below it.
         beyond: how much further the dial goes than held-out stand-ins need, within the budget: a real trigger is no
             stand-in.
     """

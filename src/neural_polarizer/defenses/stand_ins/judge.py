@@ -1,0 +1,108 @@
+"""What judges a layer: clean images, harder copies of them, and held-out stand-ins."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neural_polarizer.data.images import to_pixels
+from neural_polarizer.defenses.engine import Values
+from neural_polarizer.defenses.guard import Point, expected_drop, margins
+from neural_polarizer.defenses.stand_ins.folds import Fold
+from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, mean_of
+from neural_polarizer.defenses.stand_ins.looks import Seen
+from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.defenses.stand_ins.views import harder
+from neural_polarizer.rng import stream
+
+
+class Judge:
+    """Measures layers at one place.
+
+    Args:
+        seen: the clean images there.
+        layer: to be judged; it keeps the last change that was measured.
+        folds: which images judge which layer.
+        settings: of the method.
+        seed: of the harder copies.
+    """
+
+    def __init__(self, seen: Seen, layer: Layer, folds: Sequence[Fold], settings: Settings, seed: int) -> None:
+        self.seen, self.layer, self.folds = seen, layer, folds
+        self._guard, self._bank, self._size = settings.guard, settings.bank, settings.batch_size
+        self._copies, self._before = self._harder(seed)
+
+    @torch.no_grad()
+    def _harder(self, seed: int) -> tuple[list[Values], Float[Tensor, "v n"]]:
+        """Harder copies of all images, in front of the layer, and the frozen network's margins there."""
+        net, generator = self.seen.net, stream(seed, "views")
+        views, before = [], []
+        for _ in range(max(1, math.ceil(self._guard.views / len(net.labels)))):
+            parts = [net.front(harder(to_pixels(part), generator)) for part in net.images.split(self._size)]
+            views.append(tuple(torch.cat(column) for column in zip(*parts, strict=True)))
+            before.append(margins(self._logits(views[-1]), net.labels))
+        return views, torch.stack(before)
+
+    def point(self, changes: Sequence[Change], dial: float, held: Held) -> Point:
+        """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean.
+
+        Args:
+            changes: one for each fold.
+            dial: they are multiplied by.
+            held: stand-ins that nothing was learned from.
+        """
+        originals, copies = [], []
+        for fold, change in zip(self.folds, changes, strict=True):
+            self.layer.set(change, dial)
+            labels = self.seen.labels[fold.judge]
+            found = [
+                margins(self._logits(tuple(value[fold.judge] for value in values)), labels)
+                for values in (self.seen.values, *self._copies)
+            ]
+            originals.append(torch.stack([margins(self.seen.logits[fold.judge], labels), found[0]]))
+            copies.append(torch.stack([self._before[:, fold.judge], torch.stack(found[1:])]))
+        self.layer.set(mean_of(changes), dial)
+        known, harder = torch.cat(originals, dim=1)[:, None], torch.cat(copies, dim=2)
+        (lost, error), (lost_harder, error_harder) = expected_drop(*known), expected_drop(*harder)
+        # What is gained on copies makes up for nothing that is lost on originals.
+        drop, error = (lost + max(lost_harder, 0.0)) / 2, (error + error_harder) / 2
+        acc = float((known[1] > 0).float().mean())
+        return Point(dial, acc, drop, drop - self._guard.errors * error, self.led(held))
+
+    def lengths(self, count: int) -> Float[Tensor, " n"]:
+        """How many times its own length a held-out stand-in has on each of ``count`` images."""
+        lengths = torch.tensor(self._bank.held_stretch)
+        return lengths.repeat(math.ceil(count / len(lengths)))[:count]
+
+    @torch.no_grad()
+    def led(self, held: Held) -> float:
+        """The share of images that held-out stand-ins lead to their labels, with the layer as it is.
+
+        For each aim the upper quartile of its stand-ins, as a few among them are no trigger's, but what any network
+        follows; then the mean over the aims, which were drawn in proportion to the evidence.
+        """
+        shares: dict[int, list[float]] = {}
+        over = self._logits(held.values).argmax(dim=1) == held.led if len(held.led) else held.led
+        for aim, part in zip(held.aims, over.split(list(held.counts)) if held.counts else (), strict=True):
+            shares.setdefault(aim, []).append(float(part.float().mean()))
+        at, size = self.seen, min(self._bank.images, self._size)
+        for delta, aim in zip(held.shifts.deltas, held.shifts.aims.tolist(), strict=True):
+            rows = (at.labels != at.wanted[aim]).nonzero()[:size, 0]
+            lengths = self.lengths(len(rows)).to(delta.device)
+            shift = lengths.view(-1, *[1] * delta.ndim) * delta
+            logits = self.seen.net.logits(tuple(value[rows] for value in at.values), shift)
+            shares.setdefault(aim, []).append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
+        quartiles = [float(torch.tensor(each).quantile(0.75)) * len(each) for each in shares.values()]
+        return sum(quartiles) / max(1, sum(map(len, shares.values())))
+
+    @torch.no_grad()
+    def _logits(self, values: Values) -> Float[Tensor, "n k"]:
+        size = self._size
+        return torch.cat(
+            [
+                self.seen.net.logits(tuple(value[at : at + size] for value in values))
+                for at in range(0, len(values[0]), size)
+            ]
+        )

@@ -1,0 +1,110 @@
+"""The judge: originals and harder copies count alike, and held-out stand-ins by aim."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from neural_polarizer.defenses.engine import Engine
+from neural_polarizer.defenses.guard import margins
+from neural_polarizer.defenses.stand_ins import judge as judging
+from neural_polarizer.defenses.stand_ins.folds import Fold
+from neural_polarizer.defenses.stand_ins.judge import Judge
+from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer
+from neural_polarizer.defenses.stand_ins.least import StandIns
+from neural_polarizer.defenses.stand_ins.looks import seen
+from neural_polarizer.defenses.stand_ins.settings import Guard, Settings
+from toys import tiny_images, tiny_model
+
+NOTHING = StandIns(torch.zeros(0, 6, 8, 8), torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.fixture
+def judge() -> Judge:
+    net = Engine(tiny_model(), tiny_images(12), seed=0, batch_size=5)
+    net.calibrate()
+    net.polarizer.requires_grad_(False)
+    rows = torch.arange(12)
+    folds = [Fold(rows[rows % 2 != part], rows[rows % 2 == part]) for part in (0, 1)]
+    return Judge(seen(net, 5), Layer(net), folds, Settings(batch_size=5, guard=Guard(views=24)), seed=0)
+
+
+def held(judge: Judge, aims: list[int], works: list[bool]) -> Held:
+    """Stand-ins on two images each, which lead both to the label that the network gives them, or none."""
+    said = judge.seen.logits.argmax(dim=1)
+    rows = torch.arange(2).repeat(len(aims))
+    led = torch.stack([said[:2] if yes else (said[:2] + 1) % 4 for yes in works]).flatten()
+    return Held(tuple(value[rows] for value in judge.seen.values), led, [2] * len(aims), aims, NOTHING)
+
+
+def test_the_identity_costs_nothing_however_far_the_dial_goes(judge: Judge) -> None:
+    point = judge.point([judge.layer.nothing] * 2, 2.0, held(judge, [0], [True]))
+    expected = (judge.seen.logits.argmax(dim=1) == judge.seen.labels).float().mean()
+    assert (point.drop, point.least_drop, point.stand_ins) == (0.0, 0.0, 1.0)
+    assert point.acc == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(
+    ("originals", "copies", "drop", "least"),
+    [
+        ((0.02, 0.01), (0.04, 0.03), 0.03, -0.01),  # the mean of both, less two mean errors
+        ((0.02, 0.01), (-0.5, 0.01), 0.01, -0.01),  # a gain on copies makes up for nothing
+        ((-0.02, 0.0), (0.0, 0.0), -0.01, -0.01),
+    ],
+)
+def test_originals_and_copies_count_alike(
+    judge: Judge,
+    monkeypatch: pytest.MonkeyPatch,
+    originals: tuple[float, float],
+    copies: tuple[float, float],
+    drop: float,
+    least: float,
+) -> None:
+    told: Iterator[tuple[float, float]] = iter((originals, copies))
+    shapes = []
+
+    def expected_drop(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
+        shapes.append((before.shape, after.shape))
+        return next(told)
+
+    monkeypatch.setattr(judging, "expected_drop", expected_drop)
+    point = judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]))
+    assert (point.drop, point.least_drop) == pytest.approx((drop, least))
+    assert shapes == [((1, 12), (1, 12)), ((2, 12), (2, 12))]
+
+
+def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = judge.layer.nothing
+    wild = Change(nothing.mix + 50.0, nothing.shift - 200.0)
+    judge.layer.set(wild)
+    with torch.no_grad():
+        broken = judge.seen.net.logits(judge.seen.values)
+    known: list[torch.Tensor] = []
+
+    def expected_drop(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
+        known.append(after)
+        return 0.0, 0.0
+
+    monkeypatch.setattr(judging, "expected_drop", expected_drop)
+    judge.point([nothing, wild], 1.0, held(judge, [0], [False]))
+    labels = judge.seen.labels
+    expected = torch.cat([margins(judge.seen.logits[0::2], labels[0::2]), margins(broken[1::2], labels[1::2])])
+    assert torch.allclose(known[0][0], expected, atol=1e-4)
+    assert not torch.allclose(margins(broken, labels), margins(judge.seen.logits, labels), atol=0.1)
+
+
+def test_of_each_aim_the_upper_quartile_counts(judge: Judge) -> None:
+    natural = held(judge, [0] * 5 + [1] * 3, [True] + [False] * 4 + [True] * 3)
+    assert judge.led(natural) == pytest.approx(3 / 8)  # one of five is no trigger's; all of three are
+    none = torch.zeros(0, dtype=torch.int64)
+    assert judge.led(Held((), none, [], [], NOTHING)) == 0.0
+
+
+def test_stand_ins_judge_at_several_lengths(judge: Judge) -> None:
+    assert judge.lengths(4).tolist() == [1.5, 2.0, 3.0, 1.5]
+
+
+def test_copies_are_seen_as_the_network_sees_them(judge: Judge) -> None:
+    assert len(judge._copies) == 2  # 24 of 12 images
+    assert judge._before.shape == (2, 12)
+    assert not torch.equal(judge._copies[0][0], judge.seen.values[0])
