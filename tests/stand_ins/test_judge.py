@@ -76,7 +76,7 @@ def test_originals_and_copies_count_alike(
 def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = judge.layer.nothing
     wild = Change(nothing.mix + 50.0, nothing.shift - 200.0)
-    judge.layer.set(wild)
+    judge.layer.set(wild, 0.5)
     with torch.no_grad():
         broken = judge.seen.net.logits(judge.seen.values)
     known: list[torch.Tensor] = []
@@ -86,7 +86,7 @@ def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeyp
         return 0.0, 0.0
 
     monkeypatch.setattr(judging, "expected_drop", expected_drop)
-    judge.point([nothing, wild], 1.0, held(judge, [0], [False]))
+    judge.point([nothing, wild], 0.5, held(judge, [0], [False]))
     labels = judge.seen.labels
     expected = torch.cat([margins(judge.seen.logits[0::2], labels[0::2]), margins(broken[1::2], labels[1::2])])
     assert torch.allclose(known[0][0], expected, atol=1e-4)

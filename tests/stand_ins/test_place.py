@@ -1,0 +1,150 @@
+"""What is tried at one place, in which order, and what is kept of it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from neural_polarizer.defenses.guard import Guarded, Point
+from neural_polarizer.defenses.stand_ins.evidence import Belief
+from neural_polarizer.defenses.stand_ins.learn import Change, Lesson
+from neural_polarizer.defenses.stand_ins.place import Learned, PixelBank, Place
+from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search, Settings
+from toys import tiny_images, tiny_model
+
+SMALL = Settings(
+    batch_size=16,
+    looks=Looks(pixels=4, features=1, program_steps=20),
+    in_pixels=Search(steps=3, images=4),
+    in_features=Search(steps=3, images=4),
+    bank=Bank(pixels=4, images=4, features=6, held=4),
+    learning=Learning(weights=(0.03, 0.1, 0.3), steps=2, rounds=4, renewed=4, round_steps=1, patience=1),
+    guard=Guard(folds=2, views=1),
+)
+SEEN_IN_PIXELS, BEYOND_PIXELS = torch.tensor([9.0, 1.0, 9.0]), torch.tensor([1.0, 1.0, 9.0])
+
+
+@pytest.fixture(scope="module")
+def place() -> Place:
+    clean = tiny_images(24)
+    return Place(SMALL, tiny_model(), clean, "after:features", seed=0, device="cpu", progress=lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def gathered(place: Place) -> tuple[PixelBank, Belief]:
+    found, belief = place.look()
+    return place.stand_ins(found, belief), belief
+
+
+def of_form(belief: Belief, forms: torch.Tensor) -> Belief:
+    return replace(belief, forms=forms.expand(len(belief.aims), -1))
+
+
+class Script:
+    """In place of learning: what the guard says of each attempt, told beforehand."""
+
+    def __init__(self, place: Place, stand_ins: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told, self.tried = iter(stand_ins), list[tuple[float, int]]()
+        self.renewed = place._at_layer(torch.tensor([0]), 1.0, torch.Generator().manual_seed(0), "")
+        monkeypatch.setattr(place, "_learned", self.learned)
+
+    def learned(self, lesson: Lesson, changes: Any, belief: Belief, generator: Any, weight: float, rounds: int) -> Any:
+        self.tried.append((weight, rounds))
+        points = (Point(0.0, 1.0, 0.0, 0.0, 1.0), Point(1.0, 1.0, 0.0, 0.0, next(self.told)))
+        guarded = Guarded(points, 1.0, 24, 4, 0.006, 1.0, 0.02, weight, rounds)
+        return Learned(changes, guarded, lesson, [{"round": float(rounds)}], self.renewed)
+
+
+def test_weights_are_tried_until_one_does_and_the_best_is_kept(
+    place: Place, gathered: tuple[PixelBank, Belief], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, belief = gathered
+    script = Script(place, [0.5, 0.0], monkeypatch)
+    assert place.learn(bank, of_form(belief, SEEN_IN_PIXELS)).guarded.weight == 0.1
+    assert script.tried == [(0.03, 0), (0.1, 0)]
+    script = Script(place, [0.5, 0.2, 0.3], monkeypatch)
+    assert place.learn(bank, of_form(belief, SEEN_IN_PIXELS)).guarded.weight == 0.1
+    assert len(script.tried) == 3
+
+
+def test_where_no_form_in_pixels_stands_out_there_is_one_weight_only(
+    place: Place, gathered: tuple[PixelBank, Belief], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, belief = gathered
+    script = Script(place, [0.5], monkeypatch)
+    place.learn(bank, of_form(belief, BEYOND_PIXELS))
+    assert script.tried == [(0.03, 0)]
+
+
+@pytest.mark.parametrize(
+    ("stand_ins", "rounds", "kept"),
+    [
+        ([0.8, 0.5, 0.3, 0.4, 0.35], 4, 2),  # two rounds in a row that do not help end it; the best of all is kept
+        ([0.8, 0.0], 1, 1),  # enough
+        ([0.8, 0.6, 0.5, 0.4, 0.3], 4, 4),  # no more than allowed
+        ([0.8, 0.795, 0.79], 2, 2),  # too little progress
+    ],
+)
+def test_rounds_go_on_as_long_as_they_help(
+    place: Place,
+    gathered: tuple[PixelBank, Belief],
+    monkeypatch: pytest.MonkeyPatch,
+    stand_ins: list[float],
+    rounds: int,
+    kept: int,
+) -> None:
+    bank, belief = gathered
+    script = Script(place, stand_ins, monkeypatch)
+    found = place.renew(place.learn(bank, of_form(belief, BEYOND_PIXELS)), of_form(belief, BEYOND_PIXELS))
+    assert [each for _, each in script.tried] == list(range(rounds + 1))
+    assert found.guarded.rounds == kept
+    assert len(found.history) == rounds + 1
+
+
+@pytest.mark.parametrize(("forms", "dial"), [(SEEN_IN_PIXELS, 0.5), (BEYOND_PIXELS, 1.5)])
+def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_allows(
+    place: Place,
+    gathered: tuple[PixelBank, Belief],
+    monkeypatch: pytest.MonkeyPatch,
+    forms: torch.Tensor,
+    dial: float,
+) -> None:
+    bank, belief = gathered
+    lesson = place._gathered(bank, belief)
+
+    def point(_changes: Any, at: float, _held: Any) -> Point:
+        return Point(at, 1.0, 0.003 * at, 0.003 * at, 1.0 if at == 0 else 0.0)
+
+    monkeypatch.setattr(place.judge, "point", point)
+    monkeypatch.setattr(
+        place,
+        "settings",
+        replace(SMALL, guard=replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.5), beyond=0.25)),
+    )
+    nothing: list[Change] = [place.layer.nothing] * 2
+    assert place._guarded(nothing, lesson, 0.03, 0, of_form(belief, forms)).chosen == dial
+
+
+def test_what_is_kept_is_the_mean_of_the_folds_at_the_chosen_dial(place: Place, gathered: Any) -> None:
+    nothing = place.layer.nothing
+    one = Change(nothing.mix + 0.2, nothing.shift + 0.4)
+    guarded = Guarded(
+        (Point(0.0, 1.0, 0.0, 0.0, 1.0), Point(1.5, 1.0, 0.0, 0.0, 0.0)), 1.5, 24, 4, 0.006, 1.0, 0.02, 0.03, 0
+    )
+    place.keep(Learned([one, nothing], guarded, place._gathered(*gathered), [], None))
+    assert torch.allclose(place.layer.change.mix, nothing.mix + 0.15, atol=1e-6)
+    assert torch.allclose(place.layer.change.shift, nothing.shift + 0.3, atol=1e-5)
+    place.layer.set(nothing)
+
+
+def test_what_is_left_is_the_way_to_the_longest_length(place: Place, gathered: Any) -> None:
+    bank, belief = gathered
+    belief = replace(belief, likeliest=0)
+    shifts = place._at_layer(torch.tensor([0, 0]), 1.0, torch.Generator().manual_seed(0), "")
+    unit = replace(shifts, norms=torch.ones(len(shifts)), aims=torch.zeros(len(shifts), dtype=torch.int64))
+    lesson = place._gathered(bank, belief)
+    lesson = replace(lesson, held=replace(lesson.held, shifts=unit))
+    for length, left in ((0.5, 1.0), (1.0, 1.0), (2.0, 0.5), (3.0, 0.0), (9.0, 0.0)):
+        assert place._left(replace(unit, norms=length * unit.norms), lesson, belief) == pytest.approx(left)
