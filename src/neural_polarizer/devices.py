@@ -1,6 +1,7 @@
 """Choosing a device, a precision and how memory is kept; only the command line and ``purify`` do so."""
 
 import ctypes
+import errno
 from typing import Literal
 
 import torch
@@ -35,6 +36,8 @@ def choose_precision(device: torch.device) -> Precision:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that there was not enough memory, of this machine or of its GPU."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):  # no room for a thread, either
+        return True
     # On the CPU torch raises a plain RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 

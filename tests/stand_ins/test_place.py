@@ -9,7 +9,7 @@ import torch
 
 from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.stand_ins.evidence import Belief
-from neural_polarizer.defenses.stand_ins.learn import Change, Lesson
+from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Lesson
 from neural_polarizer.defenses.stand_ins.place import Learned, PixelBank, Place
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search, Settings
 from toys import tiny_images, tiny_model
@@ -148,3 +148,12 @@ def test_what_is_left_is_the_way_to_the_longest_length(place: Place, gathered: A
     lesson = replace(lesson, held=replace(lesson.held, shifts=unit))
     for length, left in ((0.5, 1.0), (1.0, 1.0), (2.0, 0.5), (3.0, 0.0), (9.0, 0.0)):
         assert place._left(replace(unit, norms=length * unit.norms), lesson, belief) == pytest.approx(left)
+
+
+def test_a_fold_learns_nothing_from_the_images_that_judge_it(place: Place, gathered: tuple[PixelBank, Belief]) -> None:
+    lesson = place._gathered(*gathered)
+    lesson = replace(lesson, carried=Carried(tuple(value[:4] for value in lesson.values), torch.tensor([0, 1, 2, 3])))
+    kept = lesson.of(torch.tensor([1, 3, 5]))
+    assert kept.carried.rows.tolist() == [1, 3]
+    assert torch.equal(kept.carried.values[0], lesson.values[0][[1, 3]])
+    assert kept.fit.tolist() == [1, 3, 5]

@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
             app(["--help" if word == FULL else word for word in given], standalone_mode=True, obj=given)
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         _fail("out of memory; try a smaller --batch-size or fewer images", FAULT)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata
-from neural_polarizer.data.decode import Source, one_line, shown
+from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
+from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, STATE, Rows, pick
 from neural_polarizer.errors import BadInputError
 
@@ -52,7 +52,7 @@ def _stream(path: Path) -> Iterator[Any]:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
             yield reader
     except (OSError, pa.ArrowException) as error:
-        raise BadInputError(f"{shown(path)}: cannot be read as an arrow stream ({one_line(error)})") from None
+        raise unreadable(f"{shown(path)}: cannot be read as an arrow stream", error) from None
 
 
 def _batches(path: Path, needed: Sequence[str]) -> Iterator[pa.RecordBatch]:

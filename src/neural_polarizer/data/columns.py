@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from neural_polarizer.data.decode import one_line, shown
 from neural_polarizer.data.labels import class_labels
+from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 
 MAX_ROWS = 10_000_000  # a few bytes can stand for any number of labels
@@ -94,6 +95,13 @@ def names_in_metadata(metadata: Any, label: str, where: object) -> tuple[str, ..
     return tuple(info)
 
 
-def unreadable(name: str, where: object, error: BaseException) -> BadInputError:
-    """The error for a column that the library cannot read."""
-    return BadInputError(f"{shown(where)}: column {name!r} cannot be read ({one_line(error)})")
+def unreadable(told: str, error: BaseException) -> Exception:
+    """The error for what the library cannot read; where memory is short, the file is not to blame.
+
+    Args:
+        told: what cannot be read.
+        error: of the library.
+    """
+    if out_of_memory(error):
+        return MemoryError(str(error))
+    return BadInputError(f"{told} ({one_line(error)})")

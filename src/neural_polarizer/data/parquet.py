@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
-from neural_polarizer.data.decode import Source, one_line, shown
+from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet_pages import largest_page
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
@@ -97,7 +97,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
             raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise BadInputError(f"{shown(path)}: cannot be read as parquet ({one_line(error)})") from None
+        raise unreadable(f"{shown(path)}: cannot be read as parquet", error) from None
     if file.metadata.num_rows > MAX_ROWS:
         file.close()
         raise BadInputError(f"{shown(path)}: holds more than {MAX_ROWS:,} rows; split it, or use fewer")
@@ -115,7 +115,7 @@ def _integers(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
             raise BadInputError(f"{shown(path)}: column {name!r} has {column.null_count} empty cells")
         return column.cast(pa.int64()).to_numpy().copy()
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(name, path, error) from None
+        raise unreadable(f"{shown(path)}: column {name!r} cannot be read", error) from None
 
 
 def _labels(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
@@ -126,7 +126,7 @@ def _labels(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
     try:
         return label_column(file.read(columns=[name]).column(name), name, path)
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(name, path, error) from None
+        raise unreadable(f"{shown(path)}: column {name!r} cannot be read", error) from None
 
 
 def _encoded(path: Path, leaf: str, longest: int) -> Iterator[tuple[Source, str]]:
@@ -143,7 +143,7 @@ def _encoded(path: Path, leaf: str, longest: int) -> Iterator[tuple[Source, str]
                     yield data, f"{shown(path)} row {row}"
                     row += 1
         except (OSError, pa.ArrowException) as error:
-            raise BadInputError(f"{shown(path)}: damaged near row {row} ({one_line(error)})") from None
+            raise unreadable(f"{shown(path)}: damaged near row {row}", error) from None
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -1,0 +1,27 @@
+"""Where memory is short, the file that was being read is not to blame."""
+
+import errno
+
+import pyarrow as pa
+import pytest
+
+from neural_polarizer.data.columns import unreadable
+from neural_polarizer.devices import out_of_memory
+from neural_polarizer.errors import BadInputError
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (pa.ArrowMemoryError("malloc of size 64 failed"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (pa.ArrowInvalid("not a parquet file"), False),
+    ],
+)
+def test_a_reader_tells_short_memory_from_a_bad_file(error: BaseException, short: bool) -> None:
+    assert out_of_memory(error) is short
+    told = unreadable("cats.parquet: cannot be read as parquet", error)
+    assert isinstance(told, MemoryError if short else BadInputError)
+    assert short or str(told).startswith("cats.parquet: cannot be read as parquet (")
