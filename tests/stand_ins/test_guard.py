@@ -63,6 +63,8 @@ def test_the_little_more_is_not_excused_by_its_error() -> None:
     curve = [Point(0.0, 1.0, 0.0, 0.0, 0.9), Point(0.5, 1.0, 0.005, 0.0, 0.0), Point(1.0, 1.0, 0.007, 0.0, 0.0)]
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
     assert chosen_dial(curve, 0.008, backdoor=1.0, enough=0.0, beyond=1.0) == 1.0
+    counted = [*curve[:2], Point(1.0, 0.99, 0.005, 0.0, 0.0)]  # one image in a hundred is lost
+    assert chosen_dial(counted, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
 
 
 def test_accuracy_and_stand_ins_are_weighed_by_the_probability_of_a_backdoor() -> None:

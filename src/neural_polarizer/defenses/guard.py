@@ -145,9 +145,13 @@ def chosen_dial(points: Sequence[Point], budget: float, *, backdoor: float, enou
         budget: the loss of accuracy that is allowed.
         backdoor: probability that there is one.
         enough: a share of stand-ins that works by chance, too.
-        beyond: the little more, where the budget allows it without any excuse.
+        beyond: the little more, where neither the expected nor the counted loss is over the budget.
     """
     free = allowed(points, budget)
     needed = min(free, key=lambda point: point.harm(backdoor, enough)).dial
-    further = [point.dial for point in free if point.dial <= needed + beyond and point.drop <= budget]
+    further = [
+        point.dial
+        for point in free
+        if point.dial <= needed + beyond and max(point.drop, points[0].acc - point.acc) <= budget
+    ]
     return needed if needed == 0 else max(needed, *further)
