@@ -140,11 +140,11 @@ def test_npd_starts_from_the_models_own_logits_and_learns_the_layer_alone(site: 
     assert all(torch.equal(value, weights[name.replace(".module", "")]) for name, value in kept.items())
 
 
-def test_by_itself_the_layer_goes_as_deep_as_something_is_left_behind_it() -> None:
+def test_by_itself_the_layer_goes_to_the_beginning_of_the_last_stage() -> None:
     found = purify(made(Tokens()), tiny_images(8), "npd", epochs=1, batch_size=4, force=True)
-    assert found.site == "before:project"
+    assert found.site == "before:first"
     assert found.site_reason is not None
-    assert found.site_reason.startswith("before:project: the deepest of")
+    assert found.site_reason.startswith("before:first: of ")
 
 
 def test_the_cut_gives_the_networks_logits() -> None:

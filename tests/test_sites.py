@@ -212,26 +212,37 @@ def _candidate(
     return Candidate(Site("before", name), Features(shape, layout), behind, bypassed)  # type: ignore[arg-type]
 
 
-def test_the_deepest_free_place_with_enough_behind_it_is_taken() -> None:
+def test_the_first_free_place_of_the_last_stage_with_enough_behind_it_is_taken() -> None:
     found = [
-        _candidate("a", 1.0),
-        _candidate("b", 0.3),
-        _candidate("c.0", 0.09),
-        _candidate("c", 0.09),
-        _candidate("d", 0.085, bypassed=True),
+        _candidate("a", 1.0, shape=(4, 4, 4)),
+        _candidate("b", 0.4, shape=(4, 4, 4)),
+        _candidate("c.0.inner", 0.31),
+        _candidate("c.0", 0.3, bypassed=True),
+        _candidate("c.1", 0.25),
+        _candidate("c.2", 0.25),
+        _candidate("d.0", 0.09),
+        _candidate("d", 0.04),
         _candidate("e.0", 0.08, shape=(4, 1, 1)),
         _candidate("e", 0.07, layout="NC", shape=(4,)),
         _candidate("f", 0.01),
     ]
     choice = choose_site(found)
-    assert str(choice.site) == "before:c"
-    assert choice.reason.startswith("before:c: the deepest of 7 places that nothing bypasses with several pixels")
-    assert choice.reason.endswith("(8.1%, its flat head aside)")
-    assert str(choose_site(found[5:]).site) == "before:e.0"  # a map of one pixel where there is no other
-    assert str(choose_site(found[6:]).site) == "before:e"  # flat features where there is nothing else
-    assert str(choose_site(found[7:]).site) == "before:f"  # and too little behind rather than no site at all
+    assert str(choice.site) == "before:c.2"  # between blocks, and behind an activation rather than before it
+    assert choice.reason.startswith("before:c.2: of 10 places that nothing bypasses, the first of the last stage with")
+    assert choice.reason.endswith("(24.2%, its flat head aside)")
+    assert str(choose_site(found[8:]).site) == "before:e.0"  # a map of one pixel where there is no other
+    assert str(choose_site(found[9:]).site) == "before:e"  # flat features where there is nothing else
+    assert str(choose_site(found[10:]).site) == "before:f"  # and too little behind rather than no site at all
     with pytest.raises(BadInputError, match=r"no place in this network .*polarizer sites --all"):
-        choose_site(found[4:5])
+        choose_site(found[3:4])
+
+
+def test_of_a_stage_that_is_most_of_the_network_the_last_place_is_taken() -> None:
+    found = [_candidate("a", 0.9), _candidate("b", 0.2), _candidate("c", 0.1), _candidate("d", 0.02)]
+    choice = choose_site(found)
+    assert str(choice.site) == "before:c"
+    assert choice.reason.startswith("before:c: of 4 places that nothing bypasses, the last with several pixels")
+    assert str(choose_site(found[1:]).site) == "before:b"
 
 
 def test_operations_on_flat_features_are_no_depth() -> None:
@@ -270,16 +281,16 @@ def test_the_site_of_small_networks(network: nn.Module, expected: str) -> None:
 
 TORCHVISION = {
     "resnet18": "before:layer4.1",
-    "mobilenet_v2": "before:features.18",
-    "mobilenet_v3_small": "before:features.11",
+    "mobilenet_v2": "before:features.15",
+    "mobilenet_v3_small": "before:features.10",
     "shufflenet_v2_x0_5": "before:conv5",
-    "squeezenet1_1": "after:features.12.squeeze_activation",
-    "mnasnet0_5": "before:layers.14",
-    "efficientnet_b0": "before:features.8",
-    "regnet_y_400mf": "before:trunk_output.block4.block4-5",
-    "densenet121": "before:features.transition3",
+    "squeezenet1_1": "before:features.9",
+    "mnasnet0_5": "before:layers.13",
+    "efficientnet_b0": "before:features.7",
+    "regnet_y_400mf": "before:trunk_output.block4.block4-1",
+    "densenet121": "before:features.denseblock3",
     "googlenet": "before:inception5a",
-    "swin_t": "before:features.7.1",
+    "swin_t": "before:features.7",
 }
 TIMM = {
     "test_vit": "before:blocks.5",
@@ -288,9 +299,9 @@ TIMM = {
     "test_efficientnet": "before:blocks.3",
     "test_nfnet": "before:stages",
     "test_mambaout": "before:stages.3",
-    "convnext_atto": "before:stages.3.blocks.1",
+    "convnext_atto": "before:stages.3.blocks",
     "vit_tiny_patch16_224": "before:blocks.11",
-    "swin_tiny_patch4_window7_224": "before:layers.3.blocks.1",
+    "swin_tiny_patch4_window7_224": "before:layers.3.blocks",
     "resmlp_12_224": "before:blocks.11",
     "ghostnet_050": "before:global_pool",
 }

@@ -31,8 +31,8 @@ _PASSING_ON = (
 """What only passes values on, or fewer of them: nobody names a place after these."""
 
 
-LEFT_BEHIND = 0.05
-"""The share of the operations that an automatic site leaves behind the layer (docs/research/architectures.md)."""
+LEFT_BEHIND, MOST_BEHIND = 0.05, 0.5
+"""The shares of the operations that an automatic site leaves behind the layer (docs/research/architectures.md)."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,19 @@ class Choice:
 
 
 def choose_site(found: Sequence[Candidate]) -> Choice:
-    """The deepest place that nothing bypasses and that leaves LEFT_BEHIND of the operations behind it.
+    """The first place of the last stage that nothing bypasses and that leaves LEFT_BEHIND of the operations behind it.
 
-    Deep, as there a trigger of any kind has become a direction of the features; with something behind it, as that can
-    still tell the class once the direction is gone (measured in docs/research/architectures.md). Operations on flat
-    features do not count where there are others: the large head of a VGG is no depth. A map of one pixel, where a
-    network for large images sees small ones, is taken only where there is no other, and flat features only where there
-    is nothing else.
+    A stage is a run of places with equally many positions.  In the last one, as a trigger of any kind has become a
+    direction of the features there; at its beginning, as what is behind it can still tell the class once the direction
+    is gone (measured in docs/research/architectures.md).  Where the last stage does more than MOST_BEHIND of the
+    operations, as in most transformers, it is the last such place.
+
+    Operations on flat features do not count where there are others: the large head of a VGG is no depth. A map of one
+    pixel, where a network for large images sees small ones, is taken only where there is no other, and flat features
+    only where there is nothing else.
 
     Args:
-        found: what ``candidates`` returns.
+        found: what ``candidates`` returns, from shallow to deep.
 
     Raises:
         BadInputError: every place is bypassed.
@@ -147,38 +150,20 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
             "no place in this network is passed by everything that leads from the pixels to the logits; choose one of "
             "those that 'polarizer sites --all' lists, with --site"
         )
-    least = min(behind[each] for each in usable)
-    alike = [each for each in reversed(usable) if behind[each] == least]  # behind an activation rather than before it
+    stage = [each for each in usable if each.features.positions == usable[-1].features.positions]
+    depth = min(each.site.name.count(".") for each in stage)  # between blocks rather than inside one
+    first = next(each for each in stage if each.site.name.count(".") == depth)
+    begins = behind[first] <= MOST_BEHIND
+    share = behind[first] if begins else behind[stage[-1]]
+    alike = [each for each in reversed(stage) if behind[each] == share]  # behind an activation rather than before it
     site = min(alike, key=lambda each: each.site.name.count(".")).site
     positions = "several pixels or tokens and " if wide else ""
     return Choice(
         site,
-        f"{site}: the deepest of {len(free)} places that nothing bypasses with {positions}at least {LEFT_BEHIND:.0%} "
-        f"of the network's operations behind it ({least:.1%}{', its flat head aside' if head else ''})",
+        f"{site}: of {len(free)} places that nothing bypasses, the {'first of the last stage' if begins else 'last'} "
+        f"with {positions}at least {LEFT_BEHIND:.0%} of the network's operations behind it ({share:.1%}"
+        f"{', its flat head aside' if head else ''})",
     )
-
-
-def neighbouring_sites(found: Sequence[Candidate], site: Site) -> list[Site]:
-    """The site one level deeper than ``site``, and the one a level shallower, where there are such.
-
-    A level is all places with the same operations behind them.  Places that something bypasses, flat features and maps
-    of one pixel do not count.  Of the deeper level it is the first place, of the shallower the last: the nearest ones.
-
-    Args:
-        found: what ``candidates`` returns, from shallow to deep.
-        site: one of them.
-    """
-    behind = next((each.behind for each in found if each.site == site), None)
-    if behind is None:
-        return []
-    free = [
-        each for each in found if not each.bypassed and each.features.layout != "NC" and each.features.positions > 1
-    ]
-    deeper = [each for each in free if each.behind < behind]
-    shallower = [each for each in free if each.behind > behind]
-    nearest = [each for each in deeper if each.behind == max(other.behind for other in deeper)][:1]
-    nearest += [each for each in shallower if each.behind == min(other.behind for other in shallower)][-1:]
-    return [each.site for each in nearest]
 
 
 def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:

@@ -100,17 +100,6 @@ def test_why_a_model_comes_back_as_it_was_is_said_as_it_is() -> None:
     assert all(each.startswith("not purified: ") for each in (over, nothing, weak))
 
 
-def test_places_are_compared_by_one_probability_of_a_backdoor() -> None:
-    sure = guarded(OFF, replace(ON, stand_ins=0.3), backdoor=0.99)
-    doubtful = guarded(OFF, replace(ON, stand_ins=0.5), backdoor=0.5)
-    assert doubtful.harm < sure.harm
-    assert sure.better_than(doubtful)
-    assert not doubtful.better_than(sure)
-    dear = guarded(OFF, replace(ON, stand_ins=0.2, drop=0.08), backdoor=0.5)  # better if there is a backdoor
-    assert dear.better_than(sure)
-    assert not sure.better_than(dear)
-
-
 def test_no_more_images_at_once_than_the_batch_size() -> None:
     _, clean = tiny()
     seen: list[int] = []

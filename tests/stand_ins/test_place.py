@@ -29,7 +29,7 @@ SEEN_IN_PIXELS, BEYOND_PIXELS = torch.tensor([9.0, 1.0, 9.0]), torch.tensor([1.0
 @pytest.fixture(scope="module")
 def place() -> Place:
     clean = tiny_images(24)
-    return Place(SMALL, tiny_model(), clean, "after:features", seed=0, device="cpu", progress=lambda *_: None)
+    return Place(replace(SMALL, site="after:features"), tiny_model(), clean, seed=0, device="cpu", progress=lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -73,14 +73,6 @@ class Guarded:
         """Of the chosen one."""
         return self.point.harm(self.backdoor, self.enough)
 
-    def better_than(self, other: "Guarded") -> bool:
-        """Whether the chosen one does less harm than another's, both by the larger probability of a backdoor.
-
-        By its own, the one that doubts most that there is a backdoor would seem the best.
-        """
-        surest = max(self.backdoor, other.backdoor)
-        return self.point.harm(surest, self.enough) < other.point.harm(surest, other.enough)
-
     @property
     def counted(self) -> float:
         """The loss of accuracy of the chosen one by counting the right answers, as a fraction; negative for a gain."""

@@ -57,34 +57,16 @@ class LeastStandIns(Settings, Defense):
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         seed, device, progress, clock = run.seed, run.device, run.progress, run.seconds
         started = time.perf_counter()
-        first = Place(self, model, clean, self.site, seed=seed, device=device, progress=progress)
+        place = Place(self, model, clean, seed=seed, device=device, progress=progress)
         cached = time.perf_counter()
-        found, belief = first.look()
+        found, belief = place.look()
         looked = time.perf_counter()
-        pixels = first.stand_ins(found, belief)
+        pixels = place.stand_ins(found, belief)
         gathered = time.perf_counter()
-        place, learned, reason = first, first.learn(pixels, belief), first.net.site_reason
-        there = belief
-        for site in first.neighbours if self.site is None else ():
-            # Lengths at one layer's input say nothing about another's.
-            if learned.guarded.done or belief.beyond_pixels(self.looks.clear):
-                break
-            other = Place(self, model, clean, str(site), seed=seed, device=device, progress=progress)
-            again, seen_here = other.look(found)
-            if seen_here.likeliest != belief.likeliest:
-                pixels = other.stand_ins(again, seen_here)
-            tried = other.learn(pixels, seen_here)
-            surest = max(belief.backdoor, seen_here.backdoor)
-            if tried.guarded.point.harm(surest, self.guard.enough) < learned.guarded.point.harm(
-                surest, self.guard.enough
-            ):
-                place, learned, there = other, tried, seen_here
-                reason = f"{site}: of {first.net.site} and the places next to it, the one with the least expected harm"
-        learned = place.renew(learned, there)
+        learned = place.renew(place.learn(pixels, belief), belief)
         place.keep(learned)
         clock |= {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
         clock["learn"] = time.perf_counter() - gathered
-        # The first place accuses: the test has its level for one place.
         return Outcome(
             place.net.model,
             polarizer=place.net.polarizer,
@@ -93,7 +75,7 @@ class LeastStandIns(Settings, Defense):
             notes=(*place.net.notes, *_remarks(learned.guarded)),
             suspect=found.belief.accused(self.looks.level) if self.target is None else self.target,
             audit=_audit(found, place.net.num_classes, self.looks.level),
-            site_reason=reason,
+            site_reason=place.net.site_reason,
             guarded=learned.guarded,
         )
 

@@ -111,11 +111,8 @@ def look(
     batch_size: int,
     seed: int,
     told: Progress,
-    known: Found | None = None,
 ) -> Found:
     """Compute the statistics and combine them; a class's norm is the least of its stand-ins'.
-
-    What does not depend on the site is taken from ``known``, what was found with the layer at another one.
 
     With many classes only the nearest ones and as many others are looked at (``Looks.classes``): a backdoor brings its
     class near, and the others are the crowd that it has to stand out from.
@@ -125,9 +122,7 @@ def look(
     head = _head_weight(net, to_pixels(net.images[:2]))
     shapes = pixel_forms(tuple(net.images.shape[1:]))
     norms = {name: torch.full((count,), torch.nan) for name in (*shapes, "head", "features")}
-    if known is not None:
-        norms |= {name: values for name, values in known.norms.items() if name != "features"}
-    elif head is not None:
+    if head is not None:
         found = head_norms(head, at.logits, at.labels, classes, quantile=looks.quantile, steps=looks.program_steps)
         norms["head"][classes] = found.float().cpu()
     shift_count = min(count - 1, 2 * looks.classes)
@@ -147,22 +142,21 @@ def look(
     )
     of_class, of_shift = in_features.norms.log().cpu().split([len(aims) - shift_count, shift_count])
     norms["features"][classes] = of_class.view(len(classes), -1).amin(dim=1).exp()
-    in_pixels = {} if known is None else known.pixels
-    if known is None:
-        for name, form in shapes.items():
-            each = max(2, round(looks.pixels / len(classes))) // (2 if form.smooth else 1)
-            dense = in_form(
-                at,
-                form,
-                classes.cpu().repeat_interleave(each),
-                form.free(len(classes) * each, bank, net.device),
-                search=replace(pixels, images=looks.images),
-                batch_size=batch_size,
-                generator=stream(seed, f"looks in pixels, {name}"),
-                told=partial(told, f"look in pixels, {name}"),
-            )
-            in_pixels = {**in_pixels, name: dense}
-            norms[name][classes] = dense.norms.cpu().view(len(classes), -1).amin(dim=1)
+    in_pixels: dict[str, StandIns] = {}
+    for name, form in shapes.items():
+        each = max(2, round(looks.pixels / len(classes))) // (2 if form.smooth else 1)
+        dense = in_form(
+            at,
+            form,
+            classes.cpu().repeat_interleave(each),
+            form.free(len(classes) * each, bank, net.device),
+            search=replace(pixels, images=looks.images),
+            batch_size=batch_size,
+            generator=stream(seed, f"looks in pixels, {name}"),
+            told=partial(told, f"look in pixels, {name}"),
+        )
+        in_pixels[name] = dense
+        norms[name][classes] = dense.norms.cpu().view(len(classes), -1).amin(dim=1)
     shifts = torch.full((count - 1,), torch.nan)
     shifts[:shift_count] = of_shift
     belief = believed(

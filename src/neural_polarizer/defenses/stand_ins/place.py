@@ -30,8 +30,6 @@ from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import clip
 from neural_polarizer.rng import stream
-from neural_polarizer.sites import neighbouring_sites
-from neural_polarizer.surgery import Site
 from neural_polarizer.train import Progress
 
 FEATURES = "features"
@@ -64,7 +62,6 @@ class Place:
         settings: of the method.
         model: untouched.
         clean: the defender's images.
-        site: None chooses one.
         seed: of all that is drawn.
         device: where to compute.
         progress: told about every step.
@@ -75,7 +72,6 @@ class Place:
         settings: Settings,
         model: nn.Module,
         clean: ImageSet,
-        site: str | None,
         *,
         seed: int,
         device: torch.device | str,
@@ -86,7 +82,7 @@ class Place:
             model,
             clean,
             seed=seed,
-            site=site,
+            site=settings.site,
             batch_size=settings.batch_size,
             precision=settings.precision,
             device=device,
@@ -102,13 +98,8 @@ class Place:
             self.seen, self.layer, cross_fitted(net.labels, settings.guard, stream(seed, "folds")), settings, seed
         )
 
-    @property
-    def neighbours(self) -> list[Site]:
-        """The sites next to this one, where the network chose its site itself."""
-        return neighbouring_sites(self.net.sites, self.net.site)
-
-    def look(self, known: Found | None = None) -> tuple[Found, Belief]:
-        """The evidence; what does not depend on the site is taken from ``known``."""
+    def look(self) -> tuple[Found, Belief]:
+        """The evidence, and the belief that it leads to where nobody has told the target."""
         settings = self.settings
         found = look(
             self.seen,
@@ -119,7 +110,6 @@ class Place:
             batch_size=settings.batch_size,
             seed=self.seed,
             told=self.progress,
-            known=known,
         )
         if settings.target is None:
             return found, found.belief
@@ -336,7 +326,7 @@ class Place:
         points = tuple(self.judge.point(changes, dial, lesson.held) for dial in guard.dials)
         if belief.beyond_pixels(self.settings.looks.clear):
             # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
-            chosen = max(point.dial for point in allowed(points, budget) if point.drop <= budget)
+            chosen = allowed(points, budget)[-1].dial
         else:
             chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond)
         return Guarded(

@@ -189,8 +189,7 @@ class Settings:
 
     Args:
         target: the attacker's class, "next" for all-to-all, or None: stand-ins are drawn in proportion to the evidence.
-        site: ``before:NAME`` or ``after:NAME``; None tries ``sites.choose_site`` and, while stand-ins are left, the
-            places next to it.
+        site: ``before:NAME`` or ``after:NAME``; None takes that of ``sites.choose_site``.
         batch_size: the most images at once, and those of a step of learning.
         precision: "fp32", or "bf16" autocast (losses stay in float32).
         looks: what is looked at to find the attacker's class.
