@@ -6,8 +6,8 @@ from neural_polarizer.report.charts import LEFT, RIGHT
 from neural_polarizer.report.guard import dial_charts, guard_summary, not_purified
 
 CURVE = [
-    {"dial": 0.0, "acc": 0.9, "drop": 0.0, "least_drop": 0.0, "stand_ins": 0.61},
-    {"dial": 1.5, "acc": 0.9, "drop": 0.0081, "least_drop": 0.003, "stand_ins": 0.073},
+    {"dial": 0.0, "acc": 0.9, "drop": 0.0, "least_drop": 0.0, "stand_ins": 0.7, "suspect": 0.61},
+    {"dial": 1.5, "acc": 0.9, "drop": 0.0081, "least_drop": 0.003, "stand_ins": 0.4, "suspect": 0.073},
 ]
 
 
@@ -20,7 +20,7 @@ def test_it_tells_strength_cost_and_what_is_left() -> None:
     assert guard_summary(record(1.5)) == (
         "The layer works at 1.5 times its learned strength. On 1,250 clean images that the layer was not learned "
         "from the expected loss of accuracy is 0.8 points (0.6 are allowed, and some for its error). Held-out "
-        "stand-ins lead 7.3% of the images to their class, 61.0% before."
+        "stand-ins lead 7.3% of the images to the most suspicious class, 61.0% before."
     )
 
 
@@ -45,7 +45,10 @@ def test_the_dial_is_drawn_with_the_chosen_point_marked() -> None:
         ("expected, less affected by chance", "89.2%"),
         ("the least that is allowed", "89.4%"),
     ]
-    assert [(line.label, line.latest) for line in stand_ins.lines] == [("of the images", "7.3%")]
+    assert [(line.label, line.latest) for line in stand_ins.lines] == [
+        ("for the most suspicious class", "7.3%"),
+        ("for all classes, by the evidence", "40.0%"),
+    ]
     assert accuracy.mark is not None
     assert accuracy.mark.at == RIGHT
     assert stand_ins.lines[0].runs[0][0][0] == LEFT
@@ -55,5 +58,9 @@ def test_a_dial_that_cannot_be_drawn_is_left_out() -> None:
     assert dial_charts({}) == []
     assert dial_charts(record(0.7)) == []
     broken = record(1.5)
-    broken["guarded"]["points"] = [*CURVE, {"dial": 2.0, "acc": 0.9, "drop": float("inf"), "stand_ins": 0.0}, "x"]
+    broken["guarded"]["points"] = [
+        *CURVE,
+        {"dial": 2.0, "acc": 0.9, "drop": float("inf"), "stand_ins": 0.0, "suspect": 0.0},
+        "x",
+    ]
     assert len(dial_charts(broken)[0].lines[0].runs[0]) == 2

@@ -97,11 +97,15 @@ def test_warnings_come_before_the_verdict() -> None:
 
 
 def test_the_dial_of_the_guard_is_drawn() -> None:
-    points = [{"dial": each, "acc": 0.9, "drop": 0.01 * each, "stand_ins": 1 - each} for each in (0.0, 0.5, 1.0)]
+    points = [
+        {"dial": each, "acc": 0.9, "drop": 0.01 * each, "stand_ins": 1 - each, "suspect": 0.0}
+        for each in (0.0, 0.5, 1.0)
+    ]
     guarded = {"points": points, "chosen": 0.5, "judges": 100, "budget": 0.01}
     text = page(sample_record(guarded=guarded)).text
     assert "Held-out stand-ins that still work" in text
-    assert "of the images is 50.0% where it was chosen" in text
+    assert "for the most suspicious class is 0.0% where it was chosen" in text
+    assert "for all classes, by the evidence is 50.0% where it was chosen" in text
     assert "Learning curves" not in text  # rounds of several weights are no epochs
 
 

@@ -77,7 +77,7 @@ def guarded(*points: Point, chosen: float = 1.0, held: int = 12, backdoor: float
     return Guarded(points, chosen, 625, held, 0.006, backdoor, 0.02, 0.03, 0)
 
 
-OFF, ON = Point(0.0, 0.9, 0.0, 0.0, 0.9), Point(1.0, 0.9, 0.004, 0.0, 0.0)
+OFF, ON = Point(0.0, 0.9, 0.0, 0.0, 0.9, 0.9), Point(1.0, 0.9, 0.004, 0.0, 0.0, 0.0)
 
 
 def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
@@ -87,7 +87,8 @@ def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
         in _remarks(guarded(OFF, replace(ON, drop=0.011)))[0]
     )
     assert "2.0 points of accuracy are lost" in _remarks(guarded(OFF, replace(ON, acc=0.88)))[0]  # counted
-    assert "still lead 72 %" in _remarks(guarded(OFF, replace(ON, stand_ins=0.724)))[0]
+    assert "still lead 72 %" in _remarks(guarded(OFF, replace(ON, suspect=0.724)))[0]
+    assert _remarks(guarded(OFF, replace(ON, stand_ins=0.724))) == []  # what a network follows by nature
 
 
 def test_why_a_model_comes_back_as_it_was_is_said_as_it_is() -> None:

@@ -9,7 +9,7 @@ from neural_polarizer.defenses.guard import Point, allowed, chosen_dial, expecte
 
 
 def points(*drops_and_stand_ins: tuple[float, float]) -> list[Point]:
-    return [Point(0.5 * place, 1 - drop, drop, drop, led) for place, (drop, led) in enumerate(drops_and_stand_ins)]
+    return [Point(0.5 * place, 1 - drop, drop, drop, led, led) for place, (drop, led) in enumerate(drops_and_stand_ins)]
 
 
 def test_the_expected_loss_is_that_of_many_images() -> None:
@@ -60,10 +60,14 @@ def test_the_dial_goes_a_little_beyond_what_stand_ins_need() -> None:
 
 
 def test_the_little_more_is_not_excused_by_its_error() -> None:
-    curve = [Point(0.0, 1.0, 0.0, 0.0, 0.9), Point(0.5, 1.0, 0.005, 0.0, 0.0), Point(1.0, 1.0, 0.007, 0.0, 0.0)]
+    curve = [
+        Point(0.0, 1.0, 0.0, 0.0, 0.9, 0.9),
+        Point(0.5, 1.0, 0.005, 0.0, 0.0, 0.0),
+        Point(1.0, 1.0, 0.007, 0.0, 0.0, 0.0),
+    ]
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
     assert chosen_dial(curve, 0.008, backdoor=1.0, enough=0.0, beyond=1.0) == 1.0
-    counted = [*curve[:2], Point(1.0, 0.99, 0.005, 0.0, 0.0)]  # one image in a hundred is lost
+    counted = [*curve[:2], Point(1.0, 0.99, 0.005, 0.0, 0.0, 0.0)]  # one image in a hundred is lost
     assert chosen_dial(counted, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
 
 

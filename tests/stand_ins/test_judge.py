@@ -38,7 +38,7 @@ def held(judge: Judge, aims: list[int], works: list[bool]) -> Held:
 
 
 def test_the_identity_costs_nothing_however_far_the_dial_goes(judge: Judge) -> None:
-    point = judge.point([judge.layer.nothing] * 2, 2.0, held(judge, [0], [True]))
+    point = judge.point([judge.layer.nothing] * 2, 2.0, held(judge, [0], [True]), 0)
     expected = (judge.seen.logits.argmax(dim=1) == judge.seen.labels).float().mean()
     assert (point.drop, point.least_drop, point.stand_ins) == (0.0, 0.0, 1.0)
     assert point.acc == pytest.approx(float(expected))
@@ -68,7 +68,7 @@ def test_originals_and_copies_count_alike(
         return next(told)
 
     monkeypatch.setattr(judging, "expected_drop", expected_drop)
-    point = judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]))
+    point = judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]), 0)
     assert (point.drop, point.least_drop) == pytest.approx((drop, least))
     assert shapes == [((1, 12), (1, 12)), ((2, 12), (2, 12))]
 
@@ -86,7 +86,7 @@ def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeyp
         return 0.0, 0.0
 
     monkeypatch.setattr(judging, "expected_drop", expected_drop)
-    judge.point([nothing, wild], 0.5, held(judge, [0], [False]))
+    judge.point([nothing, wild], 0.5, held(judge, [0], [False]), 0)
     labels = judge.seen.labels
     expected = torch.cat([margins(judge.seen.logits[0::2], labels[0::2]), margins(broken[1::2], labels[1::2])])
     assert torch.allclose(known[0][0], expected, atol=1e-4)
@@ -95,9 +95,16 @@ def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeyp
 
 def test_of_each_aim_the_upper_quartile_counts(judge: Judge) -> None:
     natural = held(judge, [0] * 5 + [1] * 3, [True] + [False] * 4 + [True] * 3)
-    assert judge.led(natural) == pytest.approx(3 / 8)  # one of five is no trigger's; all of three are
+    assert judge.led(natural) == {0: (0.0, 5), 1: (1.0, 3)}  # one of five is no trigger's; all of three are
     none = torch.zeros(0, dtype=torch.int64)
-    assert judge.led(Held((), none, [], [], NOTHING)) == 0.0
+    assert judge.led(Held((), none, [], [], NOTHING)) == {}
+
+
+def test_aims_count_by_their_stand_ins_and_the_likeliest_is_told_apart(judge: Judge) -> None:
+    mixed = held(judge, [0] * 5 + [1] * 3, [True] + [False] * 4 + [True] * 3)
+    found = [judge.point([judge.layer.nothing] * 2, 1.0, mixed, likeliest) for likeliest in (0, 1, 2)]
+    assert [point.stand_ins for point in found] == pytest.approx([3 / 8] * 3)
+    assert [point.suspect for point in found] == pytest.approx([0.0, 1.0, 3 / 8])  # of class 2 there are none
 
 
 def test_stand_ins_judge_at_several_lengths(judge: Judge) -> None:

@@ -29,7 +29,9 @@ SEEN_IN_PIXELS, BEYOND_PIXELS = torch.tensor([9.0, 1.0, 9.0]), torch.tensor([1.0
 @pytest.fixture(scope="module")
 def place() -> Place:
     clean = tiny_images(24)
-    return Place(replace(SMALL, site="after:features"), tiny_model(), clean, seed=0, device="cpu", progress=lambda *_: None)
+    return Place(
+        replace(SMALL, site="after:features"), tiny_model(), clean, seed=0, device="cpu", progress=lambda *_: None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ class Script:
 
     def learned(self, lesson: Lesson, changes: Any, belief: Belief, generator: Any, weight: float, rounds: int) -> Any:
         self.tried.append((weight, rounds))
-        points = (Point(0.0, 1.0, 0.0, 0.0, 1.0), Point(1.0, 1.0, 0.0, 0.0, next(self.told)))
+        points = (Point(0.0, 1.0, 0.0, 0.0, 1.0, 1.0), Point(1.0, 1.0, 0.0, 0.0, *[next(self.told)] * 2))
         guarded = Guarded(points, 1.0, 24, 4, 0.006, 1.0, 0.02, weight, rounds)
         return Learned(changes, guarded, lesson, [{"round": float(rounds)}], self.renewed)
 
@@ -103,8 +105,8 @@ def test_rounds_go_on_as_long_as_they_help(
     assert len(found.history) == rounds + 1
 
 
-@pytest.mark.parametrize(("forms", "dial"), [(SEEN_IN_PIXELS, 0.5), (BEYOND_PIXELS, 1.5)])
-def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_allows(
+@pytest.mark.parametrize(("forms", "dial"), [(SEEN_IN_PIXELS, 0.5), (BEYOND_PIXELS, 2.5)])
+def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(
     place: Place,
     gathered: tuple[PixelBank, Belief],
     monkeypatch: pytest.MonkeyPatch,
@@ -114,14 +116,14 @@ def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_allows(
     bank, belief = gathered
     lesson = place._gathered(bank, belief)
 
-    def point(_changes: Any, at: float, _held: Any) -> Point:
-        return Point(at, 1.0, 0.003 * at, 0.003 * at, 1.0 if at == 0 else 0.0)
+    def point(_changes: Any, at: float, _held: Any, _likeliest: int) -> Point:
+        return Point(at, 1.0, 0.003 * at, 0.003 * at - 0.002, *[1.0 if at == 0 else 0.0] * 2)
 
     monkeypatch.setattr(place.judge, "point", point)
     monkeypatch.setattr(
         place,
         "settings",
-        replace(SMALL, guard=replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.5), beyond=0.25)),
+        replace(SMALL, guard=replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.5, 3.0), beyond=0.25)),
     )
     nothing: list[Change] = [place.layer.nothing] * 2
     assert place._guarded(nothing, lesson, 0.03, 0, of_form(belief, forms)).chosen == dial
@@ -131,7 +133,15 @@ def test_what_is_kept_is_the_mean_of_the_folds_at_the_chosen_dial(place: Place, 
     nothing = place.layer.nothing
     one = Change(nothing.mix + 0.2, nothing.shift + 0.4)
     guarded = Guarded(
-        (Point(0.0, 1.0, 0.0, 0.0, 1.0), Point(1.5, 1.0, 0.0, 0.0, 0.0)), 1.5, 24, 4, 0.006, 1.0, 0.02, 0.03, 0
+        (Point(0.0, 1.0, 0.0, 0.0, 1.0, 1.0), Point(1.5, 1.0, 0.0, 0.0, 0.0, 0.0)),
+        1.5,
+        24,
+        4,
+        0.006,
+        1.0,
+        0.02,
+        0.03,
+        0,
     )
     place.keep(Learned([one, nothing], guarded, place._gathered(*gathered), [], None))
     assert torch.allclose(place.layer.change.mix, nothing.mix + 0.15, atol=1e-6)

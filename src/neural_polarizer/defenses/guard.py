@@ -19,6 +19,7 @@ class Point:
         drop: expected loss of accuracy (``expected_drop``), as a fraction.
         least_drop: the same less what its error excuses, which the budget is compared with.
         stand_ins: share of images that held-out stand-ins still lead to their class.
+        suspect: likewise, of those for the likeliest class only.
     """
 
     dial: float
@@ -26,6 +27,7 @@ class Point:
     drop: float
     least_drop: float
     stand_ins: float
+    suspect: float
 
     def harm(self, backdoor: float, enough: float) -> float:
         """The share of images that are expected to be answered wrongly: by a trigger, and by the loss of accuracy.
@@ -80,13 +82,19 @@ class Guarded:
 
     @property
     def done(self) -> bool:
-        """Whether the chosen one leaves no more stand-ins than work by chance."""
-        return self.point.stand_ins <= self.enough
+        """Whether the chosen one leaves no more stand-ins for the likeliest class than work by chance.
+
+        Those for other classes are what a network follows by nature, where the likeliest is the attacker's.
+        """
+        return self.point.suspect <= self.enough
 
     def with_left(self, share: float) -> "Guarded":
         """The same where at least this share of stand-ins is left, by another measure, wherever the layer is on."""
         points = (
-            point if point.dial == 0 else replace(point, stand_ins=max(point.stand_ins, share)) for point in self.points
+            replace(point, stand_ins=max(point.stand_ins, share), suspect=max(point.suspect, share))
+            if point.dial
+            else point
+            for point in self.points
         )
         return replace(self, points=tuple(points))
 

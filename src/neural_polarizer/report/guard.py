@@ -26,11 +26,11 @@ def guard_summary(record: Mapping[str, Any]) -> str | None:
             f"Not purified. {judges} nothing that helps stays within {100 * budget:.1f} points of accuracy: the model "
             "came back as it was."
         )
-    left, first = number(chosen.get("stand_ins")), number(curve[0].get("stand_ins"))
+    left, first = number(chosen.get("suspect")), number(curve[0].get("suspect"))
     return (
         f"The layer works at {dial:g} times its learned strength. {judges} the expected loss of accuracy is "
         f"{100 * drop:.1f} points ({100 * budget:.1f} are allowed, and some for its error). Held-out stand-ins lead "
-        f"{percent(left)} of the images to their class, {percent(first)} before."
+        f"{percent(left)} of the images to the most suspicious class, {percent(first)} before."
     )
 
 
@@ -44,23 +44,24 @@ def dial_charts(record: Mapping[str, Any]) -> list[Chart]:
     """Accuracy, and stand-ins that still work, against the strength of the layer; none for methods without a guard."""
     found = table(record, "guarded")
     curve = [each for each in items(found, "points") if isinstance(each, Mapping)]
-    keys = ("dial", "acc", "drop", "stand_ins")
+    keys = ("dial", "acc", "drop", "suspect", "stand_ins")
     rows = [[value for key in keys if (value := _modest(each.get(key))) is not None] for each in curve]
     complete = [row for row in rows if len(row) == len(keys)]
     budget, chosen = _modest(found.get("budget")), found.get("chosen")
     place = next((index for index, row in enumerate(complete) if row[0] == chosen), None)
     if place is None or budget is None or len(complete) < 2:
         return []
-    dials, acc, drop, stand_ins = (list(column) for column in zip(*complete, strict=True))
+    dials, acc, drop, suspect, stand_ins = (list(column) for column in zip(*complete, strict=True))
     label = "strength of the layer"
     accuracy = {
         "counted": acc,
         "expected, less affected by chance": [acc[0] - each for each in drop],
         "the least that is allowed": [acc[0] - budget] * len(acc),
     }
+    working = {"for the most suspicious class": suspect, "for all classes, by the evidence": stand_ins}
     return [
         dial_chart("Accuracy on clean images", label, dials, accuracy, place),
-        dial_chart("Held-out stand-ins that still work", label, dials, {"of the images": stand_ins}, place),
+        dial_chart("Held-out stand-ins that still work", label, dials, working, place),
     ]
 
 

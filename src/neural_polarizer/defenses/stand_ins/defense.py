@@ -91,10 +91,10 @@ def _remarks(guarded: Guarded) -> list[str]:
             f"than the budget of {100 * guarded.budget:.1f}, but within its error; compare both models on test images "
             "before you use this"
         )
-    if guarded.point.stand_ins > guarded.enough:
+    if not guarded.done:
         found.append(
-            f"held-out stand-ins still lead {100 * guarded.point.stand_ins:.0f} % of the images to their class, so a "
-            "trigger may still work; more clean images or a larger guard.max_acc_drop may help"
+            f"held-out stand-ins still lead {100 * guarded.point.suspect:.0f} % of the images to the most suspicious "
+            "class, so a trigger may still work; more clean images or a larger guard.max_acc_drop may help"
         )
     return found
 

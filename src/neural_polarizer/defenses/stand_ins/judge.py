@@ -1,7 +1,7 @@
 """What judges a layer: clean images, harder copies of them, and held-out stand-ins."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -45,13 +45,14 @@ class Judge:
             before.append(margins(self._logits(views[-1]), net.labels))
         return views, torch.stack(before)
 
-    def point(self, changes: Sequence[Change], dial: float, held: Held) -> Point:
+    def point(self, changes: Sequence[Change], dial: float, held: Held, likeliest: int) -> Point:
         """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean.
 
         Args:
             changes: one for each fold.
             dial: they are multiplied by.
             held: stand-ins that nothing was learned from.
+            likeliest: the aim that is most likely the attacker's.
         """
         originals, copies = [], []
         for fold, change in zip(self.folds, changes, strict=True):
@@ -69,7 +70,10 @@ class Judge:
         # What is gained on copies makes up for nothing that is lost on originals.
         drop, error = (lost + max(lost_harder, 0.0)) / 2, (error + error_harder) / 2
         acc = float((known[1] > 0).float().mean())
-        return Point(dial, acc, drop, drop - self._guard.errors * error, self.led(held))
+        left = self.led(held)
+        mean = sum(share * count for share, count in left.values()) / max(1, sum(count for _, count in left.values()))
+        suspect, _ = left.get(likeliest, (mean, 0))
+        return Point(dial, acc, drop, drop - self._guard.errors * error, mean, suspect)
 
     def lengths(self, count: int) -> Float[Tensor, " n"]:
         """How many times its own length a held-out stand-in has on each of ``count`` images."""
@@ -77,11 +81,10 @@ class Judge:
         return lengths.repeat(math.ceil(count / len(lengths)))[:count]
 
     @torch.no_grad()
-    def led(self, held: Held) -> float:
-        """The share of images that held-out stand-ins lead to their labels, with the layer as it is.
+    def led(self, held: Held) -> Mapping[int, tuple[float, int]]:
+        """For each aim the share of images that its held-out stand-ins lead to their labels, and how many these are.
 
-        For each aim the upper quartile of its stand-ins, as a few among them are no trigger's, but what any network
-        follows; then the mean over the aims, which were drawn in proportion to the evidence.
+        The upper quartile of its stand-ins, as a few among them are no trigger's, but what any network follows.
         """
         shares: dict[int, list[float]] = {}
         over = self._logits(held.values).argmax(dim=1) == held.led if len(held.led) else held.led
@@ -94,8 +97,7 @@ class Judge:
             shift = lengths.view(-1, *[1] * delta.ndim) * delta
             logits = self.seen.net.logits(tuple(value[rows] for value in at.values), shift)
             shares.setdefault(aim, []).append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
-        quartiles = [float(torch.tensor(each).quantile(0.75)) * len(each) for each in shares.values()]
-        return sum(quartiles) / max(1, sum(map(len, shares.values())))
+        return {aim: (float(torch.tensor(each).quantile(0.75)), len(each)) for aim, each in shares.items()}
 
     @torch.no_grad()
     def _logits(self, values: Values) -> Float[Tensor, "n k"]:

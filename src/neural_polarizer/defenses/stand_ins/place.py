@@ -227,7 +227,8 @@ class Place:
             guarded = guarded.with_left(self._left(renewed, lesson, belief))
         point = guarded.point
         row = {"weight": weight, "round": float(rounds), "loss": loss, "dial": point.dial, "acc": point.acc}
-        return Learned(taught, guarded, lesson, [row | {"drop": point.drop, "stand_ins": point.stand_ins}], renewed)
+        row |= {"drop": point.drop, "stand_ins": point.stand_ins, "suspect": point.suspect}
+        return Learned(taught, guarded, lesson, [row], renewed)
 
     def _gathered(self, pixels: "PixelBank", belief: Belief) -> Lesson:
         """Both banks, and stand-ins that nothing is learned from."""
@@ -323,7 +324,7 @@ class Place:
     ) -> Guarded:
         guard = self.settings.guard
         budget = guard.max_acc_drop
-        points = tuple(self.judge.point(changes, dial, lesson.held) for dial in guard.dials)
+        points = tuple(self.judge.point(changes, dial, lesson.held, belief.likeliest) for dial in guard.dials)
         if belief.beyond_pixels(self.settings.looks.clear):
             # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
             chosen = allowed(points, budget)[-1].dial

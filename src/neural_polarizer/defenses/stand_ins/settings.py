@@ -151,7 +151,7 @@ class Guard:
     judges: int = 1000
     views: int = 1500
     errors: float = 2.0
-    dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
     enough: float = 0.02
     beyond: float = 0.5
 
