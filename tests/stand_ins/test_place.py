@@ -123,10 +123,12 @@ def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(
     monkeypatch.setattr(
         place,
         "settings",
-        replace(SMALL, guard=replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.5, 3.0), beyond=0.25)),
+        replace(SMALL, guard=replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.5, 3.0, 4.0), beyond=0.25)),
     )
     nothing: list[Change] = [place.layer.nothing] * 2
-    assert place._guarded(nothing, lesson, 0.03, 0, of_form(belief, forms)).chosen == dial
+    found = place._guarded(nothing, lesson, 0.03, 0, of_form(belief, forms))
+    assert found.chosen == dial
+    assert found.points[-1].dial == 3.0  # the first over the budget; nothing behind it is measured
 
 
 def test_what_is_kept_is_the_mean_of_the_folds_at_the_chosen_dial(place: Place, gathered: Any) -> None:

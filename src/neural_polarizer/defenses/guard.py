@@ -44,7 +44,7 @@ class Guarded:
     """What the guard let through.
 
     Args:
-        points: the dial's curve, from weak to strong.
+        points: the dial's curve, from weak to strong, up to the first point that loses more than the budget.
         chosen: the dial of the result; 0 where nothing helps within the budget.
         judges: number of clean images that judge, each a layer that was not learned from it.
         held: number of stand-ins that judge; with none, nothing tells how strong the layer has to be.

@@ -24,16 +24,16 @@ class Fold:
 
 
 def cross_fitted(labels: Int64[Tensor, " n"], guard: Guard, generator: torch.Generator) -> list[Fold]:
-    """Parts of about equal size, stratified by class; as many of them judge as ``guard.judges`` images need.
+    """Parts of about equal size, stratified by class: few where all others leave ``guard.fit`` images to learn from.
 
     A single image judges and is learned from.
     """
     count = len(labels)
-    parts = min(guard.folds, count)
+    enough = math.ceil(count / max(count - guard.fit, 1))
+    parts = min(max(enough, 2), guard.folds, count)
     order = torch.randperm(count, generator=generator).to(labels.device)
     order = order[labels[order].argsort(stable=True)]
     part = torch.empty_like(order)
     part[order] = torch.arange(count, device=labels.device) % parts
-    judging = min(parts, math.ceil(guard.judges * parts / count))
     rows = torch.arange(count, device=labels.device)
-    return [Fold(rows[part != each] if parts > 1 else rows, rows[part == each]) for each in range(judging)]
+    return [Fold(rows[part != each] if parts > 1 else rows, rows[part == each]) for each in range(parts)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.engine import Engine
-from neural_polarizer.defenses.guard import Guarded, allowed, chosen_dial
+from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial
 from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.folds import cross_fitted
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
@@ -324,14 +324,18 @@ class Place:
     ) -> Guarded:
         guard = self.settings.guard
         budget = guard.max_acc_drop
-        points = tuple(self.judge.point(changes, dial, lesson.held, belief.likeliest) for dial in guard.dials)
+        points: list[Point] = []
+        for dial in guard.dials:
+            points.append(self.judge.point(changes, dial, lesson.held, belief.likeliest))
+            if len(allowed(points, budget)) < len(points):
+                break  # what lies behind is not allowed, either
         if belief.beyond_pixels(self.settings.looks.clear):
             # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
             chosen = allowed(points, budget)[-1].dial
         else:
             chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond)
         return Guarded(
-            points=points,
+            points=tuple(points),
             chosen=chosen,
             judges=sum(len(fold.judge) for fold in self.judge.folds),
             held=len(lesson.held),

@@ -134,9 +134,9 @@ class Guard:
 
     Args:
         max_acc_drop: the largest loss of accuracy on clean images that judge, as a fraction.
-        folds: parts of the clean images; each judges a layer that is learned from the others, and the result is the
-            mean of these layers.
-        judges: no more parts judge than this many images need.
+        folds: at most so many parts of the clean images, at least two; each judges a layer that is learned from the
+            others, and the result is the mean of these layers.
+        fit: two parts do where a layer learns from so many images then.
         views: as many harder copies of the images (``views.harder``) judge, at least one of each.
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
             tell it no better.
@@ -148,7 +148,7 @@ class Guard:
 
     max_acc_drop: float = 0.006
     folds: int = 4
-    judges: int = 1000
+    fit: int = 250
     views: int = 1500
     errors: float = 2.0
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
