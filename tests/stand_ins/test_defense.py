@@ -138,12 +138,6 @@ def test_each_image_judges_once_a_layer_that_is_not_learned_from_it() -> None:
         assert int(counts.max() - counts.min()) <= 1
 
 
-@pytest.mark.parametrize(("count", "parts"), [(50, 4), (333, 4), (400, 3), (500, 2), (4000, 2), (3, 3), (1, 1)])
-def test_few_images_are_in_more_parts_so_that_enough_are_left_to_learn_from(count: int, parts: int) -> None:
-    guard, generator = Guard(folds=4, fit=250), torch.Generator().manual_seed(0)
-    assert len(cross_fitted(torch.arange(count) % 10, guard, generator)) == parts
-
-
 def test_a_single_image_judges_and_teaches() -> None:
     (only,) = cross_fitted(torch.zeros(1, dtype=torch.int64), Guard(), torch.Generator().manual_seed(0))
     assert only.fit.tolist() == only.judge.tolist() == [0]

@@ -56,7 +56,13 @@ def test_false_alarms_come_as_often_as_the_level_says() -> None:
     generator = torch.Generator().manual_seed(0)
     alarms = sum(
         believed(
-            [torch.randn(10, generator=generator)], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05
+            [torch.randn(10, generator=generator)],
+            [],
+            torch.zeros(0),
+            floor=0.1,
+            prior=0.5,
+            alternative=0.25,
+            resolution=0.05,
         ).p_value
         < 0.05
         for _ in range(1000)
@@ -71,7 +77,7 @@ def test_false_alarms_keep_the_level_however_statistics_depend_on_each_other(dep
         common = math.sqrt(dependence) * torch.randn(10, generator=generator)
         drawn = [common + math.sqrt(1 - dependence) * torch.randn(10, generator=generator) for _ in range(4)]
         shifts = torch.randn(9, generator=generator)
-        alarms += believed(drawn, [], shifts, floor=0.1, prior=0.5, resolution=0.05).p_value < 0.05
+        alarms += believed(drawn, [], shifts, floor=0.1, prior=0.5, alternative=0.25, resolution=0.05).p_value < 0.05
     assert 8 <= alarms <= 34
 
 
@@ -96,7 +102,7 @@ def test_a_class_is_named_from_the_norm_that_is_told_on() -> None:
     assert told is not None
     for factor, named in ((0.999, True), (1.001, False)):
         values = torch.cat([crowd, torch.tensor([math.log(told * factor)]) + crowd.mean()])
-        found = believed([values], [], torch.zeros(1), floor=0.1, prior=0.5, resolution=0.001)
+        found = believed([values], [], torch.zeros(1), floor=0.1, prior=0.5, alternative=0.25, resolution=0.001)
         assert (found.accused(0.05) == 9) is named
     assert nameable(torch.zeros(3), 0.05, 3, 1, 0.05) is None
 
@@ -105,7 +111,7 @@ def test_norms_that_are_all_alike_accuse_nobody() -> None:
     alike = torch.full((10,), 1.0)
     alike[3] -= 0.05
     assert float(outlier_p(alike)[3]) < 1e-9
-    assert believed([alike], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).p_value > 0.5
+    assert believed([alike], [], torch.zeros(0), floor=0.1, prior=0.5, alternative=0.25, resolution=0.05).p_value > 0.5
 
 
 def test_too_few_classes_and_missing_ones_accuse_nobody() -> None:
@@ -114,17 +120,23 @@ def test_too_few_classes_and_missing_ones_accuse_nobody() -> None:
 
 
 def test_factors_are_those_of_sellke_and_others() -> None:
-    assert float(bayes_factor(torch.tensor([0.05]))) == pytest.approx(-1 / (math.e * 0.05 * math.log(0.05)))
-    assert float(bayes_factor(torch.tensor([0.5]))) == 1.0
-    assert float(bayes_factor(torch.tensor([0.0]))) == float(bayes_factor(torch.tensor([1e-6])))
+    drawn = torch.rand(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float(bayes_factor(drawn, 0.5).mean()) == pytest.approx(
+        1, rel=0.02
+    )  # no evidence, on average, where all are alike
+    bound = -1 / (math.e * 0.05 * math.log(0.05))  # of all a
+    assert 0.95 * bound < float(bayes_factor(torch.tensor([0.05]), 0.25)) < bound
+    assert float(bayes_factor(torch.tensor([1.0]), 0.25)) == 1.0
+    assert float(bayes_factor(torch.tensor([0.9]), 0.25)) < 0.3
+    assert float(bayes_factor(torch.tensor([0.0]), 0.25)) == float(bayes_factor(torch.tensor([1e-6]), 0.25))
 
 
 def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
-    one = believed([low], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
-    both = believed([low, low], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
-    none = believed([calm], [], torch.zeros(0), floor=0.2, prior=0.5, resolution=0.05)
+    one = believed([low], [], torch.zeros(0), floor=0.2, prior=0.5, alternative=0.25, resolution=0.05)
+    both = believed([low, low], [], torch.zeros(0), floor=0.2, prior=0.5, alternative=0.25, resolution=0.05)
+    none = believed([calm], [], torch.zeros(0), floor=0.2, prior=0.5, alternative=0.25, resolution=0.05)
     assert both.factors[0] == pytest.approx(float(one.factors[0]) ** 2)
     assert one.likeliest == both.likeliest == 0
     assert float(both.aims.sum()) == pytest.approx(1)
@@ -135,32 +147,34 @@ def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
 def test_the_form_of_a_trigger_is_the_one_in_which_its_class_stands_out() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
-    smooth = believed([low], [calm, low, low], torch.zeros(9), floor=0.1, prior=0.5, resolution=0.05)
+    smooth = believed([low], [calm, low, low], torch.zeros(9), floor=0.1, prior=0.5, alternative=0.25, resolution=0.05)
     assert float(smooth.forms[0, 1]) > 10 * float(smooth.forms[0, 0])
     assert smooth.forms[10].tolist() == [1.0, 1.0, 1.0]  # nobody looks for the form of "next"
     assert not smooth.beyond_pixels(3.0)
-    assert believed([low], [calm, calm, low], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(3.0)
-    assert not believed([low], [calm, calm, calm], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).beyond_pixels(
-        3
-    )
+    assert believed(
+        [low], [calm, calm, low], torch.zeros(0), floor=0.1, prior=0.5, alternative=0.25, resolution=0.05
+    ).beyond_pixels(3.0)
+    assert not believed(
+        [low], [calm, calm, calm], torch.zeros(0), floor=0.1, prior=0.5, alternative=0.25, resolution=0.05
+    ).beyond_pixels(3)
 
 
 def test_next_is_an_aim_like_a_class_and_other_shifts_are_its_crowd() -> None:
     shifts = torch.cat([torch.tensor([-5.0]), torch.linspace(-0.2, 0.2, 8)])
-    found = believed([torch.linspace(-1, 1, 10)], [], shifts, floor=0.1, prior=0.5, resolution=0.05)
+    found = believed([torch.linspace(-1, 1, 10)], [], shifts, floor=0.1, prior=0.5, alternative=0.25, resolution=0.05)
     assert found.likeliest == 10
     assert told_aim(found.likeliest, 10) == "next"
     assert told_aim(3, 10) == 3
     crowd = torch.cat([torch.linspace(-0.2, 0.2, 8), torch.tensor([-5.0])])
-    other = believed([torch.linspace(-1, 1, 10)], [], crowd, floor=0.1, prior=0.5, resolution=0.05)
+    other = believed([torch.linspace(-1, 1, 10)], [], crowd, floor=0.1, prior=0.5, alternative=0.25, resolution=0.05)
     assert len(other.aims) == 11
     assert other.likeliest != 10
 
 
 def test_whoever_knows_the_aim_leaves_the_others_the_floor_only() -> None:
-    found = believed([torch.linspace(-1, 1, 10)], [], torch.zeros(0), floor=0.1, prior=0.5, resolution=0.05).knowing(
-        4, 0.1
-    )
+    found = believed(
+        [torch.linspace(-1, 1, 10)], [], torch.zeros(0), floor=0.1, prior=0.5, alternative=0.25, resolution=0.05
+    ).knowing(4, 0.1)
     assert float(found.aims[4]) == pytest.approx(0.91)
     assert float(found.aims[0]) == pytest.approx(0.01)
     assert found.backdoor == 1.0

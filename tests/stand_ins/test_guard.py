@@ -34,6 +34,15 @@ def test_no_change_costs_nothing_and_what_is_not_finite_everything() -> None:
     assert expected_drop(before, torch.tensor([[1.0, torch.nan, 2.0]]))[0] == math.inf
 
 
+def test_logits_that_all_shrink_alike_lose_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = 2 + 2 * torch.randn(1, 400, generator=generator)
+    after = before - 0.2 + 0.5 * torch.randn(1, 400, generator=generator)
+    assert expected_drop(before, 0.6 * before) == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert expected_drop(before, 0.6 * after) == pytest.approx(expected_drop(before, after))
+    assert expected_drop(before, torch.zeros(1, 400))[0] > 0.2
+
+
 def test_copies_of_an_image_make_no_estimate_surer() -> None:
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(1, 400, generator=generator)

@@ -250,6 +250,7 @@ def _findings(purified: Repaired) -> dict[str, Any]:
         "site": purified.site,
         "suspect": purified.suspect,
         "audit": None if audit is None else audit.summary,
+        "guarded": None if purified.guarded is None else asdict(purified.guarded),
         "notes": list(purified.notes),
     }
 

@@ -111,6 +111,7 @@ def expected_drop(before: Float[Tensor, "v n"], after: Float[Tensor, "v n"]) -> 
     A count moves in steps of 1 / n, and its error is that of the few images whose answer changes.  Instead each image
     counts by the probability that its margin would be positive if it were moved by chance as much as the change moves
     margins (a normal distribution with the standard deviation of the change): images near the boundary count in part.
+    As no answer depends on how large all logits are, margins are compared at the same root mean square.
 
     Args:
         before: margins of the network as it was, for v copies of n images.
@@ -122,12 +123,14 @@ def expected_drop(before: Float[Tensor, "v n"], after: Float[Tensor, "v n"]) -> 
     """
     if not bool(after.isfinite().all()):
         return math.inf, 0.0
-    width = (after - before).double().std(correction=0)
-    if float(width) < 1e-12:
+    before, after = before.double(), after.double()
+    after = after * (before.square().mean() / after.square().mean().clamp_min(1e-24)).sqrt()
+    width = (after - before).std(correction=0)
+    if float(width) <= 1e-12 * float(before.abs().max()):
         lost = (before > 0).double() - (after > 0).double()
     else:
         share = torch.distributions.Normal(0.0, 1.0).cdf
-        lost = share(before.double() / width) - share(after.double() / width)
+        lost = share(before / width) - share(after / width)
     return float(lost.mean()), float(lost.mean(dim=0).std(correction=0)) / math.sqrt(lost.shape[1])
 
 

@@ -163,13 +163,18 @@ def nameable(values: Float[Tensor, " c"], level: float, aims: int, statistics: i
     return math.exp(-t * spread * math.sqrt(1 + 1 / (count - 1)))
 
 
-def bayes_factor(p: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
-    """The largest factor by which a p-value can speak for the alternative, -1 / (e p ln p); 1 where p > 1 / e.
+def bayes_factor(p: Float[Tensor, " c"], alternative: float) -> Float[Tensor, " c"]:
+    """The density of a p-value if its class is the attacker's, a p^(a - 1), over that of any other, 1; 1 where p is 1.
 
-    Source: Sellke, Bayarri and Berger 2001.  P-values below 1e-6 count as 1e-6.
+    Source: the alternatives of Sellke, Bayarri and Berger 2001.  P-values below 1e-6 count as 1e-6; those of 1 are of
+    classes that were not looked at.
+
+    Args:
+        p: p-values.
+        alternative: a, in (0, 1].
     """
-    p = p.double().clamp_min(1e-6)
-    return torch.where(p < 1 / math.e, -1 / (math.e * p * p.clamp_max(0.5).log()), 1.0)
+    p = p.double()
+    return torch.where(p < 1, alternative * p.clamp_min(1e-6) ** (alternative - 1), 1.0)
 
 
 def believed(
@@ -179,6 +184,7 @@ def believed(
     *,
     floor: float,
     prior: float,
+    alternative: float,
     resolution: float,
 ) -> Belief:
     """Combine statistics by class and one by shift (all-to-all).
@@ -196,17 +202,18 @@ def believed(
         shifts: likewise by shift of the label, from 1 on.
         floor: share of the probability that is spread evenly over the aims that were looked at.
         prior: in [0, 1].
+        alternative: of ``bayes_factor``.
         resolution: of the statistics.
     """
     p = [outlier_p(each, resolution) for each in by_class]
     of_next, next_seen = outlier_p(shifts, resolution)[:1], shifts[:1].isfinite()
-    factors = torch.stack([bayes_factor(each) for each in p]).prod(dim=0)
-    factors = torch.cat([factors, bayes_factor(of_next)])
+    factors = torch.stack([bayes_factor(each, alternative) for each in p]).prod(dim=0)
+    factors = torch.cat([factors, bayes_factor(of_next, alternative)])
     seen = torch.cat([torch.stack([each.isfinite() for each in by_class]).any(dim=0), next_seen])
     factors = torch.where(seen, factors, 0.0)
     forms = torch.ones(len(factors), len(by_form))
     for place, each in enumerate(by_form):
-        forms[: len(each), place] = bayes_factor(outlier_p(each, resolution))
+        forms[: len(each), place] = bayes_factor(outlier_p(each, resolution), alternative)
     by_aim = torch.cat([combined_p(torch.stack(p)), of_next])
     count = max(1, int(seen.sum()))
     total = float(factors.sum())

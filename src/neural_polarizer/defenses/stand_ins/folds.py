@@ -1,6 +1,5 @@
 """Cross-fitting: each image judges a layer that was not learned from it."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +23,12 @@ class Fold:
 
 
 def cross_fitted(labels: Int64[Tensor, " n"], guard: Guard, generator: torch.Generator) -> list[Fold]:
-    """Parts of about equal size, stratified by class: few where all others leave ``guard.fit`` images to learn from.
+    """Parts of about equal size, stratified by class.
 
     A single image judges and is learned from.
     """
     count = len(labels)
-    enough = math.ceil(count / max(count - guard.fit, 1))
-    parts = min(max(enough, 2), guard.folds, count)
+    parts = min(guard.folds, count)
     order = torch.randperm(count, generator=generator).to(labels.device)
     order = order[labels[order].argsort(stable=True)]
     part = torch.empty_like(order)

@@ -165,6 +165,7 @@ def look(
         shifts,
         floor=looks.floor,
         prior=looks.prior,
+        alternative=looks.alternative,
         resolution=max(pixels.finest, features.finest),
     )
     return Found(belief, norms, in_pixels)

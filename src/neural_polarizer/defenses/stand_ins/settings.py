@@ -53,6 +53,7 @@ class Looks:
         program_steps: iterations of its solver.
         floor: share of all stand-ins that is spread evenly over the aims, whatever the evidence says.
         prior: probability that there is a backdoor, before any evidence.
+        alternative: a p-value of the attacker's class has the density a p^(a - 1), with this a: 0.4 are below 0.03.
         clear: factor of the evidence from which on a form of the trigger counts as seen ("substantial", Jeffreys 1961).
         level: of the verdict: a model is accused where the corrected p-value is below.
     """
@@ -65,6 +66,7 @@ class Looks:
     program_steps: int = 300
     floor: float = 0.1
     prior: float = 0.5
+    alternative: float = 0.25
     clear: float = 3.0
     level: float = 0.05
 
@@ -119,8 +121,8 @@ class Learning:
 
     weights: tuple[float, ...] = (0.03, 0.1)
     pull: float = 0.01
-    lr: float = 1.5e-3
-    steps: int = 200
+    lr: float = 2.5e-3
+    steps: int = 100
     progress: float = 0.01
     patience: int = 1
     rounds: int = 10
@@ -134,9 +136,8 @@ class Guard:
 
     Args:
         max_acc_drop: the largest loss of accuracy on clean images that judge, as a fraction.
-        folds: at most so many parts of the clean images, at least two; each judges a layer that is learned from the
-            others, and the result is the mean of these layers.
-        fit: two parts do where a layer learns from so many images then.
+        folds: parts of the clean images; each judges a layer that is learned from the others, and the result is the
+            mean of these layers.
         views: as many harder copies of the images (``views.harder``) judge, at least one of each.
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
             tell it no better.
@@ -148,7 +149,6 @@ class Guard:
 
     max_acc_drop: float = 0.006
     folds: int = 4
-    fit: int = 250
     views: int = 1500
     errors: float = 2.0
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
@@ -167,6 +167,7 @@ def check_ranges(settings: object) -> None:
         "quantile",
         "floor",
         "prior",
+        "alternative",
         "level",
         "window",
         "features_dense",
