@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from neural_polarizer.defenses.guard import Point, allowed, chosen_dial, expected_drop, margins
+from neural_polarizer.defenses.guard import Point, allowed, chosen_dial, counted_drop, expected_drop, margins
 
 
 def points(*drops_and_stand_ins: tuple[float, float]) -> list[Point]:
@@ -49,6 +49,12 @@ def test_copies_of_an_image_make_no_estimate_surer() -> None:
     after = before - 0.2 + 0.3 * torch.randn(1, 400, generator=generator)
     once, often = expected_drop(before, after), expected_drop(before.expand(5, -1), after.expand(5, -1))
     assert often == pytest.approx(once)
+
+
+def test_right_answers_are_counted_with_their_error() -> None:
+    before = torch.tensor([1.0, 1.0, 1.0, -1.0])
+    assert counted_drop(before, torch.tensor([1.0, -1.0, -1.0, 1.0])) == pytest.approx((0.25, math.sqrt(0.6875 / 4)))
+    assert counted_drop(before, before) == (0.0, 0.0)
 
 
 def test_margins_are_to_the_best_other_class() -> None:

@@ -17,7 +17,8 @@ class Point:
         dial: 0 is the network as it was, 1 the learned layer, beyond 1 more of the same change.
         acc: accuracy on the images that judge, as a fraction.
         drop: expected loss of accuracy (``expected_drop``), as a fraction.
-        least_drop: the same less what its error excuses, which the budget is compared with.
+        least_drop: the larger one of the expected and the counted loss, each less what its error excuses; what the
+            budget is compared with.
         stand_ins: share of images that held-out stand-ins still lead to their class.
         suspect: likewise, of those for the likeliest class only.
     """
@@ -132,6 +133,17 @@ def expected_drop(before: Float[Tensor, "v n"], after: Float[Tensor, "v n"]) -> 
         share = torch.distributions.Normal(0.0, 1.0).cdf
         lost = share(before / width) - share(after / width)
     return float(lost.mean()), float(lost.mean(dim=0).std(correction=0)) / math.sqrt(lost.shape[1])
+
+
+def counted_drop(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> tuple[float, float]:
+    """By how much the accuracy falls, by counting right answers, and the standard error of that.
+
+    Args:
+        before: margins of the network as it was.
+        after: margins of the changed one.
+    """
+    lost = (before > 0).double() - (after > 0).double()
+    return float(lost.mean()), float(lost.std(correction=0)) / math.sqrt(len(lost))
 
 
 def allowed(points: Sequence[Point], budget: float) -> Sequence[Point]:
