@@ -1,7 +1,7 @@
 """``purify``, what comes before it and what comes after it; nothing here changes what is passed in."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -133,14 +133,22 @@ def purify(
         chosen = choose_target(method, patient.working, patient.clean, seed=seed, device=place, progress=note)
         method, notes = chosen.method, (chosen.reason,)
         trial = defense(method, chosen.target)
+    cost = trial.cost_of_classes(len(patient.clean), patient.finding.num_classes)
+    if cost is not None:
+        LOG.info("%s", cost)
     repaired = patient.repaired(trial, seed=seed, device=place, progress=note)
     repaired = replace(repaired, notes=(*repaired.notes, *notes))
     name = method if isinstance(method, str) else _name_of(method)
     purified = purified_of(repaired, model, patient.clean, patient.finding.num_classes, name)
     LOG.info("%r", purified)
-    for each in purified.notes:
-        warnings.warn(each, NeuralPolarizerWarning, stacklevel=2)
+    _warn(purified.notes)
     return purified
+
+
+def _warn(notes: Iterable[str]) -> None:
+    """Warn the caller of the public function that calls this."""
+    for each in notes:
+        warnings.warn(each, NeuralPolarizerWarning, stacklevel=3)
 
 
 def _name_of(defense: Defense) -> str:
@@ -185,6 +193,7 @@ def audit(
     """
     place = choose_device(None if device is None else str(device))
     found = understood(in_float32(check_module(_module(model))), as_image_set(clean, classes=classes))
+    _warn(found.images.notes)
     return audited(found.model, found.images, seed=seed, device=place, progress=told(progress))
 
 
@@ -377,6 +386,7 @@ def evaluate(
     module = module if is_float32(module) else in_float32(module)
     plain = module
     module, images = measurable(plain, as_image_set(test, classes=classes))
+    _warn(images.notes)
     if isinstance(triggered, (str, PathLike)):
         triggered = read_triggered(Path(triggered), size=images.image_size, num_classes=images.num_classes)
     if triggered is not None:

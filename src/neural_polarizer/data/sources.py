@@ -8,7 +8,7 @@ import torch
 
 from neural_polarizer.data.classes import ClassNames, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
-from neural_polarizer.data.decode import MAX_PIXELS, decode_all, shown
+from neural_polarizer.data.decode import MAX_PIXELS, decode_all, shown, transparency_note
 from neural_polarizer.data.folders import folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
@@ -66,8 +66,9 @@ def read_images(
     )
     labels = torch.from_numpy(found.labels[:limit].copy())
     items = islice(rows.items, len(labels))  # a bad image beyond the limit is never looked at
-    pixels = decode_all(items, len(labels), size=size, source=source)
-    return ImageSet(pixels, labels, found.classes, source, (*rows.notes, *found.notes))
+    pixels, transparent = decode_all(items, len(labels), size=size, source=source)
+    notes = (*rows.notes, *found.notes, *transparency_note(source, transparent, len(labels)))
+    return ImageSet(pixels, labels, found.classes, source, notes)
 
 
 def _rows(spec: str) -> Rows:
