@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -32,6 +31,7 @@ from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.errors import BadInputError, NeuralPolarizerWarning, WrongUsageError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
+from neural_polarizer.files import user_path
 from neural_polarizer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
@@ -275,11 +275,11 @@ def export(
         WrongUsageError: an ending that tells no format, or another one than ``to`` (a BadInputError, too).
         EnvironmentFaultError: the file cannot be written.
     """
-    target = Path(path)
+    target = user_path(path)
     name = format_of(target, to)
     record = None
     if isinstance(model, (str, PathLike)):
-        loaded = load_model(Path(model))
+        loaded = load_model(user_path(model))
         model, record = loaded.model, loaded.record
     module = check_module(_module(model))
     return export_model(module, target, name, as_image_set(images), record, tolerance=tolerance)
@@ -313,7 +313,7 @@ def load(
         network_named(arch) if arch is None or isinstance(arch, str) else definition_of(arch)
     )
     loaded = load_model(
-        Path(path),
+        user_path(path),
         architecture=network,
         profile=profile,
         weights=weights,
@@ -343,7 +343,7 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     known = num_classes or last_outputs(check_module(model))
     if known is None:
         raise BadInputError("the network does not tell its number of classes; give num_classes")
-    save_model(Path(path), model, record_of_model(model, known, site=_site_of(model)))
+    save_model(user_path(path), model, record_of_model(model, known, site=_site_of(model)))
 
 
 def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
@@ -357,7 +357,7 @@ def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
         BadInputError: the file holds no such layer, it does not fit the model, or the model has one already.
     """
     check_one_layer(check_module(model), inserts=True)
-    return with_polarizer(model, Path(file))
+    return with_polarizer(model, user_path(file))
 
 
 def evaluate(
@@ -388,7 +388,7 @@ def evaluate(
     module, images = measurable(plain, as_image_set(test, classes=classes))
     _warn(images.notes)
     if isinstance(triggered, (str, PathLike)):
-        triggered = read_triggered(Path(triggered), size=images.image_size, num_classes=images.num_classes)
+        triggered = read_triggered(user_path(triggered), size=images.image_size, num_classes=images.num_classes)
     if triggered is not None:
         triggered = replace(triggered, images=fitting_images(plain, triggered.images))
     return metrics.evaluate(module, images, triggered, device=place)

@@ -15,6 +15,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.rows import Rows, is_saved_to_disk
 from neural_polarizer.data.tree import FOLLOW
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import at_home
 
 FORMS = (
     "FILE.parquet; a folder of parquet files, or of a data set's save_to_disk; a folder with one sub-folder of images "
@@ -37,7 +38,7 @@ def read_images(
     what was left out and how the classes were numbered, where that is not plain.
 
     Args:
-        spec: one of ``FORMS``; write ``./digits`` for a folder of that name.
+        spec: one of ``FORMS``; ``~`` is the home folder; write ``./digits`` for a folder of that name.
         size: height and width to resize to; None demands that all images have one size.
         num_classes: K of the model; None takes the data's own. Data with fewer classes will do where their names or
             numbers say which.
@@ -72,7 +73,9 @@ def read_images(
 
 
 def _rows(spec: str) -> Rows:
+    spec = at_home(spec)
     kind, _, rest = spec.partition(":")
+    rest = at_home(rest)
     if kind == "torchvision" and rest:
         return torchvision_rows(rest)
     if kind == "hf" and rest:
