@@ -174,10 +174,14 @@ def _names(holder: Any) -> set[str]:
     return set(strip_wrappers(weights)[0])
 
 
+def _key(key: Any) -> str:
+    return printable(str(key), 40) if isinstance(key, (str, int)) else "(names that are no text)"
+
+
 def _describe(top: Any) -> str:
     if isinstance(top, dict):
         return (
-            f"its top is a dict with the entries {listing([printable(str(key), 40) for key in top])}"
+            f"its top is a dict with the entries {listing(list(dict.fromkeys(map(_key, top))))}"
             if top
             else "its top is an empty dict"
         )
