@@ -286,6 +286,12 @@ def test_names_that_are_no_text_are_not_shown_as_ours(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+def test_arrays_in_place_of_tensors_are_told_as_such(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt", {"w": ONE.numpy()})
+    with pytest.raises(BadInputError, match=r"with the entries w \(NumPy arrays; torch\.from_numpy makes tensors"):
+        read_checkpoint(path)
+
+
 def test_what_is_not_the_networks_is_told_by_name(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     network = build("torchvision:resnet18", 4)

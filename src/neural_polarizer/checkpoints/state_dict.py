@@ -180,11 +180,11 @@ def _key(key: Any) -> str:
 
 def _describe(top: Any) -> str:
     if isinstance(top, dict):
-        return (
-            f"its top is a dict with the entries {listing(list(dict.fromkeys(map(_key, top))))}"
-            if top
-            else "its top is an empty dict"
-        )
+        if not top:
+            return "its top is an empty dict"
+        arrays = any(isinstance(each, Opaque) and each.name.startswith("numpy.") for each in top.values())
+        told = " (NumPy arrays; torch.from_numpy makes tensors of them)" if arrays else ""
+        return f"its top is a dict with the entries {listing(list(dict.fromkeys(map(_key, top))))}{told}"
     if isinstance(top, Opaque):
         return f"its top is an object made by {printable(top.name)}"
     return "its top is " + ("a single tensor" if isinstance(top, TensorRecord) else f"a {type(top).__name__}")
