@@ -18,6 +18,7 @@ from neural_polarizer.data.parquet import write_images
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
 from neural_polarizer.defenses.stand_ins import looks
 from neural_polarizer.defenses.stand_ins.defense import LeastStandIns
+from neural_polarizer.defenses.stand_ins.least import least_stand_ins
 from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
 from neural_polarizer.models.preact_resnet import PreActResNet18
@@ -73,7 +74,7 @@ def test_nc_says_how_many_images_its_classes_cost_and_what_makes_it_less() -> No
 
 def test_the_looks_say_how_many_of_many_classes_they_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
     spent: list[int] = []
-    search: Callable[..., Any] = looks.least_stand_ins
+    search: Callable[..., Any] = least_stand_ins
 
     def counted(forward: Callable[[Tensor, Tensor], Tensor], *rest: Any, **more: Any) -> Any:
         def noted(rows: Tensor, deltas: Tensor) -> Tensor:
