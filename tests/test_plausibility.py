@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Normalized
 from neural_polarizer.artifacts import ModelRecord, save_model
 from neural_polarizer.data.parquet import write_images
+from neural_polarizer.defenses import Defense, Outcome, Run
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.plausibility import Rules, binomial_tail, examine
+from neural_polarizer.plausibility import Finding, Rules, binomial_tail, examine, harm_done
 from run_files import run
 
 K = 6
@@ -142,6 +145,46 @@ def test_the_level_is_a_setting() -> None:
     assert not examine(Nearest(), some, rules=Rules(level=0.1)).guessing
 
 
+def seen(hits: int, count: int) -> Finding:
+    """What a model of K classes makes of so many images."""
+    return Finding(
+        accuracy=hits / count,
+        hits=hits,
+        count=count,
+        num_classes=K,
+        p_value=0.0,
+        remedy=None,
+        guessing=False,
+        mistaken=False,
+        source="images",
+        rules=Rules(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "classes", "told"),
+    [
+        (60, 0, K, r"fell from 100\.0 % to 0\.0 %, no better than guessing among 6 classes; give more images"),
+        (60, 10, K, r"to 16\.7 %, no better than guessing among 6 classes"),
+        (60, 29, K, r"fell from 100\.0 % to 48\.3 %; give more images, of every class"),
+        (60, 0, 1, r"no better than guessing among 6 classes; they have 1 of 6 classes: give more images"),
+        (60, 31, K, None),
+        (30, 30, K, None),
+    ],
+)
+def test_a_repair_that_ruined_the_model_is_told_with_both_accuracies(
+    before: int, after: int, classes: int, told: str | None
+) -> None:
+    said = harm_done(seen(before, 60), after, classes)
+    assert said is None if told is None else said is not None and re.search(f"do not use the result: .*{told}", said)
+
+
+def test_no_harm_is_told_of_a_model_that_was_guessing_before() -> None:
+    finding = examine(Nearest(torch.full_like(CENTRES, 0.5)), patches())
+    assert finding.hits == 10
+    assert harm_done(finding, 0, K) is None
+
+
 # --- in the commands and in Python -----------------------------------------------------------------------------------
 
 
@@ -163,10 +206,15 @@ def model_file(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_file(tmp_path_factory.mktemp("fitted"))
+
+
 def test_the_command_stops_names_the_remedy_and_goes_on_by_force(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, good, bad = model_file(tmp_path), tmp_path / "good.parquet", tmp_path / "bad.parquet"
+    model, good, bad = fitted, tmp_path / "good.parquet", tmp_path / "bad.parquet"
     write_images(good, patches())
     write_images(bad, rotated(patches(), 2))
     words: tuple[Any, ...] = ("--method", "ft", "--epochs", 1, "--device", "cpu", "--precision", "fp32")
@@ -203,3 +251,57 @@ def test_python_stops_likewise_and_says_so_in_the_notes_by_force() -> None:
     assert any("order BGR" in note for note in found.notes)
     assert found.clean_acc is not None
     assert found.clean_acc[0] < 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgets(Defense):
+    """Makes a network say the last class of all images."""
+
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        with torch.no_grad():
+            for each in model.parameters():
+                each.zero_()
+            next(each for each in reversed(list(model.modules())) if isinstance(each, nn.Linear)).bias[-1] = 1
+        return Outcome(model, notes=("a note of its own",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeps(Defense):
+    """Does nothing."""
+
+    def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
+        return Outcome(model)
+
+
+def test_a_ruined_model_is_the_first_warning_of_any_method(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, clean = fitted, tmp_path / "clean.parquet"
+    images = patches()
+    one_class = images.select(images.labels == 0)
+    write_images(clean, one_class)
+    words = ("purify", model, "--clean", clean, "--device", "cpu", "--out")
+    done = run(capsys, *words, tmp_path / "a", "--method", f"{__name__}:Forgets")
+    first = json.loads((tmp_path / "a" / "run.json").read_text())["warnings"][0]
+    assert done.code == 0
+    assert first.startswith("do not use the result: accuracy on the clean images fell from 100.0 % to 0.0 %, no better")
+    assert "they have 1 of 6 classes" in first
+    assert " ".join(done.out.split()).partition("warning: ")[2].startswith(first)
+    assert first in " ".join((tmp_path / "a" / "report.html").read_text().split())
+    kept = run(capsys, *words, tmp_path / "b", "--method", f"{__name__}:Keeps")
+    assert "do not use" not in kept.out
+    assert "5 of 6 classes have no clean image" in kept.out
+    found = npz.purify(npz.load(model), one_class, Forgets(), device="cpu")
+    assert found.notes[:2] == (first, "a note of its own")
+
+
+@pytest.mark.parametrize("method", ["anp", "ep", "i-bau"])
+def test_clean_images_of_one_class_give_no_ruined_model_without_a_word(fitted: Path, method: str) -> None:
+    images = patches()
+    one_class, model = images.select(images.labels == 2), npz.load(fitted)
+    settings: dict[str, Any] = {"iterations": 20} if method == "anp" else {}
+    found = npz.purify(model, one_class, method, scale="laptop", device="cpu", **settings)
+    assert found.clean_acc is not None
+    assert (found.clean_acc[1] < 0.5) == found.notes[0].startswith("do not use the result")
+    told = "5 of 6 classes have no clean image, so accuracy on them is not protected; that on the clean images shows no"
+    assert any(note.startswith(told) for note in found.notes)

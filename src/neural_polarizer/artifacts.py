@@ -40,11 +40,11 @@ from neural_polarizer.models.hub_folder import HubFolder
 from neural_polarizer.models.normalize import (
     Converted,
     Normalized,
+    channels_taken,
     described,
     normalisation_named,
     one_channel,
     outputs,
-    takes_one_channel,
 )
 from neural_polarizer.models.preprocessing import own_preprocessing
 from neural_polarizer.polarizer import Polarizer, Structure
@@ -293,7 +293,10 @@ def _read_model(
     tensors = renamed_back({key: value for key, value in checkpoint.tensors.items() if key not in used}, names)
     if not ours:
         tensors, told = fitted(tensors, kind, record.config, file)
-        if channels is None and takes_one_channel(skeleton(kind, 2, config=record.config), tensors):
+        taken = channels_taken(skeleton(kind, 2, config=record.config), tensors)
+        if channels == 1 and taken == 3:
+            raise BadInputError(f"{file}: its first convolution takes 3 channels, not 1; leave --channels out")
+        if channels is None and taken == 1:
             record, told = replace(record, grey=True), (*told, _GREY)
         remarks = (*told, *remarks)
     found, width = sizes_in(kind, tensors, config=record.config)
@@ -383,6 +386,8 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
     said = f"{loaded.path}: a {loaded.record.architecture} cannot take images of {height}x{width} pixels"
     try:
         logits = loaded.model(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, height, width))
+    except BadInputError as error:  # the output that was asked for is not there
+        raise BadInputError(f"{loaded.path}: {error}; give --output another name, or leave it out") from None
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         if out_of_memory(error):
             raise

@@ -21,6 +21,16 @@ DAMAGED = "damaged"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def at_home(text: str) -> str:
+    """``text`` with the user's home folder in place of a ``~`` at its beginning, as a shell would have it."""
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text  # noqa: PTH111 (not a path yet)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user wrote, with ``~`` as ``at_home`` reads it."""
+    return Path(at_home(os.fspath(path)))
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed over ``path``.

@@ -1,4 +1,4 @@
-"""Whether a model makes sense of its images at all, and which small mistake would explain it if not."""
+"""Whether a model makes sense of its images, which small mistake would explain it if not, and what a repair left."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ class Rules:
         images: at most so many are used to look for mistakes.
         folds: parts of the images; the classes of one are matched by the others.
         low: below this accuracy, a remark is made in any case.
+        kept: a repair that leaves less than this share of the accuracy has done harm.
     """
 
     level: float = 0.01
@@ -40,6 +41,7 @@ class Rules:
     images: int = 256
     folds: int = 5
     low: float = 0.5
+    kept: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,31 @@ def examine(
         rules=rules,
         sigmoid=_after_sigmoid(model, clean, device),
     )
+
+
+def harm_done(before: Finding, after: int, classes: int) -> str | None:
+    """What a repair that ruined the model must be told with; None where it left most of the accuracy.
+
+    Args:
+        before: what the model made of the clean images.
+        after: how many of them the repaired model classifies correctly.
+        classes: how many of the model's classes the clean images have.
+    """
+    rules, share = before.rules, after / before.count
+    if after >= before.hits or before.guessing:
+        return None
+    said = (
+        f"do not use the result: accuracy on the clean images fell from {100 * before.accuracy:.1f} % to "
+        f"{100 * share:.1f} %"
+    )
+    chance = 1 / before.num_classes
+    lost = after == 0 or (binomial_tail(after, before.count, chance) > rules.level and share < (1 + chance) / 2)
+    if lost:
+        said += f", no better than guessing among {before.num_classes} classes"
+    elif share >= rules.kept * before.accuracy:
+        return None
+    few = f"they have {classes} of {before.num_classes} classes: " if classes < before.num_classes else ""
+    return f"{said}; {few}give more images, of every class, or take gentler settings or another method"
 
 
 def binomial_tail(hits: int, count: int, share: float) -> float:

@@ -12,7 +12,7 @@ from checkpoint_files import saved
 from torch import nn
 from torch.nn.utils import prune
 
-from neural_polarizer.artifacts import load_model
+from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.checkpoints import read_checkpoint
 from neural_polarizer.checkpoints.naming import fit_names, fits
 from neural_polarizer.errors import BadInputError
@@ -252,6 +252,44 @@ def test_the_library_of_a_bare_name_is_proposed() -> None:
         build("resnet18", 10)
     with pytest.raises(BadInputError, match=r"did you mean preactresnet18\?"):
         build("PreActResNet18", 10)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("resnet-18", r"did you mean torchvision:resnet18"),
+        ("torchvision:resnet_18", r"has no image classifier 'resnet_18'.*did you mean torchvision:resnet18"),
+        ("PreAct_ResNet18", r"did you mean preactresnet18\?"),
+        ("nets.py", r"name the class in your file, as nets\.py:NAME"),
+        ("nothing-like-it", r"timm:NAME$"),
+        ("", r"timm:NAME$"),
+    ],
+)
+def test_a_name_that_is_written_otherwise_is_proposed(written: str, told: str) -> None:
+    pytest.importorskip("torchvision")
+    with pytest.raises(BadInputError, match=told):
+        build(written, 10)
+
+
+def test_an_option_that_is_not_needed_is_told_so(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt", network().state_dict())
+    loaded = load_model(path, architecture="preactresnet18", profile="none", output="0")
+    with pytest.raises(BadInputError, match=r"m\.pt: the network gives no output '0'; it gives .*or leave it out$"):
+        check_takes(loaded, (16, 16))
+    with pytest.raises(BadInputError, match=r"first convolution takes 3 channels, not 1; leave --channels out"):
+        load_model(path, architecture="preactresnet18", channels=1)
+
+
+def test_names_that_are_no_text_are_not_shown_as_ours(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt", {name.encode(): ONE for name in ("a", "b")})
+    with pytest.raises(BadInputError, match=r"with the entries \(names that are no text\); save"):
+        read_checkpoint(path)
+
+
+def test_arrays_in_place_of_tensors_are_told_as_such(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt", {"w": ONE.numpy()})
+    with pytest.raises(BadInputError, match=r"with the entries w \(NumPy arrays; torch\.from_numpy makes tensors"):
+        read_checkpoint(path)
 
 
 def test_what_is_not_the_networks_is_told_by_name(tmp_path: Path) -> None:

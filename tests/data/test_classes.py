@@ -116,6 +116,14 @@ def test_every_form_of_a_file_of_names(tmp_path: Path, text: str) -> None:
     assert read_class_names(tmp_path / "names").names == ("zebra", "ant", "moose")
 
 
+def test_a_file_of_names_may_be_what_powershell_writes(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("zebra\r\nant\r\nmoose\r\n", encoding="utf-16")
+    assert read_class_names(tmp_path / "names").names == ("zebra", "ant", "moose")
+    (tmp_path / "names").write_bytes("k\xe4fer\nant".encode("latin-1"))
+    with pytest.raises(BadInputError, match=r"cannot be read as text .*; save it as UTF-8"):
+        read_class_names(tmp_path / "names")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

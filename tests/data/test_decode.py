@@ -11,7 +11,9 @@ from image_bytes import encoded
 from PIL import Image
 
 from neural_polarizer.data import decode as decode_module
+from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.decode import THREADS_PAY_FROM, decode, decode_all
+from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
@@ -149,10 +151,10 @@ def test_many_images_keep_their_order_with_and_without_threads(tmp_path: Path) -
     data = [encoded(Image.new("RGB", (2, 2), colour), "PNG") for colour in colours]
     (tmp_path / "0.png").write_bytes(data[0])
     items = [(item, "x") for item in data]
-    got = decode_all(items, len(data), size=None, source="s")
+    got, _ = decode_all(items, len(data), size=None, source="s")
     assert got.shape == (266, 3, 2, 2)
     assert torch.equal(got[:, :, 0, 0], torch.tensor(colours, dtype=torch.uint8))
-    threaded = decode_all([(tmp_path / "0.png", "x"), *items[1:]], len(data), size=None, source="s")
+    threaded, _ = decode_all([(tmp_path / "0.png", "x"), *items[1:]], len(data), size=None, source="s")
     assert torch.equal(threaded, got)
 
 
@@ -160,7 +162,7 @@ def test_different_sizes_need_a_size() -> None:
     items = [(encoded(Image.new("RGB", (w, 4)), "PNG"), f"image {w}") for w in (3, 5)]
     with pytest.raises(BadInputError, match=r"4x3 \(image 3\), 4x5 \(image 5\); pass a size"):
         decode_all(items, 2, size=None, source="s")
-    assert decode_all(items, 2, size=(6, 6), source="s").shape == (2, 3, 6, 6)
+    assert decode_all(items, 2, size=(6, 6), source="s")[0].shape == (2, 3, 6, 6)
 
 
 def test_a_source_that_ends_early_is_an_error() -> None:
@@ -192,11 +194,11 @@ def test_decoded_images_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> Non
     made: list[weakref.ref[Counted]] = []
     most = []
 
-    def load(item: object, where: str, size: object) -> np.ndarray:
+    def load(item: object, where: str, size: object) -> tuple[np.ndarray, bool]:
         image = np.zeros((2, 2 + int(where), 3), np.uint8).view(Counted)
         made.append(weakref.ref(image))
         most.append(sum(each() is not None for each in made))
-        return image
+        return image, False
 
     monkeypatch.setattr(decode_module, "_load", load)
     items = [(bytes(THREADS_PAY_FROM), str(number)) for number in range(200)]
@@ -204,3 +206,46 @@ def test_decoded_images_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> Non
         decode_all(items, 200, size=None, source="s")
     assert len(most) == 200
     assert max(most) <= 1 + 2 * 8
+
+
+def hidden(mode: str) -> Image.Image:
+    """A red picture of which a quarter is transparent, in a mode that can say so."""
+    picture = Image.new("RGBA", (4, 4), (200, 0, 0, 255))
+    picture.paste((200, 0, 0, 0), (0, 0, 2, 2))
+    if mode == "LA":
+        return picture.convert("LA")
+    if mode == "P":
+        palette = Image.new("P", (4, 4), 1)
+        palette.putpalette([0, 0, 0, 200, 0, 0])
+        palette.paste(0, (0, 0, 2, 2))
+        palette.info["transparency"] = 0
+        return palette
+    return picture
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_images_with_transparent_pixels_are_told_once_with_what_was_done(mode: str, tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        hidden(mode).save(tmp_path / label / "hidden.png")
+        Image.new("RGBA", (4, 4), (0, 200, 0, 255)).save(tmp_path / label / "opaque.png")
+        Image.new("RGB", (4, 4), (0, 0, 200)).save(tmp_path / label / "plain.png")
+    images = read_images(str(tmp_path))
+    told = [note for note in images.notes if "transparent" in note]
+    assert len(told) == 1
+    assert told[0].startswith(f"{tmp_path}: 2 of 6 images have transparent pixels, which were put on black")
+    assert (images.images[0, :, :2, :2] == 0).all()
+    assert (images.images[0, :, 2:, 2:] > 0).any()
+    pictures = [(hidden(mode), 0), (Image.new("RGBA", (4, 4)), 1), (Image.new("RGB", (4, 4)), 0)]
+    batches = [([picture for picture, _ in pictures], torch.tensor([0, 1, 0]))]
+    rows = [({"bytes": encoded(hidden(mode), "PNG"), "path": None}, 0)]
+    for data, count in ((pictures, "2 of 3"), (batches, "2 of 3"), (rows, "1 of 1"), (pictures[2:], None)):
+        notes = as_image_set(data).notes
+        assert notes == () if count is None else notes[0].startswith(f"list: {count} images have transparent pixels")
+        assert len(notes) <= 1
+
+
+def test_images_that_could_be_transparent_but_are_not_are_not_told_of(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGBA", (4, 4), (0, 200, 0, 255)).save(tmp_path / "a" / "0.png")
+    assert read_images(str(tmp_path)).notes == ()

@@ -1,10 +1,9 @@
 """``purify``, what comes before it and what comes after it; nothing here changes what is passed in."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -32,6 +31,7 @@ from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.errors import BadInputError, NeuralPolarizerWarning, WrongUsageError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
+from neural_polarizer.files import user_path
 from neural_polarizer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
@@ -133,14 +133,22 @@ def purify(
         chosen = choose_target(method, patient.working, patient.clean, seed=seed, device=place, progress=note)
         method, notes = chosen.method, (chosen.reason,)
         trial = defense(method, chosen.target)
+    cost = trial.cost_of_classes(len(patient.clean), patient.finding.num_classes)
+    if cost is not None:
+        LOG.info("%s", cost)
     repaired = patient.repaired(trial, seed=seed, device=place, progress=note)
     repaired = replace(repaired, notes=(*repaired.notes, *notes))
     name = method if isinstance(method, str) else _name_of(method)
     purified = purified_of(repaired, model, patient.clean, patient.finding.num_classes, name)
     LOG.info("%r", purified)
-    for each in purified.notes:
-        warnings.warn(each, NeuralPolarizerWarning, stacklevel=2)
+    _warn(purified.notes)
     return purified
+
+
+def _warn(notes: Iterable[str]) -> None:
+    """Warn the caller of the public function that calls this."""
+    for each in notes:
+        warnings.warn(each, NeuralPolarizerWarning, stacklevel=3)
 
 
 def _name_of(defense: Defense) -> str:
@@ -185,6 +193,7 @@ def audit(
     """
     place = choose_device(None if device is None else str(device))
     found = understood(in_float32(check_module(_module(model))), as_image_set(clean, classes=classes))
+    _warn(found.images.notes)
     return audited(found.model, found.images, seed=seed, device=place, progress=told(progress))
 
 
@@ -266,11 +275,11 @@ def export(
         WrongUsageError: an ending that tells no format, or another one than ``to`` (a BadInputError, too).
         EnvironmentFaultError: the file cannot be written.
     """
-    target = Path(path)
+    target = user_path(path)
     name = format_of(target, to)
     record = None
     if isinstance(model, (str, PathLike)):
-        loaded = load_model(Path(model))
+        loaded = load_model(user_path(model))
         model, record = loaded.model, loaded.record
     module = check_module(_module(model))
     return export_model(module, target, name, as_image_set(images), record, tolerance=tolerance)
@@ -304,7 +313,7 @@ def load(
         network_named(arch) if arch is None or isinstance(arch, str) else definition_of(arch)
     )
     loaded = load_model(
-        Path(path),
+        user_path(path),
         architecture=network,
         profile=profile,
         weights=weights,
@@ -334,7 +343,7 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     known = num_classes or last_outputs(check_module(model))
     if known is None:
         raise BadInputError("the network does not tell its number of classes; give num_classes")
-    save_model(Path(path), model, record_of_model(model, known, site=_site_of(model)))
+    save_model(user_path(path), model, record_of_model(model, known, site=_site_of(model)))
 
 
 def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
@@ -348,7 +357,7 @@ def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
         BadInputError: the file holds no such layer, it does not fit the model, or the model has one already.
     """
     check_one_layer(check_module(model), inserts=True)
-    return with_polarizer(model, Path(file))
+    return with_polarizer(model, user_path(file))
 
 
 def evaluate(
@@ -377,8 +386,9 @@ def evaluate(
     module = module if is_float32(module) else in_float32(module)
     plain = module
     module, images = measurable(plain, as_image_set(test, classes=classes))
+    _warn(images.notes)
     if isinstance(triggered, (str, PathLike)):
-        triggered = read_triggered(Path(triggered), size=images.image_size, num_classes=images.num_classes)
+        triggered = read_triggered(user_path(triggered), size=images.image_size, num_classes=images.num_classes)
     if triggered is not None:
         triggered = replace(triggered, images=fitting_images(plain, triggered.images))
     return metrics.evaluate(module, images, triggered, device=place)

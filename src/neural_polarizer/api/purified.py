@@ -20,7 +20,7 @@ from neural_polarizer.defenses import Repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported
 from neural_polarizer.exporting.formats import FormatName
-from neural_polarizer.files import output_folder, read_json, sha256_of_file, write_json, write_text
+from neural_polarizer.files import output_folder, read_json, sha256_of_file, user_path, write_json, write_text
 from neural_polarizer.folding import Border, Folded
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.report.html import render_run
@@ -197,7 +197,7 @@ class Purified(Repaired):
             BadInputError: the folder cannot be written to, or holds another run or an attack.
             EnvironmentFaultError: a file cannot be written.
         """
-        out = Path(folder)
+        out = user_path(folder)
         _check_free(out, self._identity)
         output_folder(out, remedy="choose another folder")
         described = record_of_model(self.model, self.num_classes, self.classes, self.image_size, self.site)

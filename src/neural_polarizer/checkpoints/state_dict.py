@@ -174,13 +174,17 @@ def _names(holder: Any) -> set[str]:
     return set(strip_wrappers(weights)[0])
 
 
+def _key(key: Any) -> str:
+    return printable(str(key), 40) if isinstance(key, (str, int)) else "(names that are no text)"
+
+
 def _describe(top: Any) -> str:
     if isinstance(top, dict):
-        return (
-            f"its top is a dict with the entries {listing([printable(str(key), 40) for key in top])}"
-            if top
-            else "its top is an empty dict"
-        )
+        if not top:
+            return "its top is an empty dict"
+        arrays = any(isinstance(each, Opaque) and each.name.startswith("numpy.") for each in top.values())
+        told = " (NumPy arrays; torch.from_numpy makes tensors of them)" if arrays else ""
+        return f"its top is a dict with the entries {listing(list(dict.fromkeys(map(_key, top))))}{told}"
     if isinstance(top, Opaque):
         return f"its top is an object made by {printable(top.name)}"
     return "its top is " + ("a single tensor" if isinstance(top, TensorRecord) else f"a {type(top).__name__}")

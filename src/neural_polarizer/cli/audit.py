@@ -28,6 +28,8 @@ from neural_polarizer.cli.options import (
 from neural_polarizer.cli.output import console, show, show_report, show_warnings
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
+from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
+from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.report.advice import after_audit
@@ -87,6 +89,9 @@ def audit(
     pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes, classes=known)
     for each in (loaded, *(() if after is None else (after,))):
         check_takes(each, pool.image_size)
+    cost = cost_of_looks(Settings(), loaded.record.num_classes)
+    if cost is not None and not quiet:
+        show_warnings((), (cost,))
     with result_folder(out), bars(console, quiet=quiet) as progress:
         record = run_audit(
             loaded,

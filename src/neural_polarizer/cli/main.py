@@ -25,6 +25,7 @@ from neural_polarizer.cli.sites import sites
 from neural_polarizer.cli.verify import verify
 from neural_polarizer.devices import keep_freed_memory, out_of_memory
 from neural_polarizer.errors import NeuralPolarizerError
+from neural_polarizer.files import at_home
 
 FAULT, INTERRUPTED, TERMINATED = 4, 130, 143
 
@@ -94,13 +95,21 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _orderly_termination():
-            app(["--help" if word == FULL else word for word in given], standalone_mode=True, obj=given)
+            app([_expanded(word) for word in given], standalone_mode=True, obj=given)
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
     except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         _fail("out of memory; try a smaller --batch-size or fewer images", FAULT)
+
+
+def _expanded(word: str) -> str:
+    """A word of the command line as the commands understand it: ``~`` is the home folder, after ``--option=``, too."""
+    if word == FULL:
+        return "--help"
+    option, equals, value = word.partition("=")
+    return f"{option}={at_home(value)}" if equals and option.startswith("--") else at_home(word)
 
 
 @contextmanager

@@ -37,6 +37,8 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFAULT, DEFENSES
 from neural_polarizer.defenses.npd.presets import Preset
 from neural_polarizer.defenses.patient import admitted
+from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
+from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.models.normalize import PROFILES
@@ -159,6 +161,11 @@ def purify(
     label = parse_poison_label(poison_label)
     evidence = read_evidence(test, triggered, size=pool.image_size, poison_label=label, **form)
     notes: tuple[str, ...] = ()
+    defense = chosen_defense(wanted, named or profile_of(loaded.record), place)
+    looked = cost_of_looks(Settings(), loaded.record.num_classes) if target == AUTO else None
+    for each in (looked, defense.cost_of_classes(n_clean or len(pool), loaded.record.num_classes)):
+        if each is not None and not quiet:
+            show_warnings((), (each,))
     if target == AUTO:
         with bars(console, quiet=quiet) as progress:
             images = chosen_images(pool, n_clean, seed)[1]
@@ -166,7 +173,7 @@ def purify(
             found = choose_target(method, patient.working, images, seed=seed, device=place, progress=progress)
         method, notes = found.method, (found.reason,)
         wanted = replace(wanted, method=method, target=None if found.target is None else str(found.target))
-    defense = chosen_defense(wanted, named or profile_of(loaded.record), place)
+        defense = chosen_defense(wanted, named or profile_of(loaded.record), place)
     with result_folder(out), bars(console, quiet=quiet) as progress:
         record = run_purify(
             loaded,

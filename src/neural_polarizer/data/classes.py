@@ -1,5 +1,6 @@
 """Class names: which number each class of the data has in the model, and files that say so."""
 
+import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -126,9 +127,11 @@ def read_class_names(path: Path) -> ClassNames:
             raise BadInputError(f"{path}: no such file of class names, or not a regular one")
         if path.stat().st_size > MAX_BYTES:
             raise BadInputError(f"{path}: too large for a file of class names")
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes text
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path}: cannot be read as text ({one_line(error)})") from None
+        raise BadInputError(f"{path}: cannot be read as text ({one_line(error)}); save it as UTF-8") from None
     parsed: Any = [line.strip() for line in text.splitlines() if line.strip()]
     if text.lstrip()[:1] in ("[", "{"):
         try:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from neural_polarizer.data.classes import Numbered, class_names, numbered
-from neural_polarizer.data.decode import decode, picture, shown
+from neural_polarizer.data.decode import decoded, picture, shown, transparency_note
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.labels import class_labels, plain
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS
@@ -56,9 +56,11 @@ def as_image_set(
     where = type(data).__name__
     images: list[Tensor] = []
     labels: list[np.ndarray] = []
+    transparent = 0
     for item in _items(data, where):
         image, label = _pair(item, where)
-        pixels = _bytes(image, where)
+        pixels, seen_through = _bytes(image, where)
+        transparent += seen_through
         images.append(pixels)
         values = np.asarray(plain(label))
         labels.append(values if pixels.ndim == 4 and _is_batch(image) else values[None])
@@ -81,7 +83,8 @@ def as_image_set(
         if own is None and known is None:
             num_classes = max(num_classes or 0, highest + 1)
     found = numbered(given, own, in_order_of_names=False, known=known, num_classes=num_classes, source=where)
-    return _image_set(torch.cat(images), found, where)
+    pixels = torch.cat(images)
+    return _image_set(pixels, found, where, transparency_note(where, transparent, len(pixels)))
 
 
 def _image_set(images: Tensor, found: Numbered, source: str, notes: tuple[str, ...] = ()) -> ImageSet:
@@ -121,28 +124,32 @@ def _is_batch(image: Any) -> bool:
     return isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
 
 
-def _bytes(image: Any, where: str) -> Tensor:
-    """uint8 ``(n, c, h, w)`` of a batch or of a single image."""
+def _bytes(image: Any, where: str) -> tuple[Tensor, int]:
+    """uint8 ``(n, c, h, w)`` of a batch or of a single image, and how many had transparent pixels."""
     if isinstance(image, (list, tuple)) and image and not isinstance(image[0], (int, float, list, tuple)):
-        parts = [_bytes(one, where) for one in image]
+        parts, transparent = zip(*(_bytes(one, where) for one in image), strict=True)
         if len({part.shape for part in parts}) > 1:
             raise BadInputError(f"{where}: images of several shapes in a batch; resize them to one")
-        return torch.cat(parts)
+        return torch.cat(parts), sum(transparent)
     if isinstance(image, Image.Image):
-        return torch.from_numpy(picture(image, where)).permute(2, 0, 1)[None].contiguous()
+        return _one(*picture(image, where))
     if isinstance(image, Mapping):  # a row of Hugging Face whose images were not decoded
         image = image.get("bytes")
     if isinstance(image, bytes):
-        return torch.from_numpy(decode(image, size=None, where=where).copy()).permute(2, 0, 1)[None].contiguous()
+        return _one(*decoded(image, size=None, where=where))
     if not isinstance(image, (Tensor, np.ndarray)):
         raise BadInputError(f"{where}: images must be pictures, arrays or tensors, got {type(image).__name__}")
     pixels = _channels_first(image, where)
     if pixels.dtype == torch.uint8:
-        return pixels
+        return pixels, 0
     if not pixels.is_floating_point():
         raise BadInputError(f"{where}: images must be uint8 or float, got {pixels.dtype}; convert them to 8 bits")
     _check_unit_range(pixels, where)
-    return (pixels.float() * 255).round().to(torch.uint8)
+    return (pixels.float() * 255).round().to(torch.uint8), 0
+
+
+def _one(pixels: np.ndarray, transparent: bool) -> tuple[Tensor, int]:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous(), int(transparent)
 
 
 def _channels_first(image: Tensor | np.ndarray, where: str) -> Tensor:

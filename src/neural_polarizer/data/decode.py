@@ -35,6 +35,9 @@ SUFFIXES = frozenset(
     ".png .jpg .jpeg .jfif .jpe .jif .pjpeg .pjp .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff".split()  # noqa: SIM905
 )
 
+Pixels = tuple[np.ndarray, bool]
+"""uint8 ``(h, w, 3)``, and whether some pixels were transparent."""
+
 Source = bytes | Path | Image.Image
 """An image still encoded, in a file, or opened by a trusted library."""
 
@@ -71,6 +74,11 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
         BadInputError: not one of ``FORMATS``, over ``MAX_PIXELS``, truncated, or damaged.
         EnvironmentFaultError: out of memory.
     """
+    return decoded(data, size=size, where=where)[0]
+
+
+def decoded(data: bytes, *, size: tuple[int, int] | None, where: str) -> Pixels:
+    """``decode``, and whether some of the pixels were transparent."""
     try:
         return _pixels(_open(data), size)
     except MemoryError:
@@ -79,18 +87,28 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
         raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
 
 
-def picture(image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an opened picture, by the rules of ``decode``; the picture stays as it is.
-
-    Shape: uint8 ``(h, w, 3)`` in 0..255.
+def picture(image: Image.Image, where: str) -> Pixels:
+    """The pixels of an opened picture, by the rules of ``decoded``; the picture stays as it is.
 
     Raises:
         BadInputError: it has no agreed range, is truncated, or is damaged.
     """
     try:
-        return _pixels(image.copy(), None).copy()
+        pixels, transparent = _pixels(image.copy(), None)
     except Exception as error:  # noqa: BLE001, RUF100  as in ``decode``
         raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
+    return pixels.copy(), transparent
+
+
+def transparency_note(source: str, transparent: int, count: int) -> tuple[str, ...]:
+    """What the user should know if so many of ``count`` images had transparent pixels; nothing if none had."""
+    if transparent == 0:
+        return ()
+    return (
+        f"{source}: {transparent} of {count} images have transparent pixels, which were put on black; torchvision's "
+        'convert("RGB") shows the colours that they hide instead, so if the model was trained on these, convert the '
+        "images to RGB first",
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -108,10 +126,13 @@ def shown(name: object) -> str:
 
 def decode_all(
     items: Iterable[tuple[Source, str]], count: int, *, size: tuple[int, int] | None, source: str
-) -> UInt8[Tensor, "n 3 h w"]:
+) -> tuple[UInt8[Tensor, "n 3 h w"], int]:
     """Decode ``count`` (image, name) pairs into one tensor, a few at a time on threads.
 
     Beyond that tensor, no more than one decoded image a thread is in memory at once.
+
+    Returns:
+        The images, and how many of them had transparent pixels.
 
     Raises:
         BadInputError: an image cannot be decoded, or ``size`` is None and the images differ in size.
@@ -121,23 +142,25 @@ def decode_all(
     _, (first, name) = next(remaining, (0, (None, "")))
     if first is None:
         raise BadInputError(f"{source}: expected {count} images, found 0")
-    image = _load(first, name, size)
+    image, seen_through = _load(first, name, size)
     pixels = _allocate(count, image, source)
     pixels[0] = image.transpose(2, 0, 1)
-    sizes, done = {image.shape[:2]: name}, 1
+    sizes, done, transparent = {image.shape[:2]: name}, 1, int(seen_through)
 
-    def place(item: tuple[int, tuple[Source, str]]) -> tuple[int, ...]:
+    def place(item: tuple[int, tuple[Source, str]]) -> tuple[tuple[int, ...], bool]:
         index, (encoded, where) = item
-        image = _load(encoded, where, size)
+        image, seen_through = _load(encoded, where, size)
         if image.shape[:2] == pixels.shape[2:]:
             pixels[index] = image.transpose(2, 0, 1)
-        return image.shape[:2]
+        return image.shape[:2], seen_through
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         while batch := _batch(remaining):
             small = all(isinstance(item, bytes) and len(item) < THREADS_PAY_FROM for _, (item, _) in batch)
-            for (_, (_, where)), shape in zip(batch, (map if small else pool.map)(place, batch), strict=True):
+            placed = (map if small else pool.map)(place, batch)
+            for (_, (_, where)), (shape, seen_through) in zip(batch, placed, strict=True):
                 sizes.setdefault(shape, where)
+                transparent += seen_through
                 done += 1
             if len(sizes) > 1:
                 found = ", ".join(f"{h}x{w} ({where})" for (h, w), where in list(sizes.items())[:4])
@@ -146,7 +169,7 @@ def decode_all(
                 )
     if done != count:
         raise BadInputError(f"{source}: expected {count} images, found {done}")
-    return torch.from_numpy(pixels)
+    return torch.from_numpy(pixels), transparent
 
 
 def _batch(items: Iterator[tuple[int, tuple[Source, str]]]) -> list[tuple[int, tuple[Source, str]]]:
@@ -171,7 +194,7 @@ def _allocate(count: int, image: np.ndarray, source: str) -> np.ndarray:
         ) from None
 
 
-def _load(item: Source, where: str, size: tuple[int, int] | None) -> np.ndarray:
+def _load(item: Source, where: str, size: tuple[int, int] | None) -> Pixels:
     if isinstance(item, Image.Image):
         return _pixels(item, size)
     if isinstance(item, Path):
@@ -181,7 +204,7 @@ def _load(item: Source, where: str, size: tuple[int, int] | None) -> np.ndarray:
             item = item.read_bytes()
         except OSError as error:
             raise BadInputError(f"{where}: cannot be read ({error.strerror})") from None
-    return decode(item, size=size, where=where)
+    return decoded(item, size=size, where=where)
 
 
 def _open(data: bytes) -> ImageFile:
@@ -225,12 +248,12 @@ def _check_png(data: bytes) -> None:
         raise ValueError("the PNG is truncated: rows are missing")
 
 
-def _pixels(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
+def _pixels(image: Image.Image, size: tuple[int, int] | None) -> Pixels:
     image.load()
-    rgb = _to_rgb(ImageOps.exif_transpose(image) if _may_be_turned(image) else image)
+    rgb, transparent = _to_rgb(ImageOps.exif_transpose(image) if _may_be_turned(image) else image)
     if size is not None and (rgb.height, rgb.width) != size:
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
+    return np.asarray(rgb), transparent
 
 
 def _may_be_turned(image: Image.Image) -> bool:
@@ -239,15 +262,17 @@ def _may_be_turned(image: Image.Image) -> bool:
     )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The picture in RGB, and whether some pixels were transparent."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+        return image, False
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales PPM to 16 bits
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB"), False
     if image.mode in {"I", "F"}:
         raise ValueError("32-bit and floating-point pixels have no agreed range; save as 8 or 16 bits")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image.convert("RGB"), False
+    layer = image.convert("RGBA")
     canvas = Image.new("RGBA", image.size, (0, 0, 0, 255))
-    canvas.alpha_composite(image.convert("RGBA"))
-    return canvas.convert("RGB")
+    canvas.alpha_composite(layer)
+    return canvas.convert("RGB"), bool((np.asarray(layer.getchannel("A")) < 255).any())

@@ -14,6 +14,7 @@ from neural_polarizer.data.columnar import read_column
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import user_path
 from neural_polarizer.rng import stream
 
 LabelRule = Literal["all-to-one", "all-to-all", "source-specific", "multi-target"]
@@ -171,6 +172,7 @@ def read_triggered(
     Raises:
         BadInputError: the file is missing, damaged, of another schema, or has labels out of range.
     """
+    path = user_path(path)
     told = "triggered images are a file with the columns image, label (the attacker's) and true_label"
     if path.is_dir() and (path / "triggered.parquet").is_file() and poison_label is None:
         path = path / "triggered.parquet"

@@ -8,13 +8,14 @@ import torch
 
 from neural_polarizer.data.classes import ClassNames, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
-from neural_polarizer.data.decode import MAX_PIXELS, decode_all, shown
+from neural_polarizer.data.decode import MAX_PIXELS, decode_all, shown, transparency_note
 from neural_polarizer.data.folders import folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.rows import Rows, is_saved_to_disk
 from neural_polarizer.data.tree import FOLLOW
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import at_home
 
 FORMS = (
     "FILE.parquet; a folder of parquet files, or of a data set's save_to_disk; a folder with one sub-folder of images "
@@ -37,7 +38,7 @@ def read_images(
     what was left out and how the classes were numbered, where that is not plain.
 
     Args:
-        spec: one of ``FORMS``; write ``./digits`` for a folder of that name.
+        spec: one of ``FORMS``; ``~`` is the home folder; write ``./digits`` for a folder of that name.
         size: height and width to resize to; None demands that all images have one size.
         num_classes: K of the model; None takes the data's own. Data with fewer classes will do where their names or
             numbers say which.
@@ -66,12 +67,15 @@ def read_images(
     )
     labels = torch.from_numpy(found.labels[:limit].copy())
     items = islice(rows.items, len(labels))  # a bad image beyond the limit is never looked at
-    pixels = decode_all(items, len(labels), size=size, source=source)
-    return ImageSet(pixels, labels, found.classes, source, (*rows.notes, *found.notes))
+    pixels, transparent = decode_all(items, len(labels), size=size, source=source)
+    notes = (*rows.notes, *found.notes, *transparency_note(source, transparent, len(labels)))
+    return ImageSet(pixels, labels, found.classes, source, notes)
 
 
 def _rows(spec: str) -> Rows:
+    spec = at_home(spec)
     kind, _, rest = spec.partition(":")
+    rest = at_home(rest)
     if kind == "torchvision" and rest:
         return torchvision_rows(rest)
     if kind == "hf" and rest:

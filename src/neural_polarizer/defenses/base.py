@@ -26,6 +26,9 @@ from neural_polarizer.train import Progress, silent
 MOST_AT_ONCE = 256
 """Images in a forward pass without gradients, where the settings of a method do not say less."""
 
+MANY_CLASSES = 20
+"""From so many classes on, a method whose time grows with them says what they cost."""
+
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -162,6 +165,18 @@ class Defense(ABC):
             clean: at least ``least_images`` images of classes that the model knows.
             run: seed, device, progress and clock.
         """
+
+    def cost_of_classes(self, images: int, classes: int) -> str | None:  # noqa: ARG002 (for those that need them)
+        """What many classes cost, in a sentence that names the setting with which they cost less.
+
+        Args:
+            images: how many clean images there are.
+            classes: K of the model.
+
+        Returns:
+            None where there are few, or where it is not the classes that cost.
+        """
+        return None
 
     @property
     def inserts(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.base import MANY_CLASSES, Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
 from neural_polarizer.defenses.inverted_triggers import Inversion, anomalies, squash, stamp
 from neural_polarizer.defenses.result import Outcome
@@ -87,6 +87,18 @@ class NeuralCleanse(Defense):
                 f"NC needs at least 1 epoch, image a batch, pass of patience and class at a time, a share in (0, 1], "
                 f"got {self.epochs}, {self.batch_size}, {self.patience}, {self.parallel}, {self.stamped_share}"
             )
+
+    def cost_of_classes(self, images: int, classes: int) -> str | None:
+        """The inversion's images, forwards and backwards."""
+        if classes < MANY_CLASSES:
+            return None
+        seen = min(images, self.images or images)
+        return (
+            f"NC inverts a trigger for each of {classes:,} classes, with {self.epochs} passes over {seen} images: "
+            f"{classes * self.epochs * seen:,} images forwards and backwards (the bar shows the time left after the "
+            f"first {min(self.parallel, classes)} classes); a smaller --set images={max(1, seen // 4)} or --set "
+            f"epochs={max(1, self.epochs // 4)} makes it less, and npd-ls looks at a few dozen classes only"
+        )
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         with run.timed("invert"):

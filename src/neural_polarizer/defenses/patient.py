@@ -11,7 +11,7 @@ from neural_polarizer.defenses.fitting import check_classes, understood
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.forms import check_module, in_float32
 from neural_polarizer.models.normalize import two_logits
-from neural_polarizer.plausibility import Finding, examine
+from neural_polarizer.plausibility import Finding, examine, harm_done
 from neural_polarizer.train import Progress, silent
 
 
@@ -46,6 +46,8 @@ class Patient:
     ) -> Repaired:
         """What ``defense`` makes of the model (``Defense.repair``), with the accuracy on the clean images.
 
+        If it ruined the model, the first of the notes says so.
+
         Args:
             defense: any.
             seed: its randomness.
@@ -61,9 +63,12 @@ class Patient:
         result = in_float32(found.model)
         result = two_logits(result) if self.yes_no else result
         answers = predict(result, self.clean, device=device, batch_size=defense.at_once)
-        after = float((answers == self.clean.labels).double().mean())
+        hits = int((answers == self.clean.labels).sum())
+        harm = harm_done(self.finding, hits, int(self.clean.labels.unique().numel()))
         return replace(
-            found, clean_acc=(self.finding.accuracy, after), notes=(*found.notes, *self.notes, *self.clean.notes)
+            found,
+            clean_acc=(self.finding.accuracy, hits / len(answers)),
+            notes=(*(() if harm is None else (harm,)), *found.notes, *self.notes, *self.clean.notes),
         )
 
 
@@ -106,4 +111,16 @@ def admitted(
     if not force:
         finding.require_sense()
     remark = () if finding.remark is None else (finding.remark,)
-    return Patient(model, found.model, images, finding, (*notes, *remark), found.yes_no)
+    notes = (*notes, *remark, *_gap(images, finding.num_classes))
+    return Patient(model, found.model, images, finding, notes, found.yes_no)
+
+
+def _gap(images: ImageSet, known: int) -> tuple[str, ...]:
+    """A note of classes without images, of which the accuracy on the clean images says nothing."""
+    there = int(images.labels.unique().numel())
+    if there == known:
+        return ()
+    said = f"{known - there} of {known} classes have no clean image, so accuracy on them is not protected"
+    if there == 1:
+        said += "; that on the clean images shows no harm, as a model that gives all images their class has 100 %"
+    return (said,)

@@ -81,10 +81,19 @@ def build(
 
 
 def _proposal(name: str) -> str:
-    """The name that was meant, where a library has it under that name; as the end of a sentence."""
-    plain = [each for each in _PLAIN if each == name.lower().replace("-", "")]
-    found = plain or [f"{library}:{each}" for library, names in _listed().items() for each in names if each == name]
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    """The name that was meant, where there is one that differs in case, dashes or underscores; as a sentence's end."""
+    if name.endswith(".py"):
+        return f"; name the class in your file, as {name}:NAME"
+    alike = _bare(name)
+    plain = [each for each in _PLAIN if _bare(each) == alike]
+    found = plain or [
+        f"{library}:{each}" for library, names in _listed().items() for each in names if _bare(each) == alike
+    ]
+    return f"; did you mean {' or '.join(found[:4])}?" if found and alike else ""
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
 
 
 def _listed() -> dict[str, list[str]]:
@@ -110,7 +119,10 @@ def _torchvision(asked: Architecture, num_classes: int, options: dict[str, int])
     if asked == Architecture("", "inception_v3"):
         return small_inception_v3(torchvision, num_classes)
     if asked.name not in torchvision.models.list_models(module=torchvision.models):
-        raise BadInputError(f"torchvision has no image classifier {asked.name!r}; see torchvision.models.list_models()")
+        raise BadInputError(
+            f"torchvision has no image classifier {asked.name!r}; see torchvision.models.list_models()"
+            f"{_proposal(asked.name)}"
+        )
     stem = options.pop("stem", None)
     more: dict[str, Any] = {"aux_logits": False} if asked.name in ("googlenet", "inception_v3") else {}
     if more:
@@ -140,7 +152,7 @@ def _timm(asked: Architecture, num_classes: int, options: Mapping[str, int]) -> 
         raise BadInputError("timm is not installed: pip install 'neural-polarizer[zoo]'") from None
     # Names with a scheme ("hf-hub:...") would make timm fetch files.
     if not re.fullmatch(r"[a-z0-9_.]+", asked.name) or not timm.is_model(asked.name):
-        raise BadInputError(f"timm has no model {asked.name!r}; see timm.list_models()")
+        raise BadInputError(f"timm has no model {asked.name!r}; see timm.list_models(){_proposal(asked.name)}")
     with _in_one_line(asked):
         return timm.create_model(asked.name, pretrained=False, num_classes=num_classes, **options)
 

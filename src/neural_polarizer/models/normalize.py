@@ -209,10 +209,10 @@ def one_channel(network: nn.Module) -> None:
             return
 
 
-def takes_one_channel(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the weights of the network's first convolution, by its names, are for images of one channel."""
+def channels_taken(network: nn.Module, tensors: Mapping[str, Tensor]) -> int | None:
+    """For how many channels the weights of the network's first convolution, by its names, are; None if it has none."""
     first = next(((name, each) for name, each in network.named_modules() if isinstance(each, nn.Conv2d)), None)
     if first is None or first[1].groups != 1:
-        return False
+        return None
     weight = tensors.get(f"{first[0]}.weight")
-    return weight is not None and weight.ndim == 4 and weight.shape[1] == 1
+    return None if weight is None or weight.ndim != 4 else int(weight.shape[1])

@@ -144,7 +144,7 @@ def run_purify(
         "findings": list(loaded.findings),
         "warnings": [
             *purified.notes,  # those of the guard among them: what limits the result most comes first
-            *remarks(method, defense, before, clean, evidence.test, mixture, described.num_classes),
+            *remarks(method, defense, before, clean, evidence.test, mixture),
             *notes,
             *(note for note in evidence.notes if note not in clean.notes),
         ],

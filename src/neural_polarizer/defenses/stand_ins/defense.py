@@ -13,7 +13,7 @@ from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.defenses.stand_ins.belief import by_class, summary
-from neural_polarizer.defenses.stand_ins.looks import Found
+from neural_polarizer.defenses.stand_ins.looks import Found, cost_of_looks
 from neural_polarizer.defenses.stand_ins.place import Place
 from neural_polarizer.defenses.stand_ins.settings import Settings
 
@@ -53,6 +53,10 @@ class LeastStandIns(Settings, Defense):
             "guard.views": 1,
         }
     )
+
+    def cost_of_classes(self, images: int, classes: int) -> str | None:  # noqa: ARG002 (it does not depend on them)
+        """That of the looks (``cost_of_looks``)."""
+        return cost_of_looks(self, classes)
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         seed, device, progress, clock = run.seed, run.device, run.progress, run.seconds

@@ -22,7 +22,7 @@ from neural_polarizer.defenses.stand_ins.least import (
     wanted_labels,
 )
 from neural_polarizer.defenses.stand_ins.program import head_norms
-from neural_polarizer.defenses.stand_ins.settings import Bank, Looks, Search
+from neural_polarizer.defenses.stand_ins.settings import Bank, Looks, Search, Settings
 from neural_polarizer.perturb import clip, each_length
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
@@ -144,7 +144,7 @@ def look(
     norms["features"][classes] = of_class.view(len(classes), -1).amin(dim=1).exp()
     in_pixels: dict[str, StandIns] = {}
     for name, form in shapes.items():
-        each = max(2, round(looks.pixels / len(classes))) // (2 if form.smooth else 1)
+        each = _each(form, looks, len(classes))
         dense = in_form(
             at,
             form,
@@ -169,6 +169,33 @@ def look(
         resolution=max(pixels.finest, features.finest),
     )
     return Found(belief, norms, in_pixels)
+
+
+def _each(form: PixelForm, looks: Looks, classes: int) -> int:
+    """Stand-ins in pixels of one form for each class."""
+    return max(2, round(looks.pixels / classes)) // (2 if form.smooth else 1)
+
+
+def cost_of_looks(settings: Settings, classes: int) -> str | None:
+    """What a look at the classes costs where only some of many are looked at, in a sentence; None for fewer classes.
+
+    Args:
+        settings: of the defense or the audit.
+        classes: K of the model.
+    """
+    looks = settings.looks
+    closely = 2 * looks.classes
+    if classes <= closely:
+        return None
+    aims = closely * looks.features + min(classes - 1, closely)
+    features = aims * settings.in_features.steps * min(settings.in_features.images, settings.batch_size)
+    in_pixels = sum(_each(form, looks, closely) for form in pixel_forms((3, 1, 1)).values())
+    pixels = closely * in_pixels * settings.in_pixels.steps * min(looks.images, settings.batch_size)
+    return (
+        f"of {classes:,} classes the {looks.classes} nearest and {looks.classes} others are looked at, with "
+        f"{pixels + features:,} images forwards and backwards, however many more classes there are; with purify, "
+        f"--set looks.classes={max(1, looks.classes // 4)} looks at fewer"
+    )
 
 
 def drawn_aims(belief: Belief, count: int, generator: torch.Generator) -> Int64[Tensor, " m"]:
