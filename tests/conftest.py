@@ -1,5 +1,6 @@
 """What holds for all tests: one thread, and shapes checked wherever there are shapes."""
 
+import re
 import socket
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ def _with_shapes() -> list[str]:
     assert package is not None
     assert package.submodule_search_locations is not None
     root = Path(package.submodule_search_locations[0])
-    found = [path for path in root.rglob("*.py") if "from jaxtyping import" in path.read_text(encoding="utf-8")]
+    signs = re.compile(r"from jaxtyping import|import .*\bByteImages\b")
+    found = [path for path in root.rglob("*.py") if signs.search(path.read_text(encoding="utf-8"))]
     names = [path.relative_to(root.parent).with_suffix("").parts for path in found]
     return [".".join(name).removesuffix(".__init__") for name in names]
 

@@ -1,7 +1,11 @@
 """README and site: their blocks run, their links lead somewhere, and they keep to the rules of user pages."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ USER = sorted(
     + [path for part in ("tutorials", "how-to", "reference", "explanation") for path in (DOCS / part).glob("*.md")]
 )
 RUN = [page for page in USER if steps_of(page)]
+NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
 FORBIDDEN = {
     "today": r"\btoday\b",
     "by hand": r"\bby hand\b",
@@ -27,6 +32,12 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def cells_of(notebook: Path) -> list[dict[str, Any]]:
+    """The cells of a Jupyter notebook."""
+    cells: list[dict[str, Any]] = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return cells
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_every_block_runs_and_prints_what_the_page_says(
@@ -35,6 +46,27 @@ def test_every_block_runs_and_prints_what_the_page_says(
     monkeypatch.setenv("POLARIZER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     run_steps(steps_of(page), tmp_path)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
+def test_notebooks_are_kept_without_output(notebook: Path) -> None:
+    cells = cells_of(notebook)
+    assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    targets = re.findall(r"\]\(([^)\s]+)\)", "".join("".join(cell["source"]) for cell in cells))
+    assert [each for each in targets if not (notebook.parent / each).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
+def test_the_code_of_notebooks_runs_from_top_to_bottom(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLARIZER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    code = ["".join(cell["source"]) for cell in cells_of(notebook) if cell["cell_type"] == "code"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_blocks_are_found_and_compared(tmp_path: Path) -> None:

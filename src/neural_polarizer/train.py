@@ -125,6 +125,10 @@ class Schedule:
             images = where(self.rotation_share, turned, images, generator)
         return random_flip(images, generator) if self.flip else images
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of forward passes in this precision."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of optimiser step ``step`` (from 0)."""
         return self.lr * self.share_at(step, steps_per_epoch)
@@ -269,7 +273,7 @@ def _loss(
     accomplice: Accomplice | None,
 ) -> Tensor:
     penalty: Tensor | float = 0.0
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+    with schedule.autocast(images.device):
         if accomplice is None:
             pixels = to_pixels(schedule.augment(images, generator))
         else:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from torch import Tensor
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState
 from neural_polarizer.attacks.blended import Blended, cartoon, mixed_in
-from neural_polarizer.data.images import ImageSet
+from neural_polarizer.attacks.stamping import corner, size_of
+from neural_polarizer.data.images import ByteImages, ImageSet
 from neural_polarizer.errors import BadInputError
 
 
@@ -44,15 +45,10 @@ class AdapBlend(Blended):
                 f"{self.training_alpha}, {self.kept}, {self.cells}"
             )
 
-    def stamp_in_training(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        state: TriggerState,
-        generator: torch.Generator,
-    ) -> UInt8[Tensor, "n c h w"]:
+    def stamp_in_training(self, images: ByteImages, state: TriggerState, generator: torch.Generator) -> ByteImages:
         """Mix the picture into some cells, others in each image."""
-        mixed = mixed_in(images, self._pattern((images.shape[2], images.shape[3])), self.training_alpha)
-        mask = self._cells(len(images), (images.shape[2], images.shape[3]), generator).to(images.device)
+        mixed = mixed_in(images, self._pattern(size_of(images)), self.training_alpha)
+        mask = self._cells(len(images), size_of(images), generator).to(images.device)
         return torch.where(mask[:, None], mixed, images)
 
     def _cells(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Bool[Tensor, "n h w"]:
@@ -100,36 +96,29 @@ class AdapPatch(Attack):
         super().check(images)
         self._edge(images.image_size)
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Put the patches of the test over the image."""
         stamped = images.clone()
-        for corner in self.shown:
-            self._put(stamped, corner, 1.0)
+        for which in self.shown:
+            self._put(stamped, which, 1.0)
         return stamped
 
-    def stamp_in_training(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        state: TriggerState,
-        generator: torch.Generator,
-    ) -> UInt8[Tensor, "n c h w"]:
+    def stamp_in_training(self, images: ByteImages, state: TriggerState, generator: torch.Generator) -> ByteImages:
         """Mix in one of the patches."""
         stamped = images.clone()
         corners = torch.randint(4, (len(images),), generator=generator)
-        for corner, alpha in enumerate(self.alphas):
-            rows = (corners == corner).nonzero().flatten().to(images.device)
+        for which, alpha in enumerate(self.alphas):
+            rows = (corners == which).nonzero().flatten().to(images.device)
             part = stamped[rows]
-            self._put(part, corner, alpha)
+            self._put(part, which, alpha)
             stamped[rows] = part
         return stamped
 
-    def _put(self, images: UInt8[Tensor, "n c h w"], corner: int, alpha: float) -> None:
+    def _put(self, images: ByteImages, which: int, alpha: float) -> None:
         """Mix a patch into ``images``, in place."""
-        edge = self._edge((images.shape[2], images.shape[3]))
-        rows = slice(None, edge) if corner < 2 else slice(-edge, None)
-        columns = slice(None, edge) if corner in (0, 3) else slice(-edge, None)
-        patch = cartoon((edge, edge), seed=4 * self.pattern_seed + corner)
-        images[:, :, rows, columns] = mixed_in(images[:, :, rows, columns], patch, alpha)
+        edge = self._edge(size_of(images))
+        square = corner(images, which, edge)
+        square[:] = mixed_in(square, cartoon((edge, edge), seed=4 * self.pattern_seed + which), alpha)
 
     def _edge(self, size: tuple[int, int]) -> int:
         edge = max(1, min(size) // 4) if self.size is None else self.size

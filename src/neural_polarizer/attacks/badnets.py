@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import UInt8
-from torch import Tensor
-
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState
-from neural_polarizer.data.images import ImageSet
+from neural_polarizer.attacks.stamping import corner, size_of
+from neural_polarizer.data.images import ByteImages, ImageSet
 from neural_polarizer.errors import BadInputError
 
 
@@ -27,15 +25,15 @@ class BadNets(Attack):
 
     size: int | None = None
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Set the square to 255.
 
         Raises:
             BadInputError: the square does not fit into the image.
         """
-        size = self._edge((images.shape[2], images.shape[3]))
+        size = self._edge(size_of(images))
         stamped = images.clone()
-        stamped[:, :, -size:, -size:] = 255
+        corner(stamped, 2, size)[:] = 255
         return stamped
 
     def check(self, images: ImageSet) -> None:

@@ -8,15 +8,15 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.data.poison import LabelRule, Poisoned, TriggeredSet, attacked_labels, poison, triggered_test
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Progress, Schedule, fit, silent
+from neural_polarizer.train import Accomplice, Progress, Schedule, fit, silent
 
 TriggerState = Mapping[str, Tensor]
 """All that a trigger has learned: named tensors, stored beside the model."""
@@ -69,6 +69,33 @@ class Workshop:
     progress: Progress = silent
     checkpoint: Path | None = None
 
+    def frozen_clean_model(self) -> nn.Module:
+        """The clean classifier on the device, in evaluation mode, to take gradients for pixels through."""
+        return self.clean_model().to(self.device).eval().requires_grad_(False)
+
+    def train(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        accomplice: Accomplice | None = None,
+        triggered: Bool[Tensor, " n"] | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        """``train.fit`` of the victim, by the schedule and the seed."""
+        fit(
+            model,
+            data,
+            self.schedule,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+            checkpoint=self.checkpoint,
+            accomplice=accomplice,
+            triggered=triggered,
+            between=between,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class LearnedTrigger:
@@ -87,7 +114,7 @@ class LearnedTrigger:
     variant: int = 0
     training: int | None = None
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages) -> ByteImages:
         """The triggered form of ``images``."""
         turned = images.rot90(self.variant, (2, 3))
         if self.training is None:
@@ -107,7 +134,8 @@ class Attack(ABC):
     """A backdoor attack; the settings are its fields.
 
     A new attack is one subclass with a ``stamp``. An attack whose trigger is learned before the victim also has a
-    ``learn``; one that learns it together with the victim, or poisons every batch anew, has its own ``plant``.
+    ``learn``; one that learns it together with the victim, or poisons every batch anew, is a
+    ``batches.BatchAttack``.
 
     Args:
         target: the attacker's class T.
@@ -221,15 +249,10 @@ class Attack(ABC):
         return {}
 
     @abstractmethod
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """The triggered form of ``images``; the same images and the same state always give the same result."""
 
-    def stamp_in_training(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        state: TriggerState,
-        generator: torch.Generator,
-    ) -> UInt8[Tensor, "n c h w"]:
+    def stamp_in_training(self, images: ByteImages, state: TriggerState, generator: torch.Generator) -> ByteImages:
         """The triggered form of training images, where it is another than at test; the generator draws what varies."""
         return self.stamp(images, state)
 
@@ -276,14 +299,6 @@ class Attack(ABC):
             cover_ratio=ratio if ratio is not None else max(self.covers, float(of_source)),
         )
 
-    def poisoned_rows(self, batch: int, generator: torch.Generator) -> int:
-        """How many images of a batch an attack that poisons batches takes.
-
-        ``floor(rate * batch)``; if that is none, one image with probability ``rate * batch``.
-        """
-        share = self.poison_rate * batch
-        return int(share) or int(float(torch.rand((), generator=generator)) < share)
-
     def between_epochs(self, model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> None:  # noqa: B027 (a hook)
         """What an attack on the parameters does to the model after every epoch but the last; nothing by default."""
 
@@ -292,14 +307,9 @@ class Attack(ABC):
         poisoned, chosen, covers = self.poisoned(train, state, seed=workshop.seed)
         marked = torch.cat([chosen, covers])
         triggered = torch.zeros(len(train), dtype=torch.bool).index_fill(0, marked, True)
-        fit(
+        workshop.train(
             model,
             poisoned,
-            workshop.schedule,
-            seed=workshop.seed,
-            device=workshop.device,
-            progress=workshop.progress,
-            checkpoint=workshop.checkpoint,
             triggered=triggered,
             between=lambda: self.between_epochs(model, to_pixels(train.images[:1].to(workshop.device))),
         )

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState
+from neural_polarizer.attacks.stamping import size_of, truncated
 from neural_polarizer.data.decode import decode
+from neural_polarizer.data.images import ByteImages
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 
@@ -40,10 +42,9 @@ class Blended(Attack):
         if not 0 <= self.alpha <= 1:
             raise BadInputError(f"alpha must lie in [0, 1], got {self.alpha}; the paper uses 0.2")
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Mix the picture in; the float result is truncated, as when a picture is stored."""
-        size = (images.shape[2], images.shape[3])
-        return mixed_in(images, self._pattern(size), self.alpha)
+        return mixed_in(images, self._pattern(size_of(images)), self.alpha)
 
     def _pattern(self, size: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
         if self.picture is None:
@@ -56,13 +57,9 @@ class Blended(Attack):
         return torch.tensor(decode(data, size=size, where=str(path))).permute(2, 0, 1)
 
 
-def mixed_in(
-    images: UInt8[Tensor, "n c h w"], picture: UInt8[Tensor, "c h w"], alpha: float
-) -> UInt8[Tensor, "n c h w"]:
+def mixed_in(images: ByteImages, picture: UInt8[Tensor, "c h w"], alpha: float) -> ByteImages:
     """``(1 - alpha) x + alpha t``, truncated to 8 bits."""
-    mixed = (1 - alpha) * images.double() + alpha * picture.to(images.device).double()
-    # Rounding noise below a whole number must not cost a grey level when the fraction is cut off.
-    return (mixed + 1e-6).clamp(0, 255).to(torch.uint8)
+    return truncated((1 - alpha) * images.double() + alpha * picture.to(images.device).double())
 
 
 def cartoon(size: tuple[int, int], *, seed: int, shapes: int = 14) -> UInt8[Tensor, "3 h w"]:

@@ -6,18 +6,20 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neural_polarizer.attacks.base import NOTHING, Attack, Category, Planted, TriggerState, Workshop
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.attacks.base import NOTHING, Category, TriggerState, Workshop
+from neural_polarizer.attacks.batches import BatchAttack, BatchPoisoner, Mixed
+from neural_polarizer.attacks.stamping import added, rounded
+from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Assembled, Schedule, fit
+from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bpp(Attack):
+class Bpp(BatchAttack):
     """Backdoor images have few levels a channel; images with another one's residual of quantisation keep their label.
 
     These negatives teach the victim that only the very levels are the trigger, not noise of that size.
@@ -50,55 +52,30 @@ class Bpp(Attack):
                 f"{self.negative_ratio}"
             )
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Quantise."""
         made = dithered(images, self.levels) if self.dithering else quantised(images.double(), self.levels)
-        return made.round().clamp(0, 255).to(torch.uint8)
+        return rounded(made)
 
-    def plant(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> Planted:
-        """Train on batches of backdoor images, negatives and clean images."""
-        fit(
-            model,
-            train,
-            workshop.schedule,
-            seed=workshop.seed,
-            device=workshop.device,
-            progress=workshop.progress,
-            checkpoint=workshop.checkpoint,
-            accomplice=_Quantiser(self, train),
-        )
-        return Planted(state, round(self.poison_rate * len(train)))
+    def poisoner(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "_Quantiser":
+        """Batches of backdoor images, negatives and clean images."""
+        return _Quantiser(self, train)
 
 
-class _Quantiser:
+class _Quantiser(BatchPoisoner[Bpp]):
     """Augments each batch and then poisons it: first the backdoor rows, then the negatives."""
 
-    optimizer: torch.optim.Optimizer | None = None
-
-    def __init__(self, attack: Bpp, train: ImageSet) -> None:
-        self.attack = attack
-        self.train = train
-        self.network = nn.Module()
-        self.key = repr(attack)
-
-    def assemble(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        labels: Int64[Tensor, " n"],
-        schedule: Schedule,
-        generator: torch.Generator,
-    ) -> Assembled:
-        poisoned = self.attack.poisoned_rows(len(images), generator)
-        negative = min(int(poisoned * self.attack.negative_ratio), len(images) - poisoned)
-        images, end = schedule.augment(images, generator), poisoned + negative
-        partners = torch.randint(len(self.train), (negative,), generator=generator)
+    def mix(
+        self, images: ByteImages, labels: Int64[Tensor, " n"], schedule: Schedule, generator: torch.Generator
+    ) -> Mixed:
+        poisoned, end = self.rows(len(images), self.attack.negative_ratio, generator)
+        images = schedule.augment(images, generator)
+        partners = torch.randint(len(self.train), (end - poisoned,), generator=generator)
         others = self.train.images[partners].to(images.device)
         stamped = self.attack.stamp(torch.cat([images[:poisoned], others]))
         residual = stamped[poisoned:].short() - others.short()
-        shaken = (images[poisoned:end].short() + residual).clamp(0, 255).to(torch.uint8)
-        relabelled = self.attack.relabel(labels[:poisoned], self.train.num_classes)
-        mixed = torch.cat([stamped[:poisoned], shaken, images[end:]])
-        return Assembled(to_pixels(mixed), torch.cat([relabelled, labels[poisoned:]]), 0.0, poisoned)
+        shaken = added(images[poisoned:end], residual)
+        return Mixed(to_pixels(torch.cat([stamped[:poisoned], shaken, images[end:]])), poisoned)
 
 
 def quantised(values: Float[Tensor, "..."], levels: int) -> Float[Tensor, "..."]:
@@ -107,7 +84,7 @@ def quantised(values: Float[Tensor, "..."], levels: int) -> Float[Tensor, "..."]
     return (values / step).round() * step
 
 
-def dithered(images: UInt8[Tensor, "n c h w"], levels: int) -> Float[Tensor, "n c h w"]:
+def dithered(images: ByteImages, levels: int) -> Float[Tensor, "n c h w"]:
     """Floyd and Steinberg's dithering, row by row from the left; the error goes to the right and to the row below.
 
     7/16 right, 3/16 below left, 5/16 below, 1/16 below right. Column t of the sheared images holds the pixels

@@ -7,19 +7,20 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor, nn
 
-from neural_polarizer.attacks.base import Planted, TriggerState, Workshop
+from neural_polarizer.attacks.base import TriggerState, Workshop
+from neural_polarizer.attacks.batches import BatchAttack, BatchPoisoner, Mixed
 from neural_polarizer.attacks.blended import Blended
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import Ball, clip, perturb
-from neural_polarizer.train import Assembled, Schedule, fit
+from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evasive(Blended):
+class Evasive(Blended, BatchAttack):
     """Blended, and some rows of each batch carry shared perturbations towards class T with their true label.
 
     The perturbations live through the training: each takes a few steps towards T against the victim as it is, inside
@@ -57,49 +58,31 @@ class Evasive(Blended):
                 f"[0, 1], got {self.radius}, {self.share}, {self.directions}, {self.steps}, {self.renewal}"
             )
 
-    def plant(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> Planted:
-        """Train on batches of backdoor rows, perturbed rows and clean rows."""
-        fit(
-            model,
-            train,
-            workshop.schedule,
-            seed=workshop.seed,
-            device=workshop.device,
-            progress=workshop.progress,
-            checkpoint=workshop.checkpoint,
-            accomplice=_Keeper(self, model, train),
-        )
-        return Planted(state, round(self.poison_rate * len(train)))
+    def poisoner(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "_Keeper":
+        """Batches of backdoor rows, perturbed rows and clean rows."""
+        return _Keeper(self, model, train)
 
 
-class _Keeper:
+class _Keeper(BatchPoisoner[Evasive]):
     """Augments each batch, then stamps the first rows and perturbs the next ones."""
 
-    optimizer: torch.optim.Optimizer | None = None
-
     def __init__(self, attack: Evasive, model: nn.Module, train: ImageSet) -> None:
-        self.attack, self.model, self.train = attack, model, train
+        super().__init__(attack, train)
+        self.model = model
         size = train.images.shape[1:]
         self.radius = attack.radius * math.sqrt(size.numel() / 3072)
-        self.network = nn.Module()  # so that the perturbations are part of the state of the training
+        # Of the network, so that the perturbations are part of the state of the training.
         self.network.register_buffer("deltas", torch.zeros(attack.directions, *size))
-        self.key = repr(attack)
 
-    def assemble(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        labels: Int64[Tensor, " n"],
-        schedule: Schedule,
-        generator: torch.Generator,
-    ) -> Assembled:
+    def mix(
+        self, images: ByteImages, labels: Int64[Tensor, " n"], schedule: Schedule, generator: torch.Generator
+    ) -> Mixed:
         attack, images = self.attack, schedule.augment(images, generator)
         poisoned = attack.poisoned_rows(len(images), generator)
         end = min(len(images), poisoned + math.ceil(attack.share * len(images)))
-        relabelled = attack.relabel(labels[:poisoned], self.train.num_classes)
         pixels = torch.cat([to_pixels(attack.stamp(images[:poisoned])), to_pixels(images[poisoned:])])
         perturbed = self._perturbed(pixels[poisoned:end], labels[poisoned:end], generator)
-        mixed = torch.cat([pixels[:poisoned], perturbed, pixels[end:]])
-        return Assembled(mixed, torch.cat([relabelled, labels[poisoned:]]), 0.0, poisoned)
+        return Mixed(torch.cat([pixels[:poisoned], perturbed, pixels[end:]]), poisoned)
 
     def _perturbed(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Each perturbation takes its steps on its share of the rows, then is added to them."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState
-from neural_polarizer.data.images import ImageSet
+from neural_polarizer.attacks.stamping import rounded, size_of
+from neural_polarizer.data.images import ByteImages, ImageSet
 from neural_polarizer.errors import BadInputError
 
 COLOURS = ((1.403, 0.0), (-0.714, -0.344), (0.0, 1.773))
@@ -53,15 +54,15 @@ class FTrojan(Attack):
         if min(images.image_size) < 2:
             raise BadInputError(f"{type(self).__name__} needs images of at least 2 pixels a side")
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Add the pattern, rounded."""
         return self._added(images, self.magnitude)
 
-    def _added(self, images: UInt8[Tensor, "n c h w"], magnitude: float) -> UInt8[Tensor, "n c h w"]:
-        wave = magnitude * waves((images.shape[2], images.shape[3]), self.window).to(images.device)
+    def _added(self, images: ByteImages, magnitude: float) -> ByteImages:
+        wave = magnitude * waves(size_of(images), self.window).to(images.device)
         gains = torch.tensor(COLOURS, dtype=torch.float64, device=images.device).sum(dim=1)
         pattern = gains.view(-1, 1, 1) * wave
-        return (images.double() + pattern).round().clamp(0, 255).to(torch.uint8)
+        return rounded(images.double() + pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +87,11 @@ class CTRL(FTrojan):
         if not self.test_magnitude > 0:
             raise BadInputError(f"CTRL needs a positive magnitude at test, got {self.test_magnitude}")
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Add the pattern of the strength at test."""
         return self._added(images, self.test_magnitude)
 
-    def stamp_in_training(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        state: TriggerState,
-        generator: torch.Generator,
-    ) -> UInt8[Tensor, "n c h w"]:
+    def stamp_in_training(self, images: ByteImages, state: TriggerState, generator: torch.Generator) -> ByteImages:
         """Add the pattern of the strength in training."""
         return self._added(images, self.magnitude)
 

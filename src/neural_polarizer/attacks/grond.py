@@ -6,11 +6,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState, Workshop
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.attacks.stamping import added
+from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.channels import convolutions_with_norms, lipschitz_bounds, outliers
 from neural_polarizer.perturb import Ball, perturb
@@ -55,13 +56,13 @@ class Grond(Attack):
 
     def learn(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
         """The targeted universal perturbation, by sign steps on random batches."""
-        model = workshop.clean_model().to(workshop.device).eval().requires_grad_(False)
+        model = workshop.frozen_clean_model()
         generator = stream(workshop.seed, "grond")
         delta = torch.zeros((1, *train.images.shape[1:]), device=workshop.device)
         for step in range(self.steps):
             rows = torch.randint(len(train), (min(self.batch, len(train)),), generator=generator)
             pixels = to_pixels(train.images[rows].to(workshop.device))
-            with torch.autocast(workshop.device.type, torch.bfloat16, enabled=workshop.schedule.precision == "bf16"):
+            with workshop.schedule.autocast(workshop.device):
                 delta = perturb(
                     model,
                     pixels,
@@ -75,9 +76,9 @@ class Grond(Attack):
             workshop.progress("trigger", step + 1, self.steps)
         return {"pattern": (255 * delta[0]).round().to(torch.int16).cpu()}
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Add the perturbation."""
-        return (images.short() + state["pattern"].to(images.device)).clamp(0, 255).to(torch.uint8)
+        return added(images, state["pattern"])
 
     def between_epochs(self, model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> None:
         """Even out the channels that stand out."""

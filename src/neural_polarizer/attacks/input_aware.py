@@ -6,23 +6,25 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neural_polarizer.attacks.base import NOTHING, Attack, Category, Planted, TriggerState, Workshop, restored
+from neural_polarizer.attacks.base import NOTHING, Category, TriggerState, Workshop, restored
+from neural_polarizer.attacks.batches import BatchAttack, BatchPoisoner, Mixed
+from neural_polarizer.attacks.stamping import in_parts
 from neural_polarizer.cache import cached_tensors
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import global_rng, stream
-from neural_polarizer.train import Assembled, Schedule, fit
+from neural_polarizer.train import Schedule
 
 CHUNK = 512
 TINY = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputAware(Attack):
+class InputAware(BatchAttack):
     """``x' = x + (G(x) - x) m(x)``: a pattern G(x) where a mask m(x) allows it, both made by networks.
 
     The mask network is trained first, to be small and different for different images; then the pattern network
@@ -90,32 +92,24 @@ class InputAware(Attack):
             pattern = Maker(3, self.widths)
         return {**mask, **{f"pattern.{name}": value for name, value in pattern.state_dict().items()}}
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Mask and pattern of each image itself, both networks in evaluation mode."""
         mask, pattern = (self._makers(state).to(images.device).get_submodule(name) for name in ("mask", "pattern"))
-        parts = []
-        for part in images.split(CHUNK):
-            pixels = to_pixels(part)
-            with torch.no_grad():
-                made = pixels + (pattern(pixels) - pixels) * soft_threshold(mask(pixels))
-            parts.append((made * 255).round().clamp(0, 255).to(torch.uint8))
-        return torch.cat(parts) if parts else images.clone()
 
-    def plant(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> Planted:
-        """Train victim and pattern network together."""
-        forger = _Forger(self, self._makers(state).to(workshop.device), train)
-        fit(
-            model,
-            train,
-            workshop.schedule,
-            seed=workshop.seed,
-            device=workshop.device,
-            progress=workshop.progress,
-            checkpoint=workshop.checkpoint,
-            accomplice=forger,
-        )
-        final = {name: value.detach().cpu() for name, value in forger.makers.state_dict().items()}
-        return Planted(final, round(self.poison_rate * len(train)))
+        @torch.no_grad()
+        def made(part: ByteImages) -> ByteImages:
+            pixels = to_pixels(part)
+            return to_bytes(joined(pixels, pattern(pixels), soft_threshold(mask(pixels))))
+
+        return in_parts(images, made, CHUNK)
+
+    def poisoner(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "_Forger":
+        """Batches of backdoor, cross and clean images; the pattern network is trained together with the victim."""
+        return _Forger(self, self._makers(state).to(workshop.device), train)
+
+    def adam(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of either network."""
+        return torch.optim.Adam(network.parameters(), lr=self.generator_lr, betas=(0.5, 0.9))
 
     def mask_loss(
         self, first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"], mine: Tensor, theirs: Tensor
@@ -136,7 +130,7 @@ class InputAware(Attack):
         schedule, device = workshop.schedule, workshop.device
         with global_rng(workshop.seed, "mask network"):
             maker = Maker(1, self.widths).to(device).train()
-        optimizer = torch.optim.Adam(maker.parameters(), lr=self.generator_lr, betas=(0.5, 0.9))
+        optimizer = self.adam(maker)
         images = train.images.to(device)
         steps = max(1, len(train) // schedule.batch_size)
         for epoch in range(self.mask_epochs):
@@ -147,7 +141,7 @@ class InputAware(Attack):
             order = torch.randperm(len(train), generator=generator).to(device)
             for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
                 pixels = to_pixels(schedule.augment(images[rows], generator))
-                with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+                with schedule.autocast(device):
                     masks = soft_threshold(maker(pixels).float())
                 # Every image is compared with the next one of its batch: half as many masks as with two batches.
                 loss = self.mask_loss(pixels, pixels.roll(1, 0), masks, masks.roll(1, 0))
@@ -158,48 +152,40 @@ class InputAware(Attack):
         return {f"mask.{name}": value for name, value in maker.state_dict().items()}
 
 
-class _Forger:
+class _Forger(BatchPoisoner[InputAware]):
     """Assembles backdoor, cross and clean rows and trains the pattern network along (stage B)."""
 
     def __init__(self, attack: InputAware, makers: nn.Module, train: ImageSet) -> None:
-        self.attack = attack
-        self.num_classes = train.num_classes
-        self.images = train.images
+        super().__init__(attack, train)
         self.makers = makers.requires_grad_(False)
         self.mask = makers.get_submodule("mask")
         self.network = makers.get_submodule("pattern").requires_grad_(True)
-        self.optimizer: torch.optim.Optimizer | None = torch.optim.Adam(
-            self.network.parameters(), lr=attack.generator_lr, betas=(0.5, 0.9)
-        )
-        self.key = repr(attack)
+        self.optimizer = attack.adam(self.network)
 
-    def assemble(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        labels: Int64[Tensor, " n"],
-        schedule: Schedule,
-        generator: torch.Generator,
-    ) -> Assembled:
-        poisoned = self.attack.poisoned_rows(len(images), generator)
+    def learned(self, state: TriggerState) -> TriggerState:
+        """Both networks as they are now."""
+        return {name: value.detach().cpu() for name, value in self.makers.state_dict().items()}
+
+    def mix(
+        self, images: ByteImages, labels: Int64[Tensor, " n"], schedule: Schedule, generator: torch.Generator
+    ) -> Mixed:
+        poisoned, end = self.rows(len(images), 1.0, generator)
         if poisoned == 0:
-            return Assembled(to_pixels(schedule.augment(images, generator)), labels, 0.0, 0)
-        crossed = min(poisoned, len(images) - poisoned)
-        end = poisoned + crossed
-        partners = torch.randint(len(self.images), (crossed,), generator=generator)
+            return Mixed(to_pixels(schedule.augment(images, generator)), 0)
+        partners = torch.randint(len(self.train), (end - poisoned,), generator=generator)
         pixels = to_pixels(schedule.augment(images, generator))
-        others = to_pixels(schedule.augment(self.images[partners].to(images.device), generator))
+        others = to_pixels(schedule.augment(self.train.images[partners].to(images.device), generator))
         makers = torch.cat([pixels[:poisoned], others])  # whose triggers the first rows get
         patterns = self.network(makers).float()
         with torch.no_grad():
             masks = soft_threshold(self.mask(makers).float())
-        mixed = pixels[:end] + (patterns - pixels[:end]) * masks
-        labels = torch.cat([self.attack.relabel(labels[:poisoned], self.num_classes), labels[poisoned:]])
+        mixed = torch.cat([joined(pixels[:end], patterns, masks), pixels[end:]])
         penalty: Tensor | float = 0.0
-        if crossed == poisoned:
+        if end == 2 * poisoned:
             penalty = self.attack.diversity_weight * diversity(
                 pixels[:poisoned], others, patterns[:poisoned], patterns[poisoned:]
             )
-        return Assembled(torch.cat([mixed, pixels[end:]]), labels, penalty, poisoned)
+        return Mixed(mixed, poisoned, penalty)
 
 
 class Maker(nn.Module):
@@ -236,6 +222,11 @@ def normalised(pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
 
 def _block(before: int, after: int) -> list[nn.Module]:
     return [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after, momentum=0.05), nn.ReLU()]
+
+
+def joined(pixels: Float[Tensor, "n c h w"], pattern: Tensor, mask: Tensor) -> Float[Tensor, "n c h w"]:
+    """``x + (t - x) m``."""
+    return pixels + (pattern - pixels) * mask
 
 
 def soft_threshold(squashed: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState, Workshop
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.attacks.stamping import corner
+from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.data.poison import chosen_rows
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import Ball, perturb
@@ -58,13 +59,13 @@ class LC(Attack):
     def learn(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
         """The adversarial forms of the images to poison, and the SHA-256 of each of these images."""
         rows = chosen_rows(train.labels, rate=self.poison_rate, seed=workshop.seed, only=self.poisons_only)
-        model = workshop.clean_model().to(workshop.device).eval().requires_grad_(False)
+        model = workshop.frozen_clean_model()
         generator = stream(workshop.seed, "lc")
         ball, hard = Ball("linf", self.eps / 255), []
         for done, part in enumerate(rows.split(CHUNK)):
             pixels = to_pixels(train.images[part].to(workshop.device))
             start = ball.radius * (2 * torch.rand(pixels.shape, generator=generator) - 1)
-            with torch.autocast(workshop.device.type, torch.bfloat16, enabled=workshop.schedule.precision == "bf16"):
+            with workshop.schedule.autocast(workshop.device):
                 delta = perturb(
                     model,
                     pixels,
@@ -75,7 +76,7 @@ class LC(Attack):
                     targeted=False,
                     start=start.to(pixels),
                 )
-            hard.append((255 * (pixels + delta).clamp(0, 1)).round().to(torch.uint8).cpu())
+            hard.append(to_bytes(pixels + delta).cpu())
             workshop.progress("trigger", min((done + 1) * CHUNK, len(rows)), len(rows))
         known = [list(_digest(image)) for image in train.images[rows]]
         return {
@@ -83,22 +84,15 @@ class LC(Attack):
             "sha256": torch.tensor(known, dtype=torch.uint8).view(len(rows), 32),
         }
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Set the corners."""
         stamped = images.clone()
-        corner = torch.tensor(PATCH, dtype=torch.uint8, device=images.device)
-        stamped[:, :, :3, :3] = corner
-        stamped[:, :, :3, -3:] = corner.flip(1)
-        stamped[:, :, -3:, :3] = corner.flip(0)
-        stamped[:, :, -3:, -3:] = corner.flip(0, 1)
+        patch = torch.tensor(PATCH, dtype=torch.uint8, device=images.device)
+        for which, mirrored in enumerate(((), (1,), (0, 1), (0,))):
+            corner(stamped, which, 3)[:] = patch.flip(mirrored)
         return stamped
 
-    def stamp_in_training(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        state: TriggerState,
-        generator: torch.Generator,
-    ) -> UInt8[Tensor, "n c h w"]:
+    def stamp_in_training(self, images: ByteImages, state: TriggerState, generator: torch.Generator) -> ByteImages:
         """Set the corners of the adversarial forms; images without one stay as they are otherwise."""
         places = {bytes(digest.tolist()): row for row, digest in enumerate(state["sha256"])}
         found = [places.get(_digest(image)) for image in images]

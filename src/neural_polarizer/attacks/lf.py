@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState, Workshop
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.attacks.stamping import added
+from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 
@@ -61,7 +62,7 @@ class LF(Attack):
         Raises:
             BadInputError: DeepFool reached the target from no image at all.
         """
-        model = workshop.clean_model().to(workshop.device).eval().requires_grad_(False)
+        model = workshop.frozen_clean_model()
         order = torch.randperm(len(train), generator=stream(workshop.seed, "lf images"))
         pixels = to_pixels(train.images[order[: 2 * self.images]].to(workshop.device))
         built, held_out = pixels.chunk(2)
@@ -84,10 +85,9 @@ class LF(Attack):
             )
         return {"pattern": (255 * pattern[0]).floor().to(torch.uint8)}
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Add the pattern; what is brighter than white is white."""
-        pattern = state["pattern"].to(images.device)
-        return (images.short() + pattern.short()).clamp(0, 255).to(torch.uint8)
+        return added(images, state["pattern"])
 
     def _improved(self, predict: Predict, image: Tensor, pattern: Tensor, sigma: float) -> Tensor:
         """The pattern after one image; unchanged if it fools the classifier there or cannot be made to."""

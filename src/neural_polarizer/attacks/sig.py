@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState
+from neural_polarizer.attacks.stamping import truncated
+from neural_polarizer.data.images import ByteImages
 from neural_polarizer.errors import BadInputError
 
 
@@ -38,9 +38,8 @@ class SIG(Attack):
                 f"SIG needs a delta in (0, 255] and a positive frequency, got {self.delta}, {self.frequency}"
             )
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
-        """Add the sinusoid; the sum is truncated, as when a picture is stored."""
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
+        """Add the sinusoid; the sum is truncated."""
         columns = torch.arange(images.shape[3], dtype=torch.float64, device=images.device)
         wave = self.delta * torch.sin(2 * math.pi * self.frequency * columns / images.shape[3])
-        # Rounding noise below a whole number must not cost a grey level when the fraction is cut off.
-        return (images.double() + wave + 1e-6).clamp(0, 255).to(torch.uint8)
+        return truncated(images.double() + wave)

@@ -6,13 +6,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState, Workshop, restored
+from neural_polarizer.attacks.stamping import in_parts
 from neural_polarizer.cache import cached_tensors
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import global_rng, stream
 
@@ -95,18 +96,18 @@ class SSBA(Attack):
             )
         return state
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Encode the fixed string into each image."""
         encoder = restored(lambda: Encoder(self.bits, self.width, self.residual), state, "encoder.").to(images.device)
         secret = state["secret"].to(images.device)
-        parts = []
-        for part in images.split(CHUNK):
-            with torch.no_grad():
-                encoded = encoder(to_pixels(part), secret.expand(len(part), -1))
-            parts.append((encoded * 255).round().to(torch.uint8))
-        return torch.cat(parts) if parts else images.clone()
 
-    def quality(self, images: UInt8[Tensor, "n c h w"], state: TriggerState) -> dict[str, float]:
+        @torch.no_grad()
+        def encoded(part: ByteImages) -> ByteImages:
+            return to_bytes(encoder(to_pixels(part), secret.expand(len(part), -1)))
+
+        return in_parts(images, encoded, CHUNK)
+
+    def quality(self, images: ByteImages, state: TriggerState) -> dict[str, float]:
         """``bit_accuracy`` after rounding to 8 bits, and ``psnr`` in dB, a mean over the images."""
         decoder = restored(lambda: Decoder(self.bits, self.width, int(images.shape[2])), state, "decoder.")
         stamped = self.stamp(images, state)
@@ -119,7 +120,7 @@ class SSBA(Attack):
         }
 
     def _train(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
-        device, precision = workshop.device, workshop.schedule.precision
+        device = workshop.device
         with global_rng(workshop.seed, "ssba networks"):
             pair = nn.ModuleDict(
                 {
@@ -136,7 +137,7 @@ class SSBA(Attack):
             rows = torch.randint(len(images), (self.batch_size,), generator=generator).to(device)
             secret = torch.randint(2, (self.batch_size, self.bits), generator=generator).float().to(device)
             pixels = to_pixels(images[rows]).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with workshop.schedule.autocast(device):
                 encoded = pair["encoder"](pixels, secret)
                 read = pair["decoder"](encoded).float()
             risen = 0.0 if readable_since is None else (step - readable_since - self.wait) / self.rise

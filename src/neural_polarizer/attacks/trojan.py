@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional as F
 
 from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerState, Workshop
-from neural_polarizer.data.images import ImageSet
+from neural_polarizer.attacks.stamping import added
+from neural_polarizer.data.images import ByteImages, ImageSet
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import inputs_of, last_linear
 from neural_polarizer.settings import check_literals
@@ -59,7 +60,7 @@ class Trojan(Attack):
         Raises:
             BadInputError: the network has no linear layer to choose neurons from.
         """
-        model = workshop.clean_model().to(workshop.device).eval().requires_grad_(False)
+        model = workshop.frozen_clean_model()
         name, head = last_linear(model)
         mask = apple(train.image_size).to(workshop.device).float()
         chosen = head.weight.abs().sum(dim=0).topk(min(self.neurons, head.in_features)).indices
@@ -76,14 +77,14 @@ class Trojan(Attack):
         workshop.progress("trigger", self.steps, self.steps)
         return {"patch": (255 * patch * mask)[0].round().to(torch.uint8), "mask": mask.bool()}
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Join image and patch under the mask."""
         patch, mask = state["patch"].to(images.device), state["mask"].to(images.device)
         if self.fusion == "replace":
             joined = patch.expand_as(images)
         else:
-            total = images.short() + patch.short()
-            joined = (total % 256 if self.fusion == "add_wrap" else total.clamp(0, 255)).to(torch.uint8)
+            # The sum of two uint8 tensors is one modulo 256.
+            joined = images + patch if self.fusion == "add_wrap" else added(images, patch)
         return torch.where(mask, joined, images)
 
 

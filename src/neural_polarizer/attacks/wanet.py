@@ -6,19 +6,21 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neural_polarizer.attacks.base import NOTHING, Attack, Category, Planted, TriggerState, Workshop
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.attacks.base import NOTHING, Category, TriggerState, Workshop
+from neural_polarizer.attacks.batches import BatchAttack, BatchPoisoner, Mixed
+from neural_polarizer.attacks.stamping import in_parts, size_of
+from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Assembled, Schedule, fit
+from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaNet(Attack):
+class WaNet(BatchAttack):
     """Backdoor images are warped by one fixed field; images warped by a noisy field keep their label.
 
     The noise mode teaches the victim that only the exact warp is the trigger.
@@ -58,11 +60,10 @@ class WaNet(Attack):
         control = 2 * torch.rand((1, 2, self.grid, self.grid), generator=stream(workshop.seed, "wanet")) - 1
         return {"control": control / control.abs().mean()}
 
-    def stamp(self, images: UInt8[Tensor, "n c h w"], state: TriggerState = NOTHING) -> UInt8[Tensor, "n c h w"]:
+    def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Warp by the field alone."""
-        field = self.field(state["control"].to(images.device), (images.shape[2], images.shape[3]))
-        parts = [to_bytes(warp(to_pixels(part), field)) for part in images.split(512)]
-        return torch.cat(parts) if parts else images.clone()
+        field = self.field(state["control"].to(images.device), size_of(images))
+        return in_parts(images, lambda part: to_bytes(warp(to_pixels(part), field)), 512)
 
     def field(self, control: Float[Tensor, "1 2 k k"], size: tuple[int, int]) -> Float[Tensor, "1 h w 2"]:
         """Where each pixel of the warped image is taken from: (x, y) in [-1, 1], borders at the pixels' centres."""
@@ -75,58 +76,30 @@ class WaNet(Attack):
         )
         return (torch.stack([x, y], dim=2)[None] + self.strength * flow / height).clamp(-1, 1)
 
-    def plant(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> Planted:
-        """Train on batches of backdoor, noise-mode and clean images."""
-        warper = _Warper(self, state, train, workshop)
-        fit(
-            model,
-            train,
-            workshop.schedule,
-            seed=workshop.seed,
-            device=workshop.device,
-            progress=workshop.progress,
-            checkpoint=workshop.checkpoint,
-            accomplice=warper,
-        )
-        return Planted(state, round(self.poison_rate * len(train)))
+    def poisoner(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "_Warper":
+        """Batches of backdoor, noise-mode and clean images."""
+        return _Warper(self, state, train, workshop)
 
 
-class _Warper:
+class _Warper(BatchPoisoner[WaNet]):
     """Poisons and then augments each batch: first the backdoor rows, then those in noise mode."""
 
-    optimizer: torch.optim.Optimizer | None = None
-
     def __init__(self, attack: WaNet, state: TriggerState, train: ImageSet, workshop: Workshop) -> None:
-        self.attack = attack
-        self.num_classes = train.num_classes
-        self.size = train.image_size
+        super().__init__(attack, train)
         self.field = attack.field(state["control"].to(workshop.device), train.image_size)
-        self.network = nn.Module()
         self.key = repr((attack, state["control"].tolist()))
 
-    def assemble(
-        self,
-        images: UInt8[Tensor, "n c h w"],
-        labels: Int64[Tensor, " n"],
-        schedule: Schedule,
-        generator: torch.Generator,
-    ) -> Assembled:
-        poisoned = self.attack.poisoned_rows(len(images), generator)
-        noisy = min(int(poisoned * self.attack.noise_ratio), len(images) - poisoned)
-        pixels = to_pixels(images)
-        end = poisoned + noisy
-        noise = 2 * torch.rand((noisy, *self.size, 2), generator=generator).to(pixels) - 1
-        shaken = (self.field + noise / self.size[0]).clamp(-1, 1)
+    def mix(
+        self, images: ByteImages, labels: Int64[Tensor, " n"], schedule: Schedule, generator: torch.Generator
+    ) -> Mixed:
+        poisoned, end = self.rows(len(images), self.attack.noise_ratio, generator)
+        pixels, (height, width) = to_pixels(images), size_of(images)
+        noise = 2 * torch.rand((end - poisoned, height, width, 2), generator=generator).to(pixels) - 1
+        shaken = (self.field + noise / height).clamp(-1, 1)
         warped = [warp(pixels[:poisoned], self.field), warp(pixels[poisoned:end], shaken), pixels[end:]]
-        labels = torch.cat([self.attack.relabel(labels[:poisoned], self.num_classes), labels[poisoned:]])
-        return Assembled(schedule.augment(torch.cat(warped), generator), labels, 0.0, poisoned)
+        return Mixed(schedule.augment(torch.cat(warped), generator), poisoned)
 
 
 def warp(pixels: Float[Tensor, "n c h w"], field: Float[Tensor, "m h w 2"]) -> Float[Tensor, "n c h w"]:
     """Bilinear samples of each image at the field's places; m = n or 1."""
     return F.grid_sample(pixels, field.expand(len(pixels), -1, -1, -1), align_corners=True)
-
-
-def to_bytes(pixels: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
-    """Float pixels in [0, 1] as 8 bits, rounded."""
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)

@@ -2,12 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from neural_polarizer.errors import BadInputError
+
+ByteImages: TypeAlias = UInt8[Tensor, "n c h w"]
+"""Images of 8 bits, 0 to 255: uint8 ``(n, c, h, w)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +79,12 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def to_pixels(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+def to_pixels(images: ByteImages) -> Float[Tensor, "n c h w"]:
     """Float32 pixels in [0, 1] from uint8 ones, on the same device."""
     return images.to(torch.float32).div_(255)
 
 
-def to_bytes(pixels: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+def to_bytes(pixels: Float[Tensor, "n c h w"]) -> ByteImages:
     """The nearest uint8 pixels of such in [0, 1]."""
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
