@@ -21,14 +21,14 @@ from neural_polarizer.artifacts import (
 )
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features
+from neural_polarizer.layer.features import Features
+from neural_polarizer.layer.polarizer import Polarizer, Structure
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.structures import make_polarizer
+from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.models.build import build, sizes_in
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.polarizer import Polarizer, Structure
-from neural_polarizer.sites import features_at
-from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import Site, insert
 from run_files import coloured, states_equal, stirred
 from toys import made
 

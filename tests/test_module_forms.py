@@ -13,8 +13,8 @@ import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Purified
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses import ANP, Audit, Defense, Outcome, Run
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.surgery import PolarizedModule
 from toys import TinyNet, assert_same, made, snapshot, tiny_images, tiny_model
 
 CLEAN = tiny_images(16)

@@ -22,12 +22,12 @@ from neural_polarizer.data.subset import clean_subset, read_index
 from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics, evaluate
 from neural_polarizer.runs import attack as attack_runs
 from neural_polarizer.runs.attack import Victim, clean_model, load_attack, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify
-from neural_polarizer.surgery import PolarizedModule
 from neural_polarizer.train import AdversarialTraining, Schedule, silent
 from run_files import attack_words, coloured, main_quietly, make_runs, states_equal
 

@@ -20,7 +20,6 @@ from neural_polarizer.checkpoints.wording import printable
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_bytes
-from neural_polarizer.folding import Folded
 from neural_polarizer.foreign import (
     assumptions,
     fitted,
@@ -32,6 +31,10 @@ from neural_polarizer.foreign import (
     suggestion,
     unlike,
 )
+from neural_polarizer.layer.folding import Folded
+from neural_polarizer.layer.polarizer import Polarizer, Structure
+from neural_polarizer.layer.structures import polarizer_for
+from neural_polarizer.layer.surgery import PolarizedModule, Site, insert
 from neural_polarizer.models.adapted import adapt, pointwise, square_linear
 from neural_polarizer.models.architecture import Architecture
 from neural_polarizer.models.build import build, sizes_in, skeleton
@@ -47,9 +50,6 @@ from neural_polarizer.models.normalize import (
     takes_one_channel,
 )
 from neural_polarizer.models.preprocessing import own_preprocessing
-from neural_polarizer.polarizer import Polarizer, Structure
-from neural_polarizer.structures import polarizer_for
-from neural_polarizer.surgery import PolarizedModule, Site, insert
 
 KEY = "neural_polarizer"
 POLARIZER_PREFIX = "polarizer."

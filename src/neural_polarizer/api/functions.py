@@ -32,7 +32,9 @@ from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.errors import BadInputError, NeuralPolarizerWarning, WrongUsageError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
-from neural_polarizer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
+from neural_polarizer.layer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
+from neural_polarizer.layer.sites import Candidate, candidates
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32, is_float32
@@ -40,8 +42,6 @@ from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.rng import stream
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
-from neural_polarizer.sites import Candidate, candidates
-from neural_polarizer.surgery import PolarizedModule
 from neural_polarizer.train import Progress
 
 

@@ -21,13 +21,13 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import output_folder, read_json, sha256_of_file, write_json, write_text
-from neural_polarizer.folding import Border, Folded
+from neural_polarizer.layer.folding import Border, Folded
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.report.html import render_run
 from neural_polarizer.runs.inspect import exhibits
 from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
 from neural_polarizer.runs.purify_checks import RECORD, algorithm_of, settings_of
-from neural_polarizer.surgery import PolarizedModule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -13,10 +13,10 @@ from neural_polarizer.artifacts import ModelRecord, assemble, folded_record, net
 from neural_polarizer.checkpoints import load_strict
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.folding import fold_polarizer
+from neural_polarizer.layer.folding import fold_polarizer
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.surgery import PolarizedModule
 
 
 @dataclass(frozen=True, eq=False)

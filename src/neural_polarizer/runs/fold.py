@@ -10,7 +10,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json, sha256_of_file, write_json
-from neural_polarizer.folding import FOLDED_IMAGES, Folded, fold_polarizer
+from neural_polarizer.layer.folding import FOLDED_IMAGES, Folded, fold_polarizer
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.runs.inspect import Evidence

@@ -11,11 +11,11 @@ from torch import Tensor
 from neural_polarizer.defenses.engine import Precision
 from neural_polarizer.defenses.schedule import cosine
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.polarizer import Structure
+from neural_polarizer.layer.structures import WITHOUT_NORM
 from neural_polarizer.losses import BceTerms, LossForm
 from neural_polarizer.perturb import StepRule
-from neural_polarizer.polarizer import Structure
 from neural_polarizer.settings import check_literals
-from neural_polarizer.structures import WITHOUT_NORM
 
 Target = int | Literal["next"] | None
 """A class, "next" for ``(y + 1) mod K``, or None: the runner-up class of each image (eq. 4)."""

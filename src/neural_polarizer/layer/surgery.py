@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.models.adapted import replace_module
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.polarizer import Polarizer
 
 
 @dataclass(frozen=True)

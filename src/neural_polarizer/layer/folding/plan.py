@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from neural_polarizer.folding.edits import (
+from neural_polarizer.layer.folding.edits import (
     BehindConv,
     BehindLinear,
     Edit,
@@ -17,10 +17,10 @@ from neural_polarizer.folding.edits import (
     ShiftInto,
     pads_zeros,
 )
-from neural_polarizer.folding.nodes import averages, flattens, keeps, looks_at_the_shape, picks_rows, sums
+from neural_polarizer.layer.folding.nodes import averages, flattens, keeps, looks_at_the_shape, picks_rows, sums
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import PolarizedModule, trace
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.surgery import PolarizedModule, trace
 
 Kind = TypeVar("Kind", bound=nn.Module)
 

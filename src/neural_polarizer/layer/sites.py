@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features, features_of
+from neural_polarizer.layer.features import Features, features_of
+from neural_polarizer.layer.surgery import Site, full_name
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.surgery import Site, full_name
 
 Node = Any
 """A node of the graph that autograd keeps."""

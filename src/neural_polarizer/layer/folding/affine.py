@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from neural_polarizer.layer.polarizer import Norm, Polarizer
 from neural_polarizer.models.adapted import add_bias, pointwise, square_linear
-from neural_polarizer.polarizer import Norm, Polarizer
 
 Changes = Mapping[nn.Module, str]
 """The layers that are no longer of the architecture's form, with the kind of ``models.adapted``."""

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from neural_polarizer.folding.affine import (
+from neural_polarizer.layer.folding.affine import (
     Affine,
     Changes,
     as_conv,
@@ -17,8 +17,8 @@ from neural_polarizer.folding.affine import (
     scale_and_shift,
     set_bias,
 )
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.adapted import BorderConv2d, replace_module
-from neural_polarizer.surgery import PolarizedModule
 
 
 @runtime_checkable

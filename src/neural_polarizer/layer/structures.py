@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features
-from neural_polarizer.polarizer import Norm, Polarizer, Structure
+from neural_polarizer.layer.features import Features
+from neural_polarizer.layer.polarizer import Norm, Polarizer, Structure
 
 WITHOUT_NORM: tuple[Structure, ...] = ("linear", "linear-light", "conv", "mlp")
 

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.folding.affine import Affine
-from neural_polarizer.folding.edits import Edit, InPlace
-from neural_polarizer.folding.plan import Plan, UnfoldableError, beside, layer_names
+from neural_polarizer.layer.folding.affine import Affine
+from neural_polarizer.layer.folding.edits import Edit, InPlace
+from neural_polarizer.layer.folding.plan import Plan, UnfoldableError, beside, layer_names
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.adapted import replace_module
-from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.surgery import PolarizedModule
 
 Border = Literal["exact", "ignored"]
 FOLDED_IMAGES = 512
