@@ -18,8 +18,8 @@ from torch import nn
 
 import neural_polarizer as npz
 from neural_polarizer.api import functions
-from neural_polarizer.artifacts import ModelRecord
 from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, variant_of
+from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from toys import TinyNet, assert_same, made, tiny_images, tiny_model
 

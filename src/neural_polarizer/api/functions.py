@@ -15,7 +15,6 @@ from neural_polarizer.api.data import Classes, Images
 from neural_polarizer.api.describe import record_of_model
 from neural_polarizer.api.progress import LOG, told
 from neural_polarizer.api.purified import Purified, purified_of
-from neural_polarizer.artifacts import load_model, save_model, with_polarizer
 from neural_polarizer.audit import Audited, audited, choose_target
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
@@ -36,6 +35,8 @@ from neural_polarizer.layer.folding import FOLDED_IMAGES, Border, Folded, fold_p
 from neural_polarizer.layer.sites import Candidate, candidates
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.model_files.load import load_model, with_polarizer
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32, is_float32
 from neural_polarizer.models.normalize import Normalized

@@ -13,7 +13,6 @@ from torch import nn
 
 from neural_polarizer.api.data import Images
 from neural_polarizer.api.describe import record_of_model
-from neural_polarizer.artifacts import save_model, save_polarizer, versions
 from neural_polarizer.cache import digest_tensors
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import Repaired
@@ -24,6 +23,8 @@ from neural_polarizer.files import output_folder, read_json, sha256_of_file, wri
 from neural_polarizer.layer.folding import Border, Folded
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.model_files.record import versions
+from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.report.html import render_run
 from neural_polarizer.runs.inspect import exhibits
 from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import classes_of
 from neural_polarizer.cli.options import (
     Channels,
@@ -30,6 +29,8 @@ from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.report.advice import after_audit
 from neural_polarizer.report.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from neural_polarizer.artifacts import LoadedModel, load_model
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
@@ -17,6 +16,7 @@ from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json, sha256_of_file
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, PICTURE, TRIGGER, TRIGGERED

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
-from neural_polarizer.checkpoints.wording import listing, printable
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 Value = TypeVar("Value")
 

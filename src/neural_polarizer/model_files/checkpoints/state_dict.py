@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from neural_polarizer.checkpoints.naming import USUAL
-from neural_polarizer.checkpoints.pickle_walk import Opaque, TensorRecord
-from neural_polarizer.checkpoints.wording import listing, printable
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.naming import USUAL
+from neural_polarizer.model_files.checkpoints.pickle_values import Opaque, TensorRecord
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 _NOT_THE_MODEL = re.compile("optim|sched|scaler")
 _WRAPPERS = ("module.", "_orig_mod.")

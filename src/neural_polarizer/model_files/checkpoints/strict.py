@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.checkpoints.wording import listing, printable
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -5,8 +5,8 @@ import struct
 import zipfile
 from typing import TypeAlias
 
-from neural_polarizer.checkpoints.wording import printable
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.wording import printable
 
 Source: TypeAlias = io.BytesIO | io.BufferedReader
 

@@ -9,12 +9,12 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from neural_polarizer.checkpoints.formats import legacy_start
-from neural_polarizer.checkpoints.pickle_walk import Walked, walk
-from neural_polarizer.checkpoints.tensors import element_bytes
-from neural_polarizer.checkpoints.wording import printable
-from neural_polarizer.checkpoints.zip_reader import MAX_PICKLE_BYTES, Source
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.formats import legacy_start
+from neural_polarizer.model_files.checkpoints.pickle_walk import Walked, walk
+from neural_polarizer.model_files.checkpoints.tensors import element_bytes
+from neural_polarizer.model_files.checkpoints.wording import printable
+from neural_polarizer.model_files.checkpoints.zip_reader import MAX_PICKLE_BYTES, Source
 
 MAX_STORAGES = 100_000
 _MAX_PREAMBLE = 1_000  # opcodes; real ones have about 40

@@ -10,15 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from neural_polarizer.checkpoints.formats import detect
-from neural_polarizer.checkpoints.legacy_reader import LegacyFile
-from neural_polarizer.checkpoints.pickle_walk import TensorRecord, walk
-from neural_polarizer.checkpoints.safetensors_reader import read_header, read_tensors
-from neural_polarizer.checkpoints.state_dict import Fits, behind, find_state_dict, strip_wrappers
-from neural_polarizer.checkpoints.tensors import Storages, check_records, materialise
-from neural_polarizer.checkpoints.wording import printable
-from neural_polarizer.checkpoints.zip_reader import Source, TorchArchive
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.formats import detect
+from neural_polarizer.model_files.checkpoints.legacy_reader import LegacyFile
+from neural_polarizer.model_files.checkpoints.pickle_values import TensorRecord
+from neural_polarizer.model_files.checkpoints.pickle_walk import walk
+from neural_polarizer.model_files.checkpoints.safetensors_reader import read_header, read_tensors
+from neural_polarizer.model_files.checkpoints.state_dict import Fits, behind, find_state_dict, strip_wrappers
+from neural_polarizer.model_files.checkpoints.tensors import Storages, check_records, materialise
+from neural_polarizer.model_files.checkpoints.wording import printable
+from neural_polarizer.model_files.checkpoints.zip_reader import Source, TorchArchive
 
 MAX_FILE_BYTES = 16 << 30
 _MAX_METADATA_LENGTH = 200

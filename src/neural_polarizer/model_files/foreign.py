@@ -2,22 +2,24 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from torch import Tensor
 
-from neural_polarizer.checkpoints.naming import fit_names, fits, unpruned
-from neural_polarizer.checkpoints.wording import listing, printable
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.naming import fit_names, fits, unpruned
+from neural_polarizer.model_files.checkpoints.reader import Checkpoint
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
+from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import PREFIX, HubFolder, is_classifier_folder, read_folder
 from neural_polarizer.models.hugging_face import file_names
-from neural_polarizer.models.preprocessing import Preprocessing
+from neural_polarizer.models.preprocessing import Preprocessing, own_preprocessing
 
 _AS_IN_TORCHVISION = (
     *("resnet18", "resnet34", "resnet50", "alexnet", "vgg11", "vgg16", "squeezenet1_0", "densenet121"),
@@ -35,6 +37,46 @@ BACKDOORBENCH: Mapping[str, str] = MappingProxyType(
 _DATA = MappingProxyType(
     {"cifar10": "cifar10", "cifar100": "cifar100", "gtsrb": "gtsrb", "tiny": "tiny_imagenet", "imagenet": "imagenet"}
 )
+
+
+def foreign_record(
+    checkpoint: Checkpoint,
+    file: Path,
+    hub: HubFolder | None,
+    architecture: str | Definition | None,
+    profile: str | None,
+) -> tuple[ModelRecord, tuple[str, ...], frozenset[str]]:
+    """What the user, or the folder, says of a file that is not ours, remarks on it, and tensors that went into it."""
+    definition, kind = None, architecture
+    if hub is not None:
+        kind = hub.architecture
+        own, classes, config, named = hub.preprocessing, hub.classes, hub.config, hub.architecture
+    elif isinstance(architecture, Definition):
+        own, classes, config, named = None, None, None, architecture.name
+        definition = architecture.sha256
+    elif architecture is not None:
+        named, classes, config = str(Architecture.parse(architecture)), None, None
+        skeleton(named, 2)  # a name that nothing is known by ends here
+        own = own_preprocessing(named)
+    else:
+        raise BadInputError(
+            f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
+            f"{suggestion(checkpoint.metadata)}"
+        )
+    record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config, definition=definition)
+    if own is not None:
+        record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
+    assert kind is not None
+    inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
+    if inside is not None and profile is None:
+        said = f"the normalisation in the file was taken (mean {_numbers(inside.mean)}, std {_numbers(inside.std)})"
+        record = replace(record, mean=inside.mean, std=inside.std)
+        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True)), inside.names
+    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def suggestion(metadata: Mapping[str, str]) -> str:

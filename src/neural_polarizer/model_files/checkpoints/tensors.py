@@ -6,9 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neural_polarizer.checkpoints.pickle_walk import StorageRecord, TensorRecord
-from neural_polarizer.checkpoints.wording import printable
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.pickle_values import StorageRecord, TensorRecord
+from neural_polarizer.model_files.checkpoints.wording import printable
 
 MAX_TENSORS = 50_000
 MAX_DIMENSIONS = 64

@@ -8,10 +8,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from neural_polarizer.checkpoints.tensors import MAX_DIMENSIONS, MAX_TENSORS
-from neural_polarizer.checkpoints.wording import printable
-from neural_polarizer.checkpoints.zip_reader import Source
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.tensors import MAX_DIMENSIONS, MAX_TENSORS
+from neural_polarizer.model_files.checkpoints.wording import printable
+from neural_polarizer.model_files.checkpoints.zip_reader import Source
 
 MAX_HEADER_BYTES = 8 << 20
 _DTYPES = frozenset(
