@@ -119,7 +119,7 @@ class Purified(Repaired):
 
     def fold(self, images: Images, *, border: Border = "exact") -> Folded:
         """``neural_polarizer.fold`` of this result."""
-        from neural_polarizer.api.functions import fold
+        from neural_polarizer.api.deploying import fold
 
         return fold(self, images, border=border)
 
@@ -127,7 +127,7 @@ class Purified(Repaired):
         self, path: str | PathLike[str], images: Images, *, to: FormatName | None = None, tolerance: float = TOLERANCE
     ) -> Exported:
         """``neural_polarizer.export`` of this result."""
-        from neural_polarizer.api.functions import export
+        from neural_polarizer.api.deploying import export
 
         return export(self, path, images, to=to, tolerance=tolerance)
 
@@ -242,3 +242,8 @@ def _check_free(out: Path, identity: str) -> None:
     held = [name for name in ("attack.json", RECORD) if (out / name).exists()]
     if held and not (held == [RECORD] and read_json(out / RECORD).get("run_id") == identity):
         raise BadInputError(f"{out}: holds {held[0]} of another run; choose another folder or remove that one")
+
+
+def module_of(model: Purified | nn.Module) -> nn.Module:
+    """``model`` itself, or the one that ``purify`` returned."""
+    return model.model if isinstance(model, Purified) else model

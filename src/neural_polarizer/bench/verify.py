@@ -17,7 +17,8 @@ from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED
-from neural_polarizer.runs.verify import RATES, Check, Given, Measuring, file_checks, rate_checks, recorded_rates
+from neural_polarizer.runs.verify import Given, Measuring, recorded_rates
+from neural_polarizer.runs.verify_checks import RATES, Check, file_checks, rate_checks
 
 Told = Iterator[tuple[str, Check]]
 """Checks with what they have in common."""
