@@ -32,10 +32,10 @@ LAYERS = (
     ("__init__",),
     ("cli", "mindspore"),
 )
-# The order among the modules of a package that is one part to all others; what is not named comes last.
+# The order inside of a package that is one part to all others.
 WITHIN = (
-    ("model_files.record",),
-    ("model_files.assemble", "model_files.foreign"),
+    ("model_files.record", "report"),
+    ("model_files.assemble", "model_files.foreign", "report.run", "report.bench"),
     ("model_files.load", "model_files.save"),
     ("model_files.check",),
     ("model_files",),
@@ -142,6 +142,9 @@ def test_imports_lead_down_and_nothing_runs_code(path: Path) -> None:
         ("defenses", "import neural_polarizer.attacks", False),
         ("report", "from neural_polarizer.errors import BadInputError", True),
         ("report", "from neural_polarizer.runs.purify import run_purify", False),
+        ("report", "from neural_polarizer.report.run.verdict import judge", False),
+        ("report.run", "from neural_polarizer.report.values import percent", True),
+        ("report.run", "from neural_polarizer.report.bench.names import label_text", False),
         ("train", "from neural_polarizer import evaluate", False),
         ("data", "def f():\n    from neural_polarizer.train import fit", False),
         ("data", "from neural_polarizer.data.images import ImageSet", True),

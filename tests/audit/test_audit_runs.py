@@ -13,7 +13,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.report.audit_page import judge_audit, render_audit
+from neural_polarizer.report.run.audit_page import judge_audit, render_audit
 from run_files import Outcome, make_runs, purify_words, run
 
 Capsys = pytest.CaptureFixture[str]

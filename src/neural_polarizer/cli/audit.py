@@ -31,8 +31,8 @@ from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.check import check_takes
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.report.advice import after_audit
-from neural_polarizer.report.audit_page import judge_audit
+from neural_polarizer.report.run.advice import after_audit
+from neural_polarizer.report.run.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 
 FailOn = Literal["backdoor", "cannot-say"]

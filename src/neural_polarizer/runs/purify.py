@@ -19,8 +19,8 @@ from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.model_files.record import versions
 from neural_polarizer.model_files.save import save_model, save_polarizer
-from neural_polarizer.report.html import render_run
-from neural_polarizer.report.verdict_files import SARIF, VERDICT, run_sarif, run_verdict
+from neural_polarizer.report.run.page import render_run
+from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, run_sarif, run_verdict
 from neural_polarizer.runs.inspect import Evidence, inspect
 from neural_polarizer.runs.purify_checks import (
     RECORD,

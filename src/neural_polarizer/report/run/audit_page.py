@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from neural_polarizer.report.advice import after_audit
-from neural_polarizer.report.audit import AuditTable, evidence_table
 from neural_polarizer.report.html import Picture, group_pictures, make_environment
+from neural_polarizer.report.run.advice import after_audit
+from neural_polarizer.report.run.audit import AuditTable, evidence_table
+from neural_polarizer.report.run.verdict import Tone
 from neural_polarizer.report.values import class_name, items, number, percent, table
-from neural_polarizer.report.verdict import Tone
 
 _CURVE = (400, 120)
 
@@ -74,7 +74,7 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
             ("versions", ", ".join(f"{name} {text}" for name, text in table(record, "versions").items())),
         ],
     }
-    return make_environment().get_template("audit.html.jinja").render(context)
+    return make_environment().get_template("run/audit.html.jinja").render(context)
 
 
 def _aim(record: Mapping[str, Any], key: str) -> str:

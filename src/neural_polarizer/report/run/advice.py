@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from neural_polarizer.report.run.verdict import Kind, judge
 from neural_polarizer.report.values import table
-from neural_polarizer.report.verdict import Kind, judge
 
 _LESS_LOSS = {True: "a smaller --set guard.max_acc_drop", False: "milder settings (--set)"}
 _MORE_EFFECT = {True: "a larger --set guard.max_acc_drop", False: "stronger settings (--set)"}

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from neural_polarizer.report.run.verdict import ACCEPTED_LOSS
 from neural_polarizer.report.values import number, table
-from neural_polarizer.report.verdict import ACCEPTED_LOSS
 
 
 @dataclass(frozen=True)

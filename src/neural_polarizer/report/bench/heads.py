@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from neural_polarizer.report.names import axis_text, labels_text
-from neural_polarizer.report.tables import Key, Table
+from neural_polarizer.report.bench.names import axis_text, labels_text
+from neural_polarizer.report.bench.tables import Key, Table
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neural_polarizer.defenses import DEFENSES, story_of
-from neural_polarizer.report.audit import audit_summary
-from neural_polarizer.report.guard import guard_summary
+from neural_polarizer.report.run.audit import audit_summary
+from neural_polarizer.report.run.guard import guard_summary
 from neural_polarizer.report.values import count, table
 
 

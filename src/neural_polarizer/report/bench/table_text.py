@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from neural_polarizer.report.heads import column_texts, corner_texts, head_rows, row_texts
-from neural_polarizer.report.names import RATES, number_text, signed_text, unit_text, value_text
-from neural_polarizer.report.plot_groups import text_of
-from neural_polarizer.report.tables import FAILED_ATTACK, REPEATS, Cell, Figure, Key, Table, error_of
+from neural_polarizer.report.bench.heads import column_texts, corner_texts, head_rows, row_texts
+from neural_polarizer.report.bench.names import RATES, number_text, signed_text, unit_text, value_text
+from neural_polarizer.report.bench.plot_groups import text_of
+from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Cell, Figure, Key, Table, error_of
 from neural_polarizer.report.values import visible
 
 _LATEX = {

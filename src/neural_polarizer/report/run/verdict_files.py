@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from neural_polarizer.report.advice import after_audit, what_now
-from neural_polarizer.report.audit_page import judge_audit
+from neural_polarizer.report.run.advice import after_audit, what_now
+from neural_polarizer.report.run.audit_page import judge_audit
+from neural_polarizer.report.run.verdict import Tone, judge
 from neural_polarizer.report.values import items, number, table, visible
-from neural_polarizer.report.verdict import Tone, judge
 
 VERDICT = "verdict.json"
 SARIF = "verdict.sarif"

@@ -11,10 +11,9 @@ from itertools import chain, count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from neural_polarizer.report import bars, plots
-from neural_polarizer.report.heads import column_texts, corner_texts, head_rows, row_texts
-from neural_polarizer.report.html import Picture, group_pictures, make_environment
-from neural_polarizer.report.names import (
+from neural_polarizer.report.bench import bars, plots
+from neural_polarizer.report.bench.heads import column_texts, corner_texts, head_rows, row_texts
+from neural_polarizer.report.bench.names import (
     DIRECTIONS,
     MEAN,
     axis_text,
@@ -23,12 +22,13 @@ from neural_polarizer.report.names import (
     signed_text,
     value_text,
 )
-from neural_polarizer.report.plot_groups import text_of
-from neural_polarizer.report.results import Label, SuiteResult
-from neural_polarizer.report.summary import Progress, conditions, headline, progress
-from neural_polarizer.report.table_text import failures, notes, render_csv, render_latex, render_markdown
-from neural_polarizer.report.tables import FAILED_ATTACK, REPEATS, Table
-from neural_polarizer.report.tabulate import make_table
+from neural_polarizer.report.bench.plot_groups import text_of
+from neural_polarizer.report.bench.results import Label, SuiteResult
+from neural_polarizer.report.bench.summary import Progress, conditions, headline, progress
+from neural_polarizer.report.bench.table_text import failures, notes, render_csv, render_latex, render_markdown
+from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Table
+from neural_polarizer.report.bench.tabulate import make_table
+from neural_polarizer.report.html import Picture, group_pictures, make_environment
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -77,11 +77,13 @@ def render_site(
     pages = [_Page(stem, suite, make_table(suite)) for stem, suite in zip(_stems(results), results, strict=True)]
     environment = make_environment()
     environment.globals |= _helpers()
-    index = environment.get_template("site_index.html.jinja").render(pages=pages)
+    index = environment.get_template("bench/site_index.html.jinja").render(pages=pages)
     found = {"index.html": index}
     for page in pages:
         shown = group_pictures(pictures.get(page.suite.name, ()))
-        found[f"{page.stem}.html"] = environment.get_template("site_suite.html.jinja").render(_context(page, shown))
+        found[f"{page.stem}.html"] = environment.get_template("bench/site_suite.html.jinja").render(
+            _context(page, shown)
+        )
         found[f"{page.stem}.csv"] = render_csv(page.table)
         found[f"{page.stem}.md"] = render_markdown(page.table)
         found[f"{page.stem}.tex"] = render_latex(page.table)
@@ -134,7 +136,7 @@ def _filters(table: Table) -> dict[str, tuple[str, ...]]:
 
 
 def _helpers() -> dict[str, Any]:
-    script, style = _inlined("site.js"), _inlined("run.css") + _inlined("site.css")
+    script, style = _inlined("bench/site.js"), _inlined("page.css") + _inlined("bench/site.css")
     return {
         "script": script,
         "style": style,

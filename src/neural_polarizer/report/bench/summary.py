@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from neural_polarizer.report.names import RATES, number_text, unit_text, value_text
-from neural_polarizer.report.plot_groups import text_of
-from neural_polarizer.report.results import Entry
-from neural_polarizer.report.tables import Table
+from neural_polarizer.report.bench.names import RATES, number_text, unit_text, value_text
+from neural_polarizer.report.bench.plot_groups import text_of
+from neural_polarizer.report.bench.results import Entry
+from neural_polarizer.report.bench.tables import Table
 from neural_polarizer.report.values import number, seconds
 from neural_polarizer.report.values import table as inner
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from neural_polarizer.report.bench.names import UNDEFENDED, number_text, value_text
+from neural_polarizer.report.bench.plot_groups import grouped
+from neural_polarizer.report.bench.tables import Cell, Table
 from neural_polarizer.report.charts import Tick
-from neural_polarizer.report.names import UNDEFENDED, number_text, value_text
-from neural_polarizer.report.plot_groups import grouped
-from neural_polarizer.report.tables import Cell, Table
 
 LEFT, RIGHT, STEP, TOP = 108, 330, 24, 6
 """The ends of the axis, and the height of a bar with its gap."""

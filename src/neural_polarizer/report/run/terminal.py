@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from neural_polarizer.report.audit import audit_summary
-from neural_polarizer.report.measures import measures
+from neural_polarizer.report.run.audit import audit_summary
+from neural_polarizer.report.run.measures import measures
 from neural_polarizer.report.values import count, number, percent, points, seconds
 from neural_polarizer.report.values import table as part
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
 
-from neural_polarizer.report.names import DIRECTIONS, MEAN, UNDEFENDED, number_text
-from neural_polarizer.report.results import Entry, Label, PaperValue, SuiteResult
-from neural_polarizer.report.tables import REPEATS, RIVALS, Cell, Figure, Key, Place, Rank, Table
+from neural_polarizer.report.bench.names import DIRECTIONS, MEAN, UNDEFENDED, number_text
+from neural_polarizer.report.bench.results import Entry, Label, PaperValue, SuiteResult
+from neural_polarizer.report.bench.tables import REPEATS, RIVALS, Cell, Figure, Key, Place, Rank, Table
 from neural_polarizer.report.values import number, table
 
 _KIN = ("data", "model")

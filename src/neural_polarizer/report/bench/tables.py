@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from neural_polarizer.report.names import MEAN
-from neural_polarizer.report.results import Entry, Label
+from neural_polarizer.report.bench.names import MEAN
+from neural_polarizer.report.bench.results import Entry, Label
 
 Key = tuple[Label, ...]
 """The labels of a row or column on the table's axes."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from neural_polarizer.report.names import UNDEFENDED, labels_text
-from neural_polarizer.report.results import Label
-from neural_polarizer.report.tables import RIVALS, Cell, Table
+from neural_polarizer.report.bench.names import UNDEFENDED, labels_text
+from neural_polarizer.report.bench.results import Label
+from neural_polarizer.report.bench.tables import RIVALS, Cell, Table
 
 SWEEPS = ("poison_rate", "n_clean", "site")
 """The axes along which a curve can be drawn."""

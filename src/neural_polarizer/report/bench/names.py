@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from neural_polarizer.defenses import DEFENSES, title_of
-from neural_polarizer.report.results import Label
+from neural_polarizer.report.bench.results import Label
 from neural_polarizer.report.values import visible
 
 UNDEFENDED = "none"

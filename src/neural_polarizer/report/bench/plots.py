@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from neural_polarizer.report.bench.names import RATES, axis_text, label_text, labels_text, number_text, value_text
+from neural_polarizer.report.bench.plot_groups import Groups, grouped, labels_on, sweep_of, text_of
+from neural_polarizer.report.bench.results import Label
+from neural_polarizer.report.bench.tables import Cell, Table
 from neural_polarizer.report.charts import Point, Tick, nice_ticks
-from neural_polarizer.report.names import RATES, axis_text, label_text, labels_text, number_text, value_text
-from neural_polarizer.report.plot_groups import Groups, grouped, labels_on, sweep_of, text_of
-from neural_polarizer.report.results import Label
-from neural_polarizer.report.tables import Cell, Table
 from neural_polarizer.report.values import number
 from neural_polarizer.report.values import table as inner
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from neural_polarizer.report.guard import not_purified
+from neural_polarizer.report.run.guard import not_purified
 from neural_polarizer.report.values import number, percent, points, table
 
 HARMLESS_SUCCESS = 0.05  # a trigger that works on fewer images than this share counts as not working
