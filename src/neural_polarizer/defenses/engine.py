@@ -34,7 +34,7 @@ class Engine:
         model: float pixels in [0, 1] to logits ``(n, k)``; left as it is.
         clean: the defender's images.
         seed: of the first weights of structures that need random ones, the only randomness here.
-        site: ``before:NAME`` or ``after:NAME``; None takes ``sites.choose_site``.
+        site: ``before:NAME`` or ``after:NAME``; None takes ``layer.sites.choose_site``.
         structure: what the layer is made of.
         batch_size: images in a batch.
         precision: "fp32", or "bf16" autocast.
