@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.audit import audited
 from neural_polarizer.bench.cells import VictimCell
 from neural_polarizer.bench.figures import curve_png
@@ -29,6 +28,7 @@ from neural_polarizer.cache import home, sealed
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.files import read_json, write_bytes
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs.attack import MODEL, RECORD, cached_attack, clean_model
 
 PUBLISHED = Path(__file__).parent / "published" / "published.toml"

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.data.poison import read_triggered
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.report.pictures import contact_sheet
 
 SIDE, GAP, LEFT, TOP = 64, 8, 118, 34

@@ -17,17 +17,17 @@ from typing import get_args
 import torch
 from torch import nn
 
-from neural_polarizer.artifacts import ModelRecord
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import export_model
 from neural_polarizer.exporting.formats import FORMATS, FormatName
+from neural_polarizer.layer.sites import default_site, features_at
+from neural_polarizer.layer.structures import make_polarizer
+from neural_polarizer.layer.surgery import insert
+from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import PROFILES, Normalized
-from neural_polarizer.sites import default_site, features_at
-from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import insert
 
 ARCHITECTURES = (
     "preactresnet18",

@@ -36,10 +36,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from neural_polarizer.artifacts import KEY, ModelRecord, load_model, model_bytes
-from neural_polarizer.checkpoints import read_checkpoint
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints import read_checkpoint
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import KEY, ModelRecord
+from neural_polarizer.model_files.save import model_bytes
 from neural_polarizer.models.preact_resnet import PreActResNet18
 
 LONGEST = 5.0  # seconds

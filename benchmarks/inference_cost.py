@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.files import write_json
-from neural_polarizer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.surgery import PolarizedModule, Site, insert
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.build import build
-from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.sites import features_at
-from neural_polarizer.surgery import PolarizedModule, Site, insert
 
 SITES = ("before:layer4.1", "before:layer4", "after:layer4", "before:layer4.1.conv1")
 

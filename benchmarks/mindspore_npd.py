@@ -21,7 +21,6 @@ from torch import Tensor
 import neural_polarizer as npz
 import neural_polarizer.mindspore as npm
 from neural_polarizer import perturb
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.data.sources import read_images
@@ -29,6 +28,7 @@ from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.losses import runner_up
 from neural_polarizer.mindspore import perturb as ms_perturb
 from neural_polarizer.mindspore.tensors import to_mindspore, to_torch
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.perturb import Ball
 
 BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}

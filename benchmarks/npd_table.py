@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import read_triggered
@@ -33,6 +32,7 @@ from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import read_json, write_json, write_text
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.npd import NPD
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy, runner_up
 from neural_polarizer.perturb import clip
-from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
-from neural_polarizer.sites import features_at
-from neural_polarizer.surgery import Site, insert
 
 
 def plain_npd(

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench.cells import VictimCell
 from neural_polarizer.bench.figures import curve_png
@@ -25,6 +24,7 @@ from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.files import read_json, write_bytes
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, cached_attack, load_attack
 
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)

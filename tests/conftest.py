@@ -30,7 +30,8 @@ def _with_shapes() -> list[str]:
 
 jaxtyping.install_import_hook(_with_shapes(), CHECKER)
 
-from neural_polarizer import NeuralPolarizerWarning, cache, surgery  # noqa: E402, imported before the hook unchecked
+from neural_polarizer import NeuralPolarizerWarning, cache  # noqa: E402, imported before the hook unchecked
+from neural_polarizer.layer import surgery  # noqa: E402, likewise
 
 torch.set_num_threads(1)  # the tensors of these tests are too small to share out
 

@@ -7,7 +7,7 @@ from torch import nn
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import Repaired
 from neural_polarizer.defenses.npd import NPD
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.layer.polarizer import Polarizer
 
 SMALL = NPD(
     site="after:features",

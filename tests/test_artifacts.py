@@ -9,26 +9,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from neural_polarizer.artifacts import (
-    KEY,
-    LoadedModel,
-    ModelRecord,
-    check_takes,
-    load_model,
-    locate,
-    save_model,
-    save_polarizer,
-)
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features
+from neural_polarizer.layer.features import Features
+from neural_polarizer.layer.polarizer import Polarizer, Structure
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.structures import make_polarizer
+from neural_polarizer.layer.surgery import Site, insert
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.load import LoadedModel, load_model, locate
+from neural_polarizer.model_files.record import KEY, ModelRecord
+from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.models.build import build, sizes_in
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.polarizer import Polarizer, Structure
-from neural_polarizer.sites import features_at
-from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import Site, insert
 from run_files import coloured, states_equal, stirred
 from toys import made
 

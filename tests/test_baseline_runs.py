@@ -14,7 +14,6 @@ from torch import nn
 
 import neural_polarizer
 from neural_polarizer import BadInputError, WrongUsageError, purify
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.poison import poison
@@ -31,6 +30,7 @@ from neural_polarizer.defenses import (
     defense_class,
 )
 from neural_polarizer.defenses.npd.presets import VARIANTS
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify

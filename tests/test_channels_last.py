@@ -8,16 +8,18 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from neural_polarizer import purify
-from neural_polarizer.artifacts import ModelRecord, load_model, save_model
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features
-from neural_polarizer.folding import fold_polarizer
+from neural_polarizer.layer.features import Features
+from neural_polarizer.layer.folding import fold_polarizer
+from neural_polarizer.layer.polarizer import Polarizer, batch_statistics, shifted
+from neural_polarizer.layer.structures import make_polarizer, polarizer_for
+from neural_polarizer.layer.surgery import Cut, PolarizedModule, Site, cut, insert
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.perturb import Ball
-from neural_polarizer.polarizer import Polarizer, batch_statistics, shifted
-from neural_polarizer.structures import make_polarizer, polarizer_for
-from neural_polarizer.surgery import Cut, PolarizedModule, Site, cut, insert
 from toys import made, polarizers, tiny_images
 
 PIXELS = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(5))

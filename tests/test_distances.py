@@ -20,10 +20,10 @@ from neural_polarizer.analysis.distances import (
 )
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.surgery import Site
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.perturb import Ball
 from neural_polarizer.report.pictures import contact_sheet
-from neural_polarizer.surgery import Site
 from toys import hooks, made, snapshot, tiny_images, tiny_model
 
 STEP = Search(Ball("linf", 0.2), steps=1, step_size=0.1)

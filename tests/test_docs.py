@@ -100,3 +100,13 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
     targets = [each.partition("#")[0] for each in re.findall(r"\]\(([^)\s]+)\)", text)]
     local = [each for each in targets if each and not each.startswith(("http://", "https://", "mailto:"))]
     assert [each for each in local if not (page.parent / each).exists()] == []
+
+
+def test_the_ten_questions_of_contributors_lead_to_what_they_ask_for() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Where is what")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.+\?) \| \[(.+)\]\((.+)\) \| [^`|]*`(.+?)`", section, re.MULTILINE)
+    assert len(rows) == len(section.strip().split("\n|")) - 2 == 10
+    for question, shown, path, name in rows:
+        assert path.removeprefix("src/neural_polarizer/") == shown
+        assert (ROOT / path).is_file(), question
+        assert name in (ROOT / path).read_text(encoding="utf-8"), question

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.artifacts import LoadedModel, load_model
-from neural_polarizer.checkpoints import read_checkpoint
-from neural_polarizer.checkpoints.naming import fit_names
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.foreign import BACKDOORBENCH, suggestion
+from neural_polarizer.model_files.checkpoints import read_checkpoint
+from neural_polarizer.model_files.checkpoints.naming import fit_names
+from neural_polarizer.model_files.foreign import BACKDOORBENCH, suggestion
+from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models.build import build, skeleton
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from run_files import coloured, run, states_equal

@@ -17,11 +17,11 @@ from neural_polarizer.analysis.gradcam import compare_cams, energy_shares, grad_
 from neural_polarizer.analysis.inputs import check_pairs, last_convolution, name_in
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.report.pictures import contact_sheet
-from neural_polarizer.surgery import Site, insert
 from toys import TinyNet, hooks, polarizers, quick, snapshot, tiny_images, tiny_model
 
 pytest.importorskip("captum")

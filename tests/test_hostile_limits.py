@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from neural_polarizer.artifacts import ModelRecord, save_model
 from neural_polarizer.data.parquet import write_images
+from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from run_files import coloured
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import neural_polarizer
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks import ATTACKS, BadNets, Trojan, implant
 from neural_polarizer.bench.cells import PurificationCell, VictimCell
 from neural_polarizer.bench.grid import planned
@@ -17,6 +16,7 @@ from neural_polarizer.bench.reactivation import retuning_set
 from neural_polarizer.bench.suite import load_suite
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.definition import Definition, network_named
 from neural_polarizer.runs.attack import Victim, run_attack
 from neural_polarizer.train import Schedule

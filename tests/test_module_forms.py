@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Purified
+from neural_polarizer.api import deploying
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses import ANP, Audit, Defense, Outcome, Run
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.surgery import PolarizedModule
 from toys import TinyNet, assert_same, made, snapshot, tiny_images, tiny_model
 
 CLEAN = tiny_images(16)
@@ -151,7 +152,7 @@ def test_folding_compares_the_logits_on_a_limited_number_of_images(monkeypatch: 
         return forward(self, images)
 
     monkeypatch.setattr(TinyNet, "forward", counting)
-    monkeypatch.setattr(npz.api.functions, "FOLDED_IMAGES", 5)
+    monkeypatch.setattr(deploying, "FOLDED_IMAGES", 5)
     npz.fold(result, CLEAN)
     assert max(seen) == 5
 

@@ -17,11 +17,11 @@ from neural_polarizer.data.poison import poison
 from neural_polarizer.defenses import engine
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.defenses.npd import objective
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import cut
 from neural_polarizer.losses import asr_loss
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.surgery import cut
 from neural_polarizer.train import Schedule, fit
 from npd_cases import CASES, SMALL, WARM, polarizer_of, repaired
 from toys import (

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from neural_polarizer.artifacts import KEY, load_model
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.npd import algorithm
 from neural_polarizer.files import read_json
+from neural_polarizer.layer.polarizer import Structure
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import KEY
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.polarizer import Structure
 from npd_cases import SMALL, WARM, polarizer_of, repaired
 from run_files import coloured, make_runs, purify_words, run
 from toys import assert_same, backbone_state, hooks, largest_gap, snapshot, tiny_images, tiny_model

@@ -16,11 +16,11 @@ from benchmark_scripts import script
 from neural_polarizer import perturb
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.npd import NPD, aims, algorithm
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.losses import asr_loss, boosted_cross_entropy
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
-from neural_polarizer.surgery import Site, insert
 from npd_cases import CASES, SMALL, polarizer_of, repaired
 from toys import largest_gap, tiny_images, tiny_model
 

@@ -11,9 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import neural_polarizer
-from neural_polarizer.artifacts import KEY, ModelRecord, check_takes, load_model, save_model
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import KEY, ModelRecord
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition, network_named
 from neural_polarizer.models.preact_resnet import PreActResNet18
 

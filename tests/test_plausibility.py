@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Normalized
-from neural_polarizer.artifacts import ModelRecord, save_model
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.defenses import Defense, Outcome, Run
+from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.plausibility import Finding, Rules, binomial_tail, examine, harm_done
 from run_files import run

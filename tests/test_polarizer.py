@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.polarizer import Polarizer, shifted
+from neural_polarizer.layer.polarizer import Polarizer, shifted
 from toys import hooks, polarizers, quick
 
 

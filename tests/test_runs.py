@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 import neural_polarizer
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks import ATTACKS, BadNets
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import read_column
@@ -22,12 +21,13 @@ from neural_polarizer.data.subset import clean_subset, read_index
 from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics, evaluate
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs import attack as attack_runs
 from neural_polarizer.runs.attack import Victim, clean_model, load_attack, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import run_purify
-from neural_polarizer.surgery import PolarizedModule
 from neural_polarizer.train import AdversarialTraining, Schedule, silent
 from run_files import attack_words, coloured, main_quietly, make_runs, states_equal
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features, features_of
+from neural_polarizer.layer.features import Features, features_of
+from neural_polarizer.layer.sites import Candidate, candidates, choose_site, default_site, features_at
+from neural_polarizer.layer.structures import make_polarizer
+from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.sites import Candidate, candidates, choose_site, default_site, features_at
-from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import Site, insert
 from toys import Residual, TinyNet, Untraceable, hooks, made, snapshot
 
 

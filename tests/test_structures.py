@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features
-from neural_polarizer.polarizer import Polarizer, Structure, batch_statistics
-from neural_polarizer.structures import (
+from neural_polarizer.layer.features import Features
+from neural_polarizer.layer.polarizer import Polarizer, Structure, batch_statistics
+from neural_polarizer.layer.structures import (
     DualAttentionDenoiser,
     SelfAttentionDenoiser,
     make_polarizer,

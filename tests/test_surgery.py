@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.surgery import Cut, Site, cut, full_name, insert
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.sites import features_at
-from neural_polarizer.surgery import Cut, Site, cut, full_name, insert
 from toys import Residual, TinyNet, Untraceable, made, polarizers, snapshot, tiny_model
 
 MEAN_STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

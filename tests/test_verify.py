@@ -15,7 +15,8 @@ from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.models.definition import Definition, network_named
-from neural_polarizer.runs.verify import Check, Given, Measuring, verify_run
+from neural_polarizer.runs.verify import Given, Measuring, verify_run
+from neural_polarizer.runs.verify_checks import Check
 from run_files import PURIFIED, Outcome, coloured, main_quietly, make_runs, purify_words, run
 
 Capsys = pytest.CaptureFixture[str]

@@ -9,8 +9,8 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.polarizer import Polarizer
 from neural_polarizer.rng import stream
 
 SAME = os.environ.get("NEURAL_POLARIZER_EXAMPLES") != "new"

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -14,13 +13,14 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neural_polarizer.cache import digest_tensors, keep_tensors, kept_tensors
+from neural_polarizer.cache import digest_tensors
 from neural_polarizer.data.augment import random_crop, random_flip, random_rotation, where
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import check_literals, told
+from neural_polarizer.training_state import resume, save_state
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(phase, steps done, steps in all)``; the library itself never prints."""
@@ -230,7 +230,7 @@ def fit(
         networks["accomplice"] = accomplice.network.to(device).train()
         if accomplice.optimizer is not None:
             optimizers["accomplice."] = accomplice.optimizer
-    first = 0 if checkpoint is None else _resume(checkpoint, run, networks, optimizers)
+    first = 0 if checkpoint is None else resume(checkpoint, run, networks, optimizers)
     groups = [group for each in optimizers.values() for group in each.param_groups]
     peaks = [group["lr"] for group in groups]
     images, labels = data.images.to(device), data.labels.to(device)
@@ -259,7 +259,7 @@ def fit(
         if between is not None and epoch + 1 < schedule.epochs:
             between()
         if checkpoint is not None:
-            _save(checkpoint, run, epoch + 1, networks, optimizers)
+            save_state(checkpoint, run, epoch + 1, networks, optimizers)
     model.eval()
 
 
@@ -328,49 +328,3 @@ def _run_id(
     for network in (model,) if accomplice is None else (model, accomplice.network):
         digest_tensors(digest, (*network.named_parameters(), *network.named_buffers()))
     return digest.hexdigest()
-
-
-def _save(
-    path: Path,
-    run: str,
-    epochs_done: int,
-    networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-) -> None:
-    tensors = {
-        f"{kind}.{name}": value for kind, network in networks.items() for name, value in network.state_dict().items()
-    }
-    for kind, optimizer in optimizers.items():
-        for index, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{kind}{index}.{name}"] = value
-    keep_tensors(path, tensors, {"run": run, "epochs_done": str(epochs_done)})
-
-
-def _resume(
-    path: Path, run: str, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> int:
-    """Load the state of ``path`` and return the number of finished epochs; 0 if there is none that is whole."""
-    kept = kept_tensors(path)
-    if kept is None:
-        return 0
-    if kept.about.get("run") != run:
-        raise BadInputError(
-            f"{path}: belongs to a run with another model, other data, settings or seed; remove it or choose another "
-            "folder"
-        )
-    for kind, network in networks.items():
-        network.load_state_dict(_below(f"{kind}.", kept.tensors))
-    for kind, optimizer in optimizers.items():
-        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, value in _below(f"optimizer.{kind}", kept.tensors).items():
-            index, _, slot = name.partition(".")
-            if index.isdecimal():
-                state[int(index)][slot] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
-    return int(kept.about["epochs_done"])
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

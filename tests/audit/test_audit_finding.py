@@ -7,7 +7,7 @@ from audit_toys import CLASSES, DOOR, Corridor, banded
 from neural_polarizer.audit import Audited, audited, choose_target, spectrum
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.stand_ins.belief import found_in
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.layer.polarizer import Polarizer
 from toys import assert_same, snapshot
 
 

@@ -8,11 +8,12 @@ import pytest
 from audit_toys import CLASSES, DOOR, Corridor, banded
 
 from neural_polarizer import purify
-from neural_polarizer.artifacts import load_model, save_model
 from neural_polarizer.files import read_json
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.report.audit_page import judge_audit, render_audit
+from neural_polarizer.report.run.audit_page import judge_audit, render_audit
 from run_files import Outcome, make_runs, purify_words, run
 
 Capsys = pytest.CaptureFixture[str]

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))  # the samples are
 from bench_samples import hostile_suite
 from report_samples import sample_picture, sample_record
 
-from neural_polarizer.report.audit_page import render_audit
-from neural_polarizer.report.html import render_run
-from neural_polarizer.report.site import render_site
+from neural_polarizer.report.bench.site import render_site
+from neural_polarizer.report.run.audit_page import render_audit
+from neural_polarizer.report.run.page import render_run
 
 HERE = Path(__file__).parent
 CHROMIUM, NODE = shutil.which("chromium"), shutil.which("node")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))  # the samples are
 
 from bench_samples import HOSTILE, hostile_suite, main_suite, swept_suite, time_suite
 
-from neural_polarizer.report.site import render_site
+from neural_polarizer.report.bench.site import render_site
 
 HERE = Path(__file__).parent
 CHROMIUM, NODE = shutil.which("chromium"), shutil.which("node")

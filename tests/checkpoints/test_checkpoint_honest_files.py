@@ -12,7 +12,7 @@ import torch
 from checkpoint_files import members_of, same, saved, small_net, zipped
 from torch import nn
 
-from neural_polarizer.checkpoints import read_checkpoint
+from neural_polarizer.model_files.checkpoints import read_checkpoint
 
 _BASE = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 TENSORS = {

@@ -12,8 +12,8 @@ import pytest
 import torch
 from checkpoint_files import members_of, zipped
 
-from neural_polarizer.checkpoints import read_checkpoint
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints import read_checkpoint
 
 
 def _refuse(path: Path, message: str) -> None:

@@ -12,11 +12,12 @@ from checkpoint_files import saved
 from torch import nn
 from torch.nn.utils import prune
 
-from neural_polarizer.artifacts import check_takes, load_model
-from neural_polarizer.checkpoints import read_checkpoint
-from neural_polarizer.checkpoints.naming import fit_names, fits
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.foreign import normalisation_inside
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.checkpoints import read_checkpoint
+from neural_polarizer.model_files.checkpoints.naming import fit_names, fits
+from neural_polarizer.model_files.foreign import normalisation_inside
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from checkpoint_files import members_of, pickled, raw_tensor, saved, with_pickle, zipped
 
-from neural_polarizer.checkpoints import read_checkpoint, tensors
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints import read_checkpoint, tensors
 
 WEIGHTS = {"w": torch.arange(64.0), "v": torch.ones(3)}
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from checkpoint_files import Call, pickled, saved, small_net, with_pickle
 
-from neural_polarizer.checkpoints import pickle_walk, read_checkpoint
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints import pickle_walk, read_checkpoint
 
 
 def _refuse(path: Path, message: str) -> None:

@@ -13,8 +13,8 @@ import torch
 from checkpoint_files import Call, same, small_net
 from test_checkpoint_honest_files import TENSORS
 
-from neural_polarizer.checkpoints import legacy_reader, read_checkpoint
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints import legacy_reader, read_checkpoint
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MACHINE = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}

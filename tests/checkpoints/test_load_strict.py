@@ -9,8 +9,8 @@ import torch
 from checkpoint_files import same, small_net
 from torch import Tensor, nn
 
-from neural_polarizer.checkpoints import load_strict
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints import load_strict
 
 
 def _other() -> dict[str, Tensor]:

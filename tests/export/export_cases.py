@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer import ImageSet, Normalized
-from neural_polarizer.artifacts import ModelRecord
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.exporting import Exported, export_model
 from neural_polarizer.exporting.formats import FORMATS, FormatName
+from neural_polarizer.layer.polarizer import Structure
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.structures import make_polarizer
+from neural_polarizer.layer.surgery import Site, insert
+from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.build import build
-from neural_polarizer.polarizer import Structure
-from neural_polarizer.sites import features_at
-from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import Site, insert
 from run_files import coloured
 from toys import made
 

@@ -8,9 +8,10 @@ import torch
 from export_cases import SUFFIX, model_of, record_of
 from safetensors.torch import load_file
 
-from neural_polarizer.artifacts import load_model, save_model
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.exporting.formats import FormatName
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.purify import PURIFIED
 from run_files import coloured, make_runs, run

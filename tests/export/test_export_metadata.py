@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import neural_polarizer
 from neural_polarizer.exporting import export_model
 from neural_polarizer.exporting.formats import FormatName
-from neural_polarizer.polarizer import Structure
+from neural_polarizer.layer.polarizer import Structure
 from toys import tiny_images, tiny_model
 
 

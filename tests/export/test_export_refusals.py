@@ -10,22 +10,23 @@ from export_cases import IMAGES, SUFFIX, model_of, needs, record_of
 from torch import Tensor, nn
 
 import neural_polarizer
-from neural_polarizer import BadInputError, artifacts
+from neural_polarizer import BadInputError
 from neural_polarizer.errors import EnvironmentFaultError, WrongUsageError
 from neural_polarizer.exporting import export_model, format_of, graphs, weights
 from neural_polarizer.exporting.formats import FormatName
+from neural_polarizer.model_files import save
 from toys import TinyNet, tiny_images, tiny_model
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, value: Callable[[Tensor], Tensor]) -> None:
     """Let the writer of weights write a wrong head."""
-    right = artifacts.network_tensors
+    right = save.network_tensors
 
     def wrong(network: nn.Module) -> dict[str, Tensor]:
         tensors = right(network)
         return tensors | {"linear.bias": value(tensors["linear.bias"])}
 
-    for module in (artifacts, weights):
+    for module in (save, weights):
         monkeypatch.setattr(module, "network_tensors", wrong)
 
 

@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 import neural_polarizer
 from neural_polarizer import Normalized
-from neural_polarizer.artifacts import load_model, save_model
 from neural_polarizer.exporting import export_model
 from neural_polarizer.exporting.formats import FORMATS, FormatName
+from neural_polarizer.layer.surgery import PolarizedModule, Site, insert
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build
-from neural_polarizer.surgery import PolarizedModule, Site, insert
 from toys import TinyNet, assert_same, made, snapshot, tiny_images, tiny_model
 
 pytest.importorskip("torchvision", reason="the networks are torchvision's and timm's")

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.features import Features
-from neural_polarizer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.features import Features
+from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.polarizer import Structure
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.structures import make_polarizer
+from neural_polarizer.layer.surgery import PolarizedModule, Site, insert
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.polarizer import Structure
-from neural_polarizer.sites import features_at
-from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import PolarizedModule, Site, insert
 from toys import TinyNet, Untraceable, made, polarizers, quick, snapshot, tiny_model
 
 RELATIVE = {torch.float32: 1e-4, torch.float64: 1e-9}

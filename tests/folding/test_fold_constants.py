@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.folding import Folded, fold_polarizer
-from neural_polarizer.sites import features_at
-from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import Site, insert
+from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.structures import make_polarizer
+from neural_polarizer.layer.surgery import Site, insert
 from toys import TinyNet, Untraceable, made
 
 PIXELS = torch.rand(3, 3, 12, 10, generator=torch.Generator().manual_seed(5)).double()

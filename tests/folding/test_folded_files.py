@@ -12,16 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import neural_polarizer
-from neural_polarizer.artifacts import KEY, ModelRecord, load_model, save_model
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.surgery import PolarizedModule, Site, insert
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import KEY, ModelRecord
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.adapted import adapt
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs import fold as fold_runs
-from neural_polarizer.sites import features_at
-from neural_polarizer.surgery import PolarizedModule, Site, insert
 from run_files import coloured, main_quietly, make_runs, purify_words, run
 from toys import Untraceable, made, polarizers, tiny_images, tiny_model
 

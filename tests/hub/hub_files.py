@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from neural_polarizer.artifacts import LoadedModel
+from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from toys import made
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models import build as builder
 from neural_polarizer.models.architecture import Architecture
 from neural_polarizer.models.build import build, sizes_in, skeleton

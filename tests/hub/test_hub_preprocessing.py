@@ -7,9 +7,11 @@ import pytest
 import torch
 from hub_files import IMAGENET, VIT, written
 
-from neural_polarizer.artifacts import check_takes, load_model, save_model
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.foreign import architecture_in
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.foreign import architecture_in
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build, skeleton
 from neural_polarizer.models.normalize import PROFILES, normalisation_named
 from neural_polarizer.models.preprocessing import own_preprocessing

@@ -9,8 +9,9 @@ import torch
 from hub_files import PIXELS, changed, inner, logits
 from safetensors.torch import load_file, save_file
 
-from neural_polarizer.artifacts import LoadedModel, load_model, save_model
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.load import LoadedModel, load_model
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build
 from run_files import states_equal
 from toys import made

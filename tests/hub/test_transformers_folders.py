@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from neural_polarizer.artifacts import ModelRecord, load_model, save_model
 from neural_polarizer.data.parquet import write_images
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build
 from neural_polarizer.models.hub_folder import read_folder
 from neural_polarizer.models.hugging_face import file_names

@@ -12,8 +12,10 @@ from hub_files import PLAIN, changed, classifier, stored
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from neural_polarizer.artifacts import KEY, load_model, save_model
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import KEY
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models import build as builder
 
 pytestmark = pytest.mark.usefixtures("no_network")

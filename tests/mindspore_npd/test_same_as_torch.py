@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import neural_polarizer
-from neural_polarizer import perturb, polarizer
+from neural_polarizer import perturb
+from neural_polarizer.layer import polarizer
 from neural_polarizer.perturb import Ball
 from toys import polarizers, tiny_images, tiny_model, with_features_scaled
 

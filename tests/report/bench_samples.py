@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neural_polarizer.report.results import Entry, Label, Layout, PaperValue, Record, SuiteResult
-from neural_polarizer.report.table_text import render_csv, render_latex, render_markdown
-from neural_polarizer.report.tabulate import make_table
+from neural_polarizer.report.bench.results import Entry, Label, Layout, PaperValue, Record, SuiteResult
+from neural_polarizer.report.bench.table_text import render_csv, render_latex, render_markdown
+from neural_polarizer.report.bench.tabulate import make_table
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "<img src=x onerror=alert(1)>"

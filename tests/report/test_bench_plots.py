@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from bench_samples import hostile_suite, labels, main_suite, record, swept_suite, time_suite
 
-from neural_polarizer.report import bars, plots
-from neural_polarizer.report.bars import make_bars
-from neural_polarizer.report.plots import Plot, make_curves, make_scatter
-from neural_polarizer.report.results import Entry, SuiteResult
-from neural_polarizer.report.tabulate import make_table
+from neural_polarizer.report.bench import bars, plots
+from neural_polarizer.report.bench.bars import make_bars
+from neural_polarizer.report.bench.plots import Plot, make_curves, make_scatter
+from neural_polarizer.report.bench.results import Entry, SuiteResult
+from neural_polarizer.report.bench.tabulate import make_table
 
 
 def curves(suite: SuiteResult) -> dict[str, Plot]:

@@ -10,9 +10,9 @@ import pytest
 from bench_samples import FAILURE, HOSTILE, hostile_suite, main_suite, swept_suite, time_suite
 from report_samples import sample_picture
 
-from neural_polarizer.report.results import Entry, Label, Layout, SuiteResult
-from neural_polarizer.report.site import render_site
-from neural_polarizer.report.tabulate import make_table
+from neural_polarizer.report.bench.results import Entry, Label, Layout, SuiteResult
+from neural_polarizer.report.bench.site import render_site
+from neural_polarizer.report.bench.tabulate import make_table
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 SUITES = [

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from bench_samples import FAILURE, FORMATS, GOLDEN, HOSTILE, golden_suites, hostile_suite, labels, main_suite, record
 
-from neural_polarizer.report.results import Entry, Layout, SuiteResult
-from neural_polarizer.report.site import render_site
-from neural_polarizer.report.table_text import render_csv, render_latex, render_markdown
-from neural_polarizer.report.tabulate import make_table
+from neural_polarizer.report.bench.results import Entry, Layout, SuiteResult
+from neural_polarizer.report.bench.site import render_site
+from neural_polarizer.report.bench.table_text import render_csv, render_latex, render_markdown
+from neural_polarizer.report.bench.tabulate import make_table
 
 LATEX_SPECIAL = r"50% & #1_$x^2$ {a}~\b <|>"
 

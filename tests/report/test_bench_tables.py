@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from bench_samples import FAILURE, labels, main_suite, published, record, swept_suite
 
-from neural_polarizer.report.names import label_text, number_text, signed_text
-from neural_polarizer.report.results import Entry, Label, Layout, PaperValue, SuiteResult
-from neural_polarizer.report.tables import Cell, Table, error_of
-from neural_polarizer.report.tabulate import make_table
+from neural_polarizer.report.bench.names import label_text, number_text, signed_text
+from neural_polarizer.report.bench.results import Entry, Label, Layout, PaperValue, SuiteResult
+from neural_polarizer.report.bench.tables import Cell, Table, error_of
+from neural_polarizer.report.bench.tabulate import make_table
 
 
 def at(table: Table, row: Label | tuple[Label, ...], column: Label | tuple[Label, ...]) -> Cell:

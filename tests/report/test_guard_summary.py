@@ -3,7 +3,7 @@
 from typing import Any
 
 from neural_polarizer.report.charts import LEFT, RIGHT
-from neural_polarizer.report.guard import dial_charts, guard_summary, not_purified
+from neural_polarizer.report.run.guard import dial_charts, guard_summary, not_purified
 
 CURVE = [
     {"dial": 0.0, "acc": 0.9, "drop": 0.0, "least_drop": 0.0, "stand_ins": 0.7, "suspect": 0.61},

@@ -8,7 +8,8 @@ from report_samples import sample_picture, sample_record
 from neural_polarizer.defenses import DEFENSES
 from neural_polarizer.defenses.npd.presets import AIMS
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.report.html import Picture, render_run
+from neural_polarizer.report.html import Picture
+from neural_polarizer.report.run.page import render_run
 
 HOSTILE = """<script>alert(1)</script>"><img src=https://evil.test/x onerror='alert(2)'>"""
 BASELINES = [name for name, kind in DEFENSES.items() if not hasattr(kind, "site")]

@@ -4,8 +4,8 @@ import pytest
 from report_samples import sample_record
 
 from neural_polarizer.report.charts import epoch_ticks, line_chart, nice_ticks
-from neural_polarizer.report.measures import measures
-from neural_polarizer.report.verdict import judge
+from neural_polarizer.report.run.measures import measures
+from neural_polarizer.report.run.verdict import judge
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from report_samples import sample_record
 
-from neural_polarizer.report.verdict_files import audit_sarif, audit_verdict, run_sarif, run_verdict
+from neural_polarizer.report.run.verdict_files import audit_sarif, audit_verdict, run_sarif, run_verdict
 
 AUDIT: dict[str, Any] = {
     "verdict": "backdoor",

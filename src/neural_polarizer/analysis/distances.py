@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from neural_polarizer.analysis.inputs import check_pairs, frozen_copy
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.sites import default_site
+from neural_polarizer.layer.surgery import Site, full_name
 from neural_polarizer.models.layers import watching
 from neural_polarizer.perturb import Ball, StepRule, clip, perturb
 from neural_polarizer.report.pictures import amplify
-from neural_polarizer.sites import default_site
-from neural_polarizer.surgery import Site, full_name
 
 VERSIONS = ("clean", "triggered", "targeted", "untargeted")
 """The four versions of every image, in the order in which all tensors here have them."""

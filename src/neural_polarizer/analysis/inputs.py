@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.surgery import PolarizedModule
 
 
 def frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:

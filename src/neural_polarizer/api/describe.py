@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from neural_polarizer.artifacts import ModelRecord
+from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.definition import definition_of
 from neural_polarizer.models.normalize import Converted, Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18

@@ -2,8 +2,11 @@
 
 import logging
 import sys
+import warnings
+from collections.abc import Iterable
 from typing import TextIO
 
+from neural_polarizer.errors import NeuralPolarizerWarning
 from neural_polarizer.train import Progress, silent
 
 LOG = logging.getLogger("neural_polarizer")
@@ -23,6 +26,12 @@ def told(progress: bool | Progress) -> Progress:
         show(phase, done, total)
 
     return note
+
+
+def warn(notes: Iterable[str]) -> None:
+    """Warn the caller of the public function that calls this."""
+    for each in notes:
+        warnings.warn(each, NeuralPolarizerWarning, stacklevel=3)
 
 
 def line(stream: TextIO) -> Progress:

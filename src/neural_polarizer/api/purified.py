@@ -13,7 +13,6 @@ from torch import nn
 
 from neural_polarizer.api.data import Images
 from neural_polarizer.api.describe import record_of_model
-from neural_polarizer.artifacts import save_model, save_polarizer, versions
 from neural_polarizer.cache import digest_tensors
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import Repaired
@@ -21,13 +20,15 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import output_folder, read_json, sha256_of_file, user_path, write_json, write_text
-from neural_polarizer.folding import Border, Folded
+from neural_polarizer.layer.folding import Border, Folded
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
-from neural_polarizer.report.html import render_run
+from neural_polarizer.model_files.record import versions
+from neural_polarizer.model_files.save import save_model, save_polarizer
+from neural_polarizer.report.run.page import render_run
 from neural_polarizer.runs.inspect import exhibits
 from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
 from neural_polarizer.runs.purify_checks import RECORD, algorithm_of, settings_of
-from neural_polarizer.surgery import PolarizedModule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -118,7 +119,7 @@ class Purified(Repaired):
 
     def fold(self, images: Images, *, border: Border = "exact") -> Folded:
         """``neural_polarizer.fold`` of this result."""
-        from neural_polarizer.api.functions import fold
+        from neural_polarizer.api.deploying import fold
 
         return fold(self, images, border=border)
 
@@ -126,7 +127,7 @@ class Purified(Repaired):
         self, path: str | PathLike[str], images: Images, *, to: FormatName | None = None, tolerance: float = TOLERANCE
     ) -> Exported:
         """``neural_polarizer.export`` of this result."""
-        from neural_polarizer.api.functions import export
+        from neural_polarizer.api.deploying import export
 
         return export(self, path, images, to=to, tolerance=tolerance)
 
@@ -241,3 +242,8 @@ def _check_free(out: Path, identity: str) -> None:
     held = [name for name in ("attack.json", RECORD) if (out / name).exists()]
     if held and not (held == [RECORD] and read_json(out / RECORD).get("run_id") == identity):
         raise BadInputError(f"{out}: holds {held[0]} of another run; choose another folder or remove that one")
+
+
+def module_of(model: Purified | nn.Module) -> nn.Module:
+    """``model`` itself, or the one that ``purify`` returned."""
+    return model.model if isinstance(model, Purified) else model

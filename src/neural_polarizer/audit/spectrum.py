@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from neural_polarizer.folding.affine import Affine
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.layer.folding.affine import Affine
+from neural_polarizer.layer.polarizer import Polarizer
 
 
 @dataclass(frozen=True)

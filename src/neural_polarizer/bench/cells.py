@@ -9,7 +9,7 @@ from neural_polarizer.attacks import Attack, name_of
 from neural_polarizer.bench.given import GivenVictim
 from neural_polarizer.cache import key_of
 from neural_polarizer.defenses import Defense
-from neural_polarizer.report.results import Label
+from neural_polarizer.report.bench.results import Label
 from neural_polarizer.runs.attack import Victim
 from neural_polarizer.runs.purify_checks import algorithm_of
 from neural_polarizer.settings import told

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from neural_polarizer.artifacts import LoadedModel, load_model
 from neural_polarizer.data.decode import decode
 from neural_polarizer.data.poison import attacked_labels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
+from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models.definition import Definition, network_named
 from neural_polarizer.models.normalize import normalisation_named
 from neural_polarizer.settings import check_choice

@@ -18,7 +18,7 @@ from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 from neural_polarizer.models.normalize import PROFILES
-from neural_polarizer.report.results import Label
+from neural_polarizer.report.bench.results import Label
 from neural_polarizer.runs.attack import Victim
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed

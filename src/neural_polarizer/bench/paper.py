@@ -6,7 +6,7 @@ from importlib.resources import files
 from types import MappingProxyType
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.report.results import Label, PaperValue
+from neural_polarizer.report.bench.results import Label, PaperValue
 
 Row = Mapping[str, str]
 _RATES = ("acc", "asr", "der")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from neural_polarizer.bench.store import Store
 from neural_polarizer.files import output_folder, write_text
+from neural_polarizer.report.bench.results import Entry, SuiteResult
+from neural_polarizer.report.bench.site import render_site
 from neural_polarizer.report.html import Picture
-from neural_polarizer.report.results import Entry, SuiteResult
-from neural_polarizer.report.site import render_site
 
 CAPTIONS = {
     "cams.png": "From above: clean images, triggered ones, where the backdoored network looks, and the purified.",

@@ -7,7 +7,7 @@ from neural_polarizer.bench.paper import paper_values
 from neural_polarizer.bench.schedule import current
 from neural_polarizer.bench.store import Store
 from neural_polarizer.bench.suite import BenchScale, Suite
-from neural_polarizer.report.results import Entry, SuiteResult
+from neural_polarizer.report.bench.results import Entry, SuiteResult
 
 
 def suite_result(suite: Suite, store: Store, scale: BenchScale | None = None) -> SuiteResult:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from neural_polarizer.bench.given import GivenVictim, read_manifest
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.report.results import Label, Layout
+from neural_polarizer.report.bench.results import Label, Layout
 from neural_polarizer.settings import check_choice
 
 if sys.version_info >= (3, 11):

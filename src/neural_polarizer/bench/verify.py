@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.bench.store import ARTEFACTS, RECORDS
 from neural_polarizer.bench.work import NEEDED
 from neural_polarizer.cache import SEAL, key_of
@@ -15,9 +14,11 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED
-from neural_polarizer.runs.verify import RATES, Check, Given, Measuring, file_checks, rate_checks, recorded_rates
+from neural_polarizer.runs.verify import Given, Measuring, recorded_rates
+from neural_polarizer.runs.verify_checks import RATES, Check, file_checks, rate_checks
 
 Told = Iterator[tuple[str, Check]]
 """Checks with what they have in common."""

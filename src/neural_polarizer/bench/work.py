@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from neural_polarizer.artifacts import load_model, versions
 from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench import analyses
 from neural_polarizer.bench.cells import SCHEMA, Cell, GivenCell, LemmaCell, PurificationCell, VictimCell
@@ -31,6 +30,8 @@ from neural_polarizer.devices import choose_device
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError, NeuralPolarizerError
 from neural_polarizer.files import read_json, sha256_of_file
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import versions
 from neural_polarizer.rng import stream
 from neural_polarizer.runs.attack import FILES, MODEL, RECORD, TRIGGER, TRIGGERED, cached_attack, load_attack
 

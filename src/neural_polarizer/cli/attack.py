@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks import ATTACKS, attack_class
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.cli.options import (
@@ -35,6 +34,7 @@ from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import result_folder
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs.attack import Victim, deliver_attack
 from neural_polarizer.scales import Scale
 from neural_polarizer.train import AdversarialTraining, Schedule

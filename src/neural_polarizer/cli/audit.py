@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import classes_of
 from neural_polarizer.cli.options import (
     Channels,
@@ -32,8 +31,10 @@ from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
-from neural_polarizer.report.advice import after_audit
-from neural_polarizer.report.audit_page import judge_audit
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.report.run.advice import after_audit
+from neural_polarizer.report.run.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 
 FailOn = Literal["backdoor", "cannot-say"]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 import typer
 
-from neural_polarizer.artifacts import ModelRecord
 from neural_polarizer.cli.options import look_in_current_folder, parse_settings
 from neural_polarizer.defenses import DEFENSES, Defense
 from neural_polarizer.defenses.npd.presets import Preset, Target
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import Precision, choose_precision
+from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed, setting_names

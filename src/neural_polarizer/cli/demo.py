@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.cli.options import Quiet, Seed
 from neural_polarizer.cli.output import console, show, show_report, show_table, show_warnings
@@ -17,7 +16,8 @@ from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
-from neural_polarizer.report.terminal import found_and_cost, summary_table
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.report.run.terminal import found_and_cost, summary_table
 from neural_polarizer.runs.attack import TRIGGERED, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import REPORT, run_purify

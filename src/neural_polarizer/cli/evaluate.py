@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import (
     Channels,
@@ -30,6 +29,8 @@ from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.metrics import evaluate as measure
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.plausibility import Rules, examine
 
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.cli.options import (
     Channels,
     GivenArchitecture,
@@ -22,6 +21,8 @@ from neural_polarizer.cli.output import console
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FORMATS, FormatName
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs.export import comparison_images, note_export
 
 

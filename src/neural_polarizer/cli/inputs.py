@@ -5,10 +5,10 @@ from pathlib import Path
 
 import typer
 
-from neural_polarizer.artifacts import LoadedModel
 from neural_polarizer.data.classes import ClassNames, read_class_names
 from neural_polarizer.data.poison import PoisonLabel, read_triggered
 from neural_polarizer.data.sources import read_images
+from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.runs.attack import TRIGGERED
 from neural_polarizer.runs.inspect import Evidence
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from neural_polarizer.artifacts import check_takes, load_model
 from neural_polarizer.audit import choose_target
 from neural_polarizer.cli.defense import AUTO, Wanted, chosen_defense, profile_of
 from neural_polarizer.cli.inputs import classes_of, given_words, parse_poison_label, read_evidence, triggered_path
@@ -41,6 +40,8 @@ from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
+from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.runs.fold import fold_run
 from neural_polarizer.runs.purify import REPORT, chosen_images, run_purify

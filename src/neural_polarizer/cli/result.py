@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from neural_polarizer.cli.output import show, show_table
-from neural_polarizer.report.advice import what_now
-from neural_polarizer.report.audit import audit_summary
-from neural_polarizer.report.guard import guard_summary
-from neural_polarizer.report.terminal import summary_table
-from neural_polarizer.report.verdict import judge
+from neural_polarizer.report.run.advice import what_now
+from neural_polarizer.report.run.audit import audit_summary
+from neural_polarizer.report.run.guard import guard_summary
+from neural_polarizer.report.run.terminal import summary_table
+from neural_polarizer.report.run.verdict import judge
 
 
 def show_result(record: Mapping[str, Any]) -> None:

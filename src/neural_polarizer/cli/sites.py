@@ -8,7 +8,6 @@ import torch
 import typer
 from rich.table import Table
 
-from neural_polarizer.artifacts import load_model
 from neural_polarizer.cli.options import (
     Channels,
     GivenArchitecture,
@@ -24,8 +23,9 @@ from neural_polarizer.cli.options import (
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
+from neural_polarizer.layer.sites import Candidate, Choice, candidates, choose_site
+from neural_polarizer.model_files.load import load_model
 from neural_polarizer.rng import stream
-from neural_polarizer.sites import Candidate, Choice, candidates, choose_site
 
 
 def sites(

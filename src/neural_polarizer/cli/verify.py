@@ -15,7 +15,8 @@ from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
 from neural_polarizer.report.values import visible
-from neural_polarizer.runs.verify import TOLERANCE, Check, Given, Measuring, verify_run
+from neural_polarizer.runs.verify import TOLERANCE, Given, Measuring, verify_run
+from neural_polarizer.runs.verify_checks import Check
 
 _HOLDS = {True: "yes", False: "NO", None: "not checked"}
 _SAID = {True: "note", False: "does not hold", None: "not checked"}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.layer.polarizer import Polarizer
 
 
 class Descent:

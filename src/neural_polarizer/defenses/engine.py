@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.schedule import batches, steps_an_epoch
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.polarizer import Polarizer, Structure, shifted
+from neural_polarizer.layer.polarizer import Polarizer, Structure, shifted
+from neural_polarizer.layer.sites import Candidate, candidates, choose_site, features_at
+from neural_polarizer.layer.structures import make_polarizer
+from neural_polarizer.layer.surgery import Cut, Site, cut, insert
 from neural_polarizer.rng import stream
-from neural_polarizer.sites import Candidate, candidates, choose_site, features_at
-from neural_polarizer.structures import make_polarizer
-from neural_polarizer.surgery import Cut, Site, cut, insert
 
 Values = tuple[Tensor, ...]
 """What the part in front of the layer gives for a batch: all that the rest of the network needs."""
@@ -34,7 +34,7 @@ class Engine:
         model: float pixels in [0, 1] to logits ``(n, k)``; left as it is.
         clean: the defender's images.
         seed: of the first weights of structures that need random ones, the only randomness here.
-        site: ``before:NAME`` or ``after:NAME``; None takes ``sites.choose_site``.
+        site: ``before:NAME`` or ``after:NAME``; None takes ``layer.sites.choose_site``.
         structure: what the layer is made of.
         batch_size: images in a batch.
         precision: "fp32", or "bf16" autocast.

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.forms import float_type, value_like
-from neural_polarizer.surgery import PolarizedModule
 
 
 def check_one_layer(model: nn.Module, *, inserts: bool) -> None:

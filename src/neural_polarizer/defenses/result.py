@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from neural_polarizer.defenses.guard import Guarded
-from neural_polarizer.polarizer import Polarizer
+from neural_polarizer.layer.polarizer import Polarizer
 
 Suspect = int | Literal["next"]
 """A class, for an all-to-one attack, or "next" for all-to-all, ``(y + 1) mod K``."""

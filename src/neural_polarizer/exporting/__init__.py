@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.artifacts import ModelRecord
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.exporting.formats import FORMATS, FormatName, Run
 from neural_polarizer.exporting.graphs import reason
 from neural_polarizer.exporting.portable import portable_form
 from neural_polarizer.files import atomic_path, write_json
+from neural_polarizer.model_files.record import ModelRecord
 
 TOLERANCE = 1e-4  # of a logit in float32
 _BATCH = 32

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.artifacts import ModelRecord, assemble, folded_record, network_tensors, versions, with_structure
-from neural_polarizer.checkpoints import load_strict
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.folding import fold_polarizer
+from neural_polarizer.layer.folding import fold_polarizer
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import PolarizedModule
+from neural_polarizer.model_files.assemble import assemble
+from neural_polarizer.model_files.checkpoints import load_strict
+from neural_polarizer.model_files.record import ModelRecord, folded_record, versions, with_structure
+from neural_polarizer.model_files.save import network_tensors
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.polarizer import Polarizer
-from neural_polarizer.surgery import PolarizedModule
 
 
 @dataclass(frozen=True, eq=False)

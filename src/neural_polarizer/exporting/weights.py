@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from neural_polarizer.artifacts import load_model, model_bytes, network_tensors
-from neural_polarizer.checkpoints import read_checkpoint
 from neural_polarizer.exporting.portable import Portable
+from neural_polarizer.model_files.checkpoints import read_checkpoint
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.save import model_bytes, network_tensors
 
 
 class SafetensorsFile:

@@ -1,4 +1,4 @@
-"""The layer itself, as a MindSpore cell; ``neural_polarizer.polarizer`` has it for PyTorch."""
+"""The layer itself, as a MindSpore cell; ``neural_polarizer.layer.polarizer`` has it for PyTorch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

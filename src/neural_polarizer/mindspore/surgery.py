@@ -8,8 +8,8 @@ import mindspore as ms
 from mindspore import nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.surgery import Site
 from neural_polarizer.mindspore.polarizer import Polarizer
-from neural_polarizer.surgery import Site
 
 
 class PolarizedCell(nn.Cell):

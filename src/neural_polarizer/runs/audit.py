@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from neural_polarizer.artifacts import LoadedModel, versions
 from neural_polarizer.audit import Audited, audited, spectrum
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import output_folder, write_json, write_text
-from neural_polarizer.report.audit_page import render_audit
+from neural_polarizer.model_files.load import LoadedModel
+from neural_polarizer.model_files.record import versions
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
-from neural_polarizer.report.verdict_files import SARIF, VERDICT, audit_sarif, audit_verdict
+from neural_polarizer.report.run.audit_page import render_audit
+from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, audit_sarif, audit_verdict
 from neural_polarizer.runs.purify import chosen_images
 from neural_polarizer.train import Progress, silent
 

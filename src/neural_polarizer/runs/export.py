@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from neural_polarizer.artifacts import LoadedModel
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import Exported
 from neural_polarizer.files import read_json, sha256_of_file, write_json
+from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.rng import stream
 from neural_polarizer.runs.purify_checks import ATTACK_RECORD, RECORD
 

@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 
-from neural_polarizer.artifacts import folded_record, load_model, save_model
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json, sha256_of_file, write_json
-from neural_polarizer.folding import FOLDED_IMAGES, Folded, fold_polarizer
+from neural_polarizer.layer.folding import FOLDED_IMAGES, Folded, fold_polarizer
 from neural_polarizer.metrics import evaluate
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import folded_record
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purify import CLEAN_INDEX, PURIFIED

@@ -10,15 +10,17 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neural_polarizer.artifacts import LoadedModel, save_model, save_polarizer, versions
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset, write_index
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
-from neural_polarizer.report.html import render_run
-from neural_polarizer.report.verdict_files import SARIF, VERDICT, run_sarif, run_verdict
+from neural_polarizer.model_files.load import LoadedModel
+from neural_polarizer.model_files.record import versions
+from neural_polarizer.model_files.save import save_model, save_polarizer
+from neural_polarizer.report.run.page import render_run
+from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, run_sarif, run_verdict
 from neural_polarizer.runs.inspect import Evidence, inspect
 from neural_polarizer.runs.purify_checks import (
     RECORD,

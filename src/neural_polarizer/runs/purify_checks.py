@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from neural_polarizer.artifacts import LoadedModel, versions
 from neural_polarizer.data.duplicates import count_shared
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
+from neural_polarizer.model_files.load import LoadedModel
+from neural_polarizer.model_files.record import versions
 from neural_polarizer.runs.damage import set_damaged_aside
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.settings import told

@@ -1,14 +1,12 @@
 """Whether a run's folder still holds what its record says: hashes of files and images, and figures measured anew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from neural_polarizer.artifacts import LoadedModel, load_model
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
@@ -17,37 +15,28 @@ from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json, sha256_of_file
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, PICTURE, TRIGGER, TRIGGERED
 from neural_polarizer.runs.fold import FOLDED
 from neural_polarizer.runs.purify import CLEAN_INDEX, POLARIZER, PURIFIED, REPORT
 from neural_polarizer.runs.purify_checks import ATTACK_RECORD, RECORD
+from neural_polarizer.runs.verify_checks import (
+    RATES,
+    Check,
+    figure_check,
+    file_checks,
+    hash_check,
+    image_check,
+    rate_checks,
+    short,
+)
 from neural_polarizer.train import Progress, silent
 
 ATTACK_FILES = (MODEL, TRIGGERED, TRIGGER, PICTURE)
 PURIFICATION_FILES = (PURIFIED, CLEAN_INDEX, REPORT)
-RATES = ("acc", "asr", "ra")
 TOLERANCE = 0.001  # of a rate: another machine may tip a few images in ten thousand
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that a record says, beside what was found.
-
-    Args:
-        what: the file, the images or the figure.
-        recorded: as the record has it, in short; None where it says nothing.
-        found: likewise; None where nothing was found.
-        holds: None if it could not be checked.
-        remark: one line, why it does not hold or could not be checked.
-    """
-
-    what: str
-    recorded: str | None = None
-    found: str | None = None
-    holds: bool | None = None
-    remark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,84 +91,6 @@ def verify_run(folder: Path, given: Given, measuring: Measuring) -> list[Check]:
     raise BadInputError(f"{folder}: is no run; a run's folder holds {ATTACK_RECORD}, {RECORD} or records/")
 
 
-def file_checks(
-    folder: Path, hashes: Mapping[str, Any], needed: Sequence[str], extra: Sequence[str] = ()
-) -> list[Check]:
-    """Compare the files of ``folder`` with their recorded hashes.
-
-    Args:
-        folder: of the run.
-        hashes: SHA-256 by name, as the record has them; records of older versions have few or none.
-        needed: files that every such run has.
-        extra: files that some have.
-
-    Raises:
-        BadInputError: the record names a file outside of the folder.
-    """
-    outside = [name for name in hashes if PurePath(name).name != name or name in ("", "..") or "\\" in name]
-    if outside:
-        raise BadInputError(f"{folder}: the record is damaged: it names {outside[0]!r} as a file of this folder")
-    there = [name for name in extra if (folder / name).exists()]
-    return [_file(folder / name, hashes.get(name)) for name in dict.fromkeys((*needed, *there, *hashes))]
-
-
-def _file(path: Path, recorded: Any) -> Check:
-    known = recorded if isinstance(recorded, str) else None
-    if not path.exists():
-        return Check(what=path.name, recorded=_short(known), holds=False, remark="is missing")
-    try:
-        found = sha256_of_file(path)
-    except OSError as error:
-        return Check(what=path.name, recorded=_short(known), holds=False, remark=f"cannot be read ({error.strerror})")
-    return _hash(path.name, known, found, "has been modified since the run")
-
-
-def _hash(what: str, recorded: Any, found: str, otherwise: str) -> Check:
-    if not isinstance(recorded, str):
-        return Check(what=what, found=_short(found), remark="the record has no hash to compare with")
-    holds = recorded == found
-    return Check(
-        what=what, recorded=_short(recorded), found=_short(found), holds=holds, remark="" if holds else otherwise
-    )
-
-
-def rate_checks(
-    recorded: Mapping[str, Any],
-    found: Metrics | str,
-    tolerance: float,
-    suffix: str = "",
-    unmeasured: Mapping[str, str] = MappingProxyType({}),
-) -> list[Check]:
-    """ACC, ASR and RA beside those measured anew.
-
-    Args:
-        recorded: rates in [0, 1] by name.
-        found: likewise, or why nothing was measured.
-        tolerance: by how much they may differ.
-        suffix: for the names.
-        unmeasured: why some rates were not.
-    """
-    checks = []
-    for name in RATES:
-        old, new = number(recorded.get(name)), None if isinstance(found, str) else getattr(found, name)
-        reason = found if isinstance(found, str) else unmeasured.get(name, "was not measured")
-        checks.append(_figure(f"{name.upper()}{suffix}", old, new, tolerance, reason))
-    return [check for check in checks if check.recorded is not None or check.found is not None]
-
-
-def _figure(what: str, recorded: float | None, found: float | None, tolerance: float, missing: str) -> Check:
-    remark = ""
-    holds = None
-    if recorded is None:
-        remark = "the record has no such figure"
-    elif found is None:
-        remark = missing
-    else:
-        holds = abs(recorded - found) <= tolerance
-        remark = "" if holds else f"differs by {100 * abs(recorded - found):.2f} points"
-    return Check(what=what, recorded=_percent(recorded), found=_percent(found), holds=holds, remark=remark)
-
-
 def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Measuring) -> list[Check]:
     hashes = {MODEL: record.get("model_sha256"), **table(record, "files")}
     files = file_checks(folder, hashes, ATTACK_FILES)
@@ -191,8 +102,8 @@ def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Me
     test = _images(given.test, record.get("test"), "--test", form)
     checks = [
         *files,
-        _image_check("training images", record.get("data_sha256"), train),
-        _image_check("test images", record.get("test_sha256"), test),
+        image_check("training images", record.get("data_sha256"), train),
+        image_check("test images", record.get("test_sha256"), test),
     ]
     triggered = _triggered(None, folder / TRIGGERED, form)
     if any(check.what == TRIGGERED and check.holds is False for check in files):
@@ -209,20 +120,20 @@ def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuri
     own = given.architecture
     original = _original(described, record.get("model_sha256"), own)
     clean = _chosen(folder / CLEAN_INDEX, _images(given.clean, data.get("clean"), "--clean", form))
-    checks = [*files, original[0], _image_check("clean images", record.get("clean_sha256"), clean)]
+    checks = [*files, original[0], image_check("clean images", record.get("clean_sha256"), clean)]
     before, after = table(record, "before"), table(record, "after")
     test: ImageSet | str = "no test images were used"
     triggered: TriggeredSet | str = "no triggered images were used"
     if given.test is not None or data.get("test") is not None or number(after.get("acc")) is not None:
         test = _images(given.test, data.get("test"), "--test", form)
-        checks.append(_image_check("test images", record.get("test_sha256"), test))
+        checks.append(image_check("test images", record.get("test_sha256"), test))
         test = _unless_other(checks[-1], test)
     if given.triggered is not None or data.get("triggered") is not None or number(after.get("asr")) is not None:
         label = data.get("poison_label")
         stamped = form | ({"poison_label": label} if label == "next" or type(label) is int else {})
         triggered = _triggered(given.triggered, data.get("triggered"), stamped)
         images = triggered if isinstance(triggered, str) else triggered.images
-        checks.append(_image_check("triggered images", record.get("triggered_sha256"), images))
+        checks.append(image_check("triggered images", record.get("triggered_sha256"), images))
         triggered = _unless_other(checks[-1], triggered)
     found_before = _measured(original[1], test, triggered, measuring)
     found_after = _measured(_loaded(folder / PURIFIED, architecture=own), test, triggered, measuring)
@@ -239,7 +150,9 @@ def _effectiveness(
     """DER of the figures that were found, and of those recorded where none were."""
     old, new = (_completed(found, table(record, name)) for name, found in (("before", before), ("after", after)))
     # two rates a model, halved: twice the tolerance of one
-    check = _figure("DER", number(record.get("der")), defense_effectiveness(old, new), 2 * tolerance, "not measured")
+    check = figure_check(
+        "DER", number(record.get("der")), defense_effectiveness(old, new), 2 * tolerance, "not measured"
+    )
     return [] if check.recorded is None and check.found is None else [check]
 
 
@@ -285,8 +198,8 @@ def _original(
     what, path = "original model", Path(str(described.get("path")))
     if not path.is_file():
         reason = f"{path} is not on this machine, or not below this folder"
-        return Check(what=what, recorded=_short(recorded), remark=reason), reason
-    check = _hash(what, recorded, sha256_of_file(path), f"{path} is not the file that was purified")
+        return Check(what=what, recorded=short(recorded), remark=reason), reason
+    check = hash_check(what, recorded, sha256_of_file(path), f"{path} is not the file that was purified")
     if check.holds is not True:
         return check, check.remark
     named = str(described.get("architecture"))
@@ -367,12 +280,6 @@ def _triggered(given: Path | None, recorded: Any, form: Mapping[str, Any]) -> Tr
         return f"{error}; give --triggered"
 
 
-def _image_check(what: str, recorded: Any, images: ImageSet | str) -> Check:
-    if isinstance(images, str):
-        return Check(what=what, recorded=_short(recorded), remark=images)
-    return _hash(what, recorded, images.sha256(), f"{images.source} does not hold those of the run")
-
-
 def _unless_other(check: Check, images: Any) -> Any:
     """``images``, or why figures measured on them would tell nothing."""
     return f"the {check.what} are not those of the run" if check.holds is False else images
@@ -402,11 +309,3 @@ def _unmeasured(test: ImageSet | str, triggered: TriggeredSet | str) -> dict[str
     """Why the rates that need the one or the other are not measured."""
     needs = {"acc": test, "asr": triggered, "ra": triggered}
     return {name: images for name, images in needs.items() if isinstance(images, str)}
-
-
-def _short(sha256: Any) -> str | None:
-    return sha256[:12] if isinstance(sha256, str) else None
-
-
-def _percent(rate: float | None) -> str | None:
-    return None if rate is None else f"{100 * rate:.2f} %"

@@ -20,8 +20,8 @@ from neural_polarizer.defenses.npd.aims import Aim, Targets, aim_of
 from neural_polarizer.defenses.npd.objective import objective
 from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.defenses.schedule import feature_units_rate
+from neural_polarizer.layer.polarizer import batch_statistics
 from neural_polarizer.perturb import Ball, perturb
-from neural_polarizer.polarizer import batch_statistics
 from neural_polarizer.train import Progress
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from neural_polarizer.defenses.engine import Precision
 from neural_polarizer.defenses.schedule import cosine
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.polarizer import Structure
+from neural_polarizer.layer.structures import WITHOUT_NORM
 from neural_polarizer.losses import BceTerms, LossForm
 from neural_polarizer.perturb import StepRule
-from neural_polarizer.polarizer import Structure
 from neural_polarizer.settings import check_literals
-from neural_polarizer.structures import WITHOUT_NORM
 
 Target = int | Literal["next"] | None
 """A class, "next" for ``(y + 1) mod K``, or None: the runner-up class of each image (eq. 4)."""
@@ -30,7 +30,7 @@ class NPDSettings:
         goal: "targeted" descends towards a class (eqs. 8, 10), "untargeted" away from the label (eq. 7).
         target: the attacker's class if known (TP, TU), "next" for ``(y + 1) mod K``, or None: the runner-up class
             of each clean image under the current polarized model (eq. 4).
-        site: ``before:NAME`` or ``after:NAME``; None takes ``sites.choose_site``.
+        site: ``before:NAME`` or ``after:NAME``; None takes ``layer.sites.choose_site``.
         structure: what the layer is made of (``structures``): "conv-bn" is the paper's; "conv-bn-x2", "linear", "osad"
             and "osdn" are the others of its Table 13; "linear-light", "conv" and "mlp" are of the authors' code.
         init: "calibrated" starts as the exact identity with the clean images' statistics and needs no warm-up;

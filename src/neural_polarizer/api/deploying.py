@@ -1,0 +1,83 @@
+"""A purified model for use: folded, or in a file of another format; nothing here changes what is passed in."""
+
+from os import PathLike
+
+import torch
+from torch import nn
+
+from neural_polarizer.api.data import Images
+from neural_polarizer.api.purified import Purified, module_of
+from neural_polarizer.data.convert import as_image_set
+from neural_polarizer.data.images import to_pixels
+from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
+from neural_polarizer.exporting.formats import FormatName
+from neural_polarizer.files import user_path
+from neural_polarizer.layer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
+from neural_polarizer.model_files.load import load_model
+from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32
+
+
+def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "exact") -> Folded:
+    """A purified model without the layer that purifies it, so that it costs what the original costs.
+
+    Args:
+        purified: what ``purify`` returned, or the model in it; left as it was.
+        images: an ``ImageSet``, or a data set or loader of (image, label), on which the logits are compared; clean
+            ones will do.
+        border: "ignored" keeps the architecture also where a convolution pads zeros, at the price of other values
+            on the border.
+
+    Returns:
+        The folded model, whether it is exact and of the original architecture, and by how much its logits deviate.
+
+    Raises:
+        BadInputError: there is no polarizer to fold, or no image.
+    """
+    model = check_module(module_of(purified))
+    pixels = to_pixels(as_image_set(images).images[:FOLDED_IMAGES])
+    dtype, device, training = float_type(model), device_of(model), model.training
+    if dtype in (torch.float16, torch.bfloat16):  # too coarse to compare logits in
+        folded = fold_polarizer(in_float32(model), pixels, border=border)
+        folded.model.to(device=device, dtype=dtype)
+    else:
+        folded = fold_polarizer(copied(model).eval(), pixels.to(device, dtype), border=border)
+    folded.model.train(training)
+    return folded
+
+
+def export(
+    model: Purified | nn.Module | str | PathLike[str],
+    path: str | PathLike[str],
+    images: Images,
+    *,
+    to: FormatName | None = None,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write a model for use elsewhere, without its polarizer where that is exact, and check what was written.
+
+    Args:
+        model: what ``purify`` returned, the model in it, or a saved model, as for ``load``; left as it was.
+        path: the file to write; replaced if it exists.
+        images: an ``ImageSet``, or a data set or loader of (image, label), on which the logits are compared; clean
+            ones will do. A graph is for images of their size.
+        to: "safetensors", "state-dict", "onnx" or "pt2"; None goes by the ending of ``path``. docs/export.md says what
+            each of them holds.
+        tolerance: by how much a logit may differ.
+
+    Returns:
+        The path, what became of the polarizer, and by how much the logits differ.
+
+    Raises:
+        BadInputError: the model or the images cannot be used, a package is missing, the network cannot be captured as
+            a graph, or the file gives other logits and was not kept.
+        WrongUsageError: an ending that tells no format, or another one than ``to`` (a BadInputError, too).
+        EnvironmentFaultError: the file cannot be written.
+    """
+    target = user_path(path)
+    name = format_of(target, to)
+    record = None
+    if isinstance(model, (str, PathLike)):
+        loaded = load_model(user_path(model))
+        model, record = loaded.model, loaded.record
+    module = check_module(module_of(model))
+    return export_model(module, target, name, as_image_set(images), record, tolerance=tolerance)

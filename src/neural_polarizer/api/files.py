@@ -1,0 +1,100 @@
+"""Models and layers out of files and into them; nothing here changes what is passed in."""
+
+from collections.abc import Callable
+from os import PathLike
+
+from torch import nn
+
+from neural_polarizer.api.describe import record_of_model
+from neural_polarizer.api.purified import Purified
+from neural_polarizer.defenses.form import check_one_layer
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import user_path
+from neural_polarizer.layer.surgery import PolarizedModule
+from neural_polarizer.model_files.load import load_model, with_polarizer
+from neural_polarizer.model_files.save import save_model
+from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
+from neural_polarizer.models.forms import check_module
+from neural_polarizer.models.normalize import Normalized
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    arch: str | nn.Module | Callable[..., nn.Module] | None = None,
+    profile: str | None = None,
+    weights: str | None = None,
+    output: str | int | None = None,
+    channels: int | None = None,
+) -> nn.Module:
+    """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
+
+    Args:
+        path: a checkpoint, an attack's folder, or a purification's folder.
+        arch: what builds the network, for files that are not ours, and for ours of networks that are not: a name; code
+            of your own, ``FILE.py:NAME`` or ``MODULE:NAME``, which is imported and called; or a class, a function, or
+            a module with any weights, which is copied.
+        profile: the normalisation, for files that are not ours.
+        weights: which entry of a file that holds several sets of weights, such as ``state_dict_ema``.
+        output: key, attribute or index of the logits, where the network of a file that is not ours gives several.
+        channels: 1 for a network of grey images in a file that is not ours; it then gets the mean of three channels.
+
+    Raises:
+        BadInputError: the file is missing, damaged, hostile, or of another architecture.
+    """
+    network: str | Definition | None = (
+        network_named(arch) if arch is None or isinstance(arch, str) else definition_of(arch)
+    )
+    loaded = load_model(
+        user_path(path),
+        architecture=network,
+        profile=profile,
+        weights=weights,
+        output=None if output is None else str(output),
+        channels=channels,
+    )
+    if isinstance(loaded.model, Normalized):
+        loaded.model.origin = loaded.record
+    return loaded.model
+
+
+def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes: int | None = None) -> None:
+    """Write a model so that ``load`` reads it again: what ``purify`` returned into a folder, a module into a file.
+
+    Args:
+        model: with at most one polarizer; left as it was.
+        path: of the folder, or of the safetensors file.
+        num_classes: K, where the last layer of a module of your own does not tell.
+
+    Raises:
+        BadInputError: K is not known, or the folder holds another run.
+        EnvironmentFaultError: it cannot be written.
+    """
+    if isinstance(model, Purified):
+        model.save(path)
+        return
+    known = num_classes or last_outputs(check_module(model))
+    if known is None:
+        raise BadInputError("the network does not tell its number of classes; give num_classes")
+    save_model(user_path(path), model, record_of_model(model, known, site=_site_of(model)))
+
+
+def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
+    """A copy of ``model`` with the layer of a ``polarizer.safetensors`` at its site; the original's weights stay.
+
+    Args:
+        model: the original that was purified, with or without its normalisation.
+        file: as ``polarizer purify`` and ``Purified.save`` write it.
+
+    Raises:
+        BadInputError: the file holds no such layer, it does not fit the model, or the model has one already.
+    """
+    check_one_layer(check_module(model), inserts=True)
+    return with_polarizer(model, user_path(file))
+
+
+def _site_of(model: nn.Module) -> str | None:
+    """Where the polarizer of ``model`` is, by the network's own names; None without one."""
+    network = model.network if isinstance(model, Normalized) else model
+    found = [(name, part.side) for name, part in network.named_modules() if isinstance(part, PolarizedModule)]
+    return f"{found[0][1]}:{found[0][0]}" if found else None

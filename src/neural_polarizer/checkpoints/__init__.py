@@ -1,5 +1,0 @@
-"""Weights out of files from people we do not trust; nothing in a file is ever executed."""
-
-from neural_polarizer.checkpoints.reader import Checkpoint as Checkpoint
-from neural_polarizer.checkpoints.reader import read_checkpoint as read_checkpoint
-from neural_polarizer.checkpoints.strict import load_strict as load_strict

@@ -1,0 +1,210 @@
+"""Changes to single layers that make a network do what it did with the polarizer in front of or behind them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from neural_polarizer.layer.folding.affine import (
+    Affine,
+    Changes,
+    as_conv,
+    as_linear,
+    double,
+    make_bias_of,
+    scale_and_shift,
+    set_bias,
+)
+from neural_polarizer.layer.surgery import PolarizedModule
+from neural_polarizer.models.adapted import BorderConv2d, replace_module
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """One change, to the modules that it holds; ``told`` says what it is, before it is done."""
+
+    @property
+    def exact(self) -> bool: ...
+
+    def told(self, names: Mapping[nn.Module, str]) -> str: ...
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes: ...
+
+
+class _Exact:
+    exact = True
+
+
+@dataclass(frozen=True, eq=False)
+class BehindConv(_Exact):
+    """The polarizer behind a convolution: ``A (W * x + c) + b = (A W) * x + (A c + b)``, whatever its padding.
+
+    Args:
+        conv: its weights change.
+        norm: a batch norm between the two; becomes the identity with a bias.
+        following: a batch norm behind the polarizer, which takes the shift if the convolution has no bias.
+        shifted: whether this is the summand that takes b.
+    """
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None = None
+    following: nn.BatchNorm2d | None = None
+    shifted: bool = True
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        return f"into {names[self.conv]}" + (f" and {names[self.norm]}" if self.norm is not None else "")
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
+        weight = double(self.conv.weight)
+        bias = torch.zeros(len(weight)).double() if self.conv.bias is None else double(self.conv.bias)
+        if self.norm is not None:
+            scale, shift = scale_and_shift(self.norm)
+            weight, bias = scale[:, None, None, None] * weight, scale * bias + shift
+        bias = affine.mix @ bias + (affine.shift if self.shifted else 0.0)
+        self.conv.weight.copy_(torch.einsum("po,oikl->pikl", affine.mix, weight))
+        if self.norm is None:
+            return set_bias(self.conv, bias, self.following)
+        make_bias_of(self.norm, bias)
+        if self.conv.bias is not None:
+            self.conv.bias.zero_()
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftInto(_Exact):
+    """The b of the polarizer alone, which came through sums and averages, in layers that add a constant anyway.
+
+    Args:
+        layers: batch norms, whose means change, and convolutions and linear layers with a bias; a linear layer may have
+            several columns a channel.
+    """
+
+    layers: tuple[nn.BatchNorm2d | nn.Conv2d | nn.Linear, ...]
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        return f"its constant into {', '.join(names[layer] for layer in self.layers)}"
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
+        for layer in self.layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                assert layer.running_mean is not None
+                layer.running_mean.copy_(double(layer.running_mean) - affine.shift)
+            else:
+                assert layer.bias is not None
+                shares = double(layer.weight).flatten(1).unflatten(1, (len(affine.shift), -1)).sum(2)
+                layer.bias.copy_(double(layer.bias) + shares @ affine.shift)
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class BehindLinear(_Exact):
+    """The polarizer behind a linear layer: ``A (W x + c) + b = (A W) x + (A c + b)``."""
+
+    linear: nn.Linear
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        return f"into {names[self.linear]}"
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
+        bias = affine.shift if self.linear.bias is None else affine.mix @ double(self.linear.bias) + affine.shift
+        self.linear.weight.copy_(affine.mix @ double(self.linear.weight))
+        return set_bias(self.linear, bias, None)
+
+
+@dataclass(frozen=True, eq=False)
+class IntoConv:
+    """The polarizer in front of a convolution: ``W * (A x + b) = (W A) * x + W * b``.
+
+    ``W * b`` is one number a channel, except where zeros are padded: there the taps outside must not count.
+
+    Args:
+        conv: its weights change.
+        following: a batch norm behind it, which takes the constant if the convolution has no bias.
+        border: whether to keep the taps' shares of the constant apart, exact on the border too.
+    """
+
+    conv: nn.Conv2d
+    following: nn.BatchNorm2d | None = None
+    border: bool = False
+
+    @property
+    def exact(self) -> bool:
+        return self.border or not pads_zeros(self.conv)
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        remark = " with a term for its zero padding" if self.border else ", exact in the interior only"
+        return f"into {names[self.conv]}{remark if pads_zeros(self.conv) else ''}"
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:
+        weight = double(self.conv.weight)
+        shares = torch.einsum("oikl,i->okl", weight, affine.shift)
+        self.conv.weight.copy_(torch.einsum("oikl,ij->ojkl", weight, affine.mix))
+        if not self.border:
+            bias = shares.sum((1, 2))
+            return set_bias(
+                self.conv, bias if self.conv.bias is None else bias + double(self.conv.bias), self.following
+            )
+        conv = BorderConv2d(self.conv)
+        conv.border.copy_(shares)
+        replace_module(root, self.conv, conv.requires_grad_(self.conv.weight.requires_grad))
+        return {conv: "border"}
+
+
+@dataclass(frozen=True, eq=False)
+class IntoLinear(_Exact):
+    """The polarizer in front of a linear layer, perhaps behind an average; ``in_features / C`` columns a channel."""
+
+    linear: nn.Linear
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        return f"into {names[self.linear]}"
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
+        columns = double(self.linear.weight).unflatten(1, (len(affine.shift), -1))
+        bias = torch.einsum("ois,i->o", columns, affine.shift)
+        self.linear.weight.copy_(torch.einsum("ois,ij->ojs", columns, affine.mix).flatten(1))
+        return set_bias(self.linear, bias if self.linear.bias is None else bias + double(self.linear.bias), None)
+
+
+@dataclass(frozen=True, eq=False)
+class InsteadOfNorm(_Exact):
+    """The polarizer in front of a batch norm: both are one 1x1 convolution with bias."""
+
+    norm: nn.BatchNorm2d
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        return f"with {names[self.norm]} into one 1x1 convolution"
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:
+        conv = as_conv(affine.then(self.norm), self.norm.weight)
+        replace_module(root, self.norm, conv)
+        return {conv: "pointwise"}
+
+
+@dataclass(frozen=True, eq=False)
+class InPlace(_Exact):
+    """The polarizer's linear map and batch norm as one layer with bias, where they are.
+
+    Args:
+        wrapped: holds the polarizer.
+        channels_last: whether that layer is a linear one instead of a 1x1 convolution.
+    """
+
+    wrapped: PolarizedModule
+    channels_last: bool
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:  # noqa: ARG002
+        return f"into one {'linear layer' if self.channels_last else '1x1 convolution'} at its own site"
+
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
+        made = as_linear if self.channels_last else as_conv
+        self.wrapped.polarizer = made(affine, next(self.wrapped.polarizer.parameters()))
+        return {}
+
+
+def pads_zeros(conv: nn.Conv2d) -> bool:
+    """Whether ``conv`` reads zeros outside the image; reflected or repeated pixels pass through the polarizer."""
+    padding = conv.padding if isinstance(conv.padding, str) else any(conv.padding)
+    return conv.padding_mode == "zeros" and padding not in (False, "valid")

@@ -1,0 +1,270 @@
+"""Which layers can take the polarizer over: a walk through the graph of the network, in both directions."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import fx, nn
+
+from neural_polarizer.layer.folding.edits import (
+    BehindConv,
+    BehindLinear,
+    Edit,
+    InsteadOfNorm,
+    IntoConv,
+    IntoLinear,
+    ShiftInto,
+    pads_zeros,
+)
+from neural_polarizer.layer.folding.nodes import averages, flattens, keeps, looks_at_the_shape, picks_rows, sums
+from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import PolarizedModule, trace
+from neural_polarizer.models.normalize import Normalized
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+class UnfoldableError(Exception):
+    """Why the polarizer cannot be folded in one way; never leaves this package."""
+
+
+class Plan:
+    """A polarized network as a graph, and what may be changed in it.
+
+    Args:
+        root: in evaluation mode, with one polarizer; the edits change it in place.
+        wrapped: the module in ``root`` that holds the polarizer.
+
+    Raises:
+        UnfoldableError: the network cannot be traced.
+    """
+
+    def __init__(self, root: nn.Module, wrapped: PolarizedModule) -> None:
+        self.root = root
+        self.wrapped = wrapped
+        try:
+            graph = trace(root)
+        except Exception as error:  # a foreign network may raise anything while it is traced
+            reason = (str(error).splitlines() or [""])[0]
+            raise UnfoldableError(f"the network cannot be traced: {type(error).__name__}: {reason}") from None
+        self.modules = {n: root.get_submodule(n.target) for n in graph.nodes if n.op == "call_module"}
+        self.calls = Counter(self.modules.values())
+        self.holders = Counter(
+            id(value) for module in root.modules() for value in module._parameters.values() if value is not None
+        )
+        self.holders.update(id(_attribute(root, node.target)) for node in graph.nodes if node.op == "get_attr")
+        (self.site,) = [node for node, module in self.modules.items() if module is wrapped.polarizer]
+        self.channels = len(next(wrapped.polarizer.parameters()))
+        self.last = isinstance(wrapped.polarizer, Polarizer) and wrapped.polarizer.channels_last
+
+    def backwards(self) -> list[Edit]:
+        """Fold into the layers whose outputs, or their sum, the polarizer reads.
+
+        Raises:
+            UnfoldableError: something else than convolutions gives that value, or it is read elsewhere too.
+        """
+        (source,) = self.site.all_input_nodes
+        if self.last:
+            return [self._linear_in_front(source, self.site)]
+        edits = self._summands(source, self.site)
+        if len({id(edit.conv) for edit in edits}) < len(edits):
+            raise UnfoldableError("one convolution gives several of the summands")
+        if len(edits) == 1 and edits[0].norm is None:
+            edits = [replace(edits[0], following=self._norm_behind(self.site))]
+        able = [i for i, e in enumerate(edits) if (e.conv.bias, e.norm, e.following) != (None, None, None)]
+        layers = () if able else self._constants_behind()
+        if layers:
+            return [*(replace(edit, shifted=False) for edit in edits), ShiftInto(layers)]
+        first = able[0] if able else 0  # which gets a bias that it had not
+        return [replace(edit, shifted=index == first) for index, edit in enumerate(edits)]
+
+    def _constants_behind(self) -> tuple[nn.BatchNorm2d | nn.Conv2d | nn.Linear, ...]:
+        """The layers whose own constants can take the polarizer's, so that no convolution needs a bias; or none."""
+        layers: list[nn.BatchNorm2d | nn.Conv2d | nn.Linear] = []
+        reached, passed = [(self.site, False)], set[fx.Node]()
+        while reached:
+            node, flat = reached.pop()
+            for user in node.users:
+                if looks_at_the_shape(user):
+                    continue
+                if user in passed or user.args.count(node) > 1:  # a sum would hold the constant twice
+                    return ()
+                passed.add(user)
+                layer = self._with_constant(user, flat=flat)
+                if layer is not None:
+                    layers.append(layer)
+                elif flattens(user, self.modules):
+                    reached.append((user, True))
+                elif keeps(user, self.modules) or averages(user, self.modules) or sums(user):
+                    reached.append((user, flat))
+                else:
+                    return ()
+        return tuple(layers)
+
+    def _with_constant(self, node: fx.Node, *, flat: bool) -> nn.BatchNorm2d | nn.Conv2d | nn.Linear | None:
+        if flat:
+            linear = self._own(node, nn.Linear)
+            fits = linear is not None and linear.bias is not None and linear.in_features % self.channels == 0
+            return linear if fits else None
+        norm, conv = self._own(node, nn.BatchNorm2d), self._own(node, nn.Conv2d)
+        if conv is not None and conv.groups == 1 and conv.bias is not None and not pads_zeros(conv):
+            return conv
+        return norm if norm is not None and _has_statistics(norm) else None
+
+    def _linear_in_front(self, node: fx.Node, reader: fx.Node) -> BehindLinear:
+        linear = self._own(node, nn.Linear)
+        self._check_sole(node, reader)
+        if keeps(node, self.modules):
+            return self._linear_in_front(node.all_input_nodes[0], node)
+        if linear is None:
+            raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a linear layer")
+        return BehindLinear(linear)
+
+    def _check_sole(self, node: fx.Node, reader: fx.Node) -> None:
+        others = [user for user in node.users if user is not reader and not looks_at_the_shape(user)]
+        if others:
+            names = ", ".join(map(self.name, others))
+            raise UnfoldableError(f"what the layer reads, or a summand of it, is also read by {names}")
+
+    def _summands(self, node: fx.Node, reader: fx.Node) -> list[BehindConv]:
+        self._check_sole(node, reader)
+        if sums(node):
+            return [edit for term in node.args for edit in self._summands(term, node)]  # type: ignore[arg-type]
+        if keeps(node, self.modules) or averages(node, self.modules):
+            return self._summands(node.all_input_nodes[0], node)
+        conv, norm = self._own(node, nn.Conv2d), self._own(node, nn.BatchNorm2d)
+        if norm is not None and _has_statistics(norm):
+            (source,) = node.all_input_nodes
+            if len(source.users) == 1:
+                conv = self._own(source, nn.Conv2d)
+        if conv is None or conv.groups != 1 or conv.out_channels != self.channels:
+            raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a convolution")
+        return [BehindConv(conv, norm)]
+
+    def forwards(self, *, border: bool) -> list[Edit]:
+        """Fold into the layers that read the polarizer's output, directly or after an average.
+
+        Args:
+            border: be exact where convolutions pad zeros.
+
+        Raises:
+            UnfoldableError: something else reads it.
+        """
+        edits = self._linear_readers(self.site) if self.last else self._readers(self.site, self._into_conv(border))
+        if not edits:
+            raise UnfoldableError("nothing reads the layer's output")
+        return edits
+
+    def _into_conv(self, border: bool) -> Callable[[fx.Node, nn.Conv2d], IntoConv]:
+        def make(node: fx.Node, conv: nn.Conv2d) -> IntoConv:
+            return IntoConv(conv, self._norm_behind(node), border=border and pads_zeros(conv))
+
+        return make
+
+    def _readers(
+        self, node: fx.Node, into_conv: Callable[[fx.Node, nn.Conv2d], IntoConv], *, flat: bool = False
+    ) -> list[Edit]:
+        edits: list[Edit] = []
+        for user in node.users:
+            conv, linear = self._own(user, nn.Conv2d), self._own(user, nn.Linear)
+            if looks_at_the_shape(user):
+                continue
+            if conv is not None and conv.groups == 1 and not flat:
+                edits.append(into_conv(user, conv))
+            elif linear is not None and flat and linear.in_features % self.channels == 0:
+                edits.append(IntoLinear(linear))
+            elif keeps(user, self.modules) or averages(user, self.modules):
+                edits += self._readers(user, into_conv, flat=flat or flattens(user, self.modules))
+            elif flattens(user, self.modules):
+                edits += self._readers(user, into_conv, flat=True)
+            else:
+                raise UnfoldableError(f"the layer's output is read by {self.name(user)}, which cannot take it over")
+        return edits
+
+    def _linear_readers(self, node: fx.Node) -> list[Edit]:
+        edits: list[Edit] = []
+        for user in node.users:
+            linear = self._own(user, nn.Linear)
+            if looks_at_the_shape(user):
+                continue
+            if linear is not None and linear.in_features == self.channels:
+                edits.append(IntoLinear(linear))
+            elif keeps(user, self.modules) or picks_rows(user):
+                edits += self._linear_readers(user)
+            else:
+                raise UnfoldableError(f"the layer's output is read by {self.name(user)}, which cannot take it over")
+        return edits
+
+    def instead_of_norm(self) -> list[Edit]:
+        """Merge the polarizer and the batch norm that alone reads it.
+
+        Raises:
+            UnfoldableError: it is read by something else.
+        """
+        norm = self._norm_behind(self.site)
+        if norm is None:
+            raise UnfoldableError("no batch norm alone reads the layer's output")
+        return [InsteadOfNorm(norm)]
+
+    def _norm_behind(self, node: fx.Node) -> nn.BatchNorm2d | None:
+        users = list(node.users)
+        norm = self._own(users[0], nn.BatchNorm2d) if len(users) == 1 else None
+        return norm if norm is not None and _has_statistics(norm) else None
+
+    def _own(self, node: fx.Node, kind: type[Kind]) -> Kind | None:
+        """The module of ``node`` if it is of that very class, runs once, and shares its weights with nothing."""
+        module = self.modules.get(node)
+        if type(module) is not kind or self.calls[module] > 1 or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        shared = any(self.holders[id(value)] > 1 for value in module.parameters(recurse=False))
+        return None if shared else module
+
+    def name(self, node: fx.Node) -> str:
+        """What the user calls it: the layer's name in the network, or the operation."""
+        if node.op == "output":
+            return "the caller"
+        if node.op != "call_module":
+            return str(getattr(node.target, "__name__", node.target))
+        return layer_names(self.root, self.wrapped)[self.modules[node]]
+
+
+def beside(root: nn.Module, wrapped: PolarizedModule, *, border: bool) -> list[Edit]:
+    """Fold into the very layer that the polarizer was put before or after, which takes no graph; or nothing.
+
+    Args:
+        root: in evaluation mode; holds the other layers.
+        wrapped: the module in ``root`` that holds the polarizer.
+        border: be exact where a convolution pads zeros.
+    """
+    layer, before = wrapped.module, wrapped.side == "before"
+    last = isinstance(wrapped.polarizer, Polarizer) and wrapped.polarizer.channels_last
+    holders = Counter(id(value) for module in root.modules() for value in module._parameters.values())
+    shared = any(holders[id(value)] > 1 for value in layer.parameters())
+    if shared or layer._forward_hooks or layer._forward_pre_hooks:
+        return []
+    if type(layer) is nn.Linear and last:
+        return [IntoLinear(layer) if before else BehindLinear(layer)]
+    if type(layer) is nn.Conv2d and layer.groups == 1 and not last:
+        return [IntoConv(layer, border=border and pads_zeros(layer)) if before else BehindConv(layer)]
+    return []
+
+
+def layer_names(root: nn.Module, wrapped: PolarizedModule | None = None) -> dict[nn.Module, str]:
+    """The names that the network itself has for its modules, without the polarizer and a normalisation around it."""
+    network = root.network if isinstance(root, Normalized) else root
+    outer = next((name for name, module in network.named_modules() if module is wrapped), None)
+    inner = None if outer is None else f"{outer}.module"
+    return {
+        module: name if inner is None or not f"{name}.".startswith(f"{inner}.") else f"{outer}{name[len(inner) :]}"
+        for name, module in network.named_modules()
+    }
+
+
+def _has_statistics(norm: nn.BatchNorm2d) -> bool:
+    return norm.running_mean is not None and norm.weight is not None
+
+
+def _attribute(root: nn.Module, name: str) -> Any:
+    path, _, last = name.rpartition(".")
+    return getattr(root.get_submodule(path), last)

@@ -1,0 +1,66 @@
+"""Whether a loaded model takes the images that it is meant for."""
+
+import torch
+from torch import Tensor
+
+from neural_polarizer.devices import out_of_memory
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.load import LoadedModel
+from neural_polarizer.models.normalize import (
+    Normalized,
+    described,
+    outputs,
+)
+
+
+@torch.no_grad()
+def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
+    """Send a black and a white image through the model, so that a wrong size is told before any work is spent.
+
+    Raises:
+        BadInputError: the network refuses it, or gives no logits for it.
+    """
+    height, width = image_size
+    said = f"{loaded.path}: a {loaded.record.architecture} cannot take images of {height}x{width} pixels"
+    try:
+        logits = loaded.model(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, height, width))
+    except BadInputError as error:  # the output that was asked for is not there
+        raise BadInputError(f"{loaded.path}: {error}; give --output another name, or leave it out") from None
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        remedy = (
+            "--channels 1, as it takes one channel" if _takes_grey(loaded, image_size) else "--size, or another --arch"
+        )
+        raise BadInputError(f"{said} ({reason}); give {remedy}") from None
+    if not isinstance(logits, Tensor):
+        fitting = [
+            key
+            for key, value in (outputs(logits) or getattr(logits, "__dict__", {})).items()
+            if isinstance(value, Tensor) and value.shape == (2, loaded.record.num_classes)
+        ]
+        proposed = f", as --output {fitting[0]}" if len(fitting) == 1 else ""
+        raise BadInputError(
+            f"{loaded.path}: the network gives {described(logits)}; name the logits with --output KEY_OR_INDEX"
+            f"{proposed}"
+        )
+    if logits.shape != (2, loaded.record.num_classes):
+        raise BadInputError(f"{said}: it gives no {loaded.record.num_classes} logits for an image")
+    if not bool(logits.isfinite().all()):
+        raise BadInputError(
+            f"{loaded.path}: gives NaN or infinite logits for a black or a white image; its weights or normalisation "
+            "are too large to compute with: get the file again or train anew"
+        )
+
+
+def _takes_grey(loaded: LoadedModel, image_size: tuple[int, int]) -> bool:
+    """Whether the network, which refuses images of three channels, takes those of one."""
+    network = loaded.model.network if isinstance(loaded.model, Normalized) else loaded.model
+    if loaded.record.grey:
+        return False
+    try:
+        network(torch.zeros(2, 1, *image_size))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError):
+        return False
+    return True

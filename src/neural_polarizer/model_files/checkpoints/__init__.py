@@ -1,0 +1,5 @@
+"""Weights out of files from people we do not trust; nothing in a file is ever executed."""
+
+from neural_polarizer.model_files.checkpoints.reader import Checkpoint as Checkpoint
+from neural_polarizer.model_files.checkpoints.reader import read_checkpoint as read_checkpoint
+from neural_polarizer.model_files.checkpoints.strict import load_strict as load_strict

@@ -1,0 +1,179 @@
+"""Tensors of other tools under the names that the network gives them."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import TypeVar
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
+
+Value = TypeVar("Value")
+
+USUAL = frozenset(("state_dict", "model_state_dict", "model", "net", "network", "weights"))
+"""What the model itself is called where other weights lie beside it."""
+
+# Of each rule, the first pattern that a name fits is replaced.
+_RULES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
+    {
+        "": (),
+        "as TrojanZoo names a ResNet": ((r"^features\.", ""), (r"^classifier\.", "")),
+        "as TrojanZoo names a DenseNet": ((r"^classifier\.fc\.", "classifier."),),
+        "as pytorch-cifar names a ResNet": ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc.")),
+        "as mmpretrain does": ((r"^backbone\.", ""), (r"^head\.", "")),
+        "without the position in a Sequential": ((r"^", "1."),),
+    }
+)
+# Heads for training alone, tables that are computed anew, losses and metrics, and what thop and averaging count.
+_SPARE = re.compile(
+    r"^(\d+\.)?(AuxLogits|aux1|aux2)\.|(^|\.)(relative_position_index|position_ids|attn_mask|total_ops|total_params)$"
+    r"|^(\w*(loss|criterion|metrics?)(_fn|_func)?|(train|val|valid|test)_(acc|accuracy|f1|auroc)\w*)\.|^n_averaged$"
+)
+_MAX_PREFIXES = 16  # that are tried
+_MAX_DEPTH = 6  # of modules in a prefix
+_COUNTS = "num_batches_tracked"
+_COMPILED = "_orig_mod."
+_ORIGINAL, _MASK = "_orig", "_mask"
+
+
+def fit_names(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """``tensors`` under the ``wanted`` names, if a known renaming leads to exactly these, and remarks on it.
+
+    Nothing is guessed from shapes or positions: where no rule gives all names, they stay as they are. Where all wanted
+    names stand behind one prefix, what is not behind it is left out; of several such prefixes, one that is a usual name
+    of a model counts.
+
+    Args:
+        tensors: by the file's names.
+        wanted: names in the network; counts of batches may be missing in the file.
+
+    Raises:
+        BadInputError: the network is there several times, behind several prefixes of which none is usual.
+    """
+    plain, compiled = _without_compiled(tensors, wanted)
+    remarks = [f"{_COMPILED} was removed from names: torch.compile puts it there"] if compiled else []
+    spare = [name for name in plain if name not in wanted and _SPARE.search(name)]
+    kept = {name: value for name, value in plain.items() if name not in spare}
+    prefixes = ["", *_prefixes(kept, wanted)]
+    inside = {
+        prefix: {name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)}
+        for prefix in prefixes
+    }
+    for description, rule in _RULES.items():
+        fitting = {}
+        for prefix, values in inside.items():
+            renamed = _with_plain_head({_renamed(name, rule): value for name, value in values.items()}, wanted)
+            if len(renamed) == len(values) and _fits(renamed, wanted):
+                fitting[prefix] = renamed
+        if fitting:
+            prefix = _meant(list(fitting))
+            outside = [name for name in kept if not name.startswith(prefix)]
+            told = [f"the prefix {printable(prefix)} was removed from all names"] if prefix else []
+            if description:
+                told.append(f"its tensors were named {description}; they were renamed")
+            before = {_renamed(name, rule) for name in inside[prefix]}
+            head = [name for name in fitting[prefix] if name not in before]
+            told += [f"its head {printable(_module(head[0]))} lay in a Sequential; it was renamed"] if head else []
+            return fitting[prefix], (*remarks, *_left_out(spare), *told, *_left_out(outside))
+    return dict(tensors), ()
+
+
+def fits(names: Collection[str], wanted: Collection[str]) -> bool:
+    """Whether ``fit_names`` leads from these names, of a pruned model, too, to the ``wanted`` ones."""
+    try:
+        return _fits(fit_names(unpruned(dict.fromkeys(names), wanted, lambda *_: None)[0], wanted)[0], wanted)
+    except BadInputError:
+        return False
+
+
+def unpruned(
+    tensors: Mapping[str, Value], wanted: Collection[str], product: Callable[[Value, Value], Value]
+) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """``X_orig`` and ``X_mask`` of ``torch.nn.utils.prune`` as their product ``X``, and a remark on it.
+
+    Args:
+        tensors: by the file's names.
+        wanted: names in the network; those stay.
+        product: of the two.
+    """
+    pairs = [
+        name.removesuffix(_ORIGINAL)
+        for name in tensors
+        if name.endswith(_ORIGINAL) and name not in wanted and name.removesuffix(_ORIGINAL) + _MASK in tensors
+    ]
+    pairs = [name for name in pairs if name not in tensors]
+    if not pairs:
+        return dict(tensors), ()
+    gone = {name + ending for name in pairs for ending in (_ORIGINAL, _MASK)}
+    rest = {name: value for name, value in tensors.items() if name not in gone}
+    made = {name: product(tensors[name + _ORIGINAL], tensors[name + _MASK]) for name in pairs}
+    return {**rest, **made}, (f"its pruning masks were applied to {listing([*map(printable, pairs)])}",)
+
+
+def _without_compiled(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dict[str, Value], bool]:
+    """Without what ``torch.compile`` puts into names, wherever it stands, unless two names become one."""
+    plain = {name if name in wanted else name.replace(_COMPILED, ""): value for name, value in tensors.items()}
+    changed = len(plain) == len(tensors) and any(_COMPILED in name for name in tensors)
+    return (plain, True) if changed else (dict(tensors), False)
+
+
+def _prefixes(names: Collection[str], wanted: Collection[str]) -> list[str]:
+    """The prefixes behind which there are as many names as are wanted, the shortest first."""
+    needed = sum(name.rpartition(".")[2] != _COUNTS for name in wanted)
+    found: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".", _MAX_DEPTH)[:-1]
+        found.update(".".join(parts[: depth + 1]) + "." for depth in range(len(parts)))
+    return sorted((prefix for prefix, count in found.items() if count >= needed), key=len)[:_MAX_PREFIXES]
+
+
+def _meant(prefixes: list[str]) -> str:
+    """The only prefix, or the one of a usual name."""
+    usual = [each for each in prefixes if not each or each.removesuffix(".") in USUAL]
+    if len(prefixes) == 1 or len(usual) == 1:
+        return (usual or prefixes)[0]
+    shown = listing([*map(printable, prefixes)])
+    raise BadInputError(
+        f"it holds this network several times, behind the prefixes {shown}; name the one you mean, as in --weights "
+        f"{printable(prefixes[0].removesuffix('.'))}"
+    )
+
+
+def _with_plain_head(tensors: dict[str, Value], wanted: Collection[str]) -> dict[str, Value]:
+    """With the only layer that has weights in a Sequential (``fc.1.weight``) under the name of the Sequential."""
+    missing = {name for name in wanted if name not in tensors and name.rpartition(".")[2] != _COUNTS}
+    if not 1 <= len(missing) <= 2 or len({_module(name) for name in missing}) != 1:
+        return tensors
+    extra = {name: _without_position(name) for name in tensors if name not in wanted}
+    if len(extra) != len(missing) or set(extra.values()) != missing:
+        return tensors
+    return {extra.get(name, name): value for name, value in tensors.items()}
+
+
+def _without_position(name: str) -> str:
+    """``fc.weight`` of ``fc.1.weight``."""
+    layer, _, kind = name.rpartition(".")
+    return f"{_module(layer)}.{kind}"
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _left_out(names: Collection[str]) -> tuple[str, ...]:
+    shown = listing([*map(printable, names)])
+    return (f"tensors that the network has no use for were left out: {shown}",) if names else ()
+
+
+def _renamed(name: str, rule: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rule:
+        renamed, count = re.subn(pattern, replacement, name, count=1)
+        if count:
+            return renamed
+    return name
+
+
+def _fits(names: Collection[str], wanted: Collection[str]) -> bool:
+    missing = [name for name in wanted if name not in names and name.rpartition(".")[2] != _COUNTS]
+    return not missing and all(name in wanted for name in names)

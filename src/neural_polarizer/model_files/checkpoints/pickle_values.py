@@ -1,0 +1,101 @@
+"""What a pickle holds, as data: names that stay names, calls that were not made, and views of storages."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, eq=False)
+class Global:
+    """A name that an unpickler would import; here it stays a name."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Number:
+    """A number that is a key; kept by identity, as a stranger can choose numbers that collide in a dict."""
+
+    value: int | float
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+@dataclass(eq=False, repr=False)  # the repr of nested records can be endless
+class Opaque:
+    """A call that was not made: its name, its arguments and the state given to its result."""
+
+    name: str
+    args: tuple[Any, ...]
+    state: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class StorageRecord:
+    """A block of numbers stored beside the pickle: its type's name, its member's name, its length."""
+
+    type_name: str
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRecord:
+    """A view of a storage, not checked yet; ``dtype_name`` is set where the storage is untyped."""
+
+    storage: StorageRecord
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype_name: str | None = None
+
+
+def safe_key(key: Any) -> Any:
+    """``key`` in a form that a dict can hold whatever a stranger has chosen."""
+    # Only text and bytes hash with a secret; all else could be made to collide, which keeps a dict busy for hours.
+    if key is None or isinstance(key, (str, bytes)):
+        return key
+    return Number(key) if isinstance(key, (int, float)) else Opaque("key", (key,))
+
+
+def result_of(name: str, args: tuple[Any, ...]) -> Any:
+    """The value of the few calls that only describe data; everything else stays a record."""
+    match name, args:
+        case "torch._utils._rebuild_tensor", (StorageRecord() as storage, offset, shape, stride):  # before 0.4
+            dtype_name, extra = None, list[Any]()
+        case "torch._utils._rebuild_tensor_v2", (
+            StorageRecord() as storage,
+            offset,
+            shape,
+            stride,
+            _,
+            _,
+            *extra,
+        ):
+            dtype_name = None
+        case (
+            "torch._utils._rebuild_tensor_v3",
+            (StorageRecord() as storage, offset, shape, stride, _, _, Global(name=dtype_name), *extra),
+        ):
+            pass
+        case (("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state"), (data, *_)):
+            return data
+        case "collections.OrderedDict", ():
+            return {}
+        case (
+            ("builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset"),
+            (list(items),),
+        ):
+            return items
+        case "torch.Size", (tuple(sizes),):
+            return sizes
+        case _:
+            return Opaque(name, args)
+    # ``extra`` carries the conjugate and negative bits: rare enough to be refused later, by name.
+    if any(extra) or not all(_is_integers(value) for value in ((offset,), shape, stride)):
+        return Opaque(name, args)
+    return TensorRecord(storage, offset, shape, stride, dtype_name)
+
+
+def _is_integers(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(item) is int for item in value)

@@ -1,0 +1,255 @@
+"""Which of the things in a checkpoint are the model's weights."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.naming import USUAL
+from neural_polarizer.model_files.checkpoints.pickle_values import Opaque, TensorRecord
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
+
+_NOT_THE_MODEL = re.compile("optim|sched|scaler")
+_WRAPPERS = ("module.", "_orig_mod.")
+_MAX_WRAPPERS = 8  # one before another; a name that is nothing but a million of them would never end
+_MAX_LEVELS = 4
+_MAX_RIVALS = 20
+_MAX_LETTERS = 4_000_000
+_RESAVE = "save the state_dict alone"
+_QUANTISED = re.compile(r"(^|\.)_packed_params(\.|$)")
+_FLOAT = "give the float model that it was made from"
+_QUANTISED_CALL = "torch._utils._rebuild_qtensor"
+
+Fits = Callable[[Collection[str]], bool]
+"""Whether the names of some weights are those of the network that is wanted."""
+Value = TypeVar("Value")
+
+
+def find_state_dict(
+    value: Any, entry: str | None = None, fits: Fits | None = None
+) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
+    """The weights in a walked pickle, under their names in the model, and remarks on where they were.
+
+    Args:
+        value: at the top of the pickle.
+        entry: which of several sets of weights is meant, by its path such as ``state_dict_ema``, or by the prefix of
+            its names such as ``teacher``.
+        fits: tells which of several sets could be meant.
+
+    Raises:
+        BadInputError: there are none, several sets of them, or tensors of a kind that cannot be read.
+    """
+    levels = _candidates(value)
+    path, inner = _choose(levels, value, entry, fits)
+    found = {name: item for level in levels for name, item in level.items()}
+    holder = found[path]
+    remarks = [f"the weights were taken from its entry {path}"] if path else []
+    others = [other for other in (found if inner or path not in levels[0] else levels[0]) if other != path]
+    if others:
+        remarks.append(f"it holds other weights, too: {listing(others)}; --weights takes those of another entry")
+    if isinstance(holder, Opaque):
+        remarks.append(f"a whole pickled module of class {printable(holder.name)}; only its weights were read")
+        weights = _module_weights(holder)
+    else:
+        weights, beside = _split(holder)
+        if beside:
+            remarks.append(f"entries beside the weights that are no tensors were left out: {listing(beside)}")
+    for name, record in weights.items():
+        if not isinstance(record, TensorRecord):
+            kind = printable(record.name) if isinstance(record, Opaque) else type(record).__name__
+            remedy = _FLOAT if kind == _QUANTISED_CALL else _RESAVE
+            raise BadInputError(f"tensor {printable(name)} is of a kind that cannot be read ({kind}); {remedy}")
+    stripped, prefix = strip_wrappers(weights)
+    if prefix:
+        remarks.append(f"the prefix {prefix} was removed from all names")
+    if inner:
+        stripped, told = behind(stripped, inner)
+        remarks.append(told)
+    return stripped, tuple(remarks)
+
+
+def behind(tensors: Mapping[str, Value], prefix: str) -> tuple[dict[str, Value], str]:
+    """What stands behind ``prefix.`` in a set of weights, and a remark on it.
+
+    Raises:
+        BadInputError: nothing does.
+    """
+    start = f"{prefix}."
+    inside = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
+    if not inside:
+        raise BadInputError(
+            f"it has one set of weights, and none of its names begins with {printable(start)}; leave --weights out, or "
+            "give the beginning of the names"
+        )
+    return inside, f"of its weights only those behind {printable(start)} were taken"
+
+
+def strip_wrappers(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
+    """Remove what DataParallel and ``torch.compile`` put before every name; also return what was removed."""
+    removed = ""
+    names = list(tensors)
+    for _ in range(_MAX_WRAPPERS):
+        prefix = _common_wrapper(names) if names else None
+        if prefix is None:
+            break
+        names = [name.removeprefix(prefix) for name in names]
+        removed += prefix
+    return dict(zip(names, tensors.values(), strict=True)), removed
+
+
+def _common_wrapper(names: Iterable[str]) -> str | None:
+    return next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in names)), None)
+
+
+def _candidates(value: Any) -> list[dict[str, Any]]:
+    """All state dicts and modules by path, level by level; levels without any are left out."""
+    level = {"": value}
+    levels: list[dict[str, Any]] = []
+    seen: set[int] = set()  # a dict that holds itself, or one thousand times the same, is looked at once
+    for _ in range(_MAX_LEVELS):
+        found = {path: item for path, item in level.items() if _is_state_dict(item) or _is_module(item)}
+        if found:
+            levels.append(found)
+        below = {}
+        for path, item in level.items():
+            for key, child in () if path in found else _entries(item):
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    below[f"{path}.{printable(key)}".lstrip(".")] = child
+        level = below
+    return levels
+
+
+def _entries(item: Any) -> Iterable[tuple[str, Any]]:
+    """What may lead to weights in a dict."""
+    if not isinstance(item, dict):
+        return
+    for key, child in item.items():
+        if isinstance(key, str) and isinstance(child, (dict, Opaque)) and not _NOT_THE_MODEL.search(key.lower()):
+            yield key, child
+
+
+def _choose(levels: list[dict[str, Any]], top: Any, entry: str | None, fits: Fits | None) -> tuple[str, str]:
+    """The path of what is meant, and the prefix in it; what lies deeper counts only where it is named or alone fits."""
+    if not levels:
+        raise BadInputError(f"no weights found in it: {_describe(top)}; {_RESAVE}")
+    everywhere = {path: item for level in levels for path, item in level.items()}
+    if entry is not None:
+        return (entry, "") if entry in everywhere else _inside(everywhere, entry)
+    found = levels[0]
+    if fits is not None and len(everywhere) > 1:
+        fitting = {path: item for path, item in [*everywhere.items()][:_MAX_RIVALS] if fits(_names(item))}
+        found = {path: item for path, item in found.items() if path in fitting} or fitting or found
+    if len(found) == 1:
+        return next(iter(found)), ""
+    usual = [path for path in found if path.rpartition(".")[2] in USUAL]
+    if len(usual) == 1 and len(found) <= _MAX_RIVALS:
+        names = _names(found[usual[0]])
+        if fits is not None or not any(names & _names(item) for path, item in found.items() if path != usual[0]):
+            return usual[0], ""
+    raise BadInputError(
+        f"it holds several sets of weights ({listing(found)}); name the one you mean, as in --weights "
+        f"{next(iter(found))}"
+    )
+
+
+def _inside(found: dict[str, Any], entry: str) -> tuple[str, str]:
+    """The one set of weights that has names behind ``entry``, with or without its own path in front, and the prefix."""
+    places = []
+    for path, item in [*found.items()][:_MAX_RIVALS]:
+        inner = entry.removeprefix(f"{path}.") if path else entry
+        if any(name.startswith(f"{inner}.") for name in _names(item)):
+            places.append((path, inner))
+    if len(places) == 1:
+        return places[0]
+    raise BadInputError(f"it has no weights {printable(entry)!r}; --weights takes one of {listing(found)}")
+
+
+def _names(holder: Any) -> set[str]:
+    """The names of the weights in it; none where they could not be read."""
+    try:
+        weights = _module_weights(holder) if isinstance(holder, Opaque) else _split(holder)[0]
+    except BadInputError:
+        return set()
+    return set(strip_wrappers(weights)[0])
+
+
+def _key(key: Any) -> str:
+    return printable(str(key), 40) if isinstance(key, (str, int)) else "(names that are no text)"
+
+
+def _describe(top: Any) -> str:
+    if isinstance(top, dict):
+        if not top:
+            return "its top is an empty dict"
+        arrays = any(isinstance(each, Opaque) and each.name.startswith("numpy.") for each in top.values())
+        told = " (NumPy arrays; torch.from_numpy makes tensors of them)" if arrays else ""
+        return f"its top is a dict with the entries {listing(list(dict.fromkeys(map(_key, top))))}{told}"
+    if isinstance(top, Opaque):
+        return f"its top is an object made by {printable(top.name)}"
+    return "its top is " + ("a single tensor" if isinstance(top, TensorRecord) else f"a {type(top).__name__}")
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, TensorRecord) or (
+        isinstance(value, Opaque) and value.name.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_"))
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    """Tensors by name; numbers, texts and the like may stand beside them."""
+    return (
+        isinstance(value, dict)
+        and any(_is_tensor(item) for item in value.values())
+        and all(isinstance(key, str) and (_is_tensor(item) or _is_aside(key, item)) for key, item in value.items())
+    )
+
+
+def _is_aside(name: str, value: Any) -> bool:
+    packed = _QUANTISED.search(name) is not None
+    return packed or value is None or isinstance(value, (bool, int, float, str, bytes))
+
+
+def _split(holder: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The tensors, and the printable names of what is none.
+
+    Raises:
+        BadInputError: they are the weights of a quantised model.
+    """
+    packed = [printable(name) for name in holder if _QUANTISED.search(name)]
+    if packed:
+        raise BadInputError(f"a quantised model, by its entries {listing(packed)}; {_FLOAT}")
+    beside = [name for name, item in holder.items() if not _is_tensor(item)]
+    return {name: item for name, item in holder.items() if name not in beside}, [*map(printable, beside)]
+
+
+def _is_module(value: Any) -> bool:
+    return (
+        isinstance(value, Opaque)
+        and isinstance(value.state, dict)
+        and all(isinstance(value.state.get(part), dict) for part in ("_parameters", "_buffers", "_modules"))
+        and isinstance(value.state.get("_non_persistent_buffers_set", []), list)
+    )
+
+
+def _module_weights(module: Opaque) -> dict[str, Any]:
+    """What ``state_dict()`` of the module would have returned."""
+    weights: dict[str, Any] = {}
+    queue: list[tuple[str, Any]] = [("", module)]
+    letters = 0  # of all names: a module that holds itself, or one thousand times the same, would never end
+    for prefix, part in queue:
+        if not _is_module(part):
+            raise BadInputError(f"its module {printable(prefix)} is not a plain torch module; {_RESAVE}")
+        state = part.state
+        hidden = state.get("_non_persistent_buffers_set", [])
+        names = [str(name) for kind in ("_parameters", "_buffers", "_modules") for name in state[kind]]
+        letters += 1 + len(hidden) + sum(len(prefix) + len(name) + 1 for name in names)
+        if letters > _MAX_LETTERS:
+            raise BadInputError(f"its module contains itself or far too many others; {_RESAVE}")
+        hidden = {name for name in hidden if isinstance(name, str)}
+        kept = {name: value for name, value in state["_buffers"].items() if name not in hidden}
+        for name, value in (*state["_parameters"].items(), *kept.items()):
+            if value is not None:
+                weights[f"{prefix}{name}"] = value
+        queue += [(f"{prefix}{name}.", child) for name, child in state["_modules"].items() if child is not None]
+    return weights

@@ -1,0 +1,296 @@
+"""What to make of a file that is not ours: which network it may hold, by which names, and for what images."""
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import Tensor
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.checkpoints.naming import fit_names, fits, unpruned
+from neural_polarizer.model_files.checkpoints.reader import Checkpoint
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
+from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
+from neural_polarizer.models.build import skeleton
+from neural_polarizer.models.definition import Definition
+from neural_polarizer.models.hub_folder import PREFIX, HubFolder, is_classifier_folder, read_folder
+from neural_polarizer.models.hugging_face import file_names
+from neural_polarizer.models.preprocessing import Preprocessing, own_preprocessing
+
+_AS_IN_TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "alexnet", "vgg11", "vgg16", "squeezenet1_0", "densenet121"),
+    *("inception_v3", "googlenet", "shufflenet_v2_x1_0", "mobilenet_v2", "mobilenet_v3_large", "resnext50_32x4d"),
+    *("wide_resnet50_2", "mnasnet1_0", "efficientnet_b0", "efficientnet_b3", "convnext_tiny"),
+)
+BACKDOORBENCH: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: name for name in ("preactresnet18", "vgg19", "vgg19_bn", "densenet161")},
+        **{name: f"torchvision:{name}" for name in _AS_IN_TORCHVISION},
+        **{name: f"torchvision:{name}?resize=224" for name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")},
+    }
+)
+"""By the ``model_name`` in BackdoorBench's files, our name for the same network."""
+_DATA = MappingProxyType(
+    {"cifar10": "cifar10", "cifar100": "cifar100", "gtsrb": "gtsrb", "tiny": "tiny_imagenet", "imagenet": "imagenet"}
+)
+
+
+def foreign_record(
+    checkpoint: Checkpoint,
+    file: Path,
+    hub: HubFolder | None,
+    architecture: str | Definition | None,
+    profile: str | None,
+) -> tuple[ModelRecord, tuple[str, ...], frozenset[str]]:
+    """What the user, or the folder, says of a file that is not ours, remarks on it, and tensors that went into it."""
+    definition, kind = None, architecture
+    if hub is not None:
+        kind = hub.architecture
+        own, classes, config, named = hub.preprocessing, hub.classes, hub.config, hub.architecture
+    elif isinstance(architecture, Definition):
+        own, classes, config, named = None, None, None, architecture.name
+        definition = architecture.sha256
+    elif architecture is not None:
+        named, classes, config = str(Architecture.parse(architecture)), None, None
+        skeleton(named, 2)  # a name that nothing is known by ends here
+        own = own_preprocessing(named)
+    else:
+        raise BadInputError(
+            f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
+            f"{suggestion(checkpoint.metadata)}"
+        )
+    record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config, definition=definition)
+    if own is not None:
+        record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
+    assert kind is not None
+    inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
+    if inside is not None and profile is None:
+        said = f"the normalisation in the file was taken (mean {_numbers(inside.mean)}, std {_numbers(inside.std)})"
+        record = replace(record, mean=inside.mean, std=inside.std)
+        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True)), inside.names
+    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def suggestion(metadata: Mapping[str, str]) -> str:
+    """The options that a file of BackdoorBench asks for, as the end of a sentence; empty for other files.
+
+    They are only proposed: the file may lie. Nothing of its own words is repeated.
+    """
+    architecture = BACKDOORBENCH.get(metadata.get("model_name", ""))
+    if architecture is None:
+        return ""
+    profile = _DATA.get(metadata.get("clean_data", ""))
+    options = f"--arch '{architecture}'" + (f" --profile {profile}" if profile else "")
+    return f"; if it is what its entry model_name says: {options}"
+
+
+def assumptions(own: Preprocessing | None, metadata: Mapping[str, str], *, normalised: bool) -> tuple[str, ...]:
+    """Remarks on what is assumed of the images, and how to say otherwise.
+
+    Args:
+        own: what the network's library or folder says.
+        metadata: the file's.
+        normalised: whether the user gave a normalisation.
+    """
+    size = _size_remark(own)
+    return (*(() if normalised else (_normalisation_remark(own, metadata),)), *((size,) if size else ()))
+
+
+def _normalisation_remark(own: Preprocessing | None, metadata: Mapping[str, str]) -> str:
+    profile = _DATA.get(metadata.get("clean_data", ""))
+    other = f"the file names its data: --profile {profile}" if profile else "--profile says another"
+    if own is None:
+        return f"no normalisation was given, so pixels in [0, 1] enter the network as they are; {other}"
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (own.mean, own.std))
+    return f"no normalisation was given, so that of {own.source} was taken (mean {mean}, std {std}); {other}"
+
+
+def _size_remark(own: Preprocessing | None) -> str | None:
+    if own is None or own.image_size is None:
+        return None
+    height, width = own.image_size
+    unlike = [f"resizes by {own.resampling} interpolation"] if own.resampling != "bilinear" else []
+    unlike += ["cuts off the border"] if own.cropped else []
+    but = f" ({own.source} {' and '.join(unlike)})" if unlike else ""
+    return f"without --size, images become {height}x{width} pixels, whole and by bilinear interpolation{but}"
+
+
+def hub_folder(path: str, *, ours: str) -> HubFolder | None:
+    """What a folder of transformers or timm says; None for all else.
+
+    Args:
+        path: a folder or file, or ``transformers:FOLDER``.
+        ours: a file by which a folder of ours is known, which then counts.
+
+    Raises:
+        BadInputError: it is the folder of an image classifier that cannot be used.
+    """
+    if path.startswith(PREFIX):
+        return read_folder(Path(path.removeprefix(PREFIX)))
+    folder = Path(path)
+    try:
+        if not folder.is_dir() or (folder / ours).exists() or not is_classifier_folder(folder):
+            return None
+    except OSError:
+        return None
+    return read_folder(folder)
+
+
+def names_in_files(architecture: str, config: str | None) -> dict[str, str]:
+    """By the name of a tensor in the network, its name in files; empty where no library tells the two apart."""
+    return {} if config is None else file_names(skeleton(architecture, 2, config=config))
+
+
+def renamed_back(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors of a file by their names in the network; ``names`` is from ``names_in_files``."""
+    own = {there: here for here, there in names.items()}
+    return {own.get(name, name): value for name, value in tensors.items()}
+
+
+def fitted(
+    tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None, file: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors by the names of the network, if a known renaming leads there, and remarks on it.
+
+    Raises:
+        BadInputError: they are those of the same network with other options.
+    """
+    wanted = skeleton(architecture, 2, config=config).state_dict()
+    tensors, merged = unpruned(tensors, wanted, lambda value, mask: value * mask.to(value))
+    other = None if isinstance(architecture, Definition) else architecture_in(architecture, wanted, tensors)
+    if other is not None:
+        raise BadInputError(f"{file}: its tensors are those of another form of this network: --arch '{other}'")
+    found, told = fit_names(tensors, wanted)
+    return found, (*merged, *told)
+
+
+def unlike(tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None) -> str:
+    """What tells the tensors of a file, whose number of classes cannot be found, from those of the network."""
+    wanted = skeleton(architecture, 2, config=config).state_dict()
+    missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
+    extra = [printable(name) for name in tensors if name not in wanted]
+    named = architecture.name if isinstance(architecture, Definition) else architecture
+    if not missing:
+        return f"its tensors do not tell how many classes a {named} has; give --num-classes"
+    heads = {name.rpartition(".")[0] for name in missing}
+    if len(heads) == 1 and extra and all(name.startswith(f"{next(iter(heads))}.") for name in extra):
+        return (
+            f"its head is not that of a {named}: it has {listing(extra)} instead of {listing(missing)}; give the "
+            "network with its head as code of your own, --arch FILE.py:NAME"
+        )
+    lacks = f"lacks {listing(missing)}" + (f" and has {listing(extra)}" if extra else "")
+    return (
+        f"the weights are not those of a {named}: the file {lacks}; check --arch, or give the network as code of your "
+        "own (FILE.py:NAME)"
+    )
+
+
+def fitting(architecture: str | Definition, config: str | None) -> Callable[[Collection[str]], bool]:
+    """Tells whether names in a file can be those of this network; it is built when it is first asked."""
+    kept: dict[str, Mapping[str, Tensor]] = {}
+
+    def fit(names: Collection[str]) -> bool:
+        if not kept:
+            kept["wanted"] = skeleton(architecture, 2, config=config).state_dict()
+        return fits(names, kept["wanted"])
+
+    return fit
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A normalisation that a file holds: mean and deviation in units of [0, 1], and the names of its tensors."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    names: frozenset[str]
+
+
+def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> Inside | None:
+    """Mean and deviation in a file of a network behind its normalisation, such as ``0.mean`` and ``0.std``.
+
+    None where the file has no such pair, several that differ, or the network itself has tensors of these names.
+    """
+    if any(_MEAN.fullmatch(name.rpartition(".")[2]) for name in wanted):
+        return None
+    pairs = {}
+    for name in tensors:
+        place, dot, last = name.rpartition(".")
+        found = _MEAN.fullmatch(last)
+        if found is not None:
+            spread = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
+            if spread in tensors:
+                pairs[name, spread] = (_three(tensors[name]), _three(tensors[spread]))
+    if len(set(pairs.values())) != 1:
+        return None
+    ((mean, std),) = set(pairs.values())
+    if mean is None or std is None or min(std) <= 0:
+        return None
+    scale = 255.0 if max(map(abs, mean)) > 1 else 1.0  # of pixels of 0 to 255
+    mean, std = (tuple(float(f"{value / scale:.7g}") for value in values) for values in (mean, std))
+    return Inside(mean, std, frozenset(name for pair in pairs for name in pair))
+
+
+_MEAN = re.compile(r"(new_|_)?(mean|mu)")
+
+
+def _three(value: Tensor) -> tuple[float, ...] | None:
+    """A number a channel; None where it is something else."""
+    if value.numel() not in (1, 3) or not value.is_floating_point():
+        return None
+    numbers = tuple(map(float, value.flatten().tolist())) * (3 // value.numel())
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def architecture_in(architecture: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
+    """The name with the options that the tensors of a vision transformer ask for; None where it is ``architecture``.
+
+    Args:
+        architecture: what the user said.
+        wanted: tensors of the network of that name, with or without values.
+        tensors: those of the file.
+    """
+    asked = Architecture.parse(architecture)
+    names = _TRANSFORMERS.get(asked.library)
+    positions = None if names is None else _shape(wanted, names[0], 3)
+    if names is None or positions is None:
+        return None
+    extra = positions[1] - math.isqrt(positions[1]) ** 2  # tokens that are no patches, such as the class token
+    before, found = _form(wanted, names, extra), _form(tensors, names, extra)
+    if before is None or found is None:
+        return None
+    options = {names[2] if name == "img_size" else name: size for name, size in found.items() if before[name] != size}
+    if not options or not options.keys() <= set(OPTIONS[asked.library]) or max(options.values()) > MAX_OPTION:
+        return None
+    return str(Architecture(asked.library, asked.name, tuple(sorted({**dict(asked.options), **options}.items()))))
+
+
+_TRANSFORMERS = MappingProxyType(
+    {
+        "timm": ("pos_embed", "patch_embed.proj.weight", "img_size"),
+        "torchvision": ("encoder.pos_embedding", "conv_proj.weight", "image_size"),
+    }
+)
+"""By library: names of the position embedding, of the patch embedding, and of the option for the image size."""
+
+
+def _form(tensors: Mapping[str, Tensor], names: tuple[str, ...], extra: int) -> dict[str, int] | None:
+    positions, patches = _shape(tensors, names[0], 3), _shape(tensors, names[1], 4)
+    side = 0 if positions is None else math.isqrt(max(0, positions[1] - extra))
+    if positions is None or patches is None or side * side + extra != positions[1]:
+        return None
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    return {"img_size": side * patches[2], "patch_size": patches[2], "embed_dim": patches[0], "depth": len(blocks)}
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...] | None:
+    shape = tuple(tensors[name].shape) if name in tensors else ()
+    return shape if len(shape) == axes and all(shape) else None

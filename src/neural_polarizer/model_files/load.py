@@ -1,0 +1,211 @@
+"""Models from disk, ours and those of others, without ever unpickling anything."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.structures import polarizer_for
+from neural_polarizer.layer.surgery import Site, insert
+from neural_polarizer.model_files.assemble import assemble, check_size
+from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint
+from neural_polarizer.model_files.checkpoints.wording import printable
+from neural_polarizer.model_files.foreign import (
+    fitted,
+    fitting,
+    foreign_record,
+    hub_folder,
+    names_in_files,
+    renamed_back,
+    unlike,
+)
+from neural_polarizer.model_files.record import KEY, ModelRecord, read_record
+from neural_polarizer.models.architecture import Architecture
+from neural_polarizer.models.build import sizes_in, skeleton
+from neural_polarizer.models.definition import Definition
+from neural_polarizer.models.hub_folder import HubFolder
+from neural_polarizer.models.normalize import (
+    channels_taken,
+    normalisation_named,
+)
+
+FILES = ("purified.safetensors", "model.safetensors")
+_GREY = "the network takes one channel: it gets the mean of the three"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model from a file: the module, its record, the file's hash, remarks on the file, and which entry was named."""
+
+    model: nn.Module
+    record: ModelRecord
+    sha256: str
+    path: Path
+    findings: tuple[str, ...]
+    weights: str | None = None
+
+
+def with_polarizer(model: nn.Module, path: Path) -> nn.Module:
+    """A copy of ``model`` with the layer that ``save_polarizer`` wrote, at its site; dtype and device are the model's.
+
+    Raises:
+        BadInputError: the file holds no layer of ours, or it does not fit the model.
+    """
+    checkpoint = read_checkpoint(path)
+    record = read_record(checkpoint.metadata.get(KEY), path)
+    polarizer = None if record is None else polarizer_for(record.structure, checkpoint.tensors)
+    if record is None or record.site is None or polarizer is None:
+        raise BadInputError(f"{path}: holds no polarizer; purify writes one as polarizer.safetensors")
+    load_strict(polarizer, checkpoint.tensors, source=str(path))
+    like = next(model.parameters(), torch.zeros(()))
+    return insert(model, Site.parse(record.site), polarizer.to(like.device, like.dtype).train(model.training))
+
+
+def locate(path: Path) -> Path:
+    """The model file of ``path``: itself, or that of an attack's or a purification's folder.
+
+    Raises:
+        BadInputError: there is no such file or folder, or the folder holds no model of ours.
+    """
+    try:
+        if path.is_dir():
+            for name in FILES:
+                if (path / name).is_file():
+                    return path / name
+            raise BadInputError(f"{path}: the folder holds none of {', '.join(FILES)}; name the checkpoint file itself")
+        if not path.exists():
+            raise BadInputError(f"{path}: no such file")
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    return path
+
+
+def load_model(
+    path: Path | str,
+    *,
+    architecture: str | Definition | None = None,
+    num_classes: int | None = None,
+    profile: str | None = None,
+    weights: str | None = None,
+    output: str | None = None,
+    channels: int | None = None,
+) -> LoadedModel:
+    """Read a model without ever unpickling anything.
+
+    Args:
+        path: a checkpoint, an attack's folder, a purification's folder, or the folder of a classifier of transformers
+            (``transformers:FOLDER`` where that is not plain) or of timm.
+        architecture: needed for files that neither are ours nor lie in a folder that says it; the weights never
+            choose it. A text is only a name: code of the user's own comes as what ``models.definition.network_named``
+            made of it, and is needed for our own files of such networks, too.
+        num_classes: only checked, as the file's head tells it.
+        profile: normalisation, a name of ``PROFILES`` or MEAN/STD. Where a file that is not ours comes without one,
+            that of the library's own configuration is taken, or none; a remark says which.
+        weights: which entry of a file that holds several sets of weights; None takes the one that fits.
+        output: key, attribute or index of the logits, where a network that is not ours gives more than a tensor.
+        channels: 1 for a network that is not ours and takes one channel; it then gets the mean of the three.
+
+    Raises:
+        BadInputError: the file is missing, damaged, hostile, or does not fit the architecture.
+    """
+    if channels not in (None, 1, 3):
+        raise BadInputError(f"{path}: images have 1 or 3 channels, not {channels}")
+    hub = hub_folder(str(path), ours=FILES[0])
+    file = locate(Path(path)) if hub is None else hub.weights
+    try:
+        return _read_model(file, hub, architecture, num_classes, profile, weights, output, channels)
+    except BadInputError as error:
+        said, names = str(error), (str(file), printable(str(file), 4096))
+        said = said if any(name in said for name in names) else f"{file}: {said}"
+        raise type(error)(said if said.isprintable() else printable(said, 8192)) from None
+
+
+def _read_model(
+    file: Path,
+    hub: HubFolder | None,
+    architecture: str | Definition | None,
+    num_classes: int | None,
+    profile: str | None,
+    weights: str | None,
+    output: str | None,
+    channels: int | None,
+) -> LoadedModel:
+    if hub is not None and isinstance(architecture, str) and _other_options(hub.architecture, architecture):
+        hub = replace(hub, architecture=architecture)
+    known = architecture if hub is None else hub.architecture
+    fits = None if known is None else fitting(known, None if hub is None else hub.config)
+    checkpoint = read_checkpoint(file, weights=weights, fits=fits)
+    record, remarks, used = read_record(checkpoint.metadata.get(KEY), file), tuple[str, ...](), frozenset[str]()
+    ours = record is not None
+    if record is None:
+        record, remarks, used = foreign_record(checkpoint, file, hub, architecture, profile)
+        record = replace(record, output=output, grey=channels == 1)
+        if output is not None:
+            remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
+        if channels == 1:
+            remarks = (*remarks, _GREY)
+    elif output not in (None, record.output) or channels not in (None, 1 if record.grey else 3):
+        raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
+    kind, said = _network_of(record, architecture, file)
+    remarks = (*said, *remarks)
+    names = names_in_files(record.architecture, record.config)
+    tensors = renamed_back({key: value for key, value in checkpoint.tensors.items() if key not in used}, names)
+    if not ours:
+        tensors, told = fitted(tensors, kind, record.config, file)
+        taken = channels_taken(skeleton(kind, 2, config=record.config), tensors)
+        if channels == 1 and taken == 3:
+            raise BadInputError(f"{file}: its first convolution takes 3 channels, not 1; leave --channels out")
+        if channels is None and taken == 1:
+            record, told = replace(record, grey=True), (*told, _GREY)
+        remarks = (*told, *remarks)
+    found, width = sizes_in(kind, tensors, config=record.config)
+    if found == 1 and num_classes in (None, 2):
+        record, found = replace(record, yes_no=True), 2
+        remarks = (*remarks, "a yes/no model: its one logit z stands for the two logits (0, z)")
+    classes = num_classes or found or record.num_classes
+    if not classes:
+        raise BadInputError(f"{file}: {unlike(tensors, kind, record.config)}")
+    if found is not None and num_classes is not None and found != num_classes:
+        raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
+    named = record.classes if ours or record.classes is None or len(record.classes) == classes else None
+    record = replace(record, num_classes=classes, width=width, classes=named)
+    if profile is not None:
+        mean, std = normalisation_named(profile)
+        record = replace(record, mean=mean, std=std)
+    check_size(record, kind, tensors, file)
+    model = assemble(record, tensors, file, kind)
+    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks), weights)
+
+
+def _other_options(said: str, given: str) -> bool:
+    """Whether ``given`` is the network of timm that its folder names, with other options."""
+    here, there = Architecture.parse(said), Architecture.parse(given)
+    return here.library == "timm" and (here.library, here.name) == (there.library, there.name)
+
+
+def _network_of(
+    record: ModelRecord, given: str | Definition | None, file: Path
+) -> tuple[str | Definition, tuple[str, ...]]:
+    """What builds the network of ``record``, and remarks on it; code comes from ``given`` only, never from the record.
+
+    Raises:
+        BadInputError: ``given`` is another network, or the record's was built by code that is not given.
+    """
+    if record.definition is not None:
+        if not isinstance(given, Definition):
+            raise BadInputError(
+                f"{file}: its network is built by code of your own, {record.architecture} (SHA-256 "
+                f"{record.definition[:12]}...), which is never run unless you name it: give --arch FILE.py:NAME (in "
+                "Python, arch=)"
+            )
+        same = given.sha256 == record.definition
+        other = f"that code is not the {record.architecture} of SHA-256 {record.definition} that the file was made with"
+        return given, (given.remark, *(() if same else (other,)))
+    if isinstance(given, Definition) or (
+        given is not None and Architecture.parse(given) != Architecture.parse(record.architecture)
+    ):
+        named = given.name if isinstance(given, Definition) else given
+        raise BadInputError(f"{file}: is a {record.architecture}, not a {named}; leave --arch out")
+    return record.architecture, ()

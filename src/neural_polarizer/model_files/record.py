@@ -1,0 +1,152 @@
+"""What a model file says about its model: the JSON record in its metadata, which is checked as data."""
+
+import json
+import math
+import platform
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.folding import Folded
+from neural_polarizer.layer.polarizer import Polarizer, Structure
+from neural_polarizer.layer.surgery import PolarizedModule
+from neural_polarizer.model_files.checkpoints.wording import printable
+
+KEY = "neural_polarizer"
+POLARIZER_PREFIX = "polarizer."
+MAX_SIDE = 2048  # of the images that a record asks for
+MAX_NAME = 1_000  # letters of what a record names, and layers that it changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What one must know to use a file of weights.
+
+    Args:
+        architecture: a name that ``models.build`` knows, with its options.
+        num_classes: K.
+        width: of the first stage, for architectures that have one.
+        mean: of the normalisation inside the model, a channel.
+        std: likewise.
+        image_size: height and width of the training images, if known.
+        classes: class names, if known.
+        site: where the polarizer sits, None for a model without one.
+        changes: of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
+        structure: of the polarizer; saving reads it off the layer.
+        config: of a classifier of transformers, what builds it, as JSON (``models.hugging_face``).
+        definition: SHA-256 of the user's own code that builds it; ``architecture`` then only says how it was called.
+        grey: whether the network takes one channel, the mean of the three.
+        output: key, attribute or index of the logits, where the network gives more than a tensor.
+        yes_no: whether the network gives one logit z, which stands for the two logits (0, z).
+    """
+
+    architecture: str
+    num_classes: int
+    width: int | None = None
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    image_size: tuple[int, int] | None = None
+    classes: tuple[str, ...] | None = None
+    site: str | None = None
+    changes: tuple[tuple[str, str], ...] = ()
+    structure: Structure = "conv-bn"
+    config: str | None = None
+    definition: str | None = None
+    grey: bool = False
+    output: str | None = None
+    yes_no: bool = False
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    from neural_polarizer import __version__
+
+    return {
+        "neural_polarizer": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def with_structure(record: ModelRecord, model: nn.Module) -> ModelRecord:
+    """``record`` with the structure of the polarizer in ``model``."""
+    layers = [module.polarizer for module in model.modules() if isinstance(module, PolarizedModule)]
+    structures: list[Structure] = [layer.structure for layer in layers if isinstance(layer, Polarizer)]
+    return replace(record, structure=structures[0] if structures else "conv-bn")
+
+
+def folded_record(record: ModelRecord, folded: Folded) -> ModelRecord:
+    """The record of a folded model, from that of the purified one."""
+    return replace(
+        record,
+        site=record.site if folded.site_kept else None,
+        changes=(*record.changes, *folded.changes.items()),
+    )
+
+
+def metadata_of(record: ModelRecord) -> dict[str, str]:
+    """The metadata of a file of weights: the record as JSON, with the versions of what wrote it, under ``KEY``."""
+    told = asdict(record)
+    later = ("changes", "structure", "config", "definition", "grey", "output", "yes_no")
+    for name, usual in ((field.name, field.default) for field in fields(ModelRecord) if field.name in later):
+        if told[name] == usual:  # the files of all other models stay as they were, byte for byte
+            del told[name]
+    return {KEY: json.dumps({**told, "versions": versions()})}
+
+
+def read_record(text: str | None, file: Path) -> ModelRecord | None:
+    """The record from what a file's metadata has under ``KEY``; None for a file that is not ours.
+
+    Raises:
+        BadInputError: it is damaged, or asks for what no model of ours has.
+    """
+    if text is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(text)
+        size, classes = found.get("image_size"), found.get("classes")
+        record = ModelRecord(
+            architecture=str(found["architecture"]),
+            num_classes=int(found["num_classes"]),
+            width=None if found.get("width") is None else int(found["width"]),
+            mean=tuple(float(value) for value in found["mean"]),
+            std=tuple(float(value) for value in found["std"]),
+            image_size=None if size is None else (int(size[0]), int(size[1])),
+            classes=None if classes is None else tuple(str(name) for name in classes),
+            site=None if found.get("site") is None else str(found["site"]),
+            changes=tuple((str(name), str(kind)) for name, kind in found.get("changes", ())),
+            structure=_structure(found.get("structure", "conv-bn")),
+            config=None if found.get("config") is None else str(found["config"]),
+            definition=None if found.get("definition") is None else str(found["definition"]),
+            grey=found.get("grey") is True,
+            output=None if found.get("output") is None else str(found["output"]),
+            yes_no=found.get("yes_no") is True,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        said = printable(f"{type(error).__name__}: {error}", 200)
+        raise BadInputError(f"{file}: its record of the model is damaged ({said})") from None
+    if not (len(record.mean) == len(record.std) == 3 and all(map(math.isfinite, record.mean + record.std))):
+        raise BadInputError(f"{file}: its record of the model is damaged (mean and std are not three numbers each)")
+    if not all(1 <= side <= MAX_SIDE for side in record.image_size or ()):
+        raise BadInputError(f"{file}: its record of the model is damaged (image_size is not within 1..{MAX_SIDE})")
+    names = (
+        record.architecture,
+        record.site or "",
+        record.definition or "",
+        record.output or "",
+        *chain.from_iterable(record.changes),
+    )
+    if max(map(len, names)) > MAX_NAME or len(record.changes) > MAX_NAME:
+        raise BadInputError(f"{file}: its record of the model is damaged (a name or list of more than {MAX_NAME})")
+    return record
+
+
+def _structure(name: Any) -> Structure:
+    if name not in get_args(Structure):
+        raise ValueError(f"no structure {name!r} of a polarizer is known")
+    return name

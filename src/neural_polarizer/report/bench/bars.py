@@ -1,0 +1,96 @@
+"""Horizontal bars, laid out in SVG units; a template draws them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from neural_polarizer.report.bench.names import UNDEFENDED, number_text, value_text
+from neural_polarizer.report.bench.plot_groups import grouped
+from neural_polarizer.report.bench.tables import Cell, Table
+from neural_polarizer.report.charts import Tick
+
+LEFT, RIGHT, STEP, TOP = 108, 330, 24, 6
+"""The ends of the axis, and the height of a bar with its gap."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar from the left to ``end``; ``paper`` is where the paper's number lies."""
+
+    label: str
+    text: str
+    end: float | None
+    paper: float | None
+
+
+@dataclass(frozen=True)
+class BarPlot:
+    """Bars with their names and numbers."""
+
+    title: str
+    x_title: str
+    ticks: tuple[Tick, ...]
+    bars: tuple[Bar, ...]
+
+    @property
+    def cited(self) -> bool:
+        """Whether there are numbers of the paper."""
+        return any(bar.paper is not None for bar in self.bars)
+
+    @property
+    def description(self) -> str:
+        """What the plot shows, in words."""
+        return f"{self.x_title}: " + ", ".join(f"{bar.label} {bar.text}" for bar in self.bars) + "."
+
+
+def make_bars(table: Table, value: str) -> tuple[BarPlot, ...]:
+    """Plots of "der", or of "seconds" on a logarithmic axis; none where the table has no such value."""
+    cells = [cell for cell in table.measured if cell.labels.get("defense") != UNDEFENDED]
+    figures = [cell.figures[value] for cell in cells if value in cell.figures]
+    known = [amount for figure in figures for amount in (figure.mean, figure.paper) if amount is not None]
+    if not known:
+        return ()
+    place, ticks, axis = _time_axis(known) if value == "seconds" else _share_axis()
+    x_title = f"{value_text(value)}, {axis}"
+    return tuple(
+        BarPlot(
+            title=f"{value_text(value)}, {facet}" if facet else value_text(value),
+            x_title=x_title,
+            ticks=ticks,
+            bars=tuple(_bar(name, members, value, place) for name, members in lines.items()),
+        )
+        for facet, lines in grouped(table, cells).items()
+    )
+
+
+_Place = Callable[[float], float]
+
+
+def _bar(name: str, cells: Sequence[Cell], value: str, place: _Place) -> Bar:
+    figure = cells[0].figures[value]  # the axes that a group leaves open have but one label
+    gap = "failed" if cells[0].failed else "-"
+    return Bar(
+        label=name,
+        text=gap if figure.mean is None else number_text(value, figure.mean),
+        end=None if figure.mean is None else place(figure.mean),
+        paper=None if figure.paper is None else place(figure.paper),
+    )
+
+
+def _share_axis() -> tuple[_Place, tuple[Tick, ...], str]:
+    def place(share: float) -> float:
+        return round(LEFT + min(max(share, 0.0), 1.0) * (RIGHT - LEFT), 2)
+
+    return place, tuple(Tick(place(share), f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)), "percent"
+
+
+def _time_axis(known: Sequence[float]) -> tuple[_Place, tuple[Tick, ...], str]:
+    times = [max(time, 1e-3) for time in known]
+    low = math.floor(math.log10(min(times)) - 0.05)  # so that the shortest bar can be seen
+    high = max(math.ceil(math.log10(max(times))), low + 1)
+
+    def place(time: float) -> float:
+        return round(LEFT + (math.log10(max(time, 1e-3)) - low) / (high - low) * (RIGHT - LEFT), 2)
+
+    ticks = tuple(Tick(place(10.0**power), f"{10.0**power:,g}") for power in range(low, high + 1))
+    return place, ticks, "seconds on a logarithmic axis"

@@ -1,0 +1,230 @@
+"""Points and curves on two axes, laid out in SVG units; a template draws them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from neural_polarizer.report.bench.names import RATES, axis_text, label_text, labels_text, number_text, value_text
+from neural_polarizer.report.bench.plot_groups import Groups, grouped, labels_on, sweep_of, text_of
+from neural_polarizer.report.bench.results import Label
+from neural_polarizer.report.bench.tables import Cell, Table
+from neural_polarizer.report.charts import Point, Tick, nice_ticks
+from neural_polarizer.report.values import number
+from neural_polarizer.report.values import table as inner
+
+WIDTH, HEIGHT = 400, 268
+LEFT, RIGHT, TOP, BOTTOM = 52, 388, 14, 222
+SLANT = 74
+"""By how much a plot grows if the labels below it are slanted."""
+_SMALLEST = 0.01
+"""The least range of rates that an axis shows, lest differences look like more than they are."""
+_LONG = 6  # characters of a label above which they are
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A point and what it says."""
+
+    at: Point
+    text: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """What is drawn in one colour.
+
+    Args:
+        label: its name in the legend.
+        style: the number of its colour and mark.
+        runs: unbroken lines; a missing value leaves a gap.
+        spots: our numbers.
+        paper: the paper's numbers.
+    """
+
+    label: str
+    style: int
+    runs: tuple[tuple[Point, ...], ...]
+    spots: tuple[Spot, ...]
+    paper: tuple[Spot, ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One pair of axes with all that is on it."""
+
+    title: str
+    x_title: str
+    y_title: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    series: tuple[Series, ...]
+
+    @property
+    def slanted(self) -> bool:
+        """Whether the labels below the plot are too long to stand side by side."""
+        return any(len(tick.label) > _LONG for tick in self.x_ticks)
+
+    @property
+    def joined(self) -> bool:
+        """Whether there are lines."""
+        return any(series.runs for series in self.series)
+
+    @property
+    def cited(self) -> bool:
+        """Whether there are numbers of the paper."""
+        return any(series.paper for series in self.series)
+
+    @property
+    def description(self) -> str:
+        """What the plot shows, in words."""
+        names = ", ".join(series.label for series in self.series)
+        return f"{self.y_title} over {self.x_title}: {names}. The table on this page has the numbers."
+
+
+@dataclass(frozen=True)
+class _Dot:
+    """What we and the paper found, as (x, y) in the units of the data."""
+
+    ours: Point | None
+    paper: Point | None
+    text: str
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A range of data, and where its ends lie in SVG units."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return round(self.start + share * (self.stop - self.start), 2)
+
+
+def make_curves(table: Table) -> tuple[Plot, ...]:
+    """A plot for each rate, and for all that the lines do not tell apart; none without an axis to draw along."""
+    axis = sweep_of(table)
+    places = {} if axis is None else _places(table.measured, axis)
+    if axis is None or not places:
+        return ()
+    x = _Axis(min(places.values()), max(places.values()), LEFT + 12, RIGHT - 12)
+    x_ticks = tuple(Tick(x(place), _tick(axis, label, place)) for label, place in places.items())
+    plots = []
+    groups = grouped(table, table.measured, along=axis)
+    for value in (value for value in table.values if value in RATES):
+        y, y_ticks = _rates(table.measured, value, BOTTOM, TOP)
+        for facet, lines in groups.items():
+            dots = {name: _along(cells, axis, places, value) for name, cells in lines.items()}
+            series = tuple(
+                _series(name, style, dots[name], x, y) for name, style in _styles(groups).items() if name in dots
+            )
+            title = f"{value_text(value)}, {facet}" if facet else value_text(value)
+            plots.append(Plot(title, axis_text(axis), value_text(value), x_ticks, y_ticks, series))
+    return tuple(plots)
+
+
+def make_scatter(table: Table) -> Plot | None:
+    """ACC over ASR, a point for each cell; none where the table has not both."""
+    if not {"acc", "asr"} <= set(table.values):
+        return None
+    groups = grouped(table, table.measured)
+    x, x_ticks = _rates(table.measured, "asr", LEFT + 8, RIGHT - 8)
+    y, y_ticks = _rates(table.measured, "acc", BOTTOM - 8, TOP)
+    series = []
+    for name, style in _styles(groups).items():
+        cells = [cell for lines in groups.values() for cell in lines.get(name, ())]
+        dots = [_against(cell, text_of(cell.labels, table.axes)) for cell in cells]
+        series.append(_series(name, style, dots, x, y, joined=False))
+    return Plot("ACC against ASR: best is up and left", "ASR", "ACC", x_ticks, y_ticks, tuple(series))
+
+
+def _styles(groups: Groups) -> dict[str, int]:
+    """The same colour for the same name in all plots."""
+    return {
+        name: style for style, name in enumerate(dict.fromkeys(name for lines in groups.values() for name in lines))
+    }
+
+
+def _places(cells: Sequence[Cell], axis: str) -> dict[Label, float]:
+    """Where the labels lie on an axis, in this order; layers lie side by side."""
+    labels = labels_on(cells, axis)
+    if axis == "site":
+        return {label: float(place) for place, label in enumerate(labels)}
+    found = {label: _amount(cells, axis, label) for label in labels}
+    return dict(
+        sorted(((label, place) for label, place in found.items() if place is not None), key=lambda pair: pair[1])
+    )
+
+
+def _tick(axis: str, label: Label, place: float) -> str:
+    if axis == "site":
+        return label_text(axis, str(label).rpartition(":")[2])  # for want of room
+    return f"{100 * place:g}%" if axis == "poison_rate" else f"{place:,g}"
+
+
+def _amount(cells: Sequence[Cell], axis: str, label: Label) -> float | None:
+    """A label as a number; a share of the clean images as the number of images that it was."""
+    if axis != "n_clean" or label:
+        return number(label)
+    records = [
+        entry.record for cell in cells if cell.labels.get(axis) == label for entry in cell.entries if entry.record
+    ]
+    counts = [number(inner(record, "result").get(axis)) for record in records]
+    return next((count for count in counts if count is not None), None)
+
+
+def _along(cells: Sequence[Cell], axis: str, places: dict[Label, float], value: str) -> list[_Dot]:
+    dots = []
+    for cell in sorted(
+        (cell for cell in cells if cell.labels[axis] in places), key=lambda cell: places[cell.labels[axis]]
+    ):
+        figure, place = cell.figures[value], places[cell.labels[axis]]
+        dots.append(
+            _Dot(
+                ours=None if figure.mean is None else (place, figure.mean),
+                paper=None if figure.paper is None else (place, figure.paper),
+                text=labels_text(cell.labels)[axis],
+            )
+        )
+    return dots
+
+
+def _against(cell: Cell, text: str) -> _Dot:
+    x, y = cell.figures["asr"], cell.figures["acc"]
+    return _Dot(
+        ours=None if x.mean is None or y.mean is None else (x.mean, y.mean),
+        paper=None if x.paper is None or y.paper is None else (x.paper, y.paper),
+        text=text,
+    )
+
+
+def _rates(cells: Sequence[Cell], value: str, start: float, stop: float) -> tuple[_Axis, tuple[Tick, ...]]:
+    figures = [cell.figures[value] for cell in cells]
+    known = [rate for figure in figures for rate in (figure.mean, figure.paper) if rate is not None]
+    if value == "asr":
+        known.append(0.0)
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    if high - low < _SMALLEST:
+        low = max(high - _SMALLEST, 0.0)
+        high = low + _SMALLEST
+    levels = nice_ticks(low, high)
+    axis = _Axis(levels[0], levels[-1], start, stop)
+    return axis, tuple(Tick(axis(level), f"{100 * level:.4g}%") for level in levels)
+
+
+def _series(name: str, style: int, dots: Sequence[_Dot], x: _Axis, y: _Axis, *, joined: bool = True) -> Series:
+    def spot(at: Point, text: str) -> Spot:
+        return Spot((x(at[0]), y(at[1])), f"{name}, {text}: {number_text('acc', at[1])}%")
+
+    ours = [None if dot.ours is None else spot(dot.ours, dot.text) for dot in dots]
+    runs = [[one.at for one in run if one is not None] for known, run in groupby(ours, key=bool) if known and joined]
+    return Series(
+        label=name,
+        style=style,
+        runs=tuple(tuple(run) for run in runs if len(run) > 1),
+        spots=tuple(one for one in ours if one is not None),
+        paper=tuple(spot(dot.paper, f"{dot.text} in the paper") for dot in dots if dot.paper is not None),
+    )

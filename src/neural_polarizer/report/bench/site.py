@@ -1,0 +1,187 @@
+"""The benchmark's web pages: an overview and one page a suite, with its table in files to take away."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import chain, count
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from neural_polarizer.report.bench import bars, plots
+from neural_polarizer.report.bench.heads import column_texts, corner_texts, head_rows, row_texts
+from neural_polarizer.report.bench.names import (
+    DIRECTIONS,
+    MEAN,
+    axis_text,
+    labels_text,
+    number_text,
+    signed_text,
+    value_text,
+)
+from neural_polarizer.report.bench.plot_groups import text_of
+from neural_polarizer.report.bench.results import Label, SuiteResult
+from neural_polarizer.report.bench.summary import Progress, conditions, headline, progress
+from neural_polarizer.report.bench.table_text import failures, notes, render_csv, render_latex, render_markdown
+from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Table
+from neural_polarizer.report.bench.tabulate import make_table
+from neural_polarizer.report.html import Picture, group_pictures, make_environment
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+_MARKS = (
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "M-3.6-3.6h7.2v7.2h-7.2z",
+    "M0-4.8l4.6 8h-9.2z",
+    "M0-5.2l5.2 5.2l-5.2 5.2l-5.2-5.2z",
+    "M0 4.8l4.6-8h-9.2z",
+)
+"""Shapes that tell series apart without colour, as SVG paths around the origin."""
+_NO_PICTURES: Mapping[str, Sequence[Picture]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A suite with the name that its files share, and its table."""
+
+    stem: str
+    suite: SuiteResult
+    table: Table
+
+    @property
+    def progress(self) -> Progress:
+        return progress(self.suite.entries)
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        return headline(self.table)
+
+
+def render_site(
+    results: Sequence[SuiteResult], pictures: Mapping[str, Sequence[Picture]] = _NO_PICTURES
+) -> dict[str, str]:
+    """All files of the site, by name.
+
+    Args:
+        results: the suites, in the order of the overview.
+        pictures: to be shown on the pages of the suites of these names.
+
+    Returns:
+        ``index.html`` and, for each suite, a page and its table as CSV, Markdown and LaTeX.  Every page holds all that
+        it needs: it loads nothing, and only its own script and style may run.
+    """
+    pages = [_Page(stem, suite, make_table(suite)) for stem, suite in zip(_stems(results), results, strict=True)]
+    environment = make_environment()
+    environment.globals |= _helpers()
+    index = environment.get_template("bench/site_index.html.jinja").render(pages=pages)
+    found = {"index.html": index}
+    for page in pages:
+        shown = group_pictures(pictures.get(page.suite.name, ()))
+        found[f"{page.stem}.html"] = environment.get_template("bench/site_suite.html.jinja").render(
+            _context(page, shown)
+        )
+        found[f"{page.stem}.csv"] = render_csv(page.table)
+        found[f"{page.stem}.md"] = render_markdown(page.table)
+        found[f"{page.stem}.tex"] = render_latex(page.table)
+    return found
+
+
+def _stems(results: Sequence[SuiteResult]) -> list[str]:
+    """A name for the files of each suite that is safe in every file system and used once."""
+    stems: list[str] = []
+    for suite in results:
+        wanted = re.sub(r"[^a-z0-9_-]+", "-", suite.name.lower()).strip("-") or "suite"
+        names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+        stems.append(next(name for name in names if name not in ("index", *stems)))
+    return stems
+
+
+def _context(page: _Page, pictures: Mapping[str, Sequence[Picture]]) -> dict[str, Any]:
+    table = page.table
+    scatter = plots.make_scatter(table)
+    curves = plots.make_curves(table)
+    drawn = curves or ((scatter,) if scatter else ())
+    return {
+        "page": page,
+        "table": table,
+        "head_rows": head_rows(table),
+        "filters": _filters(table),
+        "notes": notes(table),
+        "failures": failures(table),
+        "conditions": conditions(page.suite.entries),
+        "plots": drawn,
+        "legend": {series.style: series.label for plot in drawn for series in plot.series},
+        "bar_plots": () if curves else (*bars.make_bars(table, "der"), *bars.make_bars(table, "seconds")),
+        "pictures": pictures,
+    }
+
+
+def _sought(labels: Mapping[str, Label]) -> dict[str, str]:
+    """What the filters compare with; an average belongs to no attack."""
+    averaged = labels.get("attack") == MEAN
+    return {axis: text for axis, text in labels_text(labels).items() if not (averaged and axis == "attack")}
+
+
+def _filters(table: Table) -> dict[str, tuple[str, ...]]:
+    """The axes with more than one label, and their labels, as they are shown."""
+    found = {
+        axis: tuple(dict.fromkeys(labels_text(cell.labels)[axis] for cell in table.measured if axis in cell.labels))
+        for axis in table.axes
+    }
+    return {axis: texts for axis, texts in found.items() if len(texts) > 1}
+
+
+def _helpers() -> dict[str, Any]:
+    script, style = _inlined("bench/site.js"), _inlined("page.css") + _inlined("bench/site.css")
+    return {
+        "script": script,
+        "style": style,
+        "script_hash": _hash(script),
+        "style_hash": _hash(style),
+        "plot_frame": plots,
+        "bar_frame": bars,
+        "axis_text": axis_text,
+        "column_texts": column_texts,
+        "corner_texts": corner_texts,
+        "sought": _sought,
+        "text_of": text_of,
+        "number_text": number_text,
+        "row_texts": row_texts,
+        "signed": _signed,
+        "tone": _tone,
+        "value_text": value_text,
+        "pretty": _pretty,
+        "marks": _MARKS,
+        "repeats": REPEATS,
+        "failed_attack": FAILED_ATTACK,
+    }
+
+
+def _inlined(name: str) -> "Markup":
+    from markupsafe import Markup
+
+    return Markup((files("neural_polarizer.report") / name).read_text(encoding="utf-8"))
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _signed(value: str, change: float) -> str:
+    return signed_text(value, change).replace("-", "\N{MINUS SIGN}")
+
+
+def _tone(value: str, change: float) -> str:
+    """Whether a difference is for the better; what is shown as nothing is neither."""
+    if not signed_text(value, change).strip("+-0."):
+        return "plain"
+    better = DIRECTIONS.get(value, 0) * change
+    return "good" if better > 0 else "bad" if better < 0 else "plain"
+
+
+def _pretty(part: Any) -> str:
+    return json.dumps(part, indent=2, ensure_ascii=False, default=str)

@@ -1,0 +1,141 @@
+"""A suite as a table: means over the seeds, the paper's numbers beside them, the best ones marked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from neural_polarizer.report.bench.names import MEAN
+from neural_polarizer.report.bench.results import Entry, Label
+
+Key = tuple[Label, ...]
+"""The labels of a row or column on the table's axes."""
+Place = tuple[Key, Key]
+"""The row and the column of a cell."""
+
+Rank = Literal["best", "second"]
+
+RIVALS = ("defense", "variant", "site")
+"""The axes along which methods compete with each other."""
+FAILED_ATTACK = "\N{DAGGER}"
+"""Marks the numbers of a victim that is none."""
+REPEATS = ("victim_seed", "seed")
+"""The axes along which the same thing is done again."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a cell; rates are fractions in [0, 1].
+
+    Args:
+        mean: over the runs that have the number; None where none has, or for an average that lacks a part.
+        spread: sample standard deviation over these runs; None for fewer than two.
+        n: how many runs, or how many attacks in an average.
+        paper: the paper's number.
+        rank: among the methods that it competes with.
+    """
+
+    mean: float | None
+    spread: float | None
+    n: int
+    paper: float | None
+    rank: Rank | None = None
+
+    @property
+    def delta(self) -> float | None:
+        """Ours minus the paper's."""
+        return None if self.mean is None or self.paper is None else self.mean - self.paper
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was planned and what came out at one place of a table.
+
+    Args:
+        labels: what its runs have in common, on all axes but the seeds.
+        figures: by the name of the value.
+        entries: its runs; none for an average.
+        attack_failed: the victim is none (``failed_attacks``); no average counts this cell.
+    """
+
+    labels: Mapping[str, Label]
+    figures: Mapping[str, Figure]
+    entries: tuple[Entry, ...]
+    attack_failed: bool = False
+
+    @property
+    def failed(self) -> tuple[Entry, ...]:
+        """The runs that failed."""
+        return tuple(run for run in self.entries if run.record is not None and run.record.get("status") == "failed")
+
+    @property
+    def missing(self) -> int:
+        """How many runs have not been computed."""
+        return sum(entry.record is None for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A suite's cells by row and column.
+
+    Args:
+        name: of the suite.
+        title: of the suite.
+        row_axes: the axes of the rows.
+        column_axes: the axes of the columns.
+        values: what each cell shows, in this order.
+        cells: in the order of the suite, then the averages over the attacks; places that were not planned are absent.
+    """
+
+    name: str
+    title: str
+    row_axes: tuple[str, ...]
+    column_axes: tuple[str, ...]
+    values: tuple[str, ...]
+    cells: Mapping[Place, Cell]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Those of the rows, then those of the columns."""
+        return self.row_axes + self.column_axes
+
+    @property
+    def rows(self) -> tuple[Key, ...]:
+        """Grouped by the first axis, labels in the order in which the suite first names them, averages last."""
+        return _grouped([row for row, _ in self.cells])
+
+    @property
+    def columns(self) -> tuple[Key, ...]:
+        """In the same order as the rows."""
+        return _grouped([column for _, column in self.cells])
+
+    @property
+    def measured(self) -> tuple[Cell, ...]:
+        """The cells without the averages."""
+        return tuple(cell for cell in self.cells.values() if cell.entries)
+
+    def row_labels(self, row: Key) -> dict[str, Label]:
+        """The labels of a row, by axis."""
+        return dict(zip(self.row_axes, row, strict=True))
+
+    def column_labels(self, column: Key) -> dict[str, Label]:
+        """The labels of a column, by axis."""
+        return dict(zip(self.column_axes, column, strict=True))
+
+    def averaged(self, row: Key) -> bool:
+        """Whether a row is a mean over attacks."""
+        return self.row_labels(row).get("attack") == MEAN
+
+
+def error_of(entry: Entry) -> str:
+    """What a failed run says of its failure."""
+    return str((entry.record or {}).get("error") or "no reason was recorded")
+
+
+def _grouped(keys: Sequence[Key]) -> tuple[Key, ...]:
+    places = [{label: place for place, label in enumerate(dict.fromkeys(labels))} for labels in zip(*keys, strict=True)]
+    return tuple(
+        sorted(
+            dict.fromkeys(keys),
+            key=lambda key: [order[label] for order, label in zip(places, key, strict=True)],
+        )
+    )

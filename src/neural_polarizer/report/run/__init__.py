@@ -1,0 +1,1 @@
+"""What is said of one purification or audit: its page, its verdict, its lines in a terminal."""

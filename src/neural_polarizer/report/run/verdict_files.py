@@ -1,0 +1,168 @@
+"""The verdict of a run or of an audit for programs: a short JSON, and SARIF 2.1.0, which CI systems show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath, PureWindowsPath
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+from neural_polarizer.report.run.advice import after_audit, what_now
+from neural_polarizer.report.run.audit_page import judge_audit
+from neural_polarizer.report.run.verdict import Tone, judge
+from neural_polarizer.report.values import items, number, table, visible
+
+VERDICT = "verdict.json"
+SARIF = "verdict.sarif"
+_NAME = "neural-polarizer"
+_SCHEMA = 1
+_SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+# SARIF wants the level "none" wherever the kind is not "fail" (section 3.27.10 of the standard).
+_KIND_AND_LEVEL: Mapping[Tone, tuple[str, str]] = MappingProxyType(
+    {"good": ("pass", "none"), "warn": ("fail", "warning"), "bad": ("fail", "error"), "open": ("open", "none")}
+)
+_RULES: Mapping[str, str] = MappingProxyType(
+    {
+        "purification": "Whether the trigger still works on the purified model, and what the repair cost.",
+        "audit": "Whether clean images show a backdoor in the model.",
+        "audit-after": "Whether clean images show a backdoor in the purified model.",
+        "model-file": "What the model file holds beside weights, such as code that runs when it is loaded.",
+        "run-warning": "What limits the result of the run.",
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """One judgement in the words of the report, and what to do about it."""
+
+    rule: str
+    kind: str
+    tone: Tone
+    headline: str
+    text: str
+    what_now: tuple[str, ...]
+
+
+def run_verdict(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``verdict.json`` of a purification: ``record`` is the content of ``run.json``; anything may be missing."""
+    rates = {when: {key: number(table(record, when).get(key)) for key in ("acc", "asr", "ra")} for when in _WHEN}
+    return _verdict(record, _told_run(record), "run.json", {**rates, "der": number(record.get("der"))})
+
+
+def audit_verdict(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``verdict.json`` of an audit: ``record`` is the content of ``audit.json``; anything may be missing."""
+    first, *later = _told_audit(record)
+    after = {"after_purification": _words(later[0])} if later else {}
+    figures = {key: number(record.get(key)) for key in ("p_value", "level", "posterior")}
+    return _verdict(record, first, "audit.json", {**figures, "suspect": record.get("suspect"), **after})
+
+
+def run_sarif(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``verdict.sarif`` of a purification."""
+    return _sarif(record, [_told_run(record)])
+
+
+def audit_sarif(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``verdict.sarif`` of an audit."""
+    return _sarif(record, _told_audit(record))
+
+
+_WHEN = ("before", "after")
+
+
+def _told_run(record: Mapping[str, Any]) -> _Told:
+    found = judge(record)
+    return _Told("purification", found.kind, found.tone, found.headline, found.text, what_now(record))
+
+
+def _told_audit(record: Mapping[str, Any]) -> list[_Told]:
+    parts = [("audit", record)]
+    if table(record, "purified"):
+        parts.append(("audit-after", {**table(record, "purified"), "model": table(record, "model")}))
+    told = []
+    for rule, part in parts:
+        found = judge_audit(part)
+        kind = str(part.get("verdict") or "not judged")
+        told.append(_Told(rule, kind, found.tone, found.headline, found.text, after_audit(part)))
+    return told
+
+
+def _words(told: _Told) -> dict[str, Any]:
+    return {
+        "verdict": told.kind,
+        "tone": told.tone,
+        "headline": told.headline,
+        "text": visible(told.text),
+        "what_now": list(told.what_now),
+    }
+
+
+def _verdict(record: Mapping[str, Any], told: _Told, name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": _SCHEMA,
+        "tool": _tool(record),
+        **_words(told),
+        "warnings": _texts(record, "warnings"),
+        "findings": _texts(record, "findings"),
+        "figures": dict(figures),
+        "model": {"path": table(record, "model").get("path"), "sha256": record.get("model_sha256")},
+        "record": name,
+        "report": "report.html",
+    }
+
+
+def _tool(record: Mapping[str, Any]) -> dict[str, str]:
+    return {"name": _NAME, "version": str(table(record, "versions").get("neural_polarizer") or "unknown")}
+
+
+def _texts(record: Mapping[str, Any], key: str) -> list[str]:
+    return [visible(str(text)) for text in items(record, key)]
+
+
+def _sarif(record: Mapping[str, Any], told: Sequence[_Told]) -> dict[str, Any]:
+    place = {"uri": _uri(str(table(record, "model").get("path") or "model"))}
+    sha256 = record.get("model_sha256")
+    hashes = {"hashes": {"sha-256": sha256}} if isinstance(sha256, str) else {}
+    texts = [
+        (each.rule, *_KIND_AND_LEVEL[each.tone], f"{each.headline}. {each.text} What to do: {' '.join(each.what_now)}")
+        for each in told
+    ]
+    texts += [("run-warning", "fail", "warning", text) for text in _texts(record, "warnings")]
+    texts += [("model-file", "fail", "warning", text) for text in _texts(record, "findings")]
+    rules = list(dict.fromkeys(rule for rule, *_ in texts))
+    return {
+        "$schema": _SARIF_SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        **_tool(record),
+                        "rules": [{"id": rule, "shortDescription": {"text": _RULES[rule]}} for rule in rules],
+                    }
+                },
+                "artifacts": [{"location": place, **hashes}],
+                "results": [
+                    {
+                        "ruleId": rule,
+                        "ruleIndex": rules.index(rule),
+                        "kind": kind,
+                        "level": level,
+                        "message": {"text": visible(text)},
+                        "locations": [{"physicalLocation": {"artifactLocation": {**place, "index": 0}}}],
+                    }
+                    for rule, kind, level, text in texts
+                ],
+            }
+        ],
+    }
+
+
+def _uri(path: str) -> str:
+    """A path as a reference that is valid in SARIF: relative ones stay relative."""
+    if PureWindowsPath(path).drive:
+        return "file:///" + quote(PureWindowsPath(path).as_posix(), safe="/:", errors="replace")
+    text = quote(PurePath(path).as_posix(), errors="replace")
+    return f"file://{text}" if path.startswith("/") else text

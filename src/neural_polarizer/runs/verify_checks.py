@@ -1,0 +1,130 @@
+"""What a record says of files, images and figures, each beside what was found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any
+
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import sha256_of_file
+from neural_polarizer.metrics import Metrics
+from neural_polarizer.report.values import number
+
+RATES = ("acc", "asr", "ra")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that a record says, beside what was found.
+
+    Args:
+        what: the file, the images or the figure.
+        recorded: as the record has it, in short; None where it says nothing.
+        found: likewise; None where nothing was found.
+        holds: None if it could not be checked.
+        remark: one line, why it does not hold or could not be checked.
+    """
+
+    what: str
+    recorded: str | None = None
+    found: str | None = None
+    holds: bool | None = None
+    remark: str = ""
+
+
+def file_checks(
+    folder: Path, hashes: Mapping[str, Any], needed: Sequence[str], extra: Sequence[str] = ()
+) -> list[Check]:
+    """Compare the files of ``folder`` with their recorded hashes.
+
+    Args:
+        folder: of the run.
+        hashes: SHA-256 by name, as the record has them; records of older versions have few or none.
+        needed: files that every such run has.
+        extra: files that some have.
+
+    Raises:
+        BadInputError: the record names a file outside of the folder.
+    """
+    outside = [name for name in hashes if PurePath(name).name != name or name in ("", "..") or "\\" in name]
+    if outside:
+        raise BadInputError(f"{folder}: the record is damaged: it names {outside[0]!r} as a file of this folder")
+    there = [name for name in extra if (folder / name).exists()]
+    return [_file(folder / name, hashes.get(name)) for name in dict.fromkeys((*needed, *there, *hashes))]
+
+
+def _file(path: Path, recorded: Any) -> Check:
+    known = recorded if isinstance(recorded, str) else None
+    if not path.exists():
+        return Check(what=path.name, recorded=short(known), holds=False, remark="is missing")
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        return Check(what=path.name, recorded=short(known), holds=False, remark=f"cannot be read ({error.strerror})")
+    return hash_check(path.name, known, found, "has been modified since the run")
+
+
+def hash_check(what: str, recorded: Any, found: str, otherwise: str) -> Check:
+    """Compare SHA-256 hashes; ``otherwise`` is the remark where they differ."""
+    if not isinstance(recorded, str):
+        return Check(what=what, found=short(found), remark="the record has no hash to compare with")
+    holds = recorded == found
+    return Check(
+        what=what, recorded=short(recorded), found=short(found), holds=holds, remark="" if holds else otherwise
+    )
+
+
+def rate_checks(
+    recorded: Mapping[str, Any],
+    found: Metrics | str,
+    tolerance: float,
+    suffix: str = "",
+    unmeasured: Mapping[str, str] = MappingProxyType({}),
+) -> list[Check]:
+    """ACC, ASR and RA beside those measured anew.
+
+    Args:
+        recorded: rates in [0, 1] by name.
+        found: likewise, or why nothing was measured.
+        tolerance: by how much they may differ.
+        suffix: for the names.
+        unmeasured: why some rates were not.
+    """
+    checks = []
+    for name in RATES:
+        old, new = number(recorded.get(name)), None if isinstance(found, str) else getattr(found, name)
+        reason = found if isinstance(found, str) else unmeasured.get(name, "was not measured")
+        checks.append(figure_check(f"{name.upper()}{suffix}", old, new, tolerance, reason))
+    return [check for check in checks if check.recorded is not None or check.found is not None]
+
+
+def figure_check(what: str, recorded: float | None, found: float | None, tolerance: float, missing: str) -> Check:
+    """Compare two shares of 1; ``missing`` is the remark where nothing was found."""
+    remark = ""
+    holds = None
+    if recorded is None:
+        remark = "the record has no such figure"
+    elif found is None:
+        remark = missing
+    else:
+        holds = abs(recorded - found) <= tolerance
+        remark = "" if holds else f"differs by {100 * abs(recorded - found):.2f} points"
+    return Check(what=what, recorded=_percent(recorded), found=_percent(found), holds=holds, remark=remark)
+
+
+def image_check(what: str, recorded: Any, images: ImageSet | str) -> Check:
+    """Compare the hash of images with the recorded one; a text is why there are no images."""
+    if isinstance(images, str):
+        return Check(what=what, recorded=short(recorded), remark=images)
+    return hash_check(what, recorded, images.sha256(), f"{images.source} does not hold those of the run")
+
+
+def short(sha256: Any) -> str | None:
+    """The beginning of a hash, which is enough to tell two apart."""
+    return sha256[:12] if isinstance(sha256, str) else None
+
+
+def _percent(rate: float | None) -> str | None:
+    return None if rate is None else f"{100 * rate:.2f} %"
