@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from neural_polarizer.defenses.guard import Guarded, Point
+from neural_polarizer.defenses.stand_ins.bank import PixelBank
 from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Lesson
-from neural_polarizer.defenses.stand_ins.place import Learned, PixelBank, Place
+from neural_polarizer.defenses.stand_ins.place import Learned, Place
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search, Settings
 from toys import tiny_images, tiny_model
 

@@ -4,36 +4,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor, nn
 
-from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial
+from neural_polarizer.defenses.stand_ins.bank import PixelBank, carrying, pixel_bank
 from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.folds import cross_fitted
-from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.judge import Judge
-from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Held, Layer, Lesson, centred, learn, mean_of
-from neural_polarizer.defenses.stand_ins.least import Forms, StandIns
+from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, Lesson, centred, learn, mean_of
+from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.looks import (
     Found,
     at_layer,
     drawn_aims,
-    drawn_pairs,
-    in_form,
     look,
     seen,
-    succeeding,
 )
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.perturb import clip
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
-
-FEATURES = "features"
-"""The name of the form of what only the layer's input has in common."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +83,6 @@ class Place:
             raise BadInputError(f"the target class must lie in 0..{net.num_classes - 1}, got {settings.target}")
         self.unit = float(net.calibrate()[1].mean().sqrt())
         net.polarizer.requires_grad_(False)
-        self.forms = pixel_forms(tuple(net.images.shape[1:]))
         self.seen = seen(net, settings.batch_size)
         self.layer = Layer(net)
         self.judge = Judge(
@@ -116,45 +107,11 @@ class Place:
         aim = self.net.num_classes if settings.target == "next" else settings.target
         return found, found.belief.knowing(aim, settings.looks.floor)
 
-    def stand_ins(self, found: Found, belief: Belief) -> "PixelBank":
-        """Stand-ins in pixels, which do not depend on the site, to learn from and to judge by.
+    def stand_ins(self, found: Found, belief: Belief) -> PixelBank:
+        """Stand-ins in pixels to learn from and to judge by."""
+        return pixel_bank(self.seen, self.settings, found, belief, seed=self.seed, told=self.progress)
 
-        Aims are drawn in proportion to the belief in them, forms in proportion to how far an aim stands out in them.
-        To learn from, each keeps a share, whatever the evidence says, and those of the evidence are used again.
-        """
-        looks, bank = self.settings.looks, self.settings.bank
-        generator = stream(self.seed, "bank in pixels")
-        names = list(self.forms)
-        forms = belief.forms[:, : len(names)] / belief.forms[:, : len(names)].sum(dim=1, keepdim=True)
-        forms = (1 - looks.floor) * forms + looks.floor / len(names)
-        drawn = drawn_pairs(belief.aims, forms, names, bank.pixels, generator)
-        again = drawn_pairs(belief.aims, forms, names, bank.pixels, generator)
-        judging = drawn_pairs(belief.factors.float(), belief.forms, [*names, FEATURES], bank.held, generator)
-        taught, held = {}, {}
-        for name, form in self.forms.items():
-            windows = form.drawn(len(drawn[name]), self.settings.bank, generator, self.net.device)
-            free = form.free(len(judging[name]), self.settings.bank, self.net.device)
-            kept = found.pixels[name]
-            kept = kept.select(torch.isin(kept.aims, again[name]) & (kept.success >= 0.5).cpu())
-            taught[name] = self._in_form(form, drawn[name], windows, generator).joined(kept)
-            held[name] = self._in_form(form, judging[name], free, generator)
-        return PixelBank(taught, held, judging[FEATURES])
-
-    def _in_form(self, form: PixelForm, aims: Tensor, windows: Forms, generator: torch.Generator) -> StandIns:
-        settings = self.settings
-        found = in_form(
-            self.seen,
-            form,
-            aims,
-            windows,
-            search=settings.in_pixels,
-            batch_size=settings.batch_size,
-            generator=generator,
-            told=lambda done, total: self.progress(f"stand-ins in pixels, {form.name}", done, total),
-        )
-        return found.select(succeeding(found, settings.in_pixels.cap * form.unit))
-
-    def learn(self, pixels: "PixelBank", belief: Belief) -> Learned:
+    def learn(self, pixels: PixelBank, belief: Belief) -> Learned:
         """Learn with these stand-ins in pixels and new ones at the layer's input, of the frozen network.
 
         One weight after the other is tried, until one does; that is taken which does the least expected harm.  Where
@@ -230,7 +187,7 @@ class Place:
         row |= {"drop": point.drop, "stand_ins": point.stand_ins, "suspect": point.suspect}
         return Learned(taught, guarded, lesson, [row], renewed)
 
-    def _gathered(self, pixels: "PixelBank", belief: Belief) -> Lesson:
+    def _gathered(self, pixels: PixelBank, belief: Belief) -> Lesson:
         """Both banks, and stand-ins that nothing is learned from."""
         bank, at = self.settings.bank, self.seen
         generator = stream(self.seed, "bank")
@@ -238,8 +195,9 @@ class Place:
         aims = drawn_aims(belief, bank.features, generator)
         shifts = self._at_layer(aims, bank.features_dense, generator, "stand-ins at the layer")
         stretch = torch.rand(bank.images, generator=generator)
-        carried, *_ = self._carried(pixels.taught, 1 + bank.stretch * stretch, generator)
-        held, led, counts, of = self._carried(pixels.held, self.judge.lengths(bank.images), generator)
+        size = self.settings.batch_size
+        carried, *_ = carrying(at, pixels.taught, 1 + bank.stretch * stretch, generator, size)
+        held, led, counts, of = carrying(at, pixels.held, self.judge.lengths(bank.images), generator, size)
         held_shifts = self._at_layer(pixels.at_layer, 1.0, generator, "held-out stand-ins at the layer")
         rows = torch.arange(len(at.labels), device=self.net.device)
         return Lesson(
@@ -267,39 +225,14 @@ class Place:
             phase=phase,
         )
 
-    @torch.no_grad()
-    def _carried(
-        self, pixels: Mapping[str, StandIns], stretch: Tensor, generator: torch.Generator
-    ) -> tuple[Carried, Tensor, list[int], list[int]]:
-        """Images with stand-ins in pixels, in front of the layer; their new labels; how many carry each; aims."""
-        at, size = self.seen, self.settings.batch_size
-        parts, rows, led, aims = [], [], [], []
-        for stand_ins in pixels.values():
-            for delta, aim in zip(stand_ins.deltas, stand_ins.aims.tolist(), strict=True):
-                usable = (at.labels != at.wanted[aim]).nonzero()[:, 0]
-                chosen = usable[torch.randperm(len(usable), generator=generator)[: len(stretch)].to(usable.device)]
-                if len(chosen) == 0:
-                    continue
-                scales = stretch[: len(chosen)].to(chosen.device)
-                for part, scale in zip(chosen.split(size), scales.split(size), strict=True):
-                    deltas = scale.view(-1, 1, 1, 1) * delta
-                    parts.append(self.net.front(clip(to_pixels(self.net.images[part]) + deltas)))
-                rows.append(chosen)
-                led.append(at.wanted[aim, chosen])
-                aims.append(aim)
-        if not parts:
-            nothing = torch.zeros(0, dtype=torch.int64, device=self.net.device)
-            return Carried(tuple(value[:0] for value in at.values), nothing), nothing, [], []
-        values = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return Carried(values, torch.cat(rows)), torch.cat(led), [len(each) for each in led], aims
-
     def _taught(
         self, lesson: Lesson, changes: Sequence[Change], weight: float, generator: torch.Generator, rounds: int
     ) -> tuple[float, list[Change]]:
         """One layer for each fold, from where ``changes`` are; and their mean loss."""
         learning = self.settings.learning
         losses, taught = [], []
-        for fold, change in zip(self.judge.folds, changes, strict=True):
+        parts = len(changes)
+        for part, (fold, change) in enumerate(zip(self.judge.folds, changes, strict=True), start=1):
             self.layer.set(change)
             losses.append(
                 learn(
@@ -313,7 +246,7 @@ class Place:
                     batch_size=self.settings.batch_size,
                     generator=generator,
                     told=self.progress,
-                    phase=f"weight {weight:g}" + (f", round {rounds}" if rounds else ""),
+                    phase=f"weight {weight:g}" + f", round {rounds}" * (rounds > 0) + f", part {part} of {parts}",
                 )
             )
             taught.append(self.layer.change)
@@ -345,18 +278,3 @@ class Place:
             weight=weight,
             rounds=rounds,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class PixelBank:
-    """Stand-ins in pixels by form.
-
-    Args:
-        taught: to learn from.
-        held: to judge by.
-        at_layer: aims of those at the layer's input that judge.
-    """
-
-    taught: Mapping[str, StandIns]
-    held: Mapping[str, StandIns]
-    at_layer: Int64[Tensor, " m"]
