@@ -38,7 +38,7 @@ def held(judge: Judge, aims: list[int], works: list[bool]) -> Held:
 
 
 def test_the_identity_costs_nothing_however_far_the_dial_goes(judge: Judge) -> None:
-    point = judge.point([judge.layer.nothing] * 2, 2.0, held(judge, [0], [True]), 0)
+    point = judge.point([judge.layer.nothing] * 2, 2.0, held(judge, [0], [True]), 0, 2.0)
     expected = (judge.seen.logits.argmax(dim=1) == judge.seen.labels).float().mean()
     assert (point.drop, point.least_drop, point.stand_ins) == (0.0, 0.0, 1.0)
     assert point.acc == pytest.approx(float(expected))
@@ -69,7 +69,7 @@ def test_originals_and_copies_count_alike(
 
     monkeypatch.setattr(judging, "expected_drop", expected_drop)
     monkeypatch.setattr(judging, "counted_drop", lambda *_: (-1.0, 0.0))
-    point = judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]), 0)
+    point = judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]), 0, 2.0)
     assert (point.drop, point.least_drop) == pytest.approx((drop, least))
     assert shapes == [((1, 12), (1, 12)), ((2, 12), (2, 12))]
 
@@ -77,7 +77,9 @@ def test_originals_and_copies_count_alike(
 def test_a_loss_that_is_counted_stops_the_dial_too(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "expected_drop", lambda *_: (0.01, 0.0))
     monkeypatch.setattr(judging, "counted_drop", lambda *_: (0.1, 0.02))
-    assert judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]), 0).least_drop == pytest.approx(0.06)
+    assert judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]), 0, 2.0).least_drop == pytest.approx(
+        0.06
+    )
 
 
 def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +95,7 @@ def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeyp
         return 0.0, 0.0
 
     monkeypatch.setattr(judging, "expected_drop", expected_drop)
-    judge.point([nothing, wild], 0.5, held(judge, [0], [False]), 0)
+    judge.point([nothing, wild], 0.5, held(judge, [0], [False]), 0, 2.0)
     labels = judge.seen.labels
     expected = torch.cat([margins(judge.seen.logits[0::2], labels[0::2]), margins(broken[1::2], labels[1::2])])
     assert torch.allclose(known[0][0], expected, atol=1e-4)
@@ -109,7 +111,7 @@ def test_of_each_aim_the_upper_quartile_counts(judge: Judge) -> None:
 
 def test_aims_count_by_their_stand_ins_and_the_likeliest_is_told_apart(judge: Judge) -> None:
     mixed = held(judge, [0] * 5 + [1] * 3, [True] + [False] * 4 + [True] * 3)
-    found = [judge.point([judge.layer.nothing] * 2, 1.0, mixed, likeliest) for likeliest in (0, 1, 2)]
+    found = [judge.point([judge.layer.nothing] * 2, 1.0, mixed, likeliest, 2.0) for likeliest in (0, 1, 2)]
     assert [point.stand_ins for point in found] == pytest.approx([3 / 8] * 3)
     assert [point.suspect for point in found] == pytest.approx([0.0, 1.0, 3 / 8])  # of class 2 there are none
 

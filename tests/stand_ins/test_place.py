@@ -42,7 +42,7 @@ def gathered(place: Place) -> tuple[PixelBank, Belief]:
 
 
 def of_form(belief: Belief, forms: torch.Tensor) -> Belief:
-    return replace(belief, forms=forms.expand(len(belief.aims), -1))
+    return replace(belief, forms=forms.expand(len(belief.aims), -1), factor=1.0)
 
 
 class Script:
@@ -106,19 +106,29 @@ def test_rounds_go_on_as_long_as_they_help(
     assert len(found.history) == rounds + 1
 
 
-@pytest.mark.parametrize(("forms", "dial"), [(SEEN_IN_PIXELS, 0.5), (BEYOND_PIXELS, 2.5)])
+@pytest.mark.parametrize(
+    ("forms", "factor", "dial", "last"),
+    [
+        (SEEN_IN_PIXELS, 1.0, 0.5, 3.0),
+        (BEYOND_PIXELS, 1.0, 2.5, 3.0),
+        (BEYOND_PIXELS, 9.0, 2.5, 3.0),
+        (BEYOND_PIXELS, 0.5, 1.0, 1.5),  # where the evidence speaks against a backdoor, half as much may be lost
+    ],
+)
 def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(
     place: Place,
     gathered: tuple[PixelBank, Belief],
     monkeypatch: pytest.MonkeyPatch,
     forms: torch.Tensor,
+    factor: float,
     dial: float,
+    last: float,
 ) -> None:
     bank, belief = gathered
     lesson = place._gathered(bank, belief)
 
-    def point(_changes: Any, at: float, _held: Any, _likeliest: int) -> Point:
-        return Point(at, 1.0, 0.003 * at, 0.003 * at - 0.002, *[1.0 if at == 0 else 0.0] * 2)
+    def point(_changes: Any, at: float, _held: Any, _likeliest: int, errors: float) -> Point:
+        return Point(at, 1.0, 0.003 * at, 0.003 * at - 0.001 * errors, *[1.0 if at == 0 else 0.0] * 2)
 
     monkeypatch.setattr(place.judge, "point", point)
     monkeypatch.setattr(
@@ -127,9 +137,9 @@ def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(
         replace(SMALL, guard=replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.5, 3.0, 4.0), beyond=0.25)),
     )
     nothing: list[Change] = [place.layer.nothing] * 2
-    found = place._guarded(nothing, lesson, 0.03, 0, of_form(belief, forms))
+    found = place._guarded(nothing, lesson, 0.03, 0, replace(of_form(belief, forms), factor=factor))
     assert found.chosen == dial
-    assert found.points[-1].dial == 3.0  # the first over the budget; nothing behind it is measured
+    assert found.points[-1].dial == last  # the first over the budget; nothing behind it is measured
 
 
 def test_what_is_kept_is_the_mean_of_the_folds_at_the_chosen_dial(place: Place, gathered: Any) -> None:

@@ -21,7 +21,8 @@ class Belief:
         factors: how many times as likely the evidence is if it is the attacker's, likewise.
         forms: for each aim and form of a trigger the factor of the evidence: those in pixels, and last that of what
             only the layer's input has in common, ``(k + 1, f)``.
-        backdoor: probability that there is a backdoor.
+        factor: how many times as likely the evidence is if there is a backdoor; below 1 it speaks against one.
+        backdoor: probability that there is one.
         by_aim: p-value of each, all its statistics together (``combined_p``), likewise; 1 where not looked at.
         p_value: of the smallest of them, corrected for the number of aims looked at: how often a model whose classes
             are all alike would show one as extreme.  The one test, for whoever accuses a model.
@@ -31,6 +32,7 @@ class Belief:
     aims: Float[Tensor, " a"]
     factors: Float[Tensor, " a"]
     forms: Float[Tensor, "a f"]
+    factor: float
     backdoor: float
     by_aim: Float[Tensor, " a"]
     p_value: float
@@ -49,7 +51,7 @@ class Belief:
         """The same where somebody has told the attacker's aim; every aim keeps its share of ``floor``."""
         even = torch.full_like(self.aims, floor / len(self.aims))
         even[aim] += 1 - floor
-        return replace(self, aims=even, backdoor=1.0, likeliest=aim)
+        return replace(self, aims=even, factor=math.inf, backdoor=1.0, likeliest=aim)
 
 
 def told_aim(aim: int, num_classes: int) -> Suspect:
@@ -218,11 +220,13 @@ def believed(
     count = max(1, int(seen.sum()))
     total = float(factors.sum())
     aims = (1 - floor) * factors / max(total, 1e-30) + floor * seen / count
-    odds = prior * total / count
+    factor = total / count
+    odds = prior * factor
     return Belief(
         aims=aims.float(),
         factors=factors,
         forms=forms,
+        factor=factor,
         backdoor=odds / max(odds + 1 - prior, 1e-30),
         by_aim=by_aim,
         p_value=corrected_p(float(by_aim.min()), count),

@@ -45,7 +45,7 @@ class Judge:
             before.append(margins(self._logits(views[-1]), net.labels))
         return views, torch.stack(before)
 
-    def point(self, changes: Sequence[Change], dial: float, held: Held, likeliest: int) -> Point:
+    def point(self, changes: Sequence[Change], dial: float, held: Held, likeliest: int, errors: float) -> Point:
         """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean.
 
         Args:
@@ -53,6 +53,7 @@ class Judge:
             dial: they are multiplied by.
             held: stand-ins that nothing was learned from.
             likeliest: the aim that is most likely the attacker's.
+            errors: so many standard errors of a loss are excused.
         """
         originals, copies = [], []
         for fold, change in zip(self.folds, changes, strict=True):
@@ -74,7 +75,7 @@ class Judge:
         left = self.led(held)
         mean = sum(share * count for share, count in left.values()) / max(1, sum(count for _, count in left.values()))
         suspect, _ = left.get(likeliest, (mean, 0))
-        least = max(drop - self._guard.errors * error, counted - self._guard.errors * by_chance)
+        least = max(drop - errors * error, counted - errors * by_chance)
         return Point(dial, acc, drop, least, mean, suspect)
 
     def lengths(self, count: int) -> Float[Tensor, " n"]:

@@ -256,10 +256,11 @@ class Place:
         self, changes: Sequence[Change], lesson: Lesson, weight: float, rounds: int, belief: Belief
     ) -> Guarded:
         guard = self.settings.guard
-        budget = guard.max_acc_drop
+        share = min(1.0, belief.factor)  # where the evidence speaks against a backdoor, less may be lost
+        budget, errors = share * guard.max_acc_drop, share * guard.errors
         points: list[Point] = []
         for dial in guard.dials:
-            points.append(self.judge.point(changes, dial, lesson.held, belief.likeliest))
+            points.append(self.judge.point(changes, dial, lesson.held, belief.likeliest, errors))
             if len(allowed(points, budget)) < len(points):
                 break  # what lies behind is not allowed, either
         if belief.beyond_pixels(self.settings.looks.clear):

@@ -135,7 +135,8 @@ class Guard:
     """What the result may cost (``guard``).
 
     Args:
-        max_acc_drop: the largest loss of accuracy on clean images that judge, as a fraction.
+        max_acc_drop: the largest loss of accuracy on clean images that judge, as a fraction; where the evidence speaks
+            against a backdoor, so many times less (``Belief.factor``), and so the errors.
         folds: parts of the clean images; each judges a layer that is learned from the others, and the result is the
             mean of these layers.
         views: as many harder copies of the images (``views.harder``) judge, at least one of each.
