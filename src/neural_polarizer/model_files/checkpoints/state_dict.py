@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.model_files.checkpoints.naming import USUAL
-from neural_polarizer.model_files.checkpoints.pickle_values import Opaque, TensorRecord
+from neural_polarizer.model_files.checkpoints.pickle_values import Number, Opaque, TensorRecord
 from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 _NOT_THE_MODEL = re.compile("optim|sched|scaler")
@@ -175,7 +175,8 @@ def _names(holder: Any) -> set[str]:
 
 
 def _key(key: Any) -> str:
-    return printable(str(key), 40) if isinstance(key, (str, int)) else "(names that are no text)"
+    plain = key.value if isinstance(key, Number) else key
+    return printable(str(plain), 40) if isinstance(plain, (str, int, float)) else "(names that are no text)"
 
 
 def _describe(top: Any) -> str:
