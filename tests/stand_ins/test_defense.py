@@ -101,6 +101,13 @@ def test_why_a_model_comes_back_as_it_was_is_said_as_it_is() -> None:
     assert all(each.startswith("not purified: ") for each in (over, nothing, weak))
 
 
+def test_what_another_measure_says_is_left_counts_wherever_the_layer_is_on() -> None:
+    off, on = guarded(OFF, replace(ON, suspect=0.1), chosen=1.0).with_left(0.3).points
+    assert off == OFF
+    assert (on.stand_ins, on.suspect) == (0.3, 0.3)
+    assert guarded(OFF, replace(ON, suspect=0.4)).with_left(0.3).point.suspect == 0.4
+
+
 def test_no_more_images_at_once_than_the_batch_size() -> None:
     _, clean = tiny()
     seen: list[int] = []
