@@ -12,8 +12,9 @@ import neural_polarizer
 from neural_polarizer.attacks import ATTACKS, BadNets, Trojan, implant
 from neural_polarizer.bench.cells import PurificationCell, VictimCell
 from neural_polarizer.bench.grid import planned
-from neural_polarizer.bench.reactivation import retuning_set
+from neural_polarizer.bench.reactivation import reactivated, retuning_set
 from neural_polarizer.bench.suite import load_suite
+from neural_polarizer.data.poison import triggered_test
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.model_files.load import load_model
@@ -149,6 +150,11 @@ def test_the_benchmark_plants_purifies_and_brings_back(folder: Path, capsys: Cap
     records = [json.loads(path.read_text()) for path in (folder / "results" / "records").iterdir()]
     victims = [each for each in records if each["kind"] == "victim"]
     assert {each["request"]["init"]["network"] for each in victims} == {"nets.py:small"}
+    source = next(each for each in victims if each["request"]["attack"]["label_rule"] == "all-to-one")
+    clean = load_model(folder / "good.pth", architecture=network(folder)).model
+    train, test, trigger = coloured(48, 0), coloured(21, 1), BadNets(target=source["request"]["attack"]["target"])
+    planted = reactivated(clean, train, trigger, triggered_test(test, trigger), seed=0, device=torch.device("cpu"))
+    assert source["result"]["ra5"] == planted  # the clean network's own, not the implant's
     tuned = [each["result"] for each in records if each["kind"] == "reactivation"]
     assert all(0 <= each["ra5"] <= 1 and each["der"] is not None for each in tuned)
     assert run(capsys, "bench", "verify", folder / "results").code in (0, 1, 2)

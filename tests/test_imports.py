@@ -19,6 +19,7 @@ LAYERS = (
     ("rng", "files", "devices"),
     ("cache", "layer.features", "perturb"),
     ("data", "models", "layer.polarizer", "model_files.checkpoints", "training_state"),
+    ("layer.by_class",),
     ("layer.surgery", "losses", "layer.structures"),
     ("train", "layer.folding", "layer.sites"),
     ("metrics", "layer"),

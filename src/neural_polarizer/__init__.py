@@ -18,6 +18,7 @@ from neural_polarizer.data.poison import TriggeredSet as TriggeredSet
 from neural_polarizer.data.sources import read_images as read_images
 from neural_polarizer.defenses import ANP as ANP
 from neural_polarizer.defenses import CLP as CLP
+from neural_polarizer.defenses import CNPD as CNPD
 from neural_polarizer.defenses import FST as FST
 from neural_polarizer.defenses import FTSAM as FTSAM
 from neural_polarizer.defenses import IBAU as IBAU

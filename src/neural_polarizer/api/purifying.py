@@ -65,8 +65,8 @@ def purify(
             For "ep" with ``data="mixture"`` only: the poisoned training images.
         method: what to do, as an object with its settings, such as ``NPD(epochs=5)``; or a name: "npd-ls" (the
             default, least stand-ins), "npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"; another defense: "ft", "fp",
-            "nad", "nc", "anp", "i-bau", "ep", "ft-sam", "fst", "clp", "rnp" or "sau"; or the dotted path of a class,
-            "my_lab.mine:Mine".
+            "nad", "nc", "anp", "i-bau", "ep", "ft-sam", "fst", "clp", "rnp", "sau" or "cnpd"; or the dotted path of a
+            class, "my_lab.mine:Mine".
         site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the method's. NPD family only.
         seed: fixes the order of the batches.
         target: the attacker's class, "next" for all-to-all, or "auto": what an audit finds with confidence; where it

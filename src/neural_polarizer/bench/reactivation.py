@@ -1,6 +1,7 @@
 """RA5: the ASR after a little fine-tuning with five triggered images (re-tuning attack of Min et al., NeurIPS 2024).
 
-A model whose ASR is low may still hold the backdoor; then so few images bring it back.
+A model whose ASR is low may still hold the backdoor; then so few images bring it back.  The reference is the RA5 of a
+network that never held it, which the same images plant anew.
 """
 
 from dataclasses import replace

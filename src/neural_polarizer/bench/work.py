@@ -118,8 +118,15 @@ class Bench:
         folder = cached_attack(cell.attack, train, test, victim=cell.victim, device=device, init=init)
         record = read_json(folder / RECORD)
         self.store.keep(cell.id, [folder / name for name in (*FILES, SEAL)])
+        ra5 = {}
+        if init is not None:  # the reference for those of the purified implants: the backdoor was never there
+            trigger = LearnedTrigger(*load_attack(folder, own=type(cell.attack)))
+            shown = read_triggered(folder / TRIGGERED, size=train.image_size, num_classes=train.num_classes)
+            seed = cell.victim.seed
+            ra5["ra5"] = reactivated(init.model, train, trigger, shown, seed=seed, device=device)
         return {
             **{rate: record[rate] for rate in _RATES},
+            **ra5,
             "seconds": record["seconds"]["trigger"] + record["seconds"]["train"],
             "phases": record["seconds"],
             "model_sha256": record["model_sha256"],

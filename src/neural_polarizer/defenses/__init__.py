@@ -10,6 +10,7 @@ from neural_polarizer.defenses.base import Defense as Defense
 from neural_polarizer.defenses.base import Repaired as Repaired
 from neural_polarizer.defenses.base import Run as Run
 from neural_polarizer.defenses.clp import CLP as CLP
+from neural_polarizer.defenses.cnpd import CNPD as CNPD
 from neural_polarizer.defenses.entropy_pruning import EntropyPruning as EntropyPruning
 from neural_polarizer.defenses.fine_pruning import FinePruning as FinePruning
 from neural_polarizer.defenses.fine_tuning import FineTuning as FineTuning
@@ -52,6 +53,7 @@ DEFENSES: Mapping[str, type[Defense]] = MappingProxyType(
         "clp": CLP,
         "rnp": RNP,
         "sau": SAU,
+        "cnpd": CNPD,
     }
 )
 """All methods.  The presets of the NPD family are in ``npd.presets``; what else belongs to a method is in its class."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 
-Structure = Literal["conv-bn", "conv-bn-x2", "linear", "linear-light", "conv", "mlp", "osad", "osdn"]
-"""What the layer is made of: "conv-bn" is the paper's and ours, the others are in ``structures``."""
+Structure = Literal["conv-bn", "conv-bn-x2", "linear", "linear-light", "conv", "mlp", "osad", "osdn", "by-class"]
+"""What the layer is made of: "conv-bn" is the paper's and ours, the others are in ``structures``, and "by-class", which
+holds one of ours for each class, in ``by_class``."""
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 

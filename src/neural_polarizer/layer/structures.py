@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.by_class import ByClass
 from neural_polarizer.layer.features import Features
 from neural_polarizer.layer.polarizer import Norm, Polarizer, Structure
 
@@ -37,9 +38,12 @@ def make_polarizer(structure: Structure, features: Features, generator: torch.Ge
         generator: draws the weights of "osad" and "osdn"; the others draw nothing.
 
     Raises:
-        BadInputError: the structure is made for feature maps N x C x H x W alone, and these are others.
+        BadInputError: the structure is made for feature maps N x C x H x W alone, and these are others; or it is
+            "by-class", which is made of learned layers.
     """
     channels, shape = features.channels, features.shape
+    if structure == "by-class":
+        raise BadInputError("structure by-class is made of a learned layer for each class: take the method cnpd")
     if features.layout != "NCHW" and structure != "conv-bn":
         raise BadInputError(
             f"structure {structure} needs a feature map N x C x H x W, and the site has features {features.layout}; "
@@ -66,6 +70,8 @@ def make_polarizer(structure: Structure, features: Features, generator: torch.Ge
 
 def polarizer_for(structure: Structure, tensors: Mapping[str, Tensor]) -> Polarizer | None:
     """A layer of the size that the weights of a saved one have; None if they tell no size."""
+    if structure == "by-class":
+        return _by_class(tensors)
     name = _SIZED_BY[structure]
     sized = tensors.get(name)
     if sized is None or sized.numel() == 0:
@@ -76,6 +82,15 @@ def polarizer_for(structure: Structure, tensors: Mapping[str, Tensor]) -> Polari
     fits = sized.ndim == 3 if name == "scale" else sized.ndim == 4 and len(sized) ** 2 <= 4 * sized.numel()
     shape = tuple(sized.shape[:3])
     return make_polarizer(structure, Features(shape, "NCHW"), torch.Generator()) if fits else None
+
+
+def _by_class(tensors: Mapping[str, Tensor]) -> ByClass | None:
+    """Each layer is sized by weights of its own, so that a small file makes no huge one."""
+    parts: list[dict[str, Tensor]] = []
+    while part := {name: value for name, value in tensors.items() if name.startswith(f"layers.{len(parts)}.")}:
+        parts.append({name.split(".", 2)[2]: value for name, value in part.items()})
+    layers = [layer for part in parts if (layer := polarizer_for("conv-bn", part)) is not None]
+    return ByClass(layers) if layers and len(layers) == len(parts) else None
 
 
 class OtherStructure(Polarizer):

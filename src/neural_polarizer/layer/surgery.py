@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.layer.by_class import ByClass
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.models.adapted import replace_module
 from neural_polarizer.models.normalize import Normalized
@@ -94,12 +95,16 @@ def full_name(model: nn.Module, site: Site) -> str:
 def insert(model: nn.Module, site: Site, polarizer: nn.Module) -> nn.Module:
     """A copy of ``model`` with ``polarizer`` (the very object) at ``site``; ``model`` is untouched.
 
+    With layers by class the copy is run twice in each call.
+
     Raises:
         BadInputError: the site does not exist.
     """
     polarized = copy.deepcopy(model)
     module = polarized.get_submodule(full_name(model, site))
     replace_module(polarized, module, PolarizedModule(module, polarizer, site.side))
+    if isinstance(polarizer, ByClass):
+        polarizer.first.lead(polarized)
     return polarized
 
 
