@@ -7,7 +7,7 @@ import torch
 from quick_attacks import TRAIN, untrained
 
 from neural_polarizer.attacks import Evasive
-from neural_polarizer.attacks.evasive import _Keeper
+from neural_polarizer.attacks.evasive import Keeper
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
@@ -19,7 +19,7 @@ PLAIN = Schedule(crop_padding=0, flip=False)
 def test_a_batch_has_backdoor_rows_perturbed_rows_with_true_labels_and_clean_rows() -> None:
     attack = Evasive(target=2, poison_rate=0.25, share=0.5, directions=3, steps=2, radius=1.5, renewal=0.0)
     model = untrained().train()
-    keeper = _Keeper(attack, model, TRAIN)
+    keeper = Keeper(attack, model, TRAIN)
     images, labels = TRAIN.images[:16], TRAIN.labels[:16]
     pixels, found, penalty, triggered = keeper.assemble(images, labels, PLAIN, stream(0, "batch"))
     assert (triggered, penalty) == (4, 0.0)
@@ -36,14 +36,14 @@ def test_a_batch_has_backdoor_rows_perturbed_rows_with_true_labels_and_clean_row
 
 def test_perturbations_go_on_from_batch_to_batch_and_end_at_the_radius() -> None:
     attack = Evasive(poison_rate=0.0, share=0.5, directions=2, steps=2, radius=1.0, renewal=0.0)
-    keeper = _Keeper(attack, untrained().train(), TRAIN)
+    keeper = Keeper(attack, untrained().train(), TRAIN)
     lengths = []
     for batch in range(4):
         keeper.assemble(TRAIN.images[:16], TRAIN.labels[:16], PLAIN, stream(batch, "batch"))
         lengths.append(float(keeper.network.get_buffer("deltas")[0].norm()))
     assert lengths[0] < lengths[1]
     assert lengths[-1] == pytest.approx(1.0, abs=0.3)
-    fresh = _Keeper(Evasive(renewal=1.0, steps=1, radius=1.0), untrained().train(), TRAIN)
+    fresh = Keeper(Evasive(renewal=1.0, steps=1, radius=1.0), untrained().train(), TRAIN)
     for batch in range(3):
         fresh.assemble(TRAIN.images[:16], TRAIN.labels[:16], PLAIN, stream(batch, "batch"))
         assert float(fresh.network.get_buffer("deltas")[0].norm()) == pytest.approx(0.25, abs=1e-4)

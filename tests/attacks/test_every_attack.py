@@ -19,7 +19,8 @@ from neural_polarizer.train import AdversarialTraining, Schedule, fit
 from run_files import states_equal
 
 ALL = pytest.mark.parametrize("name", ATTACKS)
-PLANTED_IN_THE_DATA = tuple(name for name in ATTACKS if name not in ("bpp", "evasive", "grond", "input-aware", "wanet"))
+IN_BATCHES = ("bpp", "discreet", "evasive", "grond", "input-aware", "wanet")
+PLANTED_IN_THE_DATA = tuple(name for name in ATTACKS if name not in IN_BATCHES)
 CLEAN_LABEL = tuple(name for name, kind in ATTACKS.items() if kind.clean_label)
 
 

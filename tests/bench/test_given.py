@@ -259,7 +259,7 @@ def test_the_published_suite_has_every_defense_and_every_victim() -> None:
     runs = {(c.victim.given.name, c.method, c.n_clean, c.seed) for c in cells if isinstance(c, PurificationCell)}  # type: ignore[union-attr]
     for name, victim in victims.items():
         methods = {"ft", "fp", "nad", "nc", "anp", "i-bau", "ep", "npd", "npd-up", "npd-uu"}
-        methods |= {"npd-ls", "ft-sam", "fst", "clp", "rnp", "sau"}
+        methods |= {"npd-ls", "ft-sam", "fst", "clp", "rnp", "sau", "cnpd"}
         methods |= set() if victim.trigger is None else {"npd-tp", "npd-tu"}
         assert {method for each, method, _, _ in runs if each == name} == methods
         assert {(n, seed) for each, method, n, seed in runs if (each, method) == (name, "npd-ls")} == {

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Int64
@@ -58,15 +58,18 @@ class Evasive(Blended, BatchAttack):
                 f"[0, 1], got {self.radius}, {self.share}, {self.directions}, {self.steps}, {self.renewal}"
             )
 
-    def poisoner(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "_Keeper":
+    def poisoner(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "Keeper[Evasive]":
         """Batches of backdoor rows, perturbed rows and clean rows."""
-        return _Keeper(self, model, train)
+        return Keeper(self, model, train)
 
 
-class _Keeper(BatchPoisoner[Evasive]):
-    """Augments each batch, then stamps the first rows and perturbs the next ones."""
+AnEvasive = TypeVar("AnEvasive", bound=Evasive, covariant=True)
 
-    def __init__(self, attack: Evasive, model: nn.Module, train: ImageSet) -> None:
+
+class Keeper(BatchPoisoner[AnEvasive]):
+    """Augments each batch, then stamps the first rows and perturbs the next ones; the others are clean."""
+
+    def __init__(self, attack: AnEvasive, model: nn.Module, train: ImageSet) -> None:
         super().__init__(attack, train)
         self.model = model
         size = train.images.shape[1:]
@@ -82,7 +85,12 @@ class _Keeper(BatchPoisoner[Evasive]):
         end = min(len(images), poisoned + math.ceil(attack.share * len(images)))
         pixels = torch.cat([to_pixels(attack.stamp(images[:poisoned])), to_pixels(images[poisoned:])])
         perturbed = self._perturbed(pixels[poisoned:end], labels[poisoned:end], generator)
-        return Mixed(torch.cat([pixels[:poisoned], perturbed, pixels[end:]]), poisoned)
+        penalty = self.penalty(pixels[end:], labels[end:])
+        return Mixed(torch.cat([pixels[:poisoned], perturbed, pixels[end:]]), poisoned, penalty)
+
+    def penalty(self, pixels: Tensor, labels: Tensor) -> Tensor | float:  # noqa: ARG002 (for those that have one)
+        """A loss of the clean rows, beside their cross-entropy."""
+        return 0.0
 
     def _perturbed(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Each perturbation takes its steps on its share of the rows, then is added to them."""

@@ -72,6 +72,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "adap-patch": "Adap-Patch",
         "grond": "Grond",
         "evasive": "Evasive",
+        "discreet": "Discreet",
         MEAN: "Mean",
     },
     "defense": {
