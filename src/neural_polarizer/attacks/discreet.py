@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 from neural_polarizer.attacks.base import TriggerState, Workshop
 from neural_polarizer.attacks.evasive import Evasive, Keeper
-from neural_polarizer.data.images import ByteImages, ImageSet
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import last_linear
-from neural_polarizer.train import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

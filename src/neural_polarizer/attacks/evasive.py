@@ -88,7 +88,7 @@ class Keeper(BatchPoisoner[AnEvasive]):
         penalty = self.penalty(pixels[end:], labels[end:])
         return Mixed(torch.cat([pixels[:poisoned], perturbed, pixels[end:]]), poisoned, penalty)
 
-    def penalty(self, pixels: Tensor, labels: Tensor) -> Tensor | float:  # noqa: ARG002 (for those that have one)
+    def penalty(self, pixels: Tensor, labels: Tensor) -> Tensor | float:
         """A loss of the clean rows, beside their cross-entropy."""
         return 0.0
 

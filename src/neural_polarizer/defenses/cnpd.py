@@ -30,8 +30,8 @@ MANY_CLASSES = 20
 class CNPD(NPDSettings, Defense):
     """Learn layer k as NPD-TP learns its own for the target k, for every class k; the first pass's answer chooses.
 
-    A triggered image is taken for the attacker's class in the first pass, so it meets the layer that was learned against
-    this class, and no target need be known.  The price is K layers, two passes, and that nothing can be folded.
+    A triggered image is taken for the attacker's class in the first pass, so it meets the layer that was learned
+    against this class, and no target need be known.  The price is K layers, two passes, and that nothing can be folded.
 
     Source: Zhu et al., "Class-Conditional Neural Polarizer", arXiv 2502.18520, r-CNPD; the settings are those of the
     paper "Neural Polarizer" for NPD-TP, by the same authors.
@@ -119,9 +119,7 @@ class CNPD(NPDSettings, Defense):
             with run.timed("warm_up"):
                 unit_rate = initialise(self, net, seed=run.seed, progress=told)
             with run.timed("optimise"):
-                histories.append(
-                    optimise(self, net, Known(target), unit_rate=unit_rate, seed=run.seed, progress=told)
-                )
+                histories.append(optimise(self, net, Known(target), unit_rate=unit_rate, seed=run.seed, progress=told))
             layers.append(copy.deepcopy(net.polarizer))
         chosen = ByClass(layers).eval()
         return Outcome(
@@ -139,6 +137,5 @@ def mean_of(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str
     longest = max((len(history) for history in histories), default=0)
     epochs = [[history[epoch] for history in histories if epoch < len(history)] for epoch in range(longest)]
     return [
-        {name: fmean(record[name] for record in records if name in record) for name in records[0]}
-        for records in epochs
+        {name: fmean(record[name] for record in records if name in record) for name in records[0]} for records in epochs
     ]
