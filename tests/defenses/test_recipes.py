@@ -12,6 +12,8 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import (
     ANP,
     CLP,
+    CNPD,
+    DEFENSES,
     FST,
     FTSAM,
     IBAU,
@@ -26,7 +28,7 @@ from neural_polarizer.defenses import (
     Outcome,
     Run,
 )
-from neural_polarizer.defenses.npd.presets import preset
+from neural_polarizer.defenses.npd.presets import VARIANTS, preset
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.settings import changed, places, setting_names
@@ -72,6 +74,9 @@ def test_their_authors_values(profile: str | None) -> None:
     assert made("clp", None, profile) == CLP(deviations=3.0)
     sau = SAU(rounds=100, batch_size=256, lr=1e-4, radius=0.2, steps=5, step_size=0.2, fooling=0.01, agreement=1.0)
     assert made("sau", None, profile) == sau
+    cnpd = vars(made("cnpd", None, profile))
+    known = preset("npd-tp", name="paper", profile=profile, target=1)
+    assert cnpd == {**vars(known), "target": None, "site": None}
 
 
 @pytest.mark.parametrize("profile", ["cifar10", "gtsrb"])
@@ -97,6 +102,12 @@ def test_laptop_values(profile: str) -> None:
     assert (rnp.recover.epochs, rnp.recover.batch_size, rnp.recover.lr) == (10, 64, 0.005)
     assert sau == SAU(rounds=5, batch_size=128, lr=1e-3)
     assert made("clp", "laptop", profile) == CLP()
+    assert vars(made("cnpd", "laptop", profile)) == {**vars(preset("npd-tp", target=1)), "target": None}
+
+
+def test_every_method_says_what_a_laptop_needs_or_learns_nothing() -> None:
+    """EP and CLP only prune; NPD's shipped settings and those of the default method are for a laptop anyway."""
+    assert {name for name, kind in DEFENSES.items() if not kind.laptop} == {"ep", "clp", "npd-ls", *VARIANTS}
 
 
 @dataclass(frozen=True)
@@ -207,7 +218,7 @@ def test_settings_that_do_not_exist_are_refused(name: str, match: str) -> None:
 
 
 def test_precision_goes_wherever_there_is_a_choice() -> None:
-    for defense in (FineTuning(), NAD(), NeuralCleanse(), ANP(), FTSAM(), FST(), RNP(), SAU(), preset("npd")):
+    for defense in (FineTuning(), NAD(), NeuralCleanse(), ANP(), FTSAM(), FST(), RNP(), SAU(), CNPD(), preset("npd")):
         assert defense.precision_used == "fp32"
         assert with_precision(defense, "bf16").precision_used == "bf16"
     for fixed in (IBAU(), EntropyPruning(), CLP()):

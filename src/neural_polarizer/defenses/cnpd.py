@@ -69,6 +69,8 @@ class CNPD(NPDSettings, Defense):
         }
     )
 
+    for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"tiny_imagenet": {"radii": (6.0,)}})
+
     init: Literal["calibrated", "default"] = "default"
     epochs: int | None = 50
     batch_size: int = 128
