@@ -367,7 +367,7 @@ def test_purify_takes_whole_fields_and_refuses_what_has_no_meaning() -> None:
 
 
 def test_the_registry_holds_every_method_and_cannot_be_changed() -> None:
-    assert tuple(DEFENSES) == (DEFAULT, *VARIANTS, *BASELINES)
+    assert tuple(DEFENSES) == (DEFAULT, *VARIANTS, *BASELINES, "cnpd")
     assert all(DEFENSES[name] is NPD for name in VARIANTS)
     with pytest.raises(TypeError):
         DEFENSES["mine"] = FineTuning  # type: ignore[index]

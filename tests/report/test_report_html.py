@@ -279,7 +279,8 @@ def test_a_baseline_has_a_page_without_anything_of_a_polarizer(method: str) -> N
 def test_every_member_of_the_family_shows_its_layer(method: str) -> None:
     text = page(sample_record(method=method)).text
     assert "inserted after layer4" in text
-    words = "mostly towards {}, and used in its place" if method == "npd-ls" else "choose {}, and used them"
+    own = {"npd-ls": "mostly towards {}, and used in its place", "cnpd": "the network choose that class, used in place"}
+    words = own.get(method, "choose {}, and used them")
     assert words.format(AIMS.get(method, "the classes that the evidence points to")) in text
 
 
