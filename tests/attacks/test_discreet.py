@@ -42,12 +42,12 @@ def test_the_penalty_draws_only_the_target_class_away() -> None:
     bias = torch.zeros(5)
     bias[2] = 1.5  # near to everybody
     bias.requires_grad_()
-    first = float(nearness(head, features @ head.T + bias, labels, 2))
+    first = float(nearness(head, features @ head.T + bias, labels, 2).detach())
     assert first > 0.05
     for _ in range(100):
         (slope,) = torch.autograd.grad(nearness(head, features @ head.T + bias, labels, 2), bias)
         bias = (bias - 0.5 * slope).detach().requires_grad_()
-    assert float(nearness(head, features @ head.T + bias, labels, 2)) < first / 10
+    assert float(nearness(head, features @ head.T + bias, labels, 2).detach()) < first / 10
     assert bias[2] < 1.5
 
 
