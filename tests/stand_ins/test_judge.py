@@ -12,7 +12,7 @@ from neural_polarizer.defenses.stand_ins.folds import Fold
 from neural_polarizer.defenses.stand_ins.judge import Judge
 from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer
 from neural_polarizer.defenses.stand_ins.least import StandIns
-from neural_polarizer.defenses.stand_ins.looks import seen
+from neural_polarizer.defenses.stand_ins.seen import seen
 from neural_polarizer.defenses.stand_ins.settings import Guard, Settings
 from toys import tiny_images, tiny_model
 

@@ -12,7 +12,7 @@ from neural_polarizer.defenses.engine import Values
 from neural_polarizer.defenses.guard import Point, expected_drop, margins
 from neural_polarizer.defenses.stand_ins.folds import Fold
 from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, mean_of
-from neural_polarizer.defenses.stand_ins.looks import Seen
+from neural_polarizer.defenses.stand_ins.seen import Seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.defenses.stand_ins.views import harder
 from neural_polarizer.rng import stream
