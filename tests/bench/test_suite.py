@@ -1,6 +1,7 @@
 """Suites: what their files may say, and which cells come of it."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.paper import paper_values
 from neural_polarizer.bench.suite import load_suite, parse_suite, suite_names
 from neural_polarizer.defenses import DEFENSES, NPD, EntropyPruning, FineTuning
-from neural_polarizer.defenses.npd.presets import VARIANTS
+from neural_polarizer.defenses.npd.presets import VARIANTS, preset
 from neural_polarizer.errors import BadInputError
 
 PAPER = {
@@ -126,7 +127,7 @@ def test_a_defense_with_another_algorithm_makes_other_cells(
 def test_every_defense_says_its_revision_and_the_first_one_is_not_in_ids() -> None:
     """So that records from before there were revisions stay those of the first."""
     for name, kind in DEFENSES.items():
-        assert kind.revision == (3 if name in (*VARIANTS, "npd-ls") else 1)
+        assert kind.revision == (4 if name == "npd-ls" else 3 if name in VARIANTS else 1)
     _, first = cells_of("[[grid]]\ndefense = ['ft']\n")
     _, second = cells_of("[[grid]]\ndefense = ['npd']\n")
     assert "revision" not in first.request
@@ -151,6 +152,26 @@ lr = 0.001
         ("before:layer4.1", 0.001),
         ("after:layer2", 0.001),
     ]
+
+
+def test_a_variant_of_the_npd_family_names_a_preset() -> None:
+    text = """
+precision = "fp32"
+[[grid]]
+defense = 'npd'
+variant = "reference"
+site = "auto"
+[variants.reference]
+preset = 'reference'
+"""
+    _, found = cells_of(text)
+    assert isinstance(found, PurificationCell)
+    reference = preset("npd", name="reference", profile="cifar10")
+    assert found.defense == replace(reference, site=None)
+    with pytest.raises(BadInputError, match="cannot be 'preset'"):
+        cells_of(text.replace("'npd'", "'npd-ls'"))
+    with pytest.raises(BadInputError, match="'refrence': did you mean 'reference'"):
+        cells_of(text.replace("preset = 'reference'", "preset = 'refrence'"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from neural_polarizer.defenses.guard import Point, allowed, chosen_dial, counted_drop, expected_drop, margins
+from neural_polarizer.defenses.guard import Point, allowed, chosen_dial, expected_drop, margins
 
 
 def points(*drops_and_stand_ins: tuple[float, float]) -> list[Point]:
@@ -51,12 +51,6 @@ def test_copies_of_an_image_make_no_estimate_surer() -> None:
     assert often == pytest.approx(once)
 
 
-def test_right_answers_are_counted_with_their_error() -> None:
-    before = torch.tensor([1.0, 1.0, 1.0, -1.0])
-    assert counted_drop(before, torch.tensor([1.0, -1.0, -1.0, 1.0])) == pytest.approx((0.25, math.sqrt(0.6875 / 4)))
-    assert counted_drop(before, before) == (0.0, 0.0)
-
-
 def test_margins_are_to_the_best_other_class() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 1.0]])
     assert margins(logits, torch.tensor([1, 2])).tolist() == [1.0, -4.0]
@@ -74,16 +68,16 @@ def test_the_dial_goes_a_little_beyond_what_stand_ins_need() -> None:
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.5) == 1.5
 
 
-def test_the_little_more_is_not_excused_by_its_error() -> None:
+def test_the_little_more_stops_at_the_budget_as_everything_does() -> None:
     curve = [
         Point(0.0, 1.0, 0.0, 0.0, 0.9, 0.9),
         Point(0.5, 1.0, 0.005, 0.0, 0.0, 0.0),
-        Point(1.0, 1.0, 0.007, 0.0, 0.0, 0.0),
+        Point(1.0, 1.0, 0.009, 0.005, 0.0, 0.0),  # within its error
+        Point(1.5, 1.0, 0.012, 0.007, 0.0, 0.0),
     ]
-    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
-    assert chosen_dial(curve, 0.008, backdoor=1.0, enough=0.0, beyond=1.0) == 1.0
-    counted = [*curve[:2], Point(1.0, 0.99, 0.005, 0.0, 0.0, 0.0)]  # one image in a hundred is lost
-    assert chosen_dial(counted, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
+    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 1.0
+    assert chosen_dial(curve, 0.008, backdoor=1.0, enough=0.0, beyond=1.0) == 1.5
+    assert chosen_dial(curve, 0.004, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
 
 
 def test_accuracy_and_stand_ins_are_weighed_by_the_probability_of_a_backdoor() -> None:

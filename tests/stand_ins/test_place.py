@@ -109,10 +109,10 @@ def test_rounds_go_on_as_long_as_they_help(
 @pytest.mark.parametrize(
     ("forms", "factor", "dial", "last"),
     [
-        (SEEN_IN_PIXELS, 1.0, 0.5, 3.0),
-        (BEYOND_PIXELS, 1.0, 2.5, 3.0),
-        (BEYOND_PIXELS, 9.0, 2.5, 3.0),
-        (BEYOND_PIXELS, 0.5, 1.0, 1.5),  # where the evidence speaks against a backdoor, half as much may be lost
+        (SEEN_IN_PIXELS, 1.0, 0.5, 4.0),
+        (BEYOND_PIXELS, 1.0, 3.0, 4.0),
+        (BEYOND_PIXELS, 9.0, 3.0, 4.0),
+        (BEYOND_PIXELS, 0.5, 1.5, 2.5),  # where the evidence speaks against a backdoor, half as much may be lost
     ],
 )
 def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(

@@ -161,10 +161,12 @@ def _purification(
 
 def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell | GivenCell) -> Defense:
     method = str(labels["defense"])
-    defense = with_precision(_by_name(method, scale, victim), suite.precision)
+    variant = dict(suite.variants[str(labels["variant"])])
+    name = variant.pop("preset", None) if method in VARIANTS else None
+    defense = with_precision(_by_name(method, scale, victim, name), suite.precision)
     if method == "ep":  # as published: it sees poisoned training images
         defense = changed(defense, {"data": "mixture"})
-    options = {**suite.defense_options.get(method, {}), **suite.variants[str(labels["variant"])]}
+    options = {**suite.defense_options.get(method, {}), **variant}
     defense = changed(defense, options)
     if labels["site"]:
         named = suite.sites.get(str(labels["model"]), {})
@@ -172,11 +174,11 @@ def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victi
     return small_defense(defense) if scale == "smoke" else defense
 
 
-def _by_name(method: str, scale: BenchScale, victim: VictimCell | GivenCell) -> Defense:
+def _by_name(method: str, scale: BenchScale, victim: VictimCell | GivenCell, name: Preset | None) -> Defense:
     profile = victim.data if victim.data in PROFILES else "none"
     if method not in VARIANTS:
         return make_defense(method, scale=_recipes(scale), profile=profile)
-    name: Preset = "paper" if scale == "paper" else "shipped"
+    name = name or ("paper" if scale == "paper" else "shipped")
     return make_defense(method, name=name, profile=profile, target=_target(victim) if method in KNOWS_TARGET else None)
 
 

@@ -17,8 +17,7 @@ class Point:
         dial: 0 is the network as it was, 1 the learned layer, beyond 1 more of the same change.
         acc: accuracy on the images that judge, as a fraction.
         drop: expected loss of accuracy (``expected_drop``), as a fraction.
-        least_drop: the larger one of the expected and the counted loss, each less what its error excuses; what the
-            budget is compared with.
+        least_drop: the same less what its error excuses; what the budget is compared with.
         stand_ins: share of images that held-out stand-ins still lead to their class.
         suspect: likewise, of those for the likeliest class only.
     """
@@ -135,17 +134,6 @@ def expected_drop(before: Float[Tensor, "v n"], after: Float[Tensor, "v n"]) -> 
     return float(lost.mean()), float(lost.mean(dim=0).std(correction=0)) / math.sqrt(lost.shape[1])
 
 
-def counted_drop(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> tuple[float, float]:
-    """By how much the accuracy falls, by counting right answers, and the standard error of that.
-
-    Args:
-        before: margins of the network as it was.
-        after: margins of the changed one.
-    """
-    lost = (before > 0).double() - (after > 0).double()
-    return float(lost.mean()), float(lost.std(correction=0)) / math.sqrt(len(lost))
-
-
 def allowed(points: Sequence[Point], budget: float) -> Sequence[Point]:
     """The points of the dial from 0 up to the first that loses more than the budget."""
     over = next((place for place, point in enumerate(points) if point.dial > 0 and point.least_drop > budget), None)
@@ -160,13 +148,8 @@ def chosen_dial(points: Sequence[Point], budget: float, *, backdoor: float, enou
         budget: the loss of accuracy that is allowed.
         backdoor: probability that there is one.
         enough: a share of stand-ins that works by chance, too.
-        beyond: the little more, where neither the expected nor the counted loss is over the budget.
+        beyond: the little more, as a real trigger goes further than stand-ins do.
     """
     free = allowed(points, budget)
     needed = min(free, key=lambda point: point.harm(backdoor, enough)).dial
-    further = [
-        point.dial
-        for point in free
-        if point.dial <= needed + beyond and max(point.drop, points[0].acc - point.acc) <= budget
-    ]
-    return needed if needed == 0 else max(needed, *further)
+    return max(point.dial for point in free if point.dial <= needed + beyond) if needed else 0.0

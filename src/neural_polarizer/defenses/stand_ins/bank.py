@@ -12,7 +12,8 @@ from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.learn import Carried
 from neural_polarizer.defenses.stand_ins.least import Forms, StandIns
-from neural_polarizer.defenses.stand_ins.looks import Found, Seen, drawn_pairs, in_form, succeeding
+from neural_polarizer.defenses.stand_ins.looks import Found, drawn_pairs
+from neural_polarizer.defenses.stand_ins.seen import Seen, in_form, succeeding
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.perturb import clip
 from neural_polarizer.rng import stream

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
-from neural_polarizer.defenses.stand_ins.looks import Found, look, seen
+from neural_polarizer.defenses.stand_ins.looks import Found, look
+from neural_polarizer.defenses.stand_ins.seen import seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.train import Progress, silent
 

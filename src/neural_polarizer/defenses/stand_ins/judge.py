@@ -9,10 +9,10 @@ from torch import Tensor
 
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Values
-from neural_polarizer.defenses.guard import Point, counted_drop, expected_drop, margins
+from neural_polarizer.defenses.guard import Point, expected_drop, margins
 from neural_polarizer.defenses.stand_ins.folds import Fold
 from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, mean_of
-from neural_polarizer.defenses.stand_ins.looks import Seen
+from neural_polarizer.defenses.stand_ins.seen import Seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.defenses.stand_ins.views import harder
 from neural_polarizer.rng import stream
@@ -71,12 +71,10 @@ class Judge:
         # What is gained on copies makes up for nothing that is lost on originals.
         drop, error = (lost + max(lost_harder, 0.0)) / 2, (error + error_harder) / 2
         acc = float((known[1] > 0).float().mean())
-        counted, by_chance = counted_drop(*known[:, 0])
         left = self.led(held)
         mean = sum(share * count for share, count in left.values()) / max(1, sum(count for _, count in left.values()))
         suspect, _ = left.get(likeliest, (mean, 0))
-        least = max(drop - errors * error, counted - errors * by_chance)
-        return Point(dial, acc, drop, least, mean, suspect)
+        return Point(dial, acc, drop, drop - errors * error, mean, suspect)
 
     def lengths(self, count: int) -> Float[Tensor, " n"]:
         """How many times its own length a held-out stand-in has on each of ``count`` images."""

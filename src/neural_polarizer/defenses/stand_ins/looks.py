@@ -1,6 +1,6 @@
 """Looking for the attacker's class on the frozen network: norms in pixels, at the layer's input, and at the head's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,81 +9,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.defenses.engine import Engine, Values
+from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.stand_ins.evidence import Belief, believed
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
-from neural_polarizer.defenses.stand_ins.least import (
-    Forms,
-    Forward,
-    StandIns,
-    dense_forms,
-    drawn_forms,
-    least_stand_ins,
-    wanted_labels,
-)
+from neural_polarizer.defenses.stand_ins.least import StandIns, dense_forms, least_stand_ins
 from neural_polarizer.defenses.stand_ins.program import head_norms
+from neural_polarizer.defenses.stand_ins.seen import Seen, in_form
 from neural_polarizer.defenses.stand_ins.settings import Bank, Looks, Search, Settings
-from neural_polarizer.perturb import clip, each_length
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
 
 BY_CLASS = ("dense", "head", "features")
 """The norms that tell the attacker's class."""
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """The clean images that a search may see, and what the frozen network makes of them.
-
-    Args:
-        net: the engine; its layer is the identity.
-        labels: their true labels.
-        wanted: for each aim the label that each is to get.
-        values: in front of the layer.
-        logits: the frozen network's, float32.
-        feature_norm: mean L2 norm of the layer's input.
-    """
-
-    net: Engine
-    labels: Int64[Tensor, " n"]
-    wanted: Int64[Tensor, "a n"]
-    values: Values
-    logits: Float[Tensor, "n k"]
-    feature_norm: float
-
-    def in_pixels(self) -> Forward:
-        """Images that carry stand-ins in pixels, to logits."""
-
-        def forward(rows: Tensor, deltas: Tensor) -> Tensor:
-            return self.net.predict(clip(to_pixels(self.net.images[rows]) + deltas))
-
-        return forward
-
-    def in_features(self) -> Forward:
-        """Images with moves of the layer's input, to logits."""
-
-        def forward(rows: Tensor, deltas: Tensor) -> Tensor:
-            return self.net.logits(tuple(value[rows] for value in self.values), deltas)
-
-        return forward
-
-
-def seen(net: Engine, batch_size: int) -> Seen:
-    """What a search may see of the clean images."""
-    logits, norms = [], []
-    with torch.no_grad():
-        for batch in torch.arange(len(net.labels), device=net.device).split(batch_size):
-            part = tuple(value[batch] for value in net.values)
-            logits.append(net.logits(part))
-            norms.append(each_length(net.layer_input(part).float()).flatten())
-    return Seen(
-        net,
-        net.labels,
-        wanted_labels(net.labels, net.num_classes),
-        net.values,
-        torch.cat(logits),
-        float(torch.cat(norms).mean()),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,33 +56,14 @@ def look(
     """
     net, count = at.net, at.net.num_classes
     classes = _closely(at.logits, at.labels, looks.classes, stream(seed, "classes"))
-    head = _head_weight(net, to_pixels(net.images[:2]))
-    shapes = pixel_forms(tuple(net.images.shape[1:]))
-    norms = {name: torch.full((count,), torch.nan) for name in (*shapes, "head", "features")}
-    if head is not None:
-        found = head_norms(head, at.logits, at.labels, classes, quantile=looks.quantile, steps=looks.program_steps)
-        norms["head"][classes] = found.float().cpu()
-    shift_count = min(count - 1, 2 * looks.classes)
-    aims = torch.cat([classes.cpu().repeat_interleave(looks.features), count + torch.arange(shift_count)])
-    in_features = least_stand_ins(
-        at.in_features(),
-        at.labels,
-        at.wanted,
-        aims,
-        dense_forms(len(aims), net.features.shape, net.device),
-        net.features.shape,
-        unit=at.feature_norm,
-        search=features,
-        batch_size=batch_size,
-        generator=stream(seed, "looks in features"),
-        told=lambda done, total: told("look in features", done, total),
+    norms = {"head": _of_head(at, classes, looks)}
+    norms["features"], shifts = _at_layer(
+        at, classes, looks, features, batch_size, stream(seed, "looks in features"), told
     )
-    of_class, of_shift = in_features.norms.log().cpu().split([len(aims) - shift_count, shift_count])
-    norms["features"][classes] = of_class.view(len(classes), -1).amin(dim=1).exp()
     in_pixels: dict[str, StandIns] = {}
-    for name, form in shapes.items():
+    for name, form in pixel_forms(tuple(net.images.shape[1:])).items():
         each = _each(form, looks, len(classes))
-        dense = in_form(
+        in_pixels[name] = found = in_form(
             at,
             form,
             classes.cpu().repeat_interleave(each),
@@ -155,20 +73,65 @@ def look(
             generator=stream(seed, f"looks in pixels, {name}"),
             told=partial(told, f"look in pixels, {name}"),
         )
-        in_pixels[name] = dense
-        norms[name][classes] = dense.norms.cpu().view(len(classes), -1).amin(dim=1)
-    shifts = torch.full((count - 1,), torch.nan)
-    shifts[:shift_count] = of_shift
+        norms[name] = _by_class(found.norms.cpu().view(len(classes), -1).amin(dim=1), classes, count)
     belief = believed(
         [norms[name].log() for name in BY_CLASS],
-        [norms[name].log() for name in (*shapes, "features")],
-        shifts,
+        [norms[name].log() for name in (*in_pixels, "features")],
+        shifts.log(),
         floor=looks.floor,
         prior=looks.prior,
         alternative=looks.alternative,
         resolution=max(pixels.finest, features.finest),
     )
-    return Found(belief, norms, in_pixels)
+    return Found(belief, {name: norms[name] for name in (*in_pixels, "head", "features")}, in_pixels)
+
+
+def _by_class(values: Float[Tensor, " c"], classes: Int64[Tensor, " c"], count: int) -> Float[Tensor, " k"]:
+    """Values of the classes that were looked at, among all; NaN for the others."""
+    found = torch.full((count,), torch.nan)
+    found[classes.cpu()] = values
+    return found
+
+
+def _of_head(at: Seen, classes: Int64[Tensor, " c"], looks: Looks) -> Float[Tensor, " k"]:
+    """Norms at the head's input by class; NaN where the network has no linear head."""
+    head = _head_weight(at.net, to_pixels(at.net.images[:2]))
+    if head is None:
+        return torch.full((at.net.num_classes,), torch.nan)
+    found = head_norms(head, at.logits, at.labels, classes, quantile=looks.quantile, steps=looks.program_steps)
+    return _by_class(found.float().cpu(), classes, at.net.num_classes)
+
+
+def _at_layer(
+    at: Seen,
+    classes: Int64[Tensor, " c"],
+    looks: Looks,
+    search: Search,
+    batch_size: int,
+    generator: torch.Generator,
+    told: Progress,
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " s"]]:
+    """Norms of dense stand-ins at the layer's input: by class, and by shift of the label from 1 on."""
+    count, device = at.net.num_classes, at.net.device
+    shift_count = min(count - 1, 2 * looks.classes)
+    aims = torch.cat([classes.cpu().repeat_interleave(looks.features), count + torch.arange(shift_count)])
+    found = least_stand_ins(
+        at.in_features(),
+        at.labels,
+        at.wanted,
+        aims,
+        dense_forms(len(aims), at.net.features.shape, device),
+        at.net.features.shape,
+        unit=at.feature_norm,
+        search=search,
+        batch_size=batch_size,
+        generator=generator,
+        told=lambda done, total: told("look in features", done, total),
+    )
+    of_class, of_shift = found.norms.cpu().split([len(aims) - shift_count, shift_count])
+    shifts = torch.full((count - 1,), torch.nan)
+    shifts[:shift_count] = of_shift
+    return _by_class(of_class.view(len(classes), -1).amin(dim=1), classes, count), shifts
 
 
 def _each(form: PixelForm, looks: Looks, classes: int) -> int:
@@ -214,76 +177,6 @@ def drawn_pairs(
     drawn = torch.multinomial(aims, count, replacement=True, generator=generator)
     form = torch.multinomial(forms[drawn], 1, generator=generator)[:, 0]
     return {name: drawn[form == place] for place, name in enumerate(names)}
-
-
-def in_form(
-    at: Seen,
-    form: PixelForm,
-    aims: Int64[Tensor, " m"],
-    windows: Forms,
-    *,
-    search: Search,
-    batch_size: int,
-    generator: torch.Generator,
-    told: Callable[[int, int], None],
-) -> StandIns:
-    """Least stand-ins in pixels of one form."""
-    return least_stand_ins(
-        at.in_pixels(),
-        at.labels,
-        at.wanted,
-        aims,
-        windows,
-        form.shape,
-        unit=form.unit,
-        search=search,
-        batch_size=batch_size,
-        generator=generator,
-        told=told,
-    )
-
-
-def at_layer(
-    at: Seen,
-    aims: Int64[Tensor, " m"],
-    *,
-    dense: float,
-    search: Search,
-    batch_size: int,
-    generator: torch.Generator,
-    told: Progress,
-    phase: str,
-) -> StandIns:
-    """Least stand-ins at the layer's input, for the layer as it is; those that do not succeed are left out."""
-    features = at.net.features
-    forms = drawn_forms(
-        len(aims),
-        features.shape,
-        features.places,
-        dense=dense,
-        largest=1.0,
-        generator=generator,
-        device=at.net.device,
-    )
-    found = least_stand_ins(
-        at.in_features(),
-        at.labels,
-        at.wanted,
-        aims,
-        forms,
-        features.shape,
-        unit=at.feature_norm,
-        search=search,
-        batch_size=batch_size,
-        generator=generator,
-        told=lambda done, total: told(phase, done, total),
-    )
-    return found.select(succeeding(found, search.cap * at.feature_norm))
-
-
-def succeeding(found: StandIns, cap: float) -> Tensor:
-    """Which lead at least half of their images over without being at the cap."""
-    return (found.success >= 0.5) & (found.norms < 0.99 * cap)
 
 
 def _closely(

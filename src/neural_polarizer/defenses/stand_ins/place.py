@@ -15,13 +15,8 @@ from neural_polarizer.defenses.stand_ins.folds import cross_fitted
 from neural_polarizer.defenses.stand_ins.judge import Judge
 from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, Lesson, centred, learn, mean_of
 from neural_polarizer.defenses.stand_ins.least import StandIns
-from neural_polarizer.defenses.stand_ins.looks import (
-    Found,
-    at_layer,
-    drawn_aims,
-    look,
-    seen,
-)
+from neural_polarizer.defenses.stand_ins.looks import Found, drawn_aims, look
+from neural_polarizer.defenses.stand_ins.seen import at_layer, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream

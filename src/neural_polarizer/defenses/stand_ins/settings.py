@@ -148,7 +148,7 @@ class Guard:
             stand-in.
     """
 
-    max_acc_drop: float = 0.006
+    max_acc_drop: float = 0.008
     folds: int = 4
     views: int = 1500
     errors: float = 2.0

@@ -1,0 +1,89 @@
+"""README's table of published models, from the records of the suite `published`, in Markdown.
+
+    python benchmarks/published_table.py [--results results] [--n-clean 500]
+
+One row a model: ACC / ASR in percent before, after our default method (the mean of the seeds that are there, and the
+largest ASR of them) and after each rival of RIVALS (the mean of its seeds). A last row has the mean DER of the
+backdoored models. Cells that are not computed show "-".
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neural_polarizer.bench.results import suite_result
+from neural_polarizer.bench.store import Store
+from neural_polarizer.bench.suite import load_suite
+
+SUITE = Path(__file__).parent / "published" / "published.toml"
+OURS = "npd-ls"
+RIVALS = ("ft", "i-bau", "npd", "clp")
+NONE = "-"
+
+Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+"""What came out, by victim and defense, one for each seed."""
+
+
+def results(store: Store, n_clean: int) -> Results:
+    """All results of the suite with so many clean images."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in suite_result(load_suite(str(SUITE)), store).entries:
+        defended = entry.labels["defense"] != "none" and entry.labels["n_clean"] == n_clean
+        if defended and entry.record and entry.record["status"] == "done":
+            key = str(entry.labels["victim"]), str(entry.labels["defense"])
+            found.setdefault(key, []).append(entry.record["result"])
+    return found
+
+
+def mean(each: Sequence[Mapping[str, Any]], value: str) -> str:
+    """The mean of a value over seeds, in percent; NONE where it is not known."""
+    known = [found[value] for found in each if found.get(value) is not None]
+    return f"{100 * sum(known) / len(known):.1f}" if known else NONE
+
+
+def pair(each: Sequence[Mapping[str, Any]]) -> str:
+    """ACC / ASR; only ACC for a clean model."""
+    if not each:
+        return NONE
+    return mean(each, "acc") + (f" / {mean(each, 'asr')}" if each[0]["before"]["asr"] is not None else "")
+
+
+def row(victim: str, found: Results) -> list[str]:
+    """One model's."""
+    ours = found.get((victim, OURS), [])
+    before = [each[0]["before"] for (name, _), each in found.items() if name == victim][:1]
+    was = mean(before, "acc") + (f" / {mean(before, 'asr')}" if before and before[0]["asr"] is not None else "")
+    attacked = bool(ours) and ours[0]["before"]["asr"] is not None
+    worst = f"{100 * max(each['asr'] for each in ours):.1f}" if attacked else ""
+    rest = [mean(ours, "ra"), mean(ours, "der")] if attacked else ["", ""]
+    return [victim, was, f"**{pair(ours)}**", worst, *rest, *(pair(found.get((victim, each), [])) for each in RIVALS)]
+
+
+def last_row(victims: Sequence[str], found: Results) -> list[str]:
+    """The mean DER of the models that have a backdoor."""
+
+    def der(defense: str) -> str:
+        each = [found.get((victim, defense), []) for victim in victims]
+        known = [[run["der"] for run in runs if run["der"] is not None] for runs in each if runs]
+        means = [sum(runs) / len(runs) for runs in known if runs]
+        return f"{100 * sum(means) / len(means):.1f}" if means else NONE
+
+    return ["mean DER", "", "", "", "", f"**{der(OURS)}**", *(der(each) for each in RIVALS)]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--n-clean", type=int, default=500)
+    options = parser.parse_args()
+    found = results(Store(str(options.results)), options.n_clean)
+    victims = list(dict.fromkeys(victim for victim, _ in found))
+    heads = ["model", "before", f"`{OURS}`", "worst ASR", "RA", "DER", *(f"`{each}`" for each in RIVALS)]
+    for cells in (heads, ["---"] * len(heads), *(row(each, found) for each in victims), last_row(victims, found)):
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The clean images as a search sees them, and least stand-ins that are looked for with them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from neural_polarizer.data.images import to_pixels
+from neural_polarizer.defenses.engine import Engine, Values
+from neural_polarizer.defenses.stand_ins.forms import PixelForm
+from neural_polarizer.defenses.stand_ins.least import (
+    Forms,
+    Forward,
+    StandIns,
+    drawn_forms,
+    least_stand_ins,
+    wanted_labels,
+)
+from neural_polarizer.defenses.stand_ins.settings import Search
+from neural_polarizer.perturb import clip, each_length
+from neural_polarizer.train import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The clean images that a search may see, and what the frozen network makes of them.
+
+    Args:
+        net: the engine; its layer is the identity.
+        labels: their true labels.
+        wanted: for each aim the label that each is to get.
+        values: in front of the layer.
+        logits: the frozen network's, float32.
+        feature_norm: mean L2 norm of the layer's input.
+    """
+
+    net: Engine
+    labels: Int64[Tensor, " n"]
+    wanted: Int64[Tensor, "a n"]
+    values: Values
+    logits: Float[Tensor, "n k"]
+    feature_norm: float
+
+    def in_pixels(self) -> Forward:
+        """Images that carry stand-ins in pixels, to logits."""
+
+        def forward(rows: Tensor, deltas: Tensor) -> Tensor:
+            return self.net.predict(clip(to_pixels(self.net.images[rows]) + deltas))
+
+        return forward
+
+    def in_features(self) -> Forward:
+        """Images with moves of the layer's input, to logits."""
+
+        def forward(rows: Tensor, deltas: Tensor) -> Tensor:
+            return self.net.logits(tuple(value[rows] for value in self.values), deltas)
+
+        return forward
+
+
+def seen(net: Engine, batch_size: int) -> Seen:
+    """What a search may see of the clean images."""
+    logits, norms = [], []
+    with torch.no_grad():
+        for batch in torch.arange(len(net.labels), device=net.device).split(batch_size):
+            part = tuple(value[batch] for value in net.values)
+            logits.append(net.logits(part))
+            norms.append(each_length(net.layer_input(part).float()).flatten())
+    return Seen(
+        net,
+        net.labels,
+        wanted_labels(net.labels, net.num_classes),
+        net.values,
+        torch.cat(logits),
+        float(torch.cat(norms).mean()),
+    )
+
+
+def in_form(
+    at: Seen,
+    form: PixelForm,
+    aims: Int64[Tensor, " m"],
+    windows: Forms,
+    *,
+    search: Search,
+    batch_size: int,
+    generator: torch.Generator,
+    told: Callable[[int, int], None],
+) -> StandIns:
+    """Least stand-ins in pixels of one form."""
+    return least_stand_ins(
+        at.in_pixels(),
+        at.labels,
+        at.wanted,
+        aims,
+        windows,
+        form.shape,
+        unit=form.unit,
+        search=search,
+        batch_size=batch_size,
+        generator=generator,
+        told=told,
+    )
+
+
+def at_layer(
+    at: Seen,
+    aims: Int64[Tensor, " m"],
+    *,
+    dense: float,
+    search: Search,
+    batch_size: int,
+    generator: torch.Generator,
+    told: Progress,
+    phase: str,
+) -> StandIns:
+    """Least stand-ins at the layer's input, for the layer as it is; those that do not succeed are left out."""
+    features = at.net.features
+    forms = drawn_forms(
+        len(aims),
+        features.shape,
+        features.places,
+        dense=dense,
+        largest=1.0,
+        generator=generator,
+        device=at.net.device,
+    )
+    found = least_stand_ins(
+        at.in_features(),
+        at.labels,
+        at.wanted,
+        aims,
+        forms,
+        features.shape,
+        unit=at.feature_norm,
+        search=search,
+        batch_size=batch_size,
+        generator=generator,
+        told=lambda done, total: told(phase, done, total),
+    )
+    return found.select(succeeding(found, search.cap * at.feature_norm))
+
+
+def succeeding(found: StandIns, cap: float) -> Tensor:
+    """Which lead at least half of their images over without being at the cap."""
+    return (found.success >= 0.5) & (found.norms < 0.99 * cap)
