@@ -83,7 +83,7 @@ def test_many_and_ugly_names_stay_short_and_printable(tmp_path: Path) -> None:
         (torch.ones(1), "a single tensor"),
         ({}, "an empty dict"),
         ({"epoch": 3, "\x1b": 1}, r"a dict with the entries epoch, \\x1b"),
-        ({0: {"w": torch.ones(1)}}, "a dict with the entries 0"),
+        ({0: torch.ones(1)}, "a dict with the entries 0"),
         ({"optimizer": {"w": torch.ones(1)}}, "a dict with the entries optimizer"),
     ],
 )
