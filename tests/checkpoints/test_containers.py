@@ -1,8 +1,10 @@
 """Weights as other tools leave them: which of several sets is meant, what stands beside them, and their names."""
 
 import argparse
+import collections
 import datetime
 import pathlib
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +178,9 @@ def test_a_file_of_mmpretrain_loads_with_its_normalisation(tmp_path: Path) -> No
     path = saved(tmp_path / "epoch_3.pth", {"meta": {"epoch": 3}, "state_dict": state})
     loaded = load_model(path, architecture="torchvision:resnet18")
     assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.2, 0.4), (0.2, 0.2, 0.1))
-    assert same(load_model(path, architecture="torchvision:resnet18", profile="none"), net)
+    plain = load_model(path, architecture="torchvision:resnet18", profile="none")
+    assert same(plain, net)
+    assert any("in the file was not taken, as --profile says another" in remark for remark in plain.findings)
     assert "its tensors were named as mmpretrain does; they were renamed" in loaded.findings
 
 
@@ -326,9 +330,16 @@ def test_a_normalisation_goes_by_several_names_and_units(names: tuple[str, str])
 
 def test_plain_data_are_noted_calmly(tmp_path: Path) -> None:
     beside = {"args": argparse.Namespace(lr=0.1), "out": pathlib.PurePosixPath("a"), "at": datetime.date(2020, 1, 1)}
+    beside |= {"last": collections.deque((1,)), "rows": range(3), "run": uuid.UUID(int=2**127)}
     findings = read_checkpoint(saved(tmp_path / "m.pt", {"model": {"w": ONE}, **beside})).findings
     assert findings[0].startswith("it also holds plain data of other kinds, which were not read: ")
     assert not any("tries to" in finding for finding in findings)
+
+
+def test_random_generators_of_large_numbers_may_lie_beside_weights(tmp_path: Path) -> None:
+    net = network()
+    path = saved(tmp_path / "m.pt", {"model": net.state_dict(), "rng": {"state": 2**127, "inc": -(2**100)}})
+    assert same(load(path), net)
 
 
 def test_the_library_of_a_bare_name_is_proposed() -> None:
@@ -343,6 +354,8 @@ def test_the_library_of_a_bare_name_is_proposed() -> None:
     ("written", "told"),
     [
         ("resnet-18", r"did you mean torchvision:resnet18"),
+        ("torchvision.models.resnet18", r"did you mean torchvision:resnet18"),
+        ("timm/resnet18", r"did you mean torchvision:resnet18 or timm:resnet18"),
         ("torchvision:resnet_18", r"has no image classifier 'resnet_18'.*did you mean torchvision:resnet18"),
         ("PreAct_ResNet18", r"did you mean preactresnet18\?"),
         ("nets.py", r"name the class in your file, as nets\.py:NAME"),

@@ -68,11 +68,13 @@ def foreign_record(
         record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
     assert kind is not None
     inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
-    if inside is not None and profile is None:
-        said = f"the normalisation in the file was taken (mean {_numbers(inside.mean)}, std {_numbers(inside.std)})"
+    if inside is None:
+        return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
+    taken = "was taken" if profile is None else "was not taken, as --profile says another"
+    said = f"the normalisation in the file {taken} (mean {_numbers(inside.mean)}, std {_numbers(inside.std)})"
+    if profile is None:
         record = replace(record, mean=inside.mean, std=inside.std)
-        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True)), inside.names
-    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
+    return record, (said, *assumptions(own, checkpoint.metadata, normalised=True)), inside.names
 
 
 def _numbers(values: Sequence[float]) -> str:
