@@ -157,7 +157,9 @@ def test_a_profile_replaces_the_recorded_normalisation(tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", victim(), RECORD)
     assert load_model(tmp_path, profile="imagenet").record.mean == PROFILES["imagenet"][0]
     for written, meant in (("CIFAR-10", "cifar10"), ("TinyImageNet", "tiny_imagenet"), ("None", "none")):
-        with pytest.raises(BadInputError, match=rf"unknown profile '{written}': did you mean {meant}\? Else choose one"):
+        with pytest.raises(
+            BadInputError, match=rf"unknown profile '{written}': did you mean {meant}\? Else choose one"
+        ):
             load_model(tmp_path, profile=written)
     with pytest.raises(BadInputError, match="unknown profile 'mnist': choose one of cifar10, "):
         load_model(tmp_path, profile="mnist")

@@ -72,9 +72,10 @@ def predict(
                     f"for every class{counted}"
                 )
             if not logits.is_floating_point():
+                kind = str(logits.dtype).removeprefix("torch.")
                 raise BadInputError(
-                    f"the model must give logits, one for every class, but it gives {str(logits.dtype).partition('.')[2]} "
-                    "numbers, as after argmax; leave that out of its forward"
+                    f"the model must give logits, one for every class, but it gives {kind} numbers, as after argmax; "
+                    "leave that out of its forward"
                 )
             found.append(logits.argmax(dim=1).cpu())
             progress("evaluate", done, len(batches))

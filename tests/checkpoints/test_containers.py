@@ -21,6 +21,7 @@ from neural_polarizer.model_files.checkpoints.naming import fit_names, fits
 from neural_polarizer.model_files.foreign import normalisation_inside
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.build import build
+from neural_polarizer.models.definition import definition_of
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 
@@ -236,7 +237,12 @@ def test_numbers_beside_weights_and_counters_are_left_out(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "beside",
-    [{"config": {"lr": 0.1}}, {"classes": ["a", "b"]}, {"args": argparse.Namespace(lr=0.1)}, {"optimizer": {"state": {}}}],
+    [
+        {"config": {"lr": 0.1}},
+        {"classes": ["a", "b"]},
+        {"args": argparse.Namespace(lr=0.1)},
+        {"optimizer": {"state": {}}},
+    ],
 )
 def test_anything_may_stand_beside_weights(tmp_path: Path, beside: dict[str, Any]) -> None:
     net = network()
@@ -250,7 +256,7 @@ def test_numbers_that_are_tensors_are_left_out_too(tmp_path: Path) -> None:
     loaded = load(saved(tmp_path / "m.pt", {**net.state_dict(), "epoch": torch.tensor(3), "best": torch.tensor(0.9)}))
     assert same(loaded, net)
     assert "numbers beside the weights were left out: epoch, best" in loaded.findings
-    with pytest.raises(BadInputError, match="2 unexpected: table, linear.scale"):
+    with pytest.raises(BadInputError, match=r"2 unexpected: table, linear\.scale"):
         load(saved(tmp_path / "n.pt", {**net.state_dict(), "table": ONE, "linear.scale": torch.tensor(2.0)}))
 
 
@@ -282,6 +288,16 @@ def test_weights_under_a_parametrization_are_refused_with_the_remedy(tmp_path: P
     wrap(net.linear)
     with pytest.raises(BadInputError, match=r"under weight_norm, spectral_norm .*linear\..*take that off"):
         load(saved(tmp_path / "m.pt", net.state_dict()))
+
+
+def test_code_that_has_the_parametrization_takes_its_weights(tmp_path: Path) -> None:
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(192, 4)))
+
+    net = made().eval()
+    state = {f"model.{name}": value for name, value in net.state_dict().items()}
+    path = saved(tmp_path / "m.pt", state)
+    assert same(load_model(path, architecture=definition_of(made), profile="none", num_classes=4), net)
 
 
 def test_a_normalisation_in_front_is_taken(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ class ExportedProgramFile:
 
     def encode(self, portable: Portable, about: Mapping[str, Any]) -> bytes:
         buffer = io.BytesIO()
-        torch.export.save(_captured(portable.model, portable.image_shape), buffer, extra_files={DESCRIPTION: json.dumps(about)})
+        torch.export.save(
+            _captured(portable.model, portable.image_shape), buffer, extra_files={DESCRIPTION: json.dumps(about)}
+        )
         return buffer.getvalue()
 
     def reader(self, path: Path, portable: Portable) -> nn.Module:  # noqa: ARG002

@@ -167,11 +167,13 @@ def fitted(
     """
     wanted = skeleton(architecture, 2, config=config).state_dict()
     numbers = [name for name, value in tensors.items() if not value.ndim and "." not in name and name not in wanted]
-    tensors = {name: value for name, value in tensors.items() if name not in numbers}
+    spare = set(numbers)
+    tensors = {name: value for name, value in tensors.items() if name not in spare}
     tensors, merged = unpruned(tensors, wanted, lambda value, mask: value * mask.to(value))
-    merged = (*merged, *((f"numbers beside the weights were left out: {listing([*map(printable, numbers)])}",) if numbers else ()))
-    normed = [printable(name) for name in tensors if _NORMED.search(name) and name not in wanted]
-    if normed:
+    if numbers:
+        merged = (*merged, f"numbers beside the weights were left out: {listing([*map(printable, numbers)])}")
+    normed = [printable(name) for name in tensors if _NORMED.search(name)]
+    if normed and not any(map(_NORMED.search, wanted)):
         raise BadInputError(
             f"{file}: its weights were saved under weight_norm, spectral_norm or another parametrization ("
             f"{listing(normed)}); take that off with torch.nn.utils before saving, or give the network as code of your "
