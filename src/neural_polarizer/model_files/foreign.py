@@ -241,7 +241,7 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
     pairs = {}
     for name, value in tensors.items():
         spread = _spread(name)
-        if spread in tensors:
+        if spread is not None and spread in tensors:
             pairs[name, spread] = (_three(value), _three(tensors[spread]))
     if len(set(pairs.values())) != 1:
         return None

@@ -204,7 +204,7 @@ def _is_state_dict(value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         return False
     tensors = [key for key, item in value.items() if _is_tensor(item)]
-    plain = all(key in tensors or _is_aside(key, item) for key, item in value.items())
+    plain = all(_is_tensor(item) or _is_aside(key, item) for key, item in value.items())
     return bool(tensors) and (plain or sum("." in key for key in tensors) > 1)
 
 
