@@ -199,6 +199,11 @@ def _is_tensor(value: Any) -> bool:
     )
 
 
+def _is_call_for_tensor(name: str, value: Any) -> bool:
+    """Whether something is made by code under the name of a layer's tensor, which then cannot be read."""
+    return isinstance(value, Opaque) and "." in name
+
+
 def _is_state_dict(value: Any) -> bool:
     """Tensors by name; numbers, texts and the like may stand beside them, and anything beside names of layers."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -222,7 +227,7 @@ def _split(holder: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     packed = [printable(name) for name in holder if _QUANTISED.search(name)]
     if packed:
         raise BadInputError(f"a quantised model, by its entries {listing(packed)}; {_FLOAT}")
-    beside = [name for name, item in holder.items() if not _is_tensor(item)]
+    beside = [name for name, item in holder.items() if not (_is_tensor(item) or _is_call_for_tensor(name, item))]
     return {name: item for name, item in holder.items() if name not in beside}, [*map(printable, beside)]
 
 
