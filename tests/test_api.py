@@ -185,6 +185,12 @@ def test_a_class_count_beyond_the_labels_can_be_given() -> None:
     assert as_image_set([(torch.zeros(3, 2, 2), 1)], num_classes=1).num_classes == 2
 
 
+def test_an_image_in_a_batch_of_one_has_one_label() -> None:
+    assert as_image_set([(torch.zeros(1, 3, 2, 2), 1), (torch.zeros(1, 3, 2, 2), 0)]).labels.tolist() == [1, 0]
+    with pytest.raises(BadInputError, match="one class number an image"):
+        as_image_set([(torch.zeros(2, 3, 2, 2), 1)])
+
+
 def test_float_images_are_rounded_not_cut() -> None:
     (image,) = as_image_set([(torch.full((1, 1, 1), 99.6 / 255), 0)]).images
     assert image.item() == 100

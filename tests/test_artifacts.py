@@ -156,6 +156,11 @@ def test_a_checkpoint_of_torch_loads(tmp_path: Path, form: str) -> None:
 def test_a_profile_replaces_the_recorded_normalisation(tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", victim(), RECORD)
     assert load_model(tmp_path, profile="imagenet").record.mean == PROFILES["imagenet"][0]
+    for written, meant in (("CIFAR-10", "cifar10"), ("TinyImageNet", "tiny_imagenet"), ("None", "none")):
+        with pytest.raises(
+            BadInputError, match=rf"unknown profile '{written}': did you mean {meant}\? Else choose one"
+        ):
+            load_model(tmp_path, profile=written)
     with pytest.raises(BadInputError, match="unknown profile 'mnist': choose one of cifar10, "):
         load_model(tmp_path, profile="mnist")
 

@@ -107,11 +107,18 @@ def test_no_gradients_are_recorded() -> None:
     assert recorded == [False]
 
 
+class Answers(nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.flatten(1)[:, :2].argmax(1, keepdim=True).expand(-1, 2)
+
+
 @pytest.mark.parametrize(
     ("model", "images", "match"),
     [
         (Reader(3), _told([0, 0], [0, 3]), r"told: has label 3, but the model's output is \(2, 3\); it needs N x K"),
+        (Reader(3), _told([0, 0], [1, 3]), "they seem to be counted from 1: subtract 1"),
         (nn.Identity(), _told([0, 0], [0, 0]), r"the model's output is \(2, 3, 2, 2\)"),
+        (Answers(), _told([0, 0], [0, 1]), "it gives int64 numbers, as after argmax"),
     ],
 )
 def test_a_model_with_too_few_classes_is_refused(model: nn.Module, images: ImageSet, match: str) -> None:

@@ -184,6 +184,10 @@ def scripted() -> nn.Module:
     return torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), torch.rand(2, 3, 8, 8))
 
 
+def exported() -> nn.Module:
+    return torch.export.export(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), (torch.rand(2, 3, 8, 8),)).module()
+
+
 class Locked(TinyNet):
     def __init__(self) -> None:
         super().__init__()
@@ -194,6 +198,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a dict": (lambda: tiny_model().state_dict(), "must be a torch.nn.Module.*, got OrderedDict; build the network"),
     "a function": (lambda: torch.relu, r"must be a torch.nn.Module from pixels to logits, got builtin_function"),
     "TorchScript": (scripted, "the model is TorchScript, which cannot be taken apart; give the Python module"),
+    "exported": (
+        exported,
+        "the model is a program of torch.export, which cannot be taken apart; give the Python module",
+    ),
     "TorchScript inside": (lambda: nn.Sequential(scripted()), "the model is TorchScript"),
     "no values": (lambda: tiny_model().to("meta"), "on the device meta, which hold no values"),
     "channels last": (

@@ -108,6 +108,13 @@ def test_the_number_of_classes_is_passed_where_it_is_taken(file: Path, tmp_path:
     assert not defined(f"{file}:Net?num_classes=5").takes_num_classes
 
 
+def test_the_same_code_in_another_folder_is_that_folders(file: Path, tmp_path: Path) -> None:
+    network_named(f"{file}:Net")
+    (tmp_path / "other").mkdir()
+    other = file.rename(tmp_path / "other" / file.name)  # the first one is no longer there
+    assert defined(f"{other}:Net").sha256 == sha256_of_file(other)
+
+
 def test_a_module_by_its_dotted_name(file: Path, tmp_path: Path) -> None:
     sys.path.append(str(file.parent))
     net = defined("nets:Net")

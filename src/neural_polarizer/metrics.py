@@ -65,9 +65,17 @@ def predict(
             logits = model(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
             if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
                 form = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                low, high = (int(edge) for edge in images.labels.aminmax())
+                counted = "; they seem to be counted from 1: subtract 1" if form[1:] == (high,) and low == 1 else ""
                 raise BadInputError(
-                    f"{images.source}: has label {int(images.labels.max())}, but the model's output is "
-                    f"{form}; it needs N x K with a logit for every class"
+                    f"{images.source}: has label {high}, but the model's output is {form}; it needs N x K with a logit "
+                    f"for every class{counted}"
+                )
+            if not logits.is_floating_point():
+                kind = str(logits.dtype).removeprefix("torch.")
+                raise BadInputError(
+                    f"the model must give logits, one for every class, but it gives {kind} numbers, as after argmax; "
+                    "leave that out of its forward"
                 )
             found.append(logits.argmax(dim=1).cpu())
             progress("evaluate", done, len(batches))

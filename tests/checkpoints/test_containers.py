@@ -1,8 +1,10 @@
 """Weights as other tools leave them: which of several sets is meant, what stands beside them, and their names."""
 
 import argparse
+import collections
 import datetime
 import pathlib
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from neural_polarizer.model_files.checkpoints.naming import fit_names, fits
 from neural_polarizer.model_files.foreign import normalisation_inside
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.build import build
+from neural_polarizer.models.definition import definition_of
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 
@@ -92,6 +95,26 @@ def test_the_beginning_of_the_names_says_which_network_is_meant(tmp_path: Path, 
         load(path, weights="nobody")
 
 
+def test_the_model_without_a_prefix_counts_beside_copies_of_it_behind_prefixes(tmp_path: Path) -> None:
+    net, average = network(0), network(1)
+    state = {**net.state_dict(), **{f"ema.{name}": value for name, value in average.state_dict().items()}}
+    path = saved(tmp_path / "m.pt", state)
+    loaded = load(path)
+    assert same(loaded, net)
+    assert any("left out: ema.conv1.weight" in remark for remark in loaded.findings)
+    assert same(load(path, weights="ema"), average)
+
+
+@pytest.mark.parametrize("top", [list, tuple, lambda sets: dict(enumerate(sets)), lambda sets: {"models": list(sets)}])
+def test_networks_in_a_list_are_found_by_their_places(tmp_path: Path, top: Any) -> None:
+    net, other = network(0), network(1)
+    assert same(load(saved(tmp_path / "one.pt", top((net.state_dict(), {"epoch": 3})))), net)
+    path = saved(tmp_path / "two.pt", top((net.state_dict(), other.state_dict())))
+    with pytest.raises(BadInputError, match=r"several sets of weights \((models\.)?0, (models\.)?1\)") as refused:
+        load(path)
+    assert same(load(path, weights=str(refused.value).rpartition(" ")[2].replace("0", "1")), other)
+
+
 def test_weights_that_lie_deeper_than_those_of_something_else_are_found(tmp_path: Path) -> None:
     net = network()
     top = {"criterion": {"weight": ONE}, "model": {"net": net.state_dict(), "step": 3}, "loops": {"a": {"b": ONE}}}
@@ -146,6 +169,22 @@ def test_the_resnet_of_pytorch_cifar_loads(tmp_path: Path) -> None:
     assert "its tensors were named as pytorch-cifar names a ResNet; they were renamed" in loaded.findings
 
 
+def test_a_file_of_mmpretrain_loads_with_its_normalisation(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    net = build("torchvision:resnet18", 4).eval()
+    state = {f"{'head.' if name[:2] == 'fc' else 'backbone.'}{name}": value for name, value in net.state_dict().items()}
+    state |= {"data_preprocessor.mean": torch.tensor([127.5, 51, 102]).view(3, 1, 1)}
+    state |= {"data_preprocessor.std": torch.tensor([51, 51, 25.5]).view(3, 1, 1)}
+    path = saved(tmp_path / "epoch_3.pth", {"meta": {"epoch": 3}, "state_dict": state})
+    loaded = load_model(path, architecture="torchvision:resnet18")
+    assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.2, 0.4), (0.2, 0.2, 0.1))
+    plain = load_model(path, architecture="torchvision:resnet18", profile="none")
+    assert same(plain, net)
+    assert any("in the file was not taken, as --profile says another" in remark for remark in plain.findings)
+    assert "its tensors were named as mmpretrain does; they were renamed" in loaded.findings
+
+
 def test_the_set_that_fits_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
     net = network()
     sets = {"netC": net.state_dict(), "netG": {"conv.weight": ONE}, "netM": {"conv.weight": ONE}}
@@ -166,6 +205,19 @@ def test_an_average_beside_the_model_is_taken_on_demand(tmp_path: Path) -> None:
         load(twins)
 
 
+@pytest.mark.parametrize("place", [("model_ema", "module"), ("callbacks", "EMA", "weights")])
+def test_an_average_that_lies_deeper_is_named_too(tmp_path: Path, place: tuple[str, ...]) -> None:
+    net, average = network(0), network(1)
+    beside: Any = average.state_dict()
+    for key in reversed(place):
+        beside = {key: beside, "decay": 0.99}
+    path = saved(tmp_path / "m.pth", {"model": net.state_dict(), **beside})
+    loaded, name = load(path), ".".join(place)
+    assert same(loaded, net)
+    assert f"it holds other weights, too: {name}; --weights takes those of another entry" in loaded.findings
+    assert same(load(path, weights=name), average)
+
+
 def test_a_safetensors_file_has_one_set(tmp_path: Path) -> None:
     import safetensors.torch
 
@@ -183,6 +235,31 @@ def test_numbers_beside_weights_and_counters_are_left_out(tmp_path: Path) -> Non
     assert any("total_ops, layer1.0.conv1.total_params" in remark for remark in loaded.findings)
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"config": {"lr": 0.1}},
+        {"classes": ["a", "b"]},
+        {"args": argparse.Namespace(lr=0.1)},
+        {"optimizer": {"state": {}}},
+    ],
+)
+def test_anything_may_stand_beside_weights(tmp_path: Path, beside: dict[str, Any]) -> None:
+    net = network()
+    loaded = load(saved(tmp_path / "m.pt", {**net.state_dict(), **beside}))
+    assert same(loaded, net)
+    assert f"entries beside the weights that are no tensors were left out: {next(iter(beside))}" in loaded.findings
+
+
+def test_numbers_that_are_tensors_are_left_out_too(tmp_path: Path) -> None:
+    net = network()
+    loaded = load(saved(tmp_path / "m.pt", {**net.state_dict(), "epoch": torch.tensor(3), "best": torch.tensor(0.9)}))
+    assert same(loaded, net)
+    assert "numbers beside the weights were left out: epoch, best" in loaded.findings
+    with pytest.raises(BadInputError, match=r"2 unexpected: table, linear\.scale"):
+        load(saved(tmp_path / "n.pt", {**net.state_dict(), "table": ONE, "linear.scale": torch.tensor(2.0)}))
+
+
 def test_pruning_masks_are_applied(tmp_path: Path) -> None:
     net = network()
     for module in net.modules():
@@ -197,6 +274,30 @@ def test_a_quantised_model_is_refused_by_name(tmp_path: Path) -> None:
     state = {**network().state_dict(), "linear._packed_params._packed_params": (ONE, None)}
     with pytest.raises(BadInputError, match=r"quantised model, by its entries linear\._packed_params.*float model"):
         load(saved(tmp_path / "m.pt", state))
+
+
+@pytest.mark.parametrize("entry", ["linear.SCB", "linear.qweight", "linear.weight_fake_quant.zero_point"])
+def test_a_model_for_fewer_bits_is_refused_by_name(tmp_path: Path, entry: str) -> None:
+    with pytest.raises(BadInputError, match=f"quantised model, by its entries {entry}.*float model"):
+        load(saved(tmp_path / "m.pt", {**network().state_dict(), entry: ONE}))
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_weights_under_a_parametrization_are_refused_with_the_remedy(tmp_path: Path, wrap: Any) -> None:
+    net = network()
+    wrap(net.linear)
+    with pytest.raises(BadInputError, match=r"under weight_norm, spectral_norm .*linear\..*take that off"):
+        load(saved(tmp_path / "m.pt", net.state_dict()))
+
+
+def test_code_that_has_the_parametrization_takes_its_weights(tmp_path: Path) -> None:
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(192, 4)))
+
+    net = made().eval()
+    state = {f"model.{name}": value for name, value in net.state_dict().items()}
+    path = saved(tmp_path / "m.pt", state)
+    assert same(load_model(path, architecture=definition_of(made), profile="none", num_classes=4), net)
 
 
 def test_a_normalisation_in_front_is_taken(tmp_path: Path) -> None:
@@ -227,7 +328,10 @@ def test_a_normalisation_that_is_none_is_not_taken(std: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [("mean", "std"), ("mu", "sigma"), ("norm._mean", "norm._std"), ("normalizer.new_mean", "normalizer.new_std")],
+    [
+        *[("mean", "std"), ("mu", "sigma"), ("norm._mean", "norm._std"), ("normalizer.new_mean", "normalizer.new_std")],
+        *[("pixel_mean", "pixel_std"), ("0.means", "0.stds"), ("pre.mean_tensor", "pre.std_tensor")],
+    ],
 )
 def test_a_normalisation_goes_by_several_names_and_units(names: tuple[str, str]) -> None:
     mean, std = torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1), torch.tensor([0.5])
@@ -242,9 +346,16 @@ def test_a_normalisation_goes_by_several_names_and_units(names: tuple[str, str])
 
 def test_plain_data_are_noted_calmly(tmp_path: Path) -> None:
     beside = {"args": argparse.Namespace(lr=0.1), "out": pathlib.PurePosixPath("a"), "at": datetime.date(2020, 1, 1)}
+    beside |= {"last": collections.deque((1,)), "rows": range(3), "run": uuid.UUID(int=2**127)}
     findings = read_checkpoint(saved(tmp_path / "m.pt", {"model": {"w": ONE}, **beside})).findings
     assert findings[0].startswith("it also holds plain data of other kinds, which were not read: ")
     assert not any("tries to" in finding for finding in findings)
+
+
+def test_random_generators_of_large_numbers_may_lie_beside_weights(tmp_path: Path) -> None:
+    net = network()
+    path = saved(tmp_path / "m.pt", {"model": net.state_dict(), "rng": {"state": 2**127, "inc": -(2**100)}})
+    assert same(load(path), net)
 
 
 def test_the_library_of_a_bare_name_is_proposed() -> None:
@@ -259,6 +370,8 @@ def test_the_library_of_a_bare_name_is_proposed() -> None:
     ("written", "told"),
     [
         ("resnet-18", r"did you mean torchvision:resnet18"),
+        ("torchvision.models.resnet18", r"did you mean torchvision:resnet18"),
+        ("timm/resnet18", r"did you mean torchvision:resnet18 or timm:resnet18"),
         ("torchvision:resnet_18", r"has no image classifier 'resnet_18'.*did you mean torchvision:resnet18"),
         ("PreAct_ResNet18", r"did you mean preactresnet18\?"),
         ("nets.py", r"name the class in your file, as nets\.py:NAME"),

@@ -278,6 +278,51 @@ def test_splits_that_are_annotated_are_named(tmp_path: Path) -> None:
         read_images(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found", "System Volume Information"])
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ([f"class_{n}" for n in range(12)], [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ([f"class {n}" for n in range(1, 13)], [0, 9, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ([f"{n}_name{n}" for n in range(12)], [0, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (["c10", "c3", "c7"], [10, 3, 7]),  # of 12: the numbers say which
+    ],
+)
+def test_numbers_within_the_names_of_folders_order_them_too(
+    tmp_path: Path, names: list[str], labels: list[int]
+) -> None:
+    got = read_images(str(folder(tmp_path, **dict.fromkeys(names, 1))), num_classes=12)
+    assert got.labels.tolist() == labels
+    assert got.notes[0].startswith("the class folders are numbered, so they were ordered by value, and not as text")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["a10", "b9", "c1"], ["v1x", "v2", "v10"], ["n0144", "n02", "n3"], ["t1", "t01", "t2"], ["0-9", "10-19", "20-29"]],
+)
+def test_other_names_stay_in_the_order_of_text(tmp_path: Path, names: list[str]) -> None:
+    got = read_images(str(folder(tmp_path, **dict.fromkeys(names, 1))), num_classes=3)
+    assert got.classes == tuple(sorted(names))
+    assert got.notes == ()
+
+
+def test_folders_without_images_are_named_where_there_are_too_many(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"3 classes, but 2 are expected: .* \(without images: labels\)"):
+        read_images(str(folder(tmp_path, cat=1, dog=1, labels=0)), num_classes=2)
+
+
+def test_splits_go_by_longer_names_too(tmp_path: Path) -> None:
+    for split in ("train_images", "test_images"):
+        folder(tmp_path / split, cat=1, dog=1)
+    with pytest.raises(BadInputError, match=r"holds splits.*did you mean .*test_images or .*train_images\?"):
+        read_images(str(tmp_path), num_classes=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found", "System Volume Information"),
+        *("RECYCLER", "@Recycle", "Network Trash Folder"),
+    ],
+)
 def test_folders_of_systems_are_no_classes(tmp_path: Path, name: str) -> None:
     assert read_images(str(folder(tmp_path, cat=1, dog=1, **{name: 1}))).classes == ("cat", "dog")

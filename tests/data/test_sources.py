@@ -77,6 +77,21 @@ def test_a_torchvision_download_is_read(tmp_path: Path) -> None:
     assert got.classes[1] == "1 - one"
 
 
+@pytest.mark.parametrize(("name", "place"), [("EuroSAT", "eurosat/2750"), ("ImageFolder", "")])
+def test_a_data_set_of_torchvision_without_splits_is_read_whole(tmp_path: Path, name: str, place: str) -> None:
+    pytest.importorskip("torchvision")
+    for shade, kind in ((10, "Forest"), (20, "River")):
+        (tmp_path / place / kind).mkdir(parents=True)
+        for image in ("a.png", "b.png"):
+            (tmp_path / place / kind / image).write_bytes(png((shade, 0, 0)))
+    got = read_images(f"torchvision:{name}?root={tmp_path}")
+    assert got.classes == ("Forest", "River")
+    assert [(int(image[0, 0, 0]), int(label)) for image, label in zip(got.images, got.labels, strict=True)] == [
+        *[(10, 0), (10, 0)],
+        *[(20, 1), (20, 1)],
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -115,6 +115,7 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (("purify",), "note: of 100 classes the 32 nearest and 32 others are looked at"),
         (("purify", "--method", "npd-tu", "--target", "auto"), "note: of 100 classes the 32 nearest and 32 others"),
         (("audit",), "note: of 100 classes the 32 nearest and 32 others are looked at"),
+        (("audit", "--set", "looks.classes=8"), "note: of 100 classes the 8 nearest and 8 others are looked at"),
     ],
 )
 def test_the_line_comes_before_the_work(

@@ -15,6 +15,7 @@ import neural_polarizer
 from neural_polarizer.exporting import export_model
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.layer.polarizer import Structure
+from neural_polarizer.models.normalize import Converted
 from toys import tiny_images, tiny_model
 
 
@@ -90,6 +91,17 @@ def test_a_graph_says_what_it_wants_takes_any_number_and_keeps_ours_to_itself(tm
     assert pixels_of(images)[0, 0, 0].numpy().tobytes() not in data
     for word in (b"class_hierarchy", b"ExportedProgram"):  # the words of the converter, longer than the network
         assert name == "pt2" or word not in data
+
+
+def test_a_graph_of_a_grey_network_declares_any_number_of_images(tmp_path: Path) -> None:
+    needs("onnx")
+    import onnxruntime
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 4))
+    model = Converted(network, (0.5,) * 3, (0.2,) * 3, grey=True).eval()  # its mean of channels, and its buffer "mean"
+    done = export_model(model, tmp_path / "a.onnx", "onnx", tiny_images(3))
+    (back,) = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"]).get_outputs()
+    assert back.shape == ["batch", 4]
 
 
 STRUCTURES: tuple[Structure, ...] = ("conv-bn-x2", "linear-light")

@@ -16,12 +16,14 @@ from neural_polarizer.cli.options import (
     NumClasses,
     Out,
     Output,
+    OwnSettings,
     ProfileName,
     Quiet,
     Seed,
     Size,
     Weights,
     network_named,
+    parse_settings,
     parse_size,
 )
 from neural_polarizer.cli.output import console, show, show_report, show_warnings
@@ -36,6 +38,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.report.run.advice import after_audit
 from neural_polarizer.report.run.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
+from neural_polarizer.settings import changed, setting_names
 
 FailOn = Literal["backdoor", "cannot-say"]
 REFUSED = 5
@@ -64,6 +67,7 @@ def audit(
     classes: Classes = None,
     device: DeviceName = None,
     seed: Seed = 0,
+    own: OwnSettings = None,
     fail_on: Annotated[
         FailOn | None,
         typer.Option(
@@ -74,6 +78,7 @@ def audit(
 ) -> None:
     """Look for a backdoor with clean images only; writes audit.json and report.html."""
     place = choose_device(device)
+    settings = changed(Settings(), parse_settings(own or (), setting_names(Settings())))
     network = network_named(arch)
     loaded = load_model(
         model,
@@ -90,7 +95,7 @@ def audit(
     pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes, classes=known)
     for each in (loaded, *(() if after is None else (after,))):
         check_takes(each, pool.image_size)
-    cost = cost_of_looks(Settings(), loaded.record.num_classes)
+    cost = cost_of_looks(settings, loaded.record.num_classes)
     if cost is not None and not quiet:
         show_warnings((), (cost,))
     with result_folder(out), bars(console, quiet=quiet) as progress:
@@ -101,6 +106,7 @@ def audit(
             purified=after,
             n_clean=n_clean,
             seed=seed,
+            settings=settings,
             device=place,
             sources={"clean": clean},
             progress=progress,

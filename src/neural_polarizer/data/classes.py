@@ -16,6 +16,7 @@ from neural_polarizer.errors import BadInputError
 MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
 MAX_BYTES = 8 << 20  # of a file of class names
 LISTED = 6  # names that a message lists
+_NUMBERED = re.compile(r"([A-Za-z _-]{0,40})([0-9]{1,9})(?:[ ._-].*)?")
 _PLACEHOLDER = re.compile(r"(?:LABEL_|class[ _]?)?(\d{1,9})", re.IGNORECASE)
 
 
@@ -86,19 +87,20 @@ def numbered(
         if names is None:
             _check_range(labels, count, source)
             return Numbered(labels, full)
-        numbers = in_order_of_names and _all_numbers(names)
-        mapped = _by_name(labels, names, known, full, source, must=spoken or (binding and not numbers))
+        plain = in_order_of_names and _all_numbers(names)
+        mapped = _by_name(labels, names, known, full, source, must=spoken or (binding and not plain))
         if mapped is not None:
             return mapped
-        if numbers:
-            return replace(_by_number(labels, names, count, source), classes=full)
+        values = _numbers_in(names, count) if in_order_of_names else None
+        if values is not None:
+            return replace(_by_number(labels, names, values, count, source), classes=full)
         if len(names) == count:
             note = (
                 f"the data's class names ({_listed(names)}) are not the model's ({_listed(full)}), so they were "
                 "taken in their order; --classes FILE says another"
             )
             return Numbered(labels, full, () if _only_numbers(names) else (note,))
-        raise _count_error(names, count, source)
+        raise _count_error(labels, names, count, source)
     if spoken:
         raise BadInputError(
             f"{source}: its labels are names ({_listed(names or ())}), but nothing says which number each class has in "
@@ -107,13 +109,14 @@ def numbered(
     if names is None:
         count = num_classes if num_classes is not None else int(labels.max()) + 1
         return Numbered(labels, tuple(map(str, range(count))))
-    if in_order_of_names and _all_numbers(names):
-        return _by_number(labels, names, num_classes, source)
+    values = _numbers_in(names, num_classes) if in_order_of_names else None
+    if values is not None:
+        return _by_number(labels, names, values, num_classes, source)
     if num_classes is None or len(names) == num_classes:
         return Numbered(labels, names)
     if len(names) < num_classes and all(name.isdecimal() and int(name) == i for i, name in enumerate(names)):
         return Numbered(labels, (*names, *map(str, range(len(names), num_classes))))
-    raise _count_error(names, num_classes, source)
+    raise _count_error(labels, names, num_classes, source)
 
 
 def read_class_names(path: Path) -> ClassNames:
@@ -215,9 +218,10 @@ def _mapping_note(
     return (note,)
 
 
-def _by_number(labels: np.ndarray, names: tuple[str, ...], num_classes: int | None, source: str) -> Numbered:
+def _by_number(
+    labels: np.ndarray, names: tuple[str, ...], values: list[int], num_classes: int | None, source: str
+) -> Numbered:
     """Folders whose names are numbers: those are the class numbers, or at least their order."""
-    values = [int(name) for name in names]
     if len(set(values)) < len(values):
         raise BadInputError(f"{source}: two class folders are the same number ({_listed(names)}); rename one")
     order = sorted(range(len(names)), key=values.__getitem__)
@@ -226,12 +230,12 @@ def _by_number(labels: np.ndarray, names: tuple[str, ...], num_classes: int | No
     notes = []
     if order != list(range(len(names))):
         notes.append(
-            "the class folders are numbers, so they were ordered by value, and not as text, which puts 10 before 2; "
+            "the class folders are numbered, so they were ordered by value, and not as text, which puts 10 before 2; "
             "--classes FILE says another order"
         )
     if num_classes is None or len(names) == num_classes:
         if num_classes is not None and max(values) >= num_classes:
-            notes.append(f"the class folders are numbers from {min(values)}, so {sorted_names[0]} is class 0")
+            notes.append(f"the class folders are numbered from {min(values)}, so {sorted_names[0]} is class 0")
         return Numbered(ranks[labels], sorted_names, tuple(notes))
     if len(names) < num_classes and max(values) < num_classes:
         notes.append(
@@ -241,13 +245,17 @@ def _by_number(labels: np.ndarray, names: tuple[str, ...], num_classes: int | No
         own = dict(zip(values, names, strict=True))
         classes = tuple(own.get(i, str(i)) for i in range(num_classes))
         return Numbered(np.array(values, dtype=np.int64)[labels], classes, tuple(notes))
-    raise _count_error(sorted_names, num_classes, source)
+    raise _count_error(ranks[labels], sorted_names, num_classes, source)
 
 
-def _count_error(names: Sequence[str], num_classes: int, source: str) -> BadInputError:
+def _count_error(labels: np.ndarray, names: Sequence[str], num_classes: int, source: str) -> BadInputError:
+    used = set(labels.tolist())
+    empty = [name for i, name in enumerate(names) if i not in used]
     return BadInputError(
-        f"{source}: has {len(names)} classes, but {num_classes} are expected: it has {_listed(names)}; where only some "
-        "of the model's classes have images, give --classes FILE with the names of all in the model's order"
+        f"{source}: has {len(names)} classes, but {num_classes} are expected: it has {_listed(names)}"
+        + (f" (without images: {_listed(empty)})" if empty else "")
+        + "; where only some of the model's classes have images, give --classes FILE with the names of all in the "
+        "model's order"
     )
 
 
@@ -261,6 +269,18 @@ def _check_range(labels: np.ndarray, count: int | None, source: str) -> None:
 
 def _all_numbers(names: Sequence[str]) -> bool:
     return all(name.isdecimal() and name.isascii() and len(name) < 19 for name in names)
+
+
+def _numbers_in(names: Sequence[str], count: int | None) -> list[int] | None:
+    """The numbers that folders are called by, also as in class_3 or 3_cat, where those can be class numbers."""
+    if _all_numbers(names):
+        return [int(name) for name in names]
+    found = [_NUMBERED.fullmatch(name) for name in names]
+    values = [int(each[2]) for each in found if each]
+    if len(values) < len(names) or len({each[1] for each in found if each}) > 1 or len(set(values)) < len(values):
+        return None
+    from_one = set(values) == set(range(1, 1 + (count or len(names))))
+    return values if from_one or max(values) < (count or len(names)) else None
 
 
 def _only_numbers(names: Sequence[str]) -> bool:

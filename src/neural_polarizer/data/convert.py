@@ -63,7 +63,7 @@ def as_image_set(
         transparent += seen_through
         images.append(pixels)
         values = np.asarray(plain(label))
-        labels.append(values if pixels.ndim == 4 and _is_batch(image) else values[None])
+        labels.append(values if _is_batch(image) and (values.ndim or len(pixels) > 1) else values[None])
     if not images:
         raise BadInputError(f"{where}: the data set is empty")
     sizes = sorted({tuple(image.shape[1:]) for image in images})

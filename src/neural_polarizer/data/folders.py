@@ -17,6 +17,7 @@ from neural_polarizer.data.tree import Tree
 from neural_polarizer.errors import BadInputError
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
+_SPLIT_OF = re.compile(rf"({'|'.join(sorted(SPLITS))})([ _-]?(images?|imgs?|pictures|data|set|split))?", re.IGNORECASE)
 MAX_DEPTH = 8  # of folders below a class
 MAX_IN_REPOSITORY = 32  # entries of a folder that may be a data set's repository
 _NO_CLASS = frozenset({IMAGES, "image", "img", "imgs", "pictures"})
@@ -24,6 +25,7 @@ _JUNK = frozenset(  # of macOS, Windows, network storage and Python
     (
         *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "found.000"),
         *("system volume information", "@eadir", "@__thumb", "#recycle", "#snapshot", "lost+found", "__pycache__"),
+        *("recycler", "recycled", "@recycle", "@tmp", "network trash folder", "temporary items"),
     )
 )
 
@@ -131,10 +133,10 @@ def _check_layout(root: Path, classes: list[str]) -> None:
     """
     if not classes:
         raise BadInputError(
-            f"{shown(root)}: no parquet file and no class folder; use root/class_name/image.png, for some of the "
-            "model's classes too"
+            f"{shown(root)}: no parquet file and no class folder; use root/class_name/image.png, or put {METADATA[0]} "
+            "with the columns file_name and label beside the images"
         )
-    splits = [name for name in classes if name.lower() in SPLITS]
+    splits = [name for name in classes if _SPLIT_OF.fullmatch(name)]
     nested = [name for name in splits if next(_folders(root / name), None) is not None or _is_annotated(root / name)]
     if nested and (len(splits) == len(classes) or len(splits) > 1):
         listed = " or ".join(shown(root / name) for name in splits)

@@ -30,7 +30,9 @@ class ExportedProgramFile:
 
     def encode(self, portable: Portable, about: Mapping[str, Any]) -> bytes:
         buffer = io.BytesIO()
-        torch.export.save(_captured(portable), buffer, extra_files={DESCRIPTION: json.dumps(about)})
+        torch.export.save(
+            _captured(portable.model, portable.image_shape), buffer, extra_files={DESCRIPTION: json.dumps(about)}
+        )
         return buffer.getvalue()
 
     def reader(self, path: Path, portable: Portable) -> nn.Module:  # noqa: ARG002
@@ -56,7 +58,8 @@ class OnnxFile:
         size = sum(value.nbytes for value in portable.model.state_dict().values())
         if size > _ONNX_LIMIT:
             raise BadInputError(f"{size:,} bytes of weights do not fit into one ONNX file; export to pt2")
-        captured = _captured(portable)
+        # below a module, as a buffer "mean" and a step "mean" would share a name, and the step's shape be the buffer's
+        captured = _captured(nn.Sequential(portable.model), portable.image_shape)
         try:
             made = torch.onnx.export(
                 captured,
@@ -85,15 +88,15 @@ class OnnxFile:
         return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
 
 
-def _captured(portable: Portable) -> torch.export.ExportedProgram:
+def _captured(model: nn.Module, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The program, without the images it was captured on and without paths of this machine.
 
     Raises:
         BadInputError: the network cannot be captured, or not for any number of images.
     """
-    pixels = torch.zeros(2, *portable.image_shape)
+    pixels = torch.zeros(2, *image_shape)
     try:
-        program = torch.export.export(portable.model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # a foreign network may raise anything while it is traced
         raise BadInputError(
             f"the network cannot be captured as a graph ({reason(error)}); export its weights (safetensors or "

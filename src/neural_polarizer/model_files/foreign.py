@@ -68,11 +68,13 @@ def foreign_record(
         record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
     assert kind is not None
     inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
-    if inside is not None and profile is None:
-        said = f"the normalisation in the file was taken (mean {_numbers(inside.mean)}, std {_numbers(inside.std)})"
+    if inside is None:
+        return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
+    taken = "was taken" if profile is None else "was not taken, as --profile says another"
+    said = f"the normalisation in the file {taken} (mean {_numbers(inside.mean)}, std {_numbers(inside.std)})"
+    if profile is None:
         record = replace(record, mean=inside.mean, std=inside.std)
-        return record, (said, *assumptions(own, checkpoint.metadata, normalised=True)), inside.names
-    return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
+    return record, (said, *assumptions(own, checkpoint.metadata, normalised=True)), inside.names
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -164,12 +166,27 @@ def fitted(
         BadInputError: they are those of the same network with other options.
     """
     wanted = skeleton(architecture, 2, config=config).state_dict()
+    numbers = [name for name, value in tensors.items() if not value.ndim and "." not in name and name not in wanted]
+    spare = set(numbers)
+    tensors = {name: value for name, value in tensors.items() if name not in spare}
     tensors, merged = unpruned(tensors, wanted, lambda value, mask: value * mask.to(value))
+    if numbers:
+        merged = (*merged, f"numbers beside the weights were left out: {listing([*map(printable, numbers)])}")
+    normed = [printable(name) for name in tensors if _NORMED.search(name)]
+    if normed and not any(map(_NORMED.search, wanted)):
+        raise BadInputError(
+            f"{file}: its weights were saved under weight_norm, spectral_norm or another parametrization ("
+            f"{listing(normed)}); take that off with torch.nn.utils before saving, or give the network as code of your "
+            "own that has it, --arch FILE.py:NAME"
+        )
     other = None if isinstance(architecture, Definition) else architecture_in(architecture, wanted, tensors)
     if other is not None:
         raise BadInputError(f"{file}: its tensors are those of another form of this network: --arch '{other}'")
     found, told = fit_names(tensors, wanted)
     return found, (*merged, *told)
+
+
+_NORMED = re.compile(r"\.weight_(g|u)$|\.parametrizations\.\w+\.original")
 
 
 def unlike(tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None) -> str:
@@ -219,16 +236,13 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
 
     None where the file has no such pair, several that differ, or the network itself has tensors of these names.
     """
-    if any(_MEAN.fullmatch(name.rpartition(".")[2]) for name in wanted):
+    if any(_spread(name) in wanted for name in wanted):
         return None
     pairs = {}
-    for name in tensors:
-        place, dot, last = name.rpartition(".")
-        found = _MEAN.fullmatch(last)
-        if found is not None:
-            spread = f"{place}{dot}{found[1] or ''}{'sigma' if found[2] == 'mu' else 'std'}"
-            if spread in tensors:
-                pairs[name, spread] = (_three(tensors[name]), _three(tensors[spread]))
+    for name, value in tensors.items():
+        spread = _spread(name)
+        if spread is not None and spread in tensors:
+            pairs[name, spread] = (_three(value), _three(tensors[spread]))
     if len(set(pairs.values())) != 1:
         return None
     ((mean, std),) = set(pairs.values())
@@ -239,7 +253,11 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
     return Inside(mean, std, frozenset(name for pair in pairs for name in pair))
 
 
-_MEAN = re.compile(r"(new_|_)?(mean|mu)")
+def _spread(name: str) -> str | None:
+    """What the deviation is called where the mean is called ``name``, as pixel_std beside pixel_mean."""
+    place, dot, last = name.rpartition(".")
+    found = re.fullmatch(r"((?:\w{0,40}_)?)(mean|mu)(s?(?:_\w{0,40})?)", last)
+    return found and f"{place}{dot}{found[1]}{'sigma' if found[2] == 'mu' else 'std'}{found[3]}"
 
 
 def _three(value: Tensor) -> tuple[float, ...] | None:

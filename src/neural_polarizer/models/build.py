@@ -84,7 +84,7 @@ def _proposal(name: str) -> str:
     """The name that was meant, where there is one that differs in case, dashes or underscores; as a sentence's end."""
     if name.endswith(".py"):
         return f"; name the class in your file, as {name}:NAME"
-    alike = _bare(name)
+    alike = _bare(re.sub(r"^(torchvision(\.models)?|timm)[./]", "", name))
     plain = [each for each in _PLAIN if _bare(each) == alike]
     found = plain or [
         f"{library}:{each}" for library, names in _listed().items() for each in names if _bare(each) == alike

@@ -156,7 +156,8 @@ def _imported(text: str, place: str) -> tuple[ModuleType, str]:
 
 def _from_file(path: Path) -> ModuleType:
     """The module of a file, imported as a script's neighbours are: with its folder on the path."""
-    name = f"{path.stem}_{sha256_of_file(path)[:16]}"
+    which = hashlib.sha256(f"{path}\0{sha256_of_file(path)}".encode(errors="replace")).hexdigest()
+    name = f"{path.stem}_{which[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

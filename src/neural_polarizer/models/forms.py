@@ -13,17 +13,19 @@ def check_module(model: object) -> nn.Module:
     """``model``, if it is a module that can be copied and changed.
 
     Raises:
-        BadInputError: it is none, TorchScript, quantised, without values, or spread over several devices.
+        BadInputError: it is none, TorchScript, exported, quantised, without values, or spread over several devices.
     """
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         hint = "; build the network and load these weights into it" if isinstance(model, dict) else ""
         raise BadInputError(f"the model must be a torch.nn.Module from pixels to logits, got {kind}{hint}")
     for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
+        exported = any(base.__module__.startswith("torch.export") for base in type(module).__mro__)
+        if exported or isinstance(module, torch.jit.ScriptModule):
+            kind = "a program of torch.export" if exported else "TorchScript"
             raise BadInputError(
-                "the model is TorchScript, which cannot be taken apart; give the Python module that it was made from, "
-                "with module.load_state_dict(scripted.state_dict())"
+                f"the model is {kind}, which cannot be taken apart; give the Python module that it was made from, "
+                "with module.load_state_dict(model.state_dict())"
             )
         if "quantized" in type(module).__module__.split(".") or getattr(module, "_packed_params", None) is not None:
             raise BadInputError(

@@ -1,6 +1,7 @@
 """Normalisation as a part of the model, so that pixels in [0, 1] are the only input there is."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -40,8 +41,10 @@ def normalisation_named(text: str) -> tuple[tuple[float, ...], tuple[float, ...]
     except ValueError:
         values = ()
     if len(values) != 2 or min(values[1]) <= 0:
+        bare = re.sub(r"[\W_]", "", text.lower())
+        meant = next((f"did you mean {name}? Else " for name in PROFILES if name.replace("_", "") == bare), "")
         raise BadInputError(
-            f"unknown profile {text!r}: choose one of {', '.join(PROFILES)}, or give MEAN/STD such as "
+            f"unknown profile {text!r}: {meant}choose one of {', '.join(PROFILES)}, or give MEAN/STD such as "
             "0.5,0.5,0.5/0.25,0.25,0.25"
         )
     return values[0], values[1]

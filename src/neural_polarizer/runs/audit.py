@@ -11,6 +11,7 @@ import torch
 from neural_polarizer.audit import Audited, audited, spectrum
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.stand_ins.least import StandIns
+from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import output_folder, write_json, write_text
 from neural_polarizer.model_files.load import LoadedModel
@@ -20,6 +21,7 @@ from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.report.run.audit_page import render_audit
 from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, audit_sarif, audit_verdict
 from neural_polarizer.runs.purify import chosen_images
+from neural_polarizer.settings import told
 from neural_polarizer.train import Progress, silent
 
 RECORD = "audit.json"
@@ -36,6 +38,7 @@ def run_audit(
     purified: LoadedModel | None,
     n_clean: int | None,
     seed: int,
+    settings: Settings | None = None,
     device: torch.device,
     sources: Mapping[str, str | None],
     progress: Progress = silent,
@@ -49,6 +52,7 @@ def run_audit(
         purified: the same model after a defense.
         n_clean: number of clean images to use.
         seed: fixes the choice of the images, and all that is drawn.
+        settings: of the default defense, whose evidence it is; None are its defaults.
         device: where to compute.
         sources: data specs, for the record.
         progress: told about every step.
@@ -68,7 +72,8 @@ def run_audit(
         )
     started = time.perf_counter()
     clean = chosen_images(pool, n_clean, seed)[1]
-    first = audited(loaded.model, clean, seed=seed, device=device, progress=progress)
+    settings = settings or Settings()
+    first = audited(loaded.model, clean, seed=seed, settings=settings, device=device, progress=progress)
     record: dict[str, Any] = {
         "schema": 2,
         **_told(first),
@@ -79,6 +84,7 @@ def run_audit(
         "clean_sha256": clean.sha256(),
         "data": dict(sources),
         "seed": seed,
+        "config": told(settings),
         "findings": list(loaded.findings),
         "device": str(device),
         "versions": versions(),
@@ -86,7 +92,7 @@ def run_audit(
     record["model"]["classes"] = loaded.record.classes or pool.classes
     pictures = _pictures(first, "Original model")
     if purified is not None:
-        second = audited(purified.model, clean, seed=seed, device=device, progress=progress)
+        second = audited(purified.model, clean, seed=seed, settings=settings, device=device, progress=progress)
         layer = spectrum(purified.model)
         record["purified"] = {
             "path": str(purified.path),

@@ -67,8 +67,13 @@ def fit_names(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[di
             if len(renamed) == len(values) and _fits(renamed, wanted):
                 fitting[prefix] = renamed
         if fitting:
+            plain_names = [name for name in kept if not name.startswith(tuple(fitting))]
+            bare = {_renamed(name, rule): kept[name] for name in plain_names}
+            if len(bare) == len(plain_names) and _fits(bare, wanted):  # the model, and copies of it behind prefixes
+                fitting, inside[""] = {"": bare}, {name: kept[name] for name in plain_names}
             prefix = _meant(list(fitting))
-            outside = [name for name in kept if not name.startswith(prefix)]
+            taken = {prefix + name for name in inside[prefix]}
+            outside = [name for name in kept if name not in taken]
             told = [f"the prefix {printable(prefix)} was removed from all names"] if prefix else []
             if description:
                 told.append(f"its tensors were named {description}; they were renamed")

@@ -73,6 +73,12 @@ _CALM = frozenset(
         ),
         *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
         *("argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
+        *("collections.Counter", "collections.deque"),
+        *(
+            f"{module}.{name}"
+            for module in ("builtins", "__builtin__")
+            for name in ("complex", "bytearray", "slice", "range", "xrange")
+        ),
     )
 )
 _KNOWN_PACKAGES = frozenset(("torch", "collections", "numpy"))
@@ -160,9 +166,8 @@ class _Machine:
     def step(self, name: str, argument: Any) -> None:
         """Follow one opcode."""
         if name in _PUSHED:
-            if type(argument) is int and abs(argument) >= MAX_INTEGER:
-                raise BadInputError("its pickle holds an integer of more than 64 bits; save the state_dict alone")
-            self.stack.append(argument)
+            huge = type(argument) is int and abs(argument) >= MAX_INTEGER  # an id, or the state of a random generator
+            self.stack.append(Opaque("builtins.int", ()) if huge else argument)
         elif name in _CONTAINERS:
             self.stack.append(_CONTAINERS[name]())
         elif name in _CONSTANTS:

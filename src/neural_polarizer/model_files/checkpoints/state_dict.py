@@ -16,7 +16,7 @@ _MAX_LEVELS = 4
 _MAX_RIVALS = 20
 _MAX_LETTERS = 4_000_000
 _RESAVE = "save the state_dict alone"
-_QUANTISED = re.compile(r"(^|\.)_packed_params(\.|$)")
+_QUANTISED = re.compile(r"(^|\.)(_packed_params(\.|$)|(SCB|qweight|zero_point)$)")
 _FLOAT = "give the float model that it was made from"
 _QUANTISED_CALL = "torch._utils._rebuild_qtensor"
 
@@ -44,7 +44,9 @@ def find_state_dict(
     found = {name: item for level in levels for name, item in level.items()}
     holder = found[path]
     remarks = [f"the weights were taken from its entry {path}"] if path else []
-    others = [other for other in (found if inner or path not in levels[0] else levels[0]) if other != path]
+    near = found if inner or path not in levels[0] else levels[0]
+    far = [other for other in [*found][:_MAX_RIVALS] if fits and other not in near and fits(_names(found[other]))]
+    others = [other for other in (*near, *far) if other != path]
     if others:
         remarks.append(f"it holds other weights, too: {listing(others)}; --weights takes those of another entry")
     if isinstance(holder, Opaque):
@@ -112,7 +114,7 @@ def _candidates(value: Any) -> list[dict[str, Any]]:
             levels.append(found)
         below = {}
         for path, item in level.items():
-            for key, child in () if path in found else _entries(item):
+            for key, child in _entries(item):
                 if id(child) not in seen:
                     seen.add(id(child))
                     below[f"{path}.{printable(key)}".lstrip(".")] = child
@@ -121,12 +123,12 @@ def _candidates(value: Any) -> list[dict[str, Any]]:
 
 
 def _entries(item: Any) -> Iterable[tuple[str, Any]]:
-    """What may lead to weights in a dict."""
-    if not isinstance(item, dict):
-        return
-    for key, child in item.items():
-        if isinstance(key, str) and isinstance(child, (dict, Opaque)) and not _NOT_THE_MODEL.search(key.lower()):
-            yield key, child
+    """What may lead to weights in a dict or a list."""
+    pairs = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, (list, tuple)) else ()
+    for key, child in pairs:
+        name = str(key) if isinstance(key, (str, int, Number)) else ""
+        if name and isinstance(child, (dict, list, tuple, Opaque)) and not _NOT_THE_MODEL.search(name.lower()):
+            yield name, child
 
 
 def _choose(levels: list[dict[str, Any]], top: Any, entry: str | None, fits: Fits | None) -> tuple[str, str]:
@@ -197,13 +199,18 @@ def _is_tensor(value: Any) -> bool:
     )
 
 
+def _is_call_for_tensor(name: str, value: Any) -> bool:
+    """Whether something is made by code under the name of a layer's tensor, which then cannot be read."""
+    return isinstance(value, Opaque) and "." in name
+
+
 def _is_state_dict(value: Any) -> bool:
-    """Tensors by name; numbers, texts and the like may stand beside them."""
-    return (
-        isinstance(value, dict)
-        and any(_is_tensor(item) for item in value.values())
-        and all(isinstance(key, str) and (_is_tensor(item) or _is_aside(key, item)) for key, item in value.items())
-    )
+    """Tensors by name; numbers, texts and the like may stand beside them, and anything beside names of layers."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        return False
+    tensors = [key for key, item in value.items() if _is_tensor(item)]
+    plain = all(_is_tensor(item) or _is_aside(key, item) for key, item in value.items())
+    return bool(tensors) and (plain or sum("." in key for key in tensors) > 1)
 
 
 def _is_aside(name: str, value: Any) -> bool:
@@ -220,7 +227,7 @@ def _split(holder: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     packed = [printable(name) for name in holder if _QUANTISED.search(name)]
     if packed:
         raise BadInputError(f"a quantised model, by its entries {listing(packed)}; {_FLOAT}")
-    beside = [name for name, item in holder.items() if not _is_tensor(item)]
+    beside = [name for name, item in holder.items() if not (_is_tensor(item) or _is_call_for_tensor(name, item))]
     return {name: item for name, item in holder.items() if name not in beside}, [*map(printable, beside)]
 
 
