@@ -199,6 +199,10 @@ def _checked(logits: object, images: ImageSet) -> Tensor:
         raise BadInputError(
             f"{said}, but it gives {described(logits)}; wrap it in a module whose forward returns the logits only{how}"
         )
+    if not logits.is_floating_point():
+        raise BadInputError(f"{said}, but it gives {logits.dtype}, as after argmax; leave that out of its forward")
+    if bool(logits.isnan().any()):
+        raise BadInputError(f"{said}, but it gives NaN for the first images; look at its weights and normalisation")
     if logits.ndim == 1 and len(logits) == count:
         logits = logits[:, None]
     if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] == 0:

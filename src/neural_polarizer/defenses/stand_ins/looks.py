@@ -156,7 +156,7 @@ def cost_of_looks(settings: Settings, classes: int) -> str | None:
     pixels = closely * in_pixels * settings.in_pixels.steps * min(looks.images, settings.batch_size)
     return (
         f"of {classes:,} classes the {looks.classes} nearest and {looks.classes} others are looked at, with "
-        f"{pixels + features:,} images forwards and backwards, however many more classes there are; with purify, "
+        f"{pixels + features:,} images forwards and backwards, however many more classes there are; "
         f"--set looks.classes={max(1, looks.classes // 4)} looks at fewer"
     )
 
