@@ -62,9 +62,8 @@ def _section(command: Any, path: str, shared: set[str]) -> Iterator[str]:
     places = [each.name.upper() if each.required else f"[{each.name.upper()}]" for each in named]
     text = "\n".join(line.strip() for line in (command.help or "").splitlines())
     yield f"## {path}\n\n{text}\n\n```text\n{' '.join([path, *places])} [OPTIONS]\n```\n"
-    yield TABLE
-    yield from (_row(each) for each in named)
-    yield from (_row(each) for each in _options(command) if _row(each) not in shared)
+    own = [*(_row(each) for each in named), *(_row(each) for each in _options(command) if _row(each) not in shared)]
+    yield from [TABLE, *own] if own else []
     also = [f"`{_names(each)}`" for each in _options(command) if _row(each) in shared]
     yield f"\nAlso: {', '.join(also)}.\n" if also else ""
 

@@ -72,23 +72,21 @@ def _ran(words: list[str], folder: Path) -> str:
 
 
 def difference(shown: str, printed: str) -> str | None:
-    """The first line that the page shows and that was not printed at its place; None if all were.
+    """The first passage that the page shows and that was not printed at its place; None if all were.
 
-    Numbers count as equal, since other hardware gives other ones; so do differences in the width of tables.
+    ``...`` stands for anything. Numbers count as equal, since other hardware gives other ones; so do other widths of
+    tables and lines that break elsewhere.
     """
-    have = [_plain(line) for line in printed.splitlines()]
-    place, free = 0, True
-    for line in map(_plain, shown.splitlines()):
-        if line == "...":
-            free = True
-            continue
-        rest = have[place:]
-        found = rest.index(line) if line in rest else None
-        if found is None or (found and not free):
-            return f"the page shows {line!r}, but the command printed:\n{printed}"
-        place, free = place + found + 1, False
+    have, place = _words(printed), 0
+    for passage in re.split(r"^\.\.\.$", shown, flags=re.MULTILINE):
+        wanted = _words(passage)
+        starts = (at for at in range(place, len(have) - len(wanted) + 1) if have[at : at + len(wanted)] == wanted)
+        found = next(starts, None)
+        if found is None:
+            return f"the page shows\n{passage.strip()}\nbut the command printed:\n{printed}"
+        place = found + len(wanted)
     return None
 
 
-def _plain(line: str) -> str:
-    return " ".join(re.sub(r"[─━]+", "─", _NUMBER.sub("#", line)).split())
+def _words(text: str) -> list[str]:
+    return re.sub(r"[─━]+", "─", _NUMBER.sub("#", text)).split()

@@ -71,7 +71,7 @@ def test_everything_that_was_recorded_is_on_the_page() -> None:
         "Recovered accuracy RA",
         "Defense effectiveness rating DER",
         "12,630 clean test images and 12,570 images with the trigger",
-        "of radius 3, aimed at the suspected class or else at a wrong one, succeed on 91.0%",
+        "of radius 3 were aimed at the suspected class, or at a wrong one. They mislead the original model on 91.0%",
         "What should I do now? Use purified.safetensors in place of the original model.",
         "inserted after layer4",
         "for 5 epochs, on 1,935 clean images",
@@ -171,7 +171,8 @@ def test_without_test_images_the_page_says_what_is_not_known_and_how_to_supply_i
     assert "Not known whether a backdoor is left" in text
     assert "Not known: add clean test images with --test ." in text
     assert "Not known: add images with the trigger with --triggered ." in text
-    assert "succeed on 14.0% of the clean images, against 91.0% before" in text
+    assert "mislead the purified model on 14.0% of the clean images, and the original on 91.0%" in text
+    assert "Measured on" not in text
 
 
 @pytest.mark.parametrize("key", sorted(sample_record()))

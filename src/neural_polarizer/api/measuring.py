@@ -54,10 +54,11 @@ def audit(
 def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = False) -> list[Candidate]:
     """The places where the layer can go, from the pixels to the logits.
 
-    >>> import torch, neural_polarizer as npz
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
-    >>> [str(each.site) for each in npz.sites(model, 8)][0]
-    'before:0'
+    Examples:
+        >>> import torch, neural_polarizer as npz
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+        >>> [str(each.site) for each in npz.sites(model, 8)][0]
+        'before:0'
 
     Args:
         model: float pixels in [0, 1] to logits.

@@ -48,14 +48,15 @@ def purify(
     Nothing that is passed in is changed, and nothing is written. What you must know of the result is warned of
     (``NeuralPolarizerWarning``) and stands in ``notes``; the logger ``neural_polarizer`` names each phase.
 
-    >>> import torch, neural_polarizer as npz
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
-    >>> pixels = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    >>> labels = model(pixels).argmax(dim=1).tolist()
-    >>> clean = list(zip(pixels, labels, strict=True))
-    >>> purified = npz.purify(model, clean, npz.NPD(epochs=1), site="after:0", force=True, device="cpu")
-    >>> purified.site, purified.seed
-    ('after:0', 0)
+    Examples:
+        >>> import torch, neural_polarizer as npz
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+        >>> pixels = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> labels = model(pixels).argmax(dim=1).tolist()
+        >>> clean = list(zip(pixels, labels, strict=True))
+        >>> purified = npz.purify(model, clean, npz.NPD(epochs=1), site="after:0", force=True, device="cpu")
+        >>> purified.site, purified.seed
+        ('after:0', 0)
 
     Args:
         model: any module from float pixels in [0, 1], ``(n, c, h, w)``, to logits ``(n, k)``, in any floating-point

@@ -44,7 +44,7 @@ FEW_EPOCHS = 30
 
 def attack(
     name: Annotated[
-        str | None, typer.Argument(help=f"Which attack: {', '.join(ATTACKS)}, or MODULE:CLASS of your own.")
+        str | None, typer.Argument(help=f"Which attack; {', '.join(ATTACKS)}, or MODULE:CLASS of your own.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Training images, a data spec.")] = None,
     test: Annotated[str | None, typer.Option(help="Test images, a data spec.")] = None,
@@ -57,7 +57,7 @@ def attack(
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Plant into this trained network by fine-tuning it: a checkpoint, with --arch where it is not ours.",
+            help="Plant into this trained network by fine-tuning it; a checkpoint, with --arch where it is not ours.",
             metavar="CHECKPOINT",
         ),
     ] = None,

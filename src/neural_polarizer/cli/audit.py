@@ -48,11 +48,11 @@ _REFUSED: Mapping[FailOn | None, tuple[str, ...]] = MappingProxyType(
 
 
 def audit(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of attack or transformers.")],
     clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
     out: Out,
     purified: Annotated[
-        Path | None, typer.Option(help="The same model after a defense: a folder of polarizer purify, or a file.")
+        Path | None, typer.Option(help="The same model after a defense; a folder of purify, or a file.")
     ] = None,
     n_clean: Annotated[
         int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)
@@ -71,7 +71,7 @@ def audit(
     fail_on: Annotated[
         FailOn | None,
         typer.Option(
-            help="Exit code 5 on this verdict, of the purified model if there is one; 'cannot-say' refuses both."
+            help="Exit code 5 on this verdict; of the purified model if there is one, 'cannot-say' refuses both."
         ),
     ] = None,
     quiet: Quiet = False,

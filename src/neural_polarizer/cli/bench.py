@@ -27,7 +27,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_choice
 
 Suites = Annotated[list[str], typer.Argument(help="Names of suites, or files ending in .toml; 'list' shows them.")]
-Results = Annotated[str, typer.Option(help="Folder with the records and artefacts, or an address that fsspec knows.")]
+Results = Annotated[str, typer.Option(help="Folder with the records and artefacts; or an address that fsspec knows.")]
 ScaleName = Annotated[BenchScale | None, typer.Option(help="Instead of the suite's own scale.")]
 Only = Annotated[
     list[str] | None,
@@ -39,7 +39,7 @@ def run(
     suites: Suites,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A folder with NAME/train.parquet and NAME/test.parquet, or NAME=TRAIN,TEST; repeatable."),
+        typer.Option(help="A folder with NAME/train.parquet and test.parquet; or NAME=TRAIN,TEST, repeatable."),
     ] = None,
     models: Annotated[
         Path | None, typer.Option(help="Folder with the files of victims that are given, not trained.")

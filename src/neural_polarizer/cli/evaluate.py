@@ -35,10 +35,13 @@ from neural_polarizer.plausibility import Rules, examine
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or a purification.")],
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of attack or purify.")],
     test: Annotated[str, typer.Option(help="Test images, a data spec.")],
     triggered: Annotated[
-        Path | None, typer.Option(help="triggered.parquet, or a folder with --poison-label: for ASR and RA.")
+        Path | None,
+        typer.Option(
+            help="Images with the trigger, for ASR and RA; triggered.parquet, or a folder with --poison-label."
+        ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.")] = None,
     arch: GivenArchitecture = None,

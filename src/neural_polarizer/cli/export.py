@@ -27,8 +27,8 @@ from neural_polarizer.runs.export import comparison_images, note_export
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="The folder of a purification or an attack, or a model file.")],
-    to: Annotated[FormatName, typer.Option(help="Weights (safetensors, state-dict), or a graph (onnx, pt2).")],
+    model: Annotated[Path, typer.Argument(help="What purify or attack wrote, or a model file.")],
+    to: Annotated[FormatName, typer.Option(help="safetensors, state-dict (weights), onnx, pt2 (graph).")],
     out: Annotated[Path | None, typer.Option(help="The file to write; default: exported.* beside the model.")] = None,
     images: Annotated[
         str | None,
@@ -44,7 +44,7 @@ def export(
     size: Size = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model for use elsewhere, with the polarizer folded into other layers, and check what was written."""
+    """Write a model for use elsewhere, with the polarizer folded into other layers; check what was written."""
     if out is not None:
         format_of(out, to)  # wrong usage is told before anything is read
     network = network_named(arch)

@@ -71,14 +71,14 @@ ProfileName = Annotated[
 NumClasses = Annotated[int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)]
 Weights = Annotated[
     str | None,
-    typer.Option(help="Which entry of a file with several sets of weights, as state_dict_ema.", metavar="ENTRY"),
+    typer.Option(help="Which set of weights, if a file has several; as state_dict_ema.", metavar="ENTRY"),
 ]
 Output = Annotated[
     str | None,
     typer.Option(help="Which output are the logits, where the network gives several.", metavar="KEY_OR_INDEX"),
 ]
 Channels = Annotated[
-    Literal["1", "3"] | None, typer.Option(help="1 for a network of grey images, which become one channel inside it.")
+    Literal["1", "3"] | None, typer.Option(help="1 for a network of grey images; they become one channel inside it.")
 ]
 Size = Annotated[
     str | None,

@@ -50,7 +50,7 @@ from neural_polarizer.scales import Scale
 
 def purify(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack or of transformers.")],
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of attack or transformers.")],
     clean: Annotated[str, typer.Option(help="Clean images: a folder or another data spec.", metavar="IMAGES")],
     out: Out,
     arch: GivenArchitecture = None,
@@ -115,7 +115,7 @@ def purify(
     device: DeviceName = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Go on where the model does no better than guessing on the clean images."),
+        typer.Option("--force", help="Go on where the model only guesses on the clean images."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:

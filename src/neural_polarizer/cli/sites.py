@@ -41,7 +41,7 @@ def sites(
     json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """List the places where the layer can go, from the pixels to the logits, and the one that --site auto takes."""
+    """List the places where the layer can go, from the pixels to the logits; one is marked, which --site auto takes."""
     network = network_named(arch)
     loaded = load_model(
         model,

@@ -23,19 +23,17 @@ _SAID = {True: "note", False: "does not hold", None: "not checked"}
 
 
 def verify(
-    folder: Annotated[
-        Path, typer.Argument(help="Of an attack, a purification, or of the benchmark's results.", metavar="DIR")
-    ],
+    folder: Annotated[Path, typer.Argument(help="Of an attack, a purification or a benchmark.", metavar="DIR")],
     test: Annotated[
         str | None, typer.Option(help="Test images, a data spec; default: those that the record names.")
     ] = None,
     clean: Annotated[
-        str | None, typer.Option(help="The images that the clean ones (an attack: the training ones) came from.")
+        str | None, typer.Option(help="Where the clean images came from; for an attack, the training images.")
     ] = None,
     triggered: Annotated[Path | None, typer.Option(help="triggered.parquet, for a purification.")] = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="Code of your own that builds the network, FILE.py:NAME or PACKAGE.MODULE:NAME; it is run."),
+        typer.Option(help="Your code that builds the network; FILE.py:NAME or PACKAGE.MODULE:NAME, it is run."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="By how much a rate in [0, 1] may differ.", min=0.0, max=1.0)

@@ -36,15 +36,17 @@ def comparison_images(loaded: LoadedModel, spec: str | None, size: tuple[int, in
     form: dict[str, Any] = {"size": shape, "num_classes": classes, "classes": known, "limit": SAMPLES}
     if spec is not None:
         return read_images(spec, **form)
-    try:
-        return read_images(_clean_images_of(loaded.path.parent), **form)
-    except BadInputError as error:
-        why = str(error)
+    source = "random pixels, without --images"
+    if (loaded.path.parent / RECORD).exists():
+        try:
+            return read_images(_clean_images_of(loaded.path.parent), **form)
+        except BadInputError as error:
+            source += f"; {error}"
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say for what size of images it is; give --images or --size")
     pixels = torch.randint(256, (RANDOM, 3, *shape), generator=stream(0, "export"), dtype=torch.uint8)
     labels = torch.zeros(RANDOM, dtype=torch.int64)
-    return ImageSet(pixels, labels, tuple(map(str, range(classes))), f"random pixels, without --images; {why}")
+    return ImageSet(pixels, labels, tuple(map(str, range(classes))), source)
 
 
 def note_export(exported: Exported, loaded: LoadedModel) -> None:

@@ -28,7 +28,10 @@ def fact_tables(record: Mapping[str, Any]) -> list[FactTable]:
     timings = table(record, "seconds")
     tables = [
         FactTable("Repeat it", (("command", _command(record)),)),
-        FactTable("Run", (*_rows({key: record.get(key) for key in RUN}), *_inserted(record), *_suspected(record))),
+        FactTable(
+            "Run",
+            (*_rows({key: record.get(key) for key in RUN}, _NOT_RECORDED), *_inserted(record), *_suspected(record)),
+        ),
         FactTable("Model", (*_rows(model), ("sha256 of the file", _text(record.get("model_sha256"))))),
         FactTable("Images", _images(record)),
         FactTable("Settings", _rows(table(record, "config"))),
@@ -72,8 +75,8 @@ def _suspected(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return (("suspected class", class_name(record, suspect)),)
 
 
-def _rows(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((str(key), _text(value)) for key, value in values.items())
+def _rows(values: Mapping[str, Any], missing: str = "none") -> tuple[tuple[str, str], ...]:
+    return tuple((str(key), _text(value, missing=missing)) for key, value in values.items())
 
 
 def _text(value: Any, *, missing: str = _NOT_RECORDED) -> str:

@@ -20,17 +20,18 @@ def guard_summary(record: Mapping[str, Any]) -> str | None:
     )
     if chosen is None or dial is None or drop is None or budget is None:
         return None
-    judges = f"On {count(found.get('judges')) or 'the'} clean images that the layer was not learned from"
+    judges = f"{count(found.get('judges')) or 'the'} clean images, each with a layer that has not learned from it"
     if dial == 0:
         return (
-            f"Not purified. {judges} nothing that helps stays within {100 * budget:.1f} points of accuracy: the model "
-            "came back as it was."
+            f"Not purified. No strength of the layer that helps stays within {100 * budget:.1f} points of accuracy, "
+            f"measured on {judges}. So the model came back as it was."
         )
     left, first = number(chosen.get("suspect")), number(curve[0].get("suspect"))
     return (
-        f"The layer works at {dial:g} times its learned strength. {judges} the expected loss of accuracy is "
-        f"{100 * drop:.1f} points ({100 * budget:.1f} are allowed, and some for its error). Held-out stand-ins lead "
-        f"{percent(left)} of the images to the most suspicious class, {percent(first)} before."
+        f"The layer works at {dial:g} times its learned strength. It is expected to cost {100 * drop:.1f} points of "
+        f"accuracy, measured on {judges}. The budget is {100 * budget:.1f}; an excess within the error is allowed. "
+        f"Held-out stand-ins lead {percent(left)} of the images to the most suspicious class, against "
+        f"{percent(first)} without the layer."
     )
 
 

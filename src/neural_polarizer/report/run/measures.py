@@ -90,8 +90,8 @@ def _on_clean_images(record: Mapping[str, Any]) -> list[Measure]:
     if not found:
         return []
     explanation = (
-        "Of the clean images that the defense was given, the share that the model names correctly. Before, it shows "
-        "that model and images go together; the defense has seen these images, so the figure afterwards proves little."
+        "Of the clean images that the defense was given, the share that the model names correctly. The first figure "
+        "shows that model and images go together. The second proves little, since the defense has seen these images."
     )
     before, after = number(found.get("before")), number(found.get("after"))
     return [Measure("clean", "Accuracy on the clean images given", explanation, True, before, after, remedy="")]

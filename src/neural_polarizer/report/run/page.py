@@ -64,8 +64,8 @@ def _context(record: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str
         "total_seconds": number(table(record, "seconds").get("total")),
         "verdict": judge(record),
         "measures": measures(record),
-        "n_test": count(after.get("n_test")),
-        "n_triggered": count(after.get("n_triggered")),
+        "n_test": _some(after.get("n_test")),
+        "n_triggered": _some(after.get("n_triggered")),
         "surrogate": _surrogate(record),
         "what_now": what_now(record),
         "dial": dial_charts(record),
@@ -79,6 +79,11 @@ def _context(record: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str
         "facts": fact_tables(record),
         "frame": charts,
     }
+
+
+def _some(value: Any) -> str | None:
+    """A number of things in words; None for none."""
+    return count(value) if number(value) else None
 
 
 def _surrogate(record: Mapping[str, Any]) -> dict[str, float | None] | None:

@@ -75,7 +75,7 @@ def _success_text(before: float | None, after: float | None) -> str:
     if after is None:
         return (
             "No images with the trigger were supplied, so the attack could not be tried on the purified "
-            "model. What this page shows is indirect evidence only; supply such images with --triggered."
+            "model. This page has indirect evidence only; supply such images with --triggered to measure it."
         )
     if before is None:
         return (
@@ -100,6 +100,6 @@ def _indirect_text(surrogate: Mapping[str, Any]) -> str:
     if before is None or after is None:
         return ""
     return (
-        f"Fresh perturbations made to mislead the model succeed on {percent(after)} of the clean images, "
-        f"against {percent(before)} before."
+        f"Fresh perturbations mislead the purified model on {percent(after)} of the clean images, and the original "
+        f"on {percent(before)}."
     )
