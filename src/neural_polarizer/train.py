@@ -3,10 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
@@ -205,62 +205,111 @@ def fit(
         seed: fixes order, augmentation and dropout.
         device: where to train.
         progress: told about every step.
-        checkpoint: a safetensors file, written after each epoch and read at the start if it is of this very run; a
-            damaged one is set aside.
+        checkpoint: safetensors, written after each epoch, read first if of this very run; set aside if damaged.
         accomplice: poisons every batch and augments it; its network is trained along and left in training mode.
         triggered: which of ``data`` carry a trigger, for adversarial training that spares them; None is none.
         between: called after every epoch but the last; may change the model's values.
 
     Raises:
-        BadInputError: fewer images than one batch, ``checkpoint`` belongs to another run, or the weights are no longer
-            finite; ``checkpoint`` then holds the epoch before.
+        BadInputError: less than one batch, a checkpoint of another run, or weights that are no longer finite.
     """
-    steps = len(data) // schedule.batch_size
-    if steps == 0:
+    training = _begun(model, data, schedule, torch.device(device), accomplice, triggered)
+    run = "" if checkpoint is None else _run_id(model, data, schedule, seed, accomplice, triggered)
+    first = 0 if checkpoint is None else resume(checkpoint, run, training.networks, training.optimizers)
+    peaks = [group["lr"] for group in training.groups]
+    model.train()
+    for epoch in range(first, schedule.epochs):
+        _epoch(training, epoch, peaks, seed, progress)
+        if between is not None and epoch + 1 < schedule.epochs:
+            between()
+        if checkpoint is not None:
+            save_state(checkpoint, run, epoch + 1, training.networks, training.optimizers)
+    model.eval()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Training:
+    """All that a step of training needs, on one device."""
+
+    model: nn.Module
+    schedule: Schedule
+    images: Tensor
+    labels: Tensor
+    triggered: Tensor
+    accomplice: Accomplice | None
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Of all optimizers."""
+        return [group for each in self.optimizers.values() for group in each.param_groups]
+
+
+def _begun(
+    model: nn.Module,
+    data: ImageSet,
+    schedule: Schedule,
+    device: torch.device,
+    accomplice: Accomplice | None,
+    triggered: Bool[Tensor, " n"] | None,
+) -> _Training:
+    """Networks and data on the device, with new optimizers.
+
+    Raises:
+        BadInputError: fewer images than one batch.
+    """
+    if len(data) < schedule.batch_size:
         raise BadInputError(
             f"{data.source}: {len(data)} images are less than one batch of {schedule.batch_size}; lower the batch size"
         )
-    device = torch.device(device)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = schedule.optimize(model)
-    run = "" if checkpoint is None else _run_id(model, data, schedule, seed, accomplice, triggered)
-    networks: dict[str, nn.Module] = {"model": model}
-    optimizers: dict[str, torch.optim.Optimizer] = {"model.": optimizer}
+    networks, optimizers = {"model": model}, {"model.": schedule.optimize(model)}
     if accomplice is not None:
         networks["accomplice"] = accomplice.network.to(device).train()
         if accomplice.optimizer is not None:
             optimizers["accomplice."] = accomplice.optimizer
-    first = 0 if checkpoint is None else resume(checkpoint, run, networks, optimizers)
-    groups = [group for each in optimizers.values() for group in each.param_groups]
-    peaks = [group["lr"] for group in groups]
-    images, labels = data.images.to(device), data.labels.to(device)
-    marked = torch.zeros_like(labels, dtype=torch.bool) if triggered is None else triggered.to(device)
-    model.train()
-    for epoch in range(first, schedule.epochs):
-        generator = stream(seed, "train", epoch)
-        order = torch.randperm(len(labels), generator=generator).to(device)
-        with global_rng(seed, "dropout", epoch):
-            for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
-                share = schedule.share_at(epoch * steps + step, steps)
-                for group, peak in zip(groups, peaks, strict=True):
-                    group["lr"] = share * peak
-                loss = _loss(model, images[rows], labels[rows], marked[rows], schedule, generator, accomplice)
-                for each in optimizers.values():
-                    each.zero_grad()
-                loss.backward()
-                for each in optimizers.values():
-                    each.step()
-                progress("train", epoch * steps + step + 1, schedule.epochs * steps)
-        if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-            raise BadInputError(
-                f"the loss was not finite in epoch {epoch + 1} of {schedule.epochs}; lower the learning rate, which is "
-                f"{schedule.lr:g}"
-            )
-        if between is not None and epoch + 1 < schedule.epochs:
-            between()
-        if checkpoint is not None:
-            save_state(checkpoint, run, epoch + 1, networks, optimizers)
-    model.eval()
+    labels = data.labels.to(device)
+    return _Training(
+        model=model,
+        schedule=schedule,
+        images=data.images.to(device),
+        labels=labels,
+        triggered=torch.zeros_like(labels, dtype=torch.bool) if triggered is None else triggered.to(device),
+        accomplice=accomplice,
+        networks=networks,
+        optimizers=optimizers,
+    )
+
+
+def _epoch(training: _Training, epoch: int, peaks: Sequence[float], seed: int, progress: Progress) -> None:
+    """One pass over the data, each learning rate a share of its peak.
+
+    Raises:
+        BadInputError: a weight is no longer finite.
+    """
+    model, schedule = training.model, training.schedule
+    images, labels, triggered = training.images, training.labels, training.triggered
+    groups, steps = training.groups, len(labels) // schedule.batch_size
+    generator = stream(seed, "train", epoch)
+    order = torch.randperm(len(labels), generator=generator).to(labels.device)
+    with global_rng(seed, "dropout", epoch):
+        for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
+            share = schedule.share_at(epoch * steps + step, steps)
+            for group, peak in zip(groups, peaks, strict=True):
+                group["lr"] = share * peak
+            loss = _loss(model, images[rows], labels[rows], triggered[rows], schedule, generator, training.accomplice)
+            for each in training.optimizers.values():
+                each.zero_grad()
+            loss.backward()
+            for each in training.optimizers.values():
+                each.step()
+            progress("train", epoch * steps + step + 1, schedule.epochs * steps)
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise BadInputError(
+            f"the loss was not finite in epoch {epoch + 1} of {schedule.epochs}; lower the learning rate, which is "
+            f"{schedule.lr:g}"
+        )
 
 
 def _loss(

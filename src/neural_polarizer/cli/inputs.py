@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import typer
 
@@ -21,6 +21,7 @@ def given_words(context: typer.Context) -> list[str]:
     return [str(word) for word in words] if isinstance(words, list) else sys.argv[1:]
 
 
+@runtime_checkable
 class NamesModel(Protocol):
     """The options that say which model is meant and how its file is read."""
 

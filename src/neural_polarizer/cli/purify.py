@@ -57,7 +57,8 @@ from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.runs.fold import fold_run
 from neural_polarizer.runs.inspect import Evidence
-from neural_polarizer.runs.purify import REPORT, chosen_images, run_purify
+from neural_polarizer.runs.purification import Purification, chosen_images
+from neural_polarizer.runs.purify import REPORT, run_purify
 from neural_polarizer.scales import Scale
 
 
@@ -157,19 +158,10 @@ def purify(asked: PurifyOptions) -> None:
         defense = chosen_defense(wanted, profile, place)
     with result_folder(asked.out), bars(console, quiet=asked.quiet) as progress:
         record = run_purify(
-            given.loaded,
-            given.pool,
-            defense,
+            _job(asked, given, defense, wanted.method),
             asked.out,
-            method=wanted.method,
-            n_clean=asked.n_clean,
-            seed=asked.seed,
             device=place,
-            evidence=given.evidence,
-            mixture=given.mixture,
-            sources=given.sources,
             notes=notes,
-            force=asked.force,
             load_seconds=time.perf_counter() - started,
             command=["polarizer", *given_words(asked.context)],
             progress=progress,
@@ -233,6 +225,21 @@ def _read(asked: PurifyOptions) -> _Given:
         **({} if label is None else {"poison_label": label}),
     }
     return _Given(network, loaded, pool, poisoned, evidence, sources)
+
+
+def _job(asked: PurifyOptions, given: _Given, defense: Defense, method: str) -> Purification:
+    return Purification(
+        loaded=given.loaded,
+        pool=given.pool,
+        defense=defense,
+        method=method,
+        n_clean=asked.n_clean,
+        seed=asked.seed,
+        evidence=given.evidence,
+        sources=given.sources,
+        mixture=given.mixture,
+        force=asked.force,
+    )
 
 
 def _costs(asked: PurifyOptions, defense: Defense, given: _Given) -> list[str]:
