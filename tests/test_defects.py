@@ -10,7 +10,7 @@ from torch import nn
 
 import neural_polarizer.cli.demo as demo
 from benchmark_scripts import script
-from neural_polarizer.defenses import DEFAULT, CLP
+from neural_polarizer.defenses import CLP, DEFAULT
 from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.files import write_json
 from neural_polarizer.layer.polarizer import Polarizer
