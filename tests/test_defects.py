@@ -36,7 +36,7 @@ def test_a_run_of_another_revision_of_the_algorithm_is_another_run() -> None:
     )
     identity = job.identity(images)
     assert job.identity(images) == identity
-    for other in (replace(job, defense=RevisedCLP()), replace(job, defense=CLP(threshold=1.0)), replace(job, seed=1)):
+    for other in (replace(job, defense=RevisedCLP()), replace(job, defense=CLP(deviations=1.0)), replace(job, seed=1)):
         assert other.identity(images) != identity
 
 

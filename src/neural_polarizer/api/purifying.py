@@ -97,8 +97,9 @@ def purify(
     place, note = choose_device(None if device is None else str(device)), told(progress)
     if isinstance(method, Defense):
         _check_plain(target=target, preset=preset, scale=scale, profile=profile)
-    chosen_for = {"preset": preset, "scale": scale, "profile": profile, "place": place}
-    configured = partial(_configured, **chosen_for, site=site, settings=settings)
+    configured = partial(
+        _configured, preset=preset, scale=scale, profile=profile, place=place, site=site, settings=settings
+    )
     trial = configured(method, 0 if target == "auto" else target)  # tells wrong usage at once
     check_one_layer(check_module(model), inserts=trial.inserts)
     patient = admitted(model, images, device=place, force=force, batch_size=trial.at_once, progress=note)
