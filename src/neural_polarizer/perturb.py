@@ -87,8 +87,8 @@ def perturb(
     return delta.detach()
 
 
-def _share(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> float:
-    return float((logits.argmax(dim=1) == labels).float().mean())
+def _share(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Tensor:
+    return (logits.argmax(dim=1) == labels).float().mean()  # a tensor: compared with a threshold in its precision
 
 
 def stepped(
