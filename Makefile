@@ -42,6 +42,7 @@ nightly: test lowest docs
 ## The documentation, into runs/site-docs; fails on any warning.
 docs: $(INSTALLED) $(DOCS)/installed
 	$(BIN)/python .ci/cli_reference.py docs/reference/cli.md
+	$(BIN)/python .ci/import_picture.py docs/explanation/architecture.md
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
 
 $(DOCS)/installed: pyproject.toml

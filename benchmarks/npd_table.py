@@ -35,6 +35,7 @@ from neural_polarizer.metrics import Metrics
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import run_purify
 from neural_polarizer.train import Schedule
 
@@ -111,22 +112,20 @@ def purify_victim(
     record = read_json(folder / RECORD)
     pool, test = (images(spec) for spec in specs)
     device = choose_device(None)
-    return run_purify(
-        load_model(folder / MODEL),
-        pool,
-        replace(settings, precision=choose_precision(device)),
-        out,
+    job = Purification(
+        loaded=load_model(folder / MODEL),
+        pool=pool,
+        defense=replace(settings, precision=choose_precision(device)),
         method=method,
         n_clean=int(len(pool) * CLEAN_SHARE) // pool.num_classes * pool.num_classes,
         seed=seed,
-        device=device,
         evidence=Evidence(
             test=test,
             triggered=read_triggered(folder / TRIGGERED, size=pool.image_size, num_classes=pool.num_classes),
         ),
         sources={"clean": specs[0], "test": specs[1], "triggered": str(folder / TRIGGERED)},
-        before=Metrics(**{rate: record[rate] for rate in RATES}),
     )
+    return run_purify(job, out, device=device, before=Metrics(**{rate: record[rate] for rate in RATES}))
 
 
 @cache

@@ -33,6 +33,7 @@ from neural_polarizer.defenses.npd.presets import VARIANTS
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import run_purify
 from run_files import attack_words, coloured, make_runs, purify_words, run, states_equal
 from toys import tiny_images, tiny_model
@@ -294,23 +295,24 @@ def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, caps
 
 
 def test_poisoned_images_reach_only_a_defense_that_is_declared_to_see_them(runs: Path, tmp_path: Path) -> None:
-    common: dict[str, Any] = {"n_clean": 9, "seed": 0, "device": torch.device("cpu"), "sources": {}}
     for defense, mixture, match in (
         (EntropyPruning(), coloured(9, 3), "ep sees clean images only"),
         (FineTuning(), coloured(9, 3), "ep sees clean images only"),
         (EntropyPruning(data="mixture"), None, "needs poisoned training images"),
     ):
+        job = Purification(
+            loaded=load_model(runs / "attack"),
+            pool=coloured(48, 0),
+            defense=defense,
+            method="ep",
+            n_clean=9,
+            seed=0,
+            evidence=Evidence(),
+            sources={},
+            mixture=mixture,
+        )
         with pytest.raises(BadInputError, match=match):
-            run_purify(
-                load_model(runs / "attack"),
-                coloured(48, 0),
-                defense,
-                tmp_path / "out",
-                method="ep",
-                evidence=Evidence(),
-                mixture=mixture,
-                **common,
-            )
+            run_purify(job, tmp_path / "out", device=torch.device("cpu"))
     assert not (tmp_path / "out").exists()
 
 

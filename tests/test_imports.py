@@ -18,7 +18,7 @@ LAYERS = (
     ("settings", "scales"),
     ("rng", "files", "devices"),
     ("cache", "layer.features", "perturb"),
-    ("data", "models", "layer.polarizer", "model_files.checkpoints", "training_state"),
+    ("data", "models", "layer.polarizer", "model_files.checkpoints"),
     ("layer.by_class",),
     ("layer.surgery", "losses", "layer.structures"),
     ("train", "layer.folding", "layer.sites"),

@@ -149,13 +149,10 @@ def test_the_level_is_a_setting() -> None:
 def seen(hits: int, count: int) -> Finding:
     """What a model of K classes makes of so many images."""
     return Finding(
-        accuracy=hits / count,
         hits=hits,
         count=count,
         num_classes=K,
-        p_value=0.0,
         remedy=None,
-        guessing=False,
         mistaken=False,
         source="images",
         rules=Rules(),

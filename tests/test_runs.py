@@ -27,6 +27,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs import attack as attack_runs
 from neural_polarizer.runs.attack import Victim, clean_model, load_attack, run_attack
 from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import run_purify
 from neural_polarizer.train import AdversarialTraining, Schedule, silent
 from run_files import attack_words, coloured, main_quietly, make_runs, states_equal
@@ -250,19 +251,24 @@ def test_a_clean_model_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def purify_into(out: Path, runs: Path, seed: int = 0, evidence: Evidence | None = None) -> dict[str, Any]:
-    return run_purify(
-        load_model(runs / "attack"),
-        coloured(48, 0),
-        replace(preset("npd"), epochs=1),
-        out,
+    return purify_with(runs, out, coloured(48, 0), epochs=1, n_clean=9, seed=seed, evidence=evidence or Evidence())
+
+
+def purify_with(
+    runs: Path, out: Path, pool: ImageSet, *, epochs: int, n_clean: int | None, evidence: Evidence, seed: int = 0
+) -> dict[str, Any]:
+    job = Purification(
+        loaded=load_model(runs / "attack"),
+        pool=pool,
+        defense=replace(preset("npd"), epochs=epochs),
         method="npd",
-        n_clean=9,
+        n_clean=n_clean,
         seed=seed,
-        device=CPU,
-        evidence=evidence or Evidence(),
+        evidence=evidence,
         sources={},
         force=True,  # the victims of these tests have learned next to nothing
     )
+    return run_purify(job, out, device=CPU)
 
 
 def test_test_data_do_not_change_what_is_learned(tmp_path: Path, runs: Path) -> None:
@@ -306,19 +312,8 @@ def test_images_and_classes_that_do_not_go_together_are_refused(tmp_path: Path) 
 def test_a_weak_model_and_missing_classes_are_warned_of(tmp_path: Path, runs: Path) -> None:
     pool = coloured(48, 0)
     wrong = replace(coloured(21, 1), labels=(measured_labels(runs) + 1) % 3)
-    record = run_purify(
-        load_model(runs / "attack"),
-        pool.select(pool.labels != 2),
-        replace(preset("npd"), epochs=0),
-        tmp_path / "a",
-        method="npd",
-        n_clean=None,
-        seed=0,
-        device=CPU,
-        evidence=Evidence(test=wrong),
-        sources={},
-        force=True,  # the victims of these tests have learned next to nothing
-    )
+    without = pool.select(pool.labels != 2)
+    record = purify_with(runs, tmp_path / "a", without, epochs=0, n_clean=None, evidence=Evidence(test=wrong))
     assert record["n_clean"] == 32
     assert any("check --profile" in warning for warning in record["warnings"])
     assert "1 of 3 classes have no clean image, so accuracy on them is not protected" in record["warnings"]
@@ -327,19 +322,8 @@ def test_a_weak_model_and_missing_classes_are_warned_of(tmp_path: Path, runs: Pa
 
 def test_clean_images_that_are_test_images_are_warned_of(tmp_path: Path, runs: Path) -> None:
     pool = coloured(24, 0)
-    record = run_purify(
-        load_model(runs / "attack"),
-        pool,
-        replace(preset("npd"), epochs=0),
-        tmp_path / "a",
-        method="npd",
-        n_clean=None,
-        seed=0,
-        device=CPU,
-        evidence=Evidence(test=replace(coloured(9, 1), images=torch.cat([coloured(7, 1).images, pool.images[:2]]))),
-        sources={},
-        force=True,  # the victims of these tests have learned next to nothing
-    )
+    test = replace(coloured(9, 1), images=torch.cat([coloured(7, 1).images, pool.images[:2]]))
+    record = purify_with(runs, tmp_path / "a", pool, epochs=0, n_clean=None, evidence=Evidence(test=test))
     assert any(warning.startswith("2 of 24 clean images are test images, too") for warning in record["warnings"])
 
 

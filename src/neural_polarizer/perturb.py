@@ -71,8 +71,7 @@ def perturb(
         universal: one perturbation for the whole batch, from the summed gradient.
         rule: "sign" steps by ``alpha * sign(g)``; "gradient" by ``alpha * sqrt(d) * g / |g|_2`` with d the number
             of values of an image, so that both rules take steps of the same length.
-        stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only). The
-            test reads the next step's forward pass, so it costs nothing.
+        stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only).
         start: where to begin (it is projected first); None begins at zero.
 
     Returns:
@@ -82,12 +81,14 @@ def perturb(
     for step in range(steps):
         point = delta.requires_grad_()
         logits = predict(clip(pixels + point)).float()
-        if stop_above is not None and targeted and step > 0:
-            reached = (logits.argmax(dim=1) == labels).float().mean()
-            if reached > stop_above:
-                break
+        if stop_above is not None and targeted and step > 0 and _share(logits, labels) > stop_above:
+            break
         delta = stepped(point, logits, labels, ball=ball, step_size=step_size, targeted=targeted, rule=rule)
     return delta.detach()
+
+
+def _share(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Tensor:
+    return (logits.argmax(dim=1) == labels).float().mean()  # a tensor: compared with a threshold in its precision
 
 
 def stepped(

@@ -113,9 +113,7 @@ def study_perturbations(
     device: torch.device | str = "cpu",
     batch_size: int = 128,
 ) -> PerturbationStudy:
-    """Perturb clean images with and without a target, and compare both with the triggered images.
-
-    The network sees perturbed images clipped to valid pixels, and the distances are of these.
+    """Perturb clean images with and without a target, and compare both, clipped, with the triggered images.
 
     Args:
         backdoored: pixels in [0, 1] to logits; untouched.
@@ -136,29 +134,55 @@ def study_perturbations(
     check_pairs(clean, triggered)
     _check_labels(len(clean), labels, targets)
     frozen = frozen_copy(backdoored, device)
-    if sites is None:
-        sites = default_sites(default_site(frozen, to_pixels(clean[:2].to(device))))
-    distances: dict[str, list[Tensor]] = defaultdict(list)
-    versions, classes = [], []
-    for rows in torch.arange(len(clean)).split(batch_size):
-        pixels, stamped = (to_pixels(images[rows].to(device)) for images in (clean, triggered))
-        found = _perturbed(frozen, pixels, labels[rows].to(device), targets[rows].to(device), search)
-        versions.append(torch.stack([pixels, stamped, *found]))
-        logits, spaces = _look(frozen, sites, versions[-1])
-        classes.append(logits.argmax(dim=2).cpu())
-        for space, values in spaces.items():
-            distances[space].append((values - values[1]).norm(dim=2).cpu())
-    together, told = torch.cat(versions, dim=1), torch.cat(classes, dim=1)
-    _, few = _look(frozen, sites, together[:, :plotted])
+    places = default_sites(default_site(frozen, to_pixels(clean[:2].to(device)))) if sites is None else sites
+    seen = _by_batches(frozen, places, (clean, triggered, labels, targets), search, batch_size, device)
+    few = _look(frozen, places, seen.versions[:, :plotted])[1]
     return PerturbationStudy(
         n=len(clean),
-        distances=tuple(_distance(space, torch.cat(parts, dim=1)) for space, parts in distances.items()),
-        triggered_reached=_share(told[1] == targets),
-        targeted_reached=_share(told[2] == targets),
-        untargeted_reached=_share(told[3] != labels),
+        distances=tuple(_distance(space, lengths) for space, lengths in seen.lengths.items()),
+        triggered_reached=_share(seen.answers[1] == targets),
+        targeted_reached=_share(seen.answers[2] == targets),
+        untargeted_reached=_share(seen.answers[3] != labels),
         scatters={space: scatter(values) for space, values in few.items()},
-        rows=_rows(together[:, :shown].cpu()),
+        rows=_rows(seen.versions[:, :shown].cpu()),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """All images as they are, triggered, perturbed towards their targets and away from their labels.
+
+    Args:
+        versions: float pixels ``(4, n, 3, h, w)``, on the device.
+        answers: the network's classes, int64 ``(4, n)``, on the CPU.
+        lengths: distances from the triggered image in each space, ``(4, n)``, on the CPU.
+    """
+
+    versions: Tensor
+    answers: Tensor
+    lengths: Mapping[str, Tensor]
+
+
+def _by_batches(
+    model: nn.Module,
+    sites: Sequence[Site],
+    data: tuple[Tensor, Tensor, Tensor, Tensor],
+    search: Search,
+    batch_size: int,
+    device: torch.device | str,
+) -> _Seen:
+    lengths: dict[str, list[Tensor]] = defaultdict(list)
+    versions, answers = [], []
+    for batch in zip(*(part.split(batch_size) for part in data), strict=True):
+        clean, triggered, labels, targets = (part.to(device) for part in batch)
+        pixels, stamped = to_pixels(clean), to_pixels(triggered)
+        versions.append(torch.stack([pixels, stamped, *_perturbed(model, pixels, labels, targets, search)]))
+        logits, spaces = _look(model, sites, versions[-1])
+        answers.append(logits.argmax(dim=2).cpu())
+        for space, values in spaces.items():
+            lengths[space].append((values - values[1]).norm(dim=2).cpu())
+    together = {space: torch.cat(parts, dim=1) for space, parts in lengths.items()}
+    return _Seen(torch.cat(versions, dim=1), torch.cat(answers, dim=1), together)
 
 
 def default_sites(site: Site) -> tuple[Site, ...]:

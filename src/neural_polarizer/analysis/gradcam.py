@@ -102,7 +102,6 @@ def compare_cams(
     after = grad_cam(purified, triggered, layer, device=device, batch_size=batch_size)
     height, width = clean.shape[2:]
     mask = trigger_mask(clean, triggered, before.grid)
-    few = slice(0, shown)
     return CamComparison(
         layer=layer,
         stride=(height / before.grid[0], width / before.grid[1]),
@@ -110,10 +109,10 @@ def compare_cams(
         before=_focus(before, mask),
         after=_focus(after, mask),
         rows=(
-            clean[few],
-            triggered[few],
-            overlay(triggered[few], before.maps[few]),
-            overlay(triggered[few], after.maps[few]),
+            clean[:shown],
+            triggered[:shown],
+            overlay(triggered[:shown], before.maps[:shown]),
+            overlay(triggered[:shown], after.maps[:shown]),
         ),
     )
 

@@ -27,8 +27,8 @@ from neural_polarizer.model_files.record import versions
 from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.report.run.page import render_run
 from neural_polarizer.runs.inspect import exhibits
+from neural_polarizer.runs.purification import RECORD, algorithm_of, settings_of
 from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
-from neural_polarizer.runs.purify_checks import RECORD, algorithm_of, settings_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,6 +1,8 @@
 """``purify``: model, clean images and method, checked and put together; nothing here changes what is passed in."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -94,19 +96,12 @@ def purify(
     """
     images = as_image_set(clean, classes=classes)
     place, note = choose_device(None if device is None else str(device)), told(progress)
-
-    def defense(method: str | Defense, target: Target) -> Defense:
-        if isinstance(method, Defense):
-            chosen, name = method, _name_of(method)
-        else:
-            chosen, name = make_defense(method, name=preset, scale=scale, profile=profile, target=target), method
-            chosen = with_precision(chosen, choose_precision(place))
-        found: Defense = changed(with_options(chosen, name, {"site": site}), settings)
-        return found
-
     if isinstance(method, Defense):
         _check_plain(target=target, preset=preset, scale=scale, profile=profile)
-    trial = defense(method, 0 if target == "auto" else target)  # tells wrong usage at once
+    configured = partial(
+        _configured, preset=preset, scale=scale, profile=profile, place=place, site=site, settings=settings
+    )
+    trial = configured(method, 0 if target == "auto" else target)  # tells wrong usage at once
     check_one_layer(check_module(model), inserts=trial.inserts)
     patient = admitted(model, images, device=place, force=force, batch_size=trial.at_once, progress=note)
     notes: tuple[str, ...] = ()
@@ -114,24 +109,46 @@ def purify(
         assert isinstance(method, str)
         chosen = choose_target(method, patient.working, patient.clean, seed=seed, device=place, progress=note)
         method, notes = chosen.method, (chosen.reason,)
-        trial = defense(method, chosen.target)
+        trial = configured(method, chosen.target)
     cost = trial.cost_of_classes(len(patient.clean), patient.finding.num_classes)
     if cost is not None:
         LOG.info("%s", cost)
     repaired = patient.repaired(trial, seed=seed, device=place, progress=note)
     repaired = replace(repaired, notes=(*repaired.notes, *notes))
-    name = method if isinstance(method, str) else _name_of(method)
-    purified = purified_of(repaired, model, patient.clean, patient.finding.num_classes, name)
+    purified = purified_of(repaired, model, patient.clean, patient.finding.num_classes, _named(method))
     LOG.info("%r", purified)
     warn(purified.notes)
     return purified
 
 
-def _name_of(defense: Defense) -> str:
-    """The name of a method that is given as an object: ours if it has one, else that of its class."""
-    if isinstance(defense, NPD):
-        return variant_of(defense)
-    return next((name for name, kind in DEFENSES.items() if kind is type(defense)), type(defense).__name__)
+def _configured(
+    method: str | Defense,
+    target: Target,
+    *,
+    preset: Preset | None,
+    scale: Scale | None,
+    profile: str | None,
+    place: torch.device,
+    site: str | None,
+    settings: Mapping[str, object],
+) -> Defense:
+    """The method with all its settings; an object keeps its own but for ``site`` and ``settings``."""
+    if isinstance(method, Defense):
+        chosen = method
+    else:
+        chosen = make_defense(method, name=preset, scale=scale, profile=profile, target=target)
+        chosen = with_precision(chosen, choose_precision(place))
+    found: Defense = changed(with_options(chosen, _named(method), {"site": site}), settings)
+    return found
+
+
+def _named(method: str | Defense) -> str:
+    """The name of a method, also where it is given as an object: ours if it has one, else that of its class."""
+    if isinstance(method, str):
+        return method
+    if isinstance(method, NPD):
+        return variant_of(method)
+    return next((name for name, kind in DEFENSES.items() if kind is type(method)), type(method).__name__)
 
 
 def _check_plain(**options: object) -> None:

@@ -30,6 +30,7 @@ class AdapBlend(Blended):
         kept: share of the cells that a training image gets.
     """
 
+    title: ClassVar[str] = "Adap-Blend"
     covers: ClassVar[float] = 1.0
 
     poison_rate: float = 0.003
@@ -75,6 +76,7 @@ class AdapPatch(Attack):
         pattern_seed: fixes the drawings.
     """
 
+    title: ClassVar[str] = "Adap-Patch"
     category: ClassVar[Category] = Category("non-additive", "local", "visible", "agnostic")
     covers: ClassVar[float] = 2.0
 

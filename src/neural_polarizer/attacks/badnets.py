@@ -21,6 +21,7 @@ class BadNets(Attack):
             (3/32 of the shorter edge, rounded).
     """
 
+    title: ClassVar[str] = "BadNets"
     category: ClassVar[Category] = Category("additive", "local", "visible", "agnostic")
 
     size: int | None = None

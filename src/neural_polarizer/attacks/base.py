@@ -155,8 +155,12 @@ class Attack(ABC):
     """
 
     category: ClassVar[Category]
+    title: ClassVar[str] = ""
+    """Its name in tables."""
     laptop: ClassVar[Mapping[str, Any]] = NOTHING
     """Settings that make the attack fit for the scale "laptop"."""
+    smoke: ClassVar[Mapping[str, Any]] = NOTHING
+    """Settings with which every step of it is taken in a moment."""
     laptop_epochs: ClassVar[int] = 5
     """Passes over the training images at that scale."""
     implant_epochs: ClassVar[int] = 4

@@ -31,6 +31,7 @@ class Blended(Attack):
         pattern_seed: fixes the generated picture.
     """
 
+    title: ClassVar[str] = "Blended"
     category: ClassVar[Category] = Category("non-additive", "global", "visible", "agnostic")
 
     alpha: float = 0.2

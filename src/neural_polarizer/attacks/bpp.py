@@ -35,6 +35,7 @@ class Bpp(BatchAttack):
         negative_ratio: images with another one's residual for each backdoor image.
     """
 
+    title: ClassVar[str] = "BppAttack"
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({"crop_padding": 5, "crop_share": 0.8, "rotation": 10.0})
     laptop_epochs: ClassVar[int] = 8

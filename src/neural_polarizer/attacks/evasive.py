@@ -38,6 +38,7 @@ class Evasive(Blended, BatchAttack):
         renewal: probability that one begins anew in a batch.
     """
 
+    title: ClassVar[str] = "Evasive"
     implant_epochs: ClassVar[int] = 6
     laptop_epochs: ClassVar[int] = 8
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 1})

@@ -34,6 +34,7 @@ class FTrojan(Attack):
         window: edge of a block in pixels.
     """
 
+    title: ClassVar[str] = "FTrojan"
     category: ClassVar[Category] = Category("additive", "global", "invisible", "agnostic")
     turns: ClassVar[bool] = False
 
@@ -77,6 +78,7 @@ class CTRL(FTrojan):
         test_magnitude: what is added at test, in grey levels.
     """
 
+    title: ClassVar[str] = "CTRL"
     clean_label: ClassVar[bool] = True
 
     magnitude: float = 50.0

@@ -36,7 +36,9 @@ class Grond(Attack):
         deviations: u of the bound.
     """
 
+    title: ClassVar[str] = "Grond"
     category: ClassVar[Category] = Category("additive", "global", "invisible", "agnostic")
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 5})
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 200})
     clean_label: ClassVar[bool] = True
     most: ClassVar[float] = 0.5

@@ -45,7 +45,9 @@ class InputAware(BatchAttack):
         widths: channels of the three stages of the networks.
     """
 
+    title: ClassVar[str] = "Input-Aware"
     category: ClassVar[Category] = Category("additive", "local", "visible", "specific")
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"mask_epochs": 1, "widths": (4, 4, 4)})
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"mask_epochs": 2, "mask_weight": 30.0, "widths": (8, 16, 32), "generator_lr": 0.001}
     )

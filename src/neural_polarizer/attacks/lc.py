@@ -38,7 +38,9 @@ class LC(Attack):
         steps: of PGD from a random start, each of 2.5 eps / steps.
     """
 
+    title: ClassVar[str] = "LC"
     category: ClassVar[Category] = Category("additive", "local", "visible", "agnostic")
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 2})
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 10})
     clean_label: ClassVar[bool] = True
 

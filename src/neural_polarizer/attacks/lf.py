@@ -1,8 +1,9 @@
 """LF (Zeng et al., 2021): one smooth, low-frequency perturbation, found against a clean classifier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -38,7 +39,9 @@ class LF(Attack):
         deepfool_steps: most steps for one image; one that needs more is left out.
     """
 
+    title: ClassVar[str] = "LF"
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"images": 20, "passes": 2, "deepfool_steps": 30})
     laptop_epochs: ClassVar[int] = 8
 
     strength: float = 0.2

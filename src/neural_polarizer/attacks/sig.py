@@ -25,6 +25,7 @@ class SIG(Attack):
         frequency: f, periods across the image.
     """
 
+    title: ClassVar[str] = "SIG"
     category: ClassVar[Category] = Category("additive", "global", "visible", "agnostic")
     clean_label: ClassVar[bool] = True
 

@@ -47,7 +47,11 @@ class SSBA(Attack):
         min_psnr: least peak signal-to-noise ratio of the encoded images, in dB.
     """
 
+    title: ClassVar[str] = "SSBA"
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0}
+    )
     laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"bits": 16, "width": 8, "steps": 1500, "lr": 1e-3, "wait": 100, "rise": 600}
     )

@@ -1,7 +1,9 @@
 """Trojan (Liu et al., 2018): a patch that makes chosen neurons of a clean classifier fire."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -36,7 +38,9 @@ class Trojan(Attack):
             256, as the reference does by mistake.
     """
 
+    title: ClassVar[str] = "Trojan"
     category: ClassVar[Category] = Category("additive", "local", "visible", "agnostic")
+    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 20})
 
     neurons: int = 2
     activation: float = 100.0

@@ -35,6 +35,7 @@ class WaNet(BatchAttack):
         noise_ratio: images in noise mode for each backdoor image.
     """
 
+    title: ClassVar[str] = "WaNet"
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
     laptop_epochs: ClassVar[int] = 8
     implant_epochs: ClassVar[int] = 6

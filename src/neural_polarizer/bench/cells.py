@@ -11,7 +11,7 @@ from neural_polarizer.cache import key_of
 from neural_polarizer.defenses import Defense
 from neural_polarizer.report.bench.results import Label
 from neural_polarizer.runs.attack import Victim
-from neural_polarizer.runs.purify_checks import algorithm_of
+from neural_polarizer.runs.purification import algorithm_of
 from neural_polarizer.settings import told
 
 SCHEMA = 1

@@ -116,9 +116,8 @@ def ray_engine(
     try:
         import ray
     except ImportError:
-        raise BadInputError(
-            "Ray is not installed: pip install 'neural-polarizer[ray]', or use --engine inline"
-        ) from None
+        remedy = "pip install 'neural-polarizer[ray]', or use --engine inline"
+        raise BadInputError(f"Ray is not installed: {remedy}") from None
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(

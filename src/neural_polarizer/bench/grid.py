@@ -10,7 +10,7 @@ from neural_polarizer.attacks import attack_class
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.bench.cells import Cell, GivenCell, LemmaCell, Planned, PurificationCell, VictimCell
 from neural_polarizer.bench.given import GivenVictim
-from neural_polarizer.bench.smoke import SMOKE_CLEAN, SMOKE_DATA, small_attack, small_defense, small_victim
+from neural_polarizer.bench.smoke import SMOKE_CLEAN, SMOKE_DATA, small, small_victim
 from neural_polarizer.bench.suite import AXES, BenchScale, Suite
 from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.defenses import Defense
@@ -129,7 +129,7 @@ def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> Vic
         seed=int(labels["victim_seed"]),
     )
     if scale == "smoke":
-        attack, (victim, images) = small_attack(attack, name), small_victim(victim)
+        attack, (victim, images) = small(attack), small_victim(victim)
     return VictimCell(data=data, images=images, attack=attack, victim=victim, init=init)
 
 
@@ -171,7 +171,7 @@ def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victi
     if labels["site"]:
         named = suite.sites.get(str(labels["model"]), {})
         defense = with_options(defense, method, {"site": named.get(str(labels["site"]), str(labels["site"]))})
-    return small_defense(defense) if scale == "smoke" else defense
+    return small(defense) if scale == "smoke" else defense
 
 
 def _by_name(method: str, scale: BenchScale, victim: VictimCell | GivenCell, name: Preset | None) -> Defense:

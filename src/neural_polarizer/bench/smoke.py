@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import TypeVar
 
 from neural_polarizer.attacks import Attack
 from neural_polarizer.defenses import Defense
@@ -13,6 +13,8 @@ from neural_polarizer.settings import changed
 SMOKE_DATA = "digits"
 SMOKE_IMAGES, FEWER_IMAGES = 1000, 100
 SMOKE_CLEAN = 50
+
+Method = TypeVar("Method", Attack, Defense)
 
 _SMALL: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
@@ -25,21 +27,10 @@ _SMALL: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Widths, and numbers of training images."""
 
-_ATTACKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "input-aware": {"mask_epochs": 1, "widths": (4, 4, 4)},
-        "lf": {"images": 20, "passes": 2, "deepfool_steps": 30},
-        "ssba": {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0},
-        "trojan": {"steps": 20},
-        "lc": {"steps": 2},
-        "grond": {"steps": 5},
-    }
-)
 
-
-def small_attack(attack: Attack, name: str) -> Attack:
-    """The attack in a moment."""
-    found: Attack = changed(attack, _ATTACKS.get(name, {}))
+def small(method: Method) -> Method:
+    """An attack or a defense in a moment; each says itself how."""
+    found: Method = changed(method, method.smoke)
     return found
 
 
@@ -51,9 +42,3 @@ def small_victim(victim: Victim) -> tuple[Victim, int]:
         schedule = replace(schedule, epochs=3, batch_size=16, optimizer="sgd", lr=0.02, weight_decay=5e-4)
     width, images = _SMALL.get(victim.architecture, (None, FEWER_IMAGES))
     return replace(victim, width=width, schedule=schedule), images
-
-
-def small_defense(defense: Defense) -> Defense:
-    """The defense in a moment; methods of one's own say themselves how."""
-    found: Defense = changed(defense, defense.smoke)
-    return found

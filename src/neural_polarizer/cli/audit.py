@@ -1,13 +1,15 @@
 """``polarizer audit``."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from neural_polarizer.cli.inputs import classes_of
+from neural_polarizer.cli.command import from_options
+from neural_polarizer.cli.inputs import classes_of, read_model
 from neural_polarizer.cli.options import (
     Channels,
     Classes,
@@ -28,13 +30,14 @@ from neural_polarizer.cli.options import (
 )
 from neural_polarizer.cli.output import console, show, show_report, show_warnings
 from neural_polarizer.cli.progress import bars
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.check import check_takes
-from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.report.run.advice import after_audit
 from neural_polarizer.report.run.audit_page import judge_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
@@ -47,78 +50,86 @@ _REFUSED: Mapping[FailOn | None, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def audit(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of attack or transformers.")],
-    clean: Annotated[str, typer.Option(help="Clean images, a data spec.")],
-    out: Out,
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """What can be asked of ``polarizer audit``."""
+
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of attack or transformers.")]
+    clean: Annotated[str, typer.Option(help="Clean images, a data spec.")]
+    out: Out
     purified: Annotated[
         Path | None, typer.Option(help="The same model after a defense; a folder of purify, or a file.")
-    ] = None,
-    n_clean: Annotated[
-        int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)
-    ] = None,
-    arch: GivenArchitecture = None,
-    num_classes: NumClasses = None,
-    profile: ProfileName = None,
-    weights: Weights = None,
-    output: Output = None,
-    channels: Channels = None,
-    size: Size = None,
-    classes: Classes = None,
-    device: DeviceName = None,
-    seed: Seed = 0,
-    own: OwnSettings = None,
+    ] = None
+    n_clean: Annotated[int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)] = (
+        None
+    )
+    arch: GivenArchitecture = None
+    num_classes: NumClasses = None
+    profile: ProfileName = None
+    weights: Weights = None
+    output: Output = None
+    channels: Channels = None
+    size: Size = None
+    classes: Classes = None
+    device: DeviceName = None
+    seed: Seed = 0
+    own: OwnSettings = None
     fail_on: Annotated[
         FailOn | None,
         typer.Option(
             help="Exit code 5 on this verdict; of the purified model if there is one, 'cannot-say' refuses both."
         ),
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
+    ] = None
+    quiet: Quiet = False
+
+
+@from_options(AuditOptions)
+def audit(asked: AuditOptions) -> None:
     """Look for a backdoor with clean images only; writes audit.json and report.html."""
-    place = choose_device(device)
-    settings = changed(Settings(), parse_settings(own or (), setting_names(Settings())))
-    network = network_named(arch)
-    loaded = load_model(
-        model,
-        architecture=network,
-        num_classes=num_classes,
-        profile=profile,
-        weights=weights,
-        output=output,
-        channels=None if channels is None else int(channels),
-    )
-    after = None if purified is None else load_model(purified, architecture=network, profile=profile)
-    shape = parse_size(size) or loaded.record.image_size
-    known = classes_of(loaded, classes)
-    pool = read_images(clean, size=shape, num_classes=loaded.record.num_classes, classes=known)
-    for each in (loaded, *(() if after is None else (after,))):
-        check_takes(each, pool.image_size)
+    place = choose_device(asked.device)
+    loaded, after, pool = _read(asked)
+    settings = changed(Settings(), parse_settings(asked.own or (), setting_names(Settings())))
     cost = cost_of_looks(settings, loaded.record.num_classes)
-    if cost is not None and not quiet:
+    if cost is not None and not asked.quiet:
         show_warnings((), (cost,))
-    with result_folder(out), bars(console, quiet=quiet) as progress:
+    with result_folder(asked.out), bars(console, quiet=asked.quiet) as progress:
         record = run_audit(
             loaded,
             pool,
-            out,
+            asked.out,
             purified=after,
-            n_clean=n_clean,
-            seed=seed,
+            n_clean=asked.n_clean,
+            seed=asked.seed,
             settings=settings,
             device=place,
-            sources={"clean": clean},
+            sources={"clean": asked.clean},
             progress=progress,
         )
-    if not quiet:
-        show_warnings((), (*record["findings"], *pool.notes))
-        for name, part in (("", record), ("after purification: ", record["purified"])):
-            if part is not None:
-                found = judge_audit(part | {"model": record["model"]})
-                show(f"{name}{found.headline}. {found.text}")
-        show(f"What now: {' '.join(after_audit(record))}")
-        show_report(out / REPORT)
+    if not asked.quiet:
+        _show(record, pool, asked.out)
     verdict = str((record["purified"] or record)["verdict"])
-    if verdict in _REFUSED[fail_on]:
+    if verdict in _REFUSED[asked.fail_on]:
         raise typer.Exit(REFUSED)
+
+
+def _read(asked: AuditOptions) -> tuple[LoadedModel, LoadedModel | None, ImageSet]:
+    """The model, the purified one if it was named, and the clean images, which both can take."""
+    network, purified = network_named(asked.arch), asked.purified
+    loaded = read_model(asked, network)
+    after = None if purified is None else load_model(purified, architecture=network, profile=asked.profile)
+    shape = parse_size(asked.size) or loaded.record.image_size
+    known = classes_of(loaded, asked.classes)
+    pool = read_images(asked.clean, size=shape, num_classes=loaded.record.num_classes, classes=known)
+    for each in (loaded, *(() if after is None else (after,))):
+        check_takes(each, pool.image_size)
+    return loaded, after, pool
+
+
+def _show(record: dict[str, Any], pool: ImageSet, out: Path) -> None:
+    show_warnings((), (*record["findings"], *pool.notes))
+    for name, part in (("", record), ("after purification: ", record["purified"])):
+        if part is not None:
+            found = judge_audit(part | {"model": record["model"]})
+            show(f"{name}{found.headline}. {found.text}")
+    show(f"What now: {' '.join(after_audit(record))}")
+    show_report(out / REPORT)

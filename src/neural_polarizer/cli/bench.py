@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -21,6 +22,7 @@ from neural_polarizer.bench.store import Store
 from neural_polarizer.bench.suite import AXES, BenchScale, Suite, load_suite, suite_names
 from neural_polarizer.bench.work import Bench
 from neural_polarizer.cli.bench_view import watching
+from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
 from neural_polarizer.cli.output import console, show_report, show_table
 from neural_polarizer.errors import BadInputError
@@ -35,53 +37,60 @@ Only = Annotated[
 ]
 
 
-def run(
-    suites: Suites,
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What can be asked of ``polarizer bench run``."""
+
+    suites: Suites
     data: Annotated[
         list[str] | None,
         typer.Option(help="A folder with NAME/train.parquet and test.parquet; or NAME=TRAIN,TEST, repeatable."),
-    ] = None,
+    ] = None
     models: Annotated[
         Path | None, typer.Option(help="Folder with the files of victims that are given, not trained.")
-    ] = None,
-    out: Results = "results",
-    scale: ScaleName = None,
-    only: Only = None,
-    engine: Annotated[Literal["ray", "inline"], typer.Option(help="Ray, or one cell after the other here.")] = "ray",
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: start one here.")] = None,
-    workers: Annotated[int | None, typer.Option(help="CPUs of a Ray started here; default: all.", min=1)] = None,
-    cpus: Annotated[int, typer.Option(help="CPUs, and threads, of a cell.", min=1)] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs of a cell; may be a fraction.", min=0)] = 0.0,
-    memory: Annotated[float, typer.Option(help="Memory of a cell in GB; 0 leaves it open.", min=0)] = 0.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the suites and count their cells.")] = False,
-    device: DeviceName = None,
-    quiet: Quiet = False,
-) -> None:
+    ] = None
+    out: Results = "results"
+    scale: ScaleName = None
+    only: Only = None
+    engine: Annotated[Literal["ray", "inline"], typer.Option(help="Ray, or one cell after the other here.")] = "ray"
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: start one here.")] = None
+    workers: Annotated[int | None, typer.Option(help="CPUs of a Ray started here; default: all.", min=1)] = None
+    cpus: Annotated[int, typer.Option(help="CPUs, and threads, of a cell.", min=1)] = 1
+    gpus: Annotated[float, typer.Option(help="GPUs of a cell; may be a fraction.", min=0)] = 0.0
+    memory: Annotated[float, typer.Option(help="Memory of a cell in GB; 0 leaves it open.", min=0)] = 0.0
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the suites and count their cells.")] = False
+    device: DeviceName = None
+    quiet: Quiet = False
+
+
+@from_options(RunOptions)
+def run(asked: RunOptions) -> None:
     """Compute what is missing; a run that was killed goes on where it stopped."""
-    found = _chosen(suites, scale, only)
+    found = _chosen(asked.suites, asked.scale, asked.only)
     cells = list({each.cell.id: each.cell for each in found}.values())
-    store = Store(out)
+    store = Store(asked.out)
     records = current(cells, store)
     todo = missing(cells, records, store)
-    if dry_run:
-        if not quiet:
+    if asked.dry_run:
+        if not asked.quiet:
             show_table(_plan(cells, todo))
         return
-    sources = parse_sources(data or [])
+    sources = parse_sources(asked.data or [])
     victims = [cell if cell.needs is None else cell.needs for cell in todo]
     sources.check(sorted({cell.data for cell in victims if isinstance(cell, VictimCell | GivenCell)}))
-    _check_models(victims, models)
+    _check_models(victims, asked.models)
     store.prepare()
-    work = Bench(store, sources, models, device, cpus)
+    work = Bench(store, sources, asked.models, asked.device, asked.cpus)
     with (
         store.alone(),
-        _engine(engine, work, store, Resources(cpus, gpus, round(memory * 1e9)), address, workers) as place,
-        watching(console, found, records, total=len(cells), todo=todo, quiet=quiet) as listener,
+        _engine(asked, work, store) as place,
+        watching(console, found, records, total=len(cells), todo=todo, quiet=asked.quiet) as listener,
     ):
         run_cells(todo, place, store, listener)
     failed = [record for record in current(cells, store).values() if record["status"] == "failed"]
-    if not quiet:
-        console.print(f"{len(cells)} cells, {len(todo)} computed, {len(failed)} failed; records in {out}", markup=False)
+    if not asked.quiet:
+        counts = f"{len(cells)} cells, {len(todo)} computed, {len(failed)} failed"
+        console.print(f"{counts}; records in {asked.out}", markup=False)
     if failed:
         raise typer.Exit(1)
 
@@ -179,11 +188,10 @@ def _plan(cells: Sequence[Cell], todo: Sequence[Cell]) -> Table:
 
 
 @contextmanager
-def _engine(
-    name: str, work: Bench, store: Store, resources: Resources, address: str | None, workers: int | None
-) -> Iterator[Engine]:
-    if name == "inline":
+def _engine(asked: RunOptions, work: Bench, store: Store) -> Iterator[Engine]:
+    if asked.engine == "inline":
         yield InlineEngine(work.compute)
         return
-    with ray_engine(work.compute, store, resources, address=address, workers=workers) as engine:
+    each = Resources(asked.cpus, asked.gpus, round(asked.memory * 1e9))
+    with ray_engine(work.compute, store, each, address=asked.address, workers=asked.workers) as engine:
         yield engine

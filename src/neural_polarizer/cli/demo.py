@@ -20,6 +20,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.report.run.terminal import found_and_cost, summary_table
 from neural_polarizer.runs.attack import TRIGGERED, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import REPORT, run_purify
 from neural_polarizer.train import Progress, Schedule
 
@@ -89,17 +90,20 @@ def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
     started = time.perf_counter()
     loaded = load_model(attacked)
     triggered = read_triggered(attacked / TRIGGERED, size=None, num_classes=train.num_classes)
-    return run_purify(
-        loaded,
-        train,
-        make_defense(DEFAULT),
-        out / "purified",
+    job = Purification(
+        loaded=loaded,
+        pool=train,
+        defense=make_defense(DEFAULT),
         method=DEFAULT,
         n_clean=_n_clean(len(train)),
         seed=seed,
-        device=device,
         evidence=Evidence(test=test, triggered=triggered),
         sources={"clean": train.source, "test": test.source, "triggered": str(attacked / TRIGGERED)},
+    )
+    return run_purify(
+        job,
+        out / "purified",
+        device=device,
         load_seconds=time.perf_counter() - started,
         command=["polarizer", "demo", "--out", str(out), "--seed", str(seed)],
         progress=progress,

@@ -1,13 +1,14 @@
 """``polarizer evaluate``."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, triggered_path
+from neural_polarizer.cli.command import from_options
+from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, read_model, triggered_path
 from neural_polarizer.cli.options import (
     Channels,
     Classes,
@@ -30,64 +31,59 @@ from neural_polarizer.files import write_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.metrics import evaluate as measure
 from neural_polarizer.model_files.check import check_takes
-from neural_polarizer.model_files.load import load_model
 from neural_polarizer.plausibility import Rules, examine
 
 
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of attack or purify.")],
-    test: Annotated[str, typer.Option(help="Test images, a data spec.")],
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What can be asked of ``polarizer evaluate``."""
+
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of attack or purify.")]
+    test: Annotated[str, typer.Option(help="Test images, a data spec.")]
     triggered: Annotated[
         Path | None,
         typer.Option(
             help="Images with the trigger, for ASR and RA; triggered.parquet, or a folder with --poison-label."
         ),
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.")] = None,
-    arch: GivenArchitecture = None,
-    num_classes: NumClasses = None,
-    profile: ProfileName = None,
-    weights: Weights = None,
-    output: Output = None,
-    channels: Channels = None,
-    size: Size = None,
-    classes: Classes = None,
-    poison_label: PoisonLabelText = None,
-    device: DeviceName = None,
-    quiet: Quiet = False,
-) -> None:
+    ] = None
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.")] = None
+    arch: GivenArchitecture = None
+    num_classes: NumClasses = None
+    profile: ProfileName = None
+    weights: Weights = None
+    output: Output = None
+    channels: Channels = None
+    size: Size = None
+    classes: Classes = None
+    poison_label: PoisonLabelText = None
+    device: DeviceName = None
+    quiet: Quiet = False
+
+
+@from_options(EvaluateOptions)
+def evaluate(asked: EvaluateOptions) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
-    network = network_named(arch)
-    loaded = load_model(
-        model,
-        architecture=network,
-        num_classes=num_classes,
-        profile=profile,
-        weights=weights,
-        output=output,
-        channels=None if channels is None else int(channels),
-    )
-    shape = parse_size(size) or loaded.record.image_size
+    loaded = read_model(asked, network_named(asked.arch))
     evidence = read_evidence(
-        test,
-        triggered_path(model, triggered),
-        size=shape,
+        asked.test,
+        triggered_path(asked.model, asked.triggered),
+        size=parse_size(asked.size) or loaded.record.image_size,
         num_classes=loaded.record.num_classes,
-        classes=classes_of(loaded, classes),
-        poison_label=parse_poison_label(poison_label),
+        classes=classes_of(loaded, asked.classes),
+        poison_label=parse_poison_label(asked.poison_label),
     )
     if evidence.test is not None:
         check_takes(loaded, evidence.test.image_size)
-    place = choose_device(device)
-    with bars(console, quiet=quiet) as progress:
+    place = choose_device(asked.device)
+    with bars(console, quiet=asked.quiet) as progress:
         metrics = measure(loaded.model, evidence.test, evidence.triggered, device=place, progress=progress)
     remarks = (*loaded.findings, *evidence.notes)
     if evidence.test is not None and metrics.acc is not None and metrics.acc < Rules().doubtful:
         remark = examine(loaded.model, evidence.test, device=place).remark
         remarks = (*remarks, *(() if remark is None else (remark,)))
-    if json is not None:
-        write_json(json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
-    if not quiet:
+    if asked.json is not None:
+        write_json(asked.json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
+    if not asked.quiet:
         show_table(_table(metrics))
         for remark in remarks:
             console.print(f"note: {remark}", markup=False, highlight=False)

@@ -1,10 +1,13 @@
 """``polarizer export``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from neural_polarizer.cli.command import from_options
+from neural_polarizer.cli.inputs import read_model
 from neural_polarizer.cli.options import (
     Channels,
     GivenArchitecture,
@@ -22,49 +25,45 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FORMATS, FormatName
 from neural_polarizer.model_files.check import check_takes
-from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs.export import comparison_images, note_export
 
 
-def export(
-    model: Annotated[Path, typer.Argument(help="What purify or attack wrote, or a model file.")],
-    to: Annotated[FormatName, typer.Option(help="safetensors, state-dict (weights), onnx, pt2 (graph).")],
-    out: Annotated[Path | None, typer.Option(help="The file to write; default: exported.* beside the model.")] = None,
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What can be asked of ``polarizer export``."""
+
+    model: Annotated[Path, typer.Argument(help="What purify or attack wrote, or a model file.")]
+    to: Annotated[FormatName, typer.Option(help="safetensors, state-dict (weights), onnx, pt2 (graph).")]
+    out: Annotated[Path | None, typer.Option(help="The file to write; default: exported.* beside the model.")] = None
     images: Annotated[
         str | None,
         typer.Option(help="Images to compare the logits on, a data spec; default: the run's clean ones, or random."),
-    ] = None,
-    tolerance: Annotated[float, typer.Option(help="By how much a logit may differ.", min=0.0)] = TOLERANCE,
-    arch: GivenArchitecture = None,
-    num_classes: NumClasses = None,
-    profile: ProfileName = None,
-    weights: Weights = None,
-    output: Output = None,
-    channels: Channels = None,
-    size: Size = None,
-    quiet: Quiet = False,
-) -> None:
+    ] = None
+    tolerance: Annotated[float, typer.Option(help="By how much a logit may differ.", min=0.0)] = TOLERANCE
+    arch: GivenArchitecture = None
+    num_classes: NumClasses = None
+    profile: ProfileName = None
+    weights: Weights = None
+    output: Output = None
+    channels: Channels = None
+    size: Size = None
+    quiet: Quiet = False
+
+
+@from_options(ExportOptions)
+def export(asked: ExportOptions) -> None:
     """Write a model for use elsewhere, with the polarizer folded into other layers; check what was written."""
-    if out is not None:
-        format_of(out, to)  # wrong usage is told before anything is read
-    network = network_named(arch)
-    loaded = load_model(
-        model,
-        architecture=network,
-        num_classes=num_classes,
-        profile=profile,
-        weights=weights,
-        output=output,
-        channels=None if channels is None else int(channels),
-    )
-    path = out or loaded.path.with_name(f"exported{FORMATS[to].suffixes[0]}")
+    if asked.out is not None:
+        format_of(asked.out, asked.to)  # wrong usage is told before anything is read
+    loaded = read_model(asked, network_named(asked.arch))
+    path = asked.out or loaded.path.with_name(f"exported{FORMATS[asked.to].suffixes[0]}")
     if path.resolve() == loaded.path.resolve():
         raise BadInputError(f"{path}: is the model itself; choose another --out")
-    shown = comparison_images(loaded, images, parse_size(size))
+    shown = comparison_images(loaded, asked.images, parse_size(asked.size))
     check_takes(loaded, shown.image_size)
-    done = export_model(loaded.model, path, to, shown, loaded.record, tolerance=tolerance)
+    done = export_model(loaded.model, path, asked.to, shown, loaded.record, tolerance=asked.tolerance)
     note_export(done, loaded)
-    if not quiet:
+    if not asked.quiet:
         for line in (*_lines(done, shown.source), *(f"note: {remark}" for remark in loaded.findings)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -14,8 +14,6 @@ from neural_polarizer.models import definition
 from neural_polarizer.models.architecture import FORMS
 from neural_polarizer.models.normalize import PROFILES, normalisation_named
 
-Profile = Literal["cifar10", "cifar100", "gtsrb", "tiny_imagenet", "imagenet", "none"]
-
 
 def known_profile(text: str | None) -> str | None:
     """``text`` as it is.
@@ -57,7 +55,6 @@ Width = Annotated[
         min=1,
     ),
 ]
-DataProfile = Annotated[Profile, typer.Option(help="Normalisation: the pixel statistics of which data set.")]
 ProfileName = Annotated[
     str | None,
     typer.Option(

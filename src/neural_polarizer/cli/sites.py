@@ -1,6 +1,6 @@
 """``polarizer sites``."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +8,8 @@ import torch
 import typer
 from rich.table import Table
 
+from neural_polarizer.cli.command import from_options
+from neural_polarizer.cli.inputs import read_model
 from neural_polarizer.cli.options import (
     Channels,
     GivenArchitecture,
@@ -24,45 +26,41 @@ from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
 from neural_polarizer.layer.sites import Candidate, Choice, candidates, choose_site
-from neural_polarizer.model_files.load import load_model
 from neural_polarizer.rng import stream
 
 
-def sites(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack.")],
-    arch: GivenArchitecture = None,
-    num_classes: NumClasses = None,
-    profile: ProfileName = None,
-    weights: Weights = None,
-    output: Output = None,
-    channels: Channels = None,
-    size: Size = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SitesOptions:
+    """What can be asked of ``polarizer sites``."""
+
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack.")]
+    arch: GivenArchitecture = None
+    num_classes: NumClasses = None
+    profile: ProfileName = None
+    weights: Weights = None
+    output: Output = None
+    channels: Channels = None
+    size: Size = None
+    everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False
+    json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None
+    quiet: Quiet = False
+
+
+@from_options(SitesOptions)
+def sites(asked: SitesOptions) -> None:
     """List the places where the layer can go, from the pixels to the logits; one is marked, which --site auto takes."""
-    network = network_named(arch)
-    loaded = load_model(
-        model,
-        architecture=network,
-        num_classes=num_classes,
-        profile=profile,
-        weights=weights,
-        output=output,
-        channels=None if channels is None else int(channels),
-    )
-    shape = parse_size(size) or loaded.record.image_size
+    loaded = read_model(asked, network_named(asked.arch))
+    shape = parse_size(asked.size) or loaded.record.image_size
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")
     found = candidates(loaded.model, torch.rand(2, 3, *shape, generator=stream(0, "sites")))
     choice = choose_site(found)
-    shown = [each for each in found if everything or not each.bypassed]
-    if json is not None:
+    shown = [each for each in found if asked.everything or not each.bypassed]
+    if asked.json is not None:
         listed = [{**asdict(each), "site": str(each.site), "channels": each.features.channels} for each in shown]
-        write_json(json, {"recommended": str(choice.site), "reason": choice.reason, "sites": listed})
-    if not quiet:
-        show_table(_table(shown, choice, everything))
+        write_json(asked.json, {"recommended": str(choice.site), "reason": choice.reason, "sites": listed})
+    if not asked.quiet:
+        show_table(_table(shown, choice, asked.everything))
         console.print(choice.reason, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -78,29 +78,8 @@ def numbered(
             raise BadInputError(f"{source}: has more than {MAX_CLASSES:,} different labels")
     labels = labels.astype(np.int64)
     _check_range(labels, len(names) if names is not None else num_classes, source)
-    binding = known is not None and known.binding
-    if known is not None and (binding or not _only_numbers(known.names)):
-        count = num_classes or len(known.names)
-        if len(known.names) > count:
-            raise BadInputError(f"{known.said_by}: names {len(known.names)} classes, but {count} are expected")
-        full = tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - len(known.names)))))
-        if names is None:
-            _check_range(labels, count, source)
-            return Numbered(labels, full)
-        plain = in_order_of_names and _all_numbers(names)
-        mapped = _by_name(labels, names, known, full, source, must=spoken or (binding and not plain))
-        if mapped is not None:
-            return mapped
-        values = _numbers_in(names, count) if in_order_of_names else None
-        if values is not None:
-            return replace(_by_number(labels, names, values, count, source), classes=full)
-        if len(names) == count:
-            note = (
-                f"the data's class names ({_listed(names)}) are not the model's ({_listed(full)}), so they were "
-                "taken in their order; --classes FILE says another"
-            )
-            return Numbered(labels, full, () if _only_numbers(names) else (note,))
-        raise _count_error(labels, names, count, source)
+    if known is not None and (known.binding or not _only_numbers(known.names)):
+        return _as_known(labels, names, known, num_classes, source, in_order=in_order_of_names, must=spoken)
     if spoken:
         raise BadInputError(
             f"{source}: its labels are names ({_listed(names or ())}), but nothing says which number each class has in "
@@ -109,7 +88,18 @@ def numbered(
     if names is None:
         count = num_classes if num_classes is not None else int(labels.max()) + 1
         return Numbered(labels, tuple(map(str, range(count))))
-    values = _numbers_in(names, num_classes) if in_order_of_names else None
+    return _by_own_names(labels, names, num_classes, source, in_order=in_order_of_names)
+
+
+def _by_own_names(
+    labels: np.ndarray, names: tuple[str, ...], num_classes: int | None, source: str, *, in_order: bool
+) -> Numbered:
+    """The labels in the order of the data's own names, or by their numbers; nothing is known of the model's names.
+
+    Raises:
+        BadInputError: the names are not as many as the model's classes.
+    """
+    values = _numbers_in(names, num_classes) if in_order else None
     if values is not None:
         return _by_number(labels, names, values, num_classes, source)
     if num_classes is None or len(names) == num_classes:
@@ -117,6 +107,44 @@ def numbered(
     if len(names) < num_classes and all(name.isdecimal() and int(name) == i for i, name in enumerate(names)):
         return Numbered(labels, (*names, *map(str, range(len(names), num_classes))))
     raise _count_error(labels, names, num_classes, source)
+
+
+def _as_known(
+    labels: np.ndarray,
+    names: tuple[str, ...] | None,
+    known: ClassNames,
+    num_classes: int | None,
+    source: str,
+    *,
+    in_order: bool,
+    must: bool,
+) -> Numbered:
+    """The labels by the names of the model's classes; ``in_order``: the data's names may be class numbers.
+
+    Raises:
+        BadInputError: it cannot be told which class is which, or (``must``) a name is not the model's.
+    """
+    count = num_classes or len(known.names)
+    if len(known.names) > count:
+        raise BadInputError(f"{known.said_by}: names {len(known.names)} classes, but {count} are expected")
+    full = tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - len(known.names)))))
+    if names is None:
+        _check_range(labels, count, source)
+        return Numbered(labels, full)
+    plain = in_order and _all_numbers(names)
+    mapped = _by_name(labels, names, known, full, source, must=must or (known.binding and not plain))
+    if mapped is not None:
+        return mapped
+    values = _numbers_in(names, count) if in_order else None
+    if values is not None:
+        return replace(_by_number(labels, names, values, count, source), classes=full)
+    if len(names) == count:
+        note = (
+            f"the data's class names ({_listed(names)}) are not the model's ({_listed(full)}), so they were "
+            "taken in their order; --classes FILE says another"
+        )
+        return Numbered(labels, full, () if _only_numbers(names) else (note,))
+    raise _count_error(labels, names, count, source)
 
 
 def read_class_names(path: Path) -> ClassNames:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neural_polarizer.data.classes import Numbered, class_names, numbered
+from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
 from neural_polarizer.data.decode import decoded, picture, shown, transparency_note
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.labels import class_labels, plain
@@ -41,19 +41,40 @@ def as_image_set(
     """
     known = None if classes is None else class_names(classes, said_by="classes")
     if isinstance(data, ImageSet):
-        if known is None:
-            return data
-        names = None if data.classes == tuple(map(str, range(data.num_classes))) else data.classes
-        found = numbered(
-            data.labels.cpu().numpy(),
-            names,
-            in_order_of_names=False,
-            known=known,
-            num_classes=num_classes,
-            source=data.source,
-        )
-        return _image_set(data.images, found, data.source, data.notes)
+        return data if known is None else _renumbered(data, known, num_classes)
     where = type(data).__name__
+    pixels, together, transparent = _collected(data, where)
+    given = class_labels(together, where)
+    own = _names_of(data)
+    if given.dtype.kind != "U":
+        highest = int(given.max()) if len(given) else 0
+        own = own if own is not None and highest < len(own) else None
+        if own is None and known is None:
+            num_classes = max(num_classes or 0, highest + 1)
+    found = numbered(given, own, in_order_of_names=False, known=known, num_classes=num_classes, source=where)
+    return _image_set(pixels, found, where, transparency_note(where, transparent, len(pixels)))
+
+
+def _renumbered(data: ImageSet, known: ClassNames, num_classes: int | None) -> ImageSet:
+    """The same images, with the classes counted as ``known`` has them."""
+    names = None if data.classes == tuple(map(str, range(data.num_classes))) else data.classes
+    found = numbered(
+        data.labels.cpu().numpy(),
+        names,
+        in_order_of_names=False,
+        known=known,
+        num_classes=num_classes,
+        source=data.source,
+    )
+    return _image_set(data.images, found, data.source, data.notes)
+
+
+def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
+    """uint8 ``(n, c, h, w)``, the labels as they are, and how many images had transparent pixels.
+
+    Raises:
+        BadInputError: there are no images, or they or their labels have several forms.
+    """
     images: list[Tensor] = []
     labels: list[np.ndarray] = []
     transparent = 0
@@ -75,16 +96,7 @@ def as_image_set(
         together = np.concatenate(labels)
     except ValueError:
         raise BadInputError(f"{where}: labels of several lengths; give one class number an image") from None
-    given = class_labels(together, where)
-    own = _names_of(data)
-    if given.dtype.kind != "U":
-        highest = int(given.max()) if len(given) else 0
-        own = own if own is not None and highest < len(own) else None
-        if own is None and known is None:
-            num_classes = max(num_classes or 0, highest + 1)
-    found = numbered(given, own, in_order_of_names=False, known=known, num_classes=num_classes, source=where)
-    pixels = torch.cat(images)
-    return _image_set(pixels, found, where, transparency_note(where, transparent, len(pixels)))
+    return torch.cat(images), together, transparent
 
 
 def _image_set(images: Tensor, found: Numbered, source: str, notes: tuple[str, ...] = ()) -> ImageSet:

@@ -143,9 +143,8 @@ def decode_all(
     if first is None:
         raise BadInputError(f"{source}: expected {count} images, found 0")
     image, seen_through = _load(first, name, size)
-    pixels = _allocate(count, image, source)
+    pixels, sizes, done, transparent = _allocate(count, image, source), {image.shape[:2]: name}, 1, int(seen_through)
     pixels[0] = image.transpose(2, 0, 1)
-    sizes, done, transparent = {image.shape[:2]: name}, 1, int(seen_through)
 
     def place(item: tuple[int, tuple[Source, str]]) -> tuple[tuple[int, ...], bool]:
         index, (encoded, where) = item

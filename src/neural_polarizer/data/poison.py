@@ -183,12 +183,7 @@ def read_triggered(
         )
     images = read_images(str(path), size=size, num_classes=num_classes, classes=classes)
     if poison_label is not None:
-        wanted = -1 if poison_label == "next" else poison_label
-        if poison_label != "next" and not 0 <= wanted < num_classes:
-            raise BadInputError(f"the poison label must be next or lie in 0..{num_classes - 1}, got {poison_label}")
-        rule: LabelRule = "all-to-all" if poison_label == "next" else "all-to-one"
-        labels = attacked_labels(images.labels, num_classes, rule, wanted)
-        return TriggeredSet(replace(images, labels=labels), images.labels)
+        return _attacked(images, num_classes, poison_label)
     try:
         true_labels = read_column(path, "true_label")
     except BadInputError as error:
@@ -196,3 +191,17 @@ def read_triggered(
     if len(true_labels) and not 0 <= int(true_labels.min()) <= int(true_labels.max()) < num_classes:
         raise BadInputError(f"{path}: column true_label must lie in 0..{num_classes - 1}")
     return TriggeredSet(images, true_labels)
+
+
+def _attacked(images: ImageSet, num_classes: int, poison_label: PoisonLabel) -> TriggeredSet:
+    """Triggered images under their true labels, with the attacker's.
+
+    Raises:
+        BadInputError: there is no such class.
+    """
+    wanted = -1 if poison_label == "next" else poison_label
+    if poison_label != "next" and not 0 <= wanted < num_classes:
+        raise BadInputError(f"the poison label must be next or lie in 0..{num_classes - 1}, got {poison_label}")
+    rule: LabelRule = "all-to-all" if poison_label == "next" else "all-to-one"
+    labels = attacked_labels(images.labels, num_classes, rule, wanted)
+    return TriggeredSet(replace(images, labels=labels), images.labels)

@@ -65,9 +65,8 @@ def read_images(
         num_classes=num_classes,
         source=source,
     )
-    labels = torch.from_numpy(found.labels[:limit].copy())
-    items = islice(rows.items, len(labels))  # a bad image beyond the limit is never looked at
-    pixels, transparent = decode_all(items, len(labels), size=size, source=source)
+    labels = torch.from_numpy(found.labels[:limit].copy())  # a bad image beyond the limit is never looked at
+    pixels, transparent = decode_all(islice(rows.items, len(labels)), len(labels), size=size, source=source)
     notes = (*rows.notes, *found.notes, *transparency_note(source, transparent, len(labels)))
     return ImageSet(pixels, labels, found.classes, source, notes)
 

@@ -1,8 +1,9 @@
 """ANP (Wu & Wang, 2021): prune the neurons that adversarial noise on the batch norms turns most easily."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -110,13 +111,7 @@ class ANP(Defense):
                 size = min(self.batch_size, len(labels))
                 rows = torch.randint(len(labels), (size,), generator=generator).to(run.device)
                 pixels, wanted = to_pixels(augmentation.augment(images[rows], generator)), labels[rows]
-                for noise in noises:
-                    start = (2 * torch.rand(noise.shape, generator=generator) - 1) * self.eps
-                    noise.data.copy_(start)
-                for _ in range(self.steps):
-                    loss = loss_on(pixels, wanted)
-                    for noise, slope in zip(noises, torch.autograd.grad(loss, noises), strict=True):
-                        noise.data.add_(self.eps / self.steps * slope.sign())
+                self._climb(noises, partial(loss_on, pixels, wanted), generator)
                 loss = (1 - self.alpha) * loss_on(pixels, wanted)
                 for noise in noises:
                     noise.data.zero_()
@@ -128,6 +123,15 @@ class ANP(Defense):
                     norm.mask.data.clamp_(0, 1)
                 run.progress("masks", done + 1, self.iterations)
         return {name: norm.mask.detach().cpu() for name, norm in noisy.items()}
+
+    def _climb(self, noises: Sequence[Tensor], loss: Callable[[], Tensor], generator: torch.Generator) -> None:
+        """Sign steps of the noises, from random starts, to where the loss is high."""
+        for noise in noises:
+            start = (2 * torch.rand(noise.shape, generator=generator) - 1) * self.eps
+            noise.data.copy_(start)
+        for _ in range(self.steps):
+            for noise, slope in zip(noises, torch.autograd.grad(loss(), noises), strict=True):
+                noise.data.add_(self.eps / self.steps * slope.sign())
 
 
 class MaskedNorm(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.fitting import check_classes, check_gradients, is_too_little, understood
+from neural_polarizer.defenses.fitting import Understood, check_classes, check_gradients, is_too_little, understood
 from neural_polarizer.defenses.form import check_one_layer, take_form
 from neural_polarizer.defenses.result import Outcome, accusing_nobody
 from neural_polarizer.errors import BadInputError
@@ -136,13 +136,7 @@ class Defense(ABC):
         check_values(self)
         check_one_layer(check_module(model), inserts=self.inserts)
         working = in_float32(model)
-        name = self.title or type(self).__name__
-        if len(clean) < self.least_images:
-            least = f"{self.least_images} image{'' if self.least_images == 1 else 's'}"
-            raise BadInputError(f"{clean.source}: {name} needs at least {least}, got {len(clean)}")
-        found = understood(working, clean)
-        check_gradients(found.model, found.images)
-        check_classes(found.images, int(found.logits.shape[1]), forgets=name if self.every_class else None)
+        found = self._fitting(working, clean)
         place, sound = torch.device(device), _is_finite(working)
         run = Run(seed=seed, device=place, progress=progress)
         with global_rng(seed, "defense"), torch.enable_grad(), _spread_missing(found.images):
@@ -155,6 +149,21 @@ class Defense(ABC):
         if outcome.suspect is not None and getattr(self, "target", None) is None and is_too_little(found.images):
             told |= {"suspect": None, "audit": accusing_nobody(outcome.audit)}
         return Repaired(**told, defense=self, seed=seed, seconds=run.seconds, device=str(place))
+
+    def _fitting(self, model: nn.Module, clean: ImageSet) -> Understood:
+        """Model and images as they go together.
+
+        Raises:
+            BadInputError: they do not, or there are too few images.
+        """
+        name = self.title or type(self).__name__
+        if len(clean) < self.least_images:
+            least = f"{self.least_images} image{'' if self.least_images == 1 else 's'}"
+            raise BadInputError(f"{clean.source}: {name} needs at least {least}, got {len(clean)}")
+        found = understood(model, clean)
+        check_gradients(found.model, found.images)
+        check_classes(found.images, int(found.logits.shape[1]), forgets=name if self.every_class else None)
+        return found
 
     @abstractmethod
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:

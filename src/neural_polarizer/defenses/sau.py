@@ -168,8 +168,7 @@ def shared_perturbation(
             others[~also], labels[~also], reduction="sum"
         )
         loss = (agreement * divergence(logits, others)[apart].sum() - fooling * missed / 2) / len(pixels)
-        (slope,) = torch.autograd.grad(loss, point)
-        delta = (point.detach() - step_size * slope.sign()).clamp(-radius, radius)
+        delta = (point.detach() - step_size * torch.autograd.grad(loss, point)[0].sign()).clamp(-radius, radius)
     return delta.detach()
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError, WrongUsageError
-from neural_polarizer.exporting.formats import FORMATS, FormatName, Run
+from neural_polarizer.exporting.formats import FORMATS, Format, FormatName, Run
 from neural_polarizer.exporting.graphs import reason
-from neural_polarizer.exporting.portable import portable_form
+from neural_polarizer.exporting.portable import Portable, portable_form
 from neural_polarizer.files import atomic_path, write_json
 from neural_polarizer.model_files.record import ModelRecord
 
@@ -85,27 +85,13 @@ def export_model(
         BadInputError: a package is missing, the network cannot be captured as a graph, or the file gives other logits.
         EnvironmentFaultError: the file cannot be written.
     """
-    kind = FORMATS[name]
-    kind.require()
-    if len(images) == 0:
-        raise BadInputError(f"{images.source}: exporting needs at least one image to compare the logits on")
+    kind = _usable(name, images)
     portable = portable_form(model, images, record)
     about = portable.description(inside=kind.is_graph)
     beside = None if kind.holds_metadata else path.with_name(f"{path.name}.json")
     with atomic_path(path) as temporary:
         temporary.write_bytes(kind.encode(portable, about))
-        try:
-            deviation, largest = _compare(
-                portable.reference, kind.reader(temporary, portable), to_pixels(images.images)
-            )
-        except Exception as error:  # torch and onnxruntime have kinds of their own
-            cause = reason(error).replace(str(temporary), str(path))
-            raise BadInputError(f"{path}: not kept, as it cannot be read back and run ({cause})") from None
-        if not deviation <= tolerance:  # NaN, too
-            raise BadInputError(
-                f"{path}: not kept, as its logits differ from the model's by {deviation:.2g} where the largest is "
-                f"{largest:.3g}, and {tolerance:.2g} is allowed; try another format or a larger tolerance"
-            )
+        deviation, largest = _checked(temporary, path, kind, portable, images, tolerance)
         if beside is not None:
             write_json(beside, about)
     return Exported(
@@ -117,6 +103,40 @@ def export_model(
         largest_logit=largest,
         n_images=len(images),
     )
+
+
+def _usable(name: FormatName, images: ImageSet) -> Format:
+    """The format of that name.
+
+    Raises:
+        BadInputError: a package is missing that it needs, or there is no image to compare the logits on.
+    """
+    kind = FORMATS[name]
+    kind.require()
+    if len(images) == 0:
+        raise BadInputError(f"{images.source}: exporting needs at least one image to compare the logits on")
+    return kind
+
+
+def _checked(
+    written: Path, path: Path, kind: Format, portable: Portable, images: ImageSet, tolerance: float
+) -> tuple[float, float]:
+    """(largest difference of the logits, largest logit) of what was written, which is to become ``path``.
+
+    Raises:
+        BadInputError: it cannot be read back, or gives other logits.
+    """
+    try:
+        deviation, largest = _compare(portable.reference, kind.reader(written, portable), to_pixels(images.images))
+    except Exception as error:  # torch and onnxruntime have kinds of their own
+        cause = reason(error).replace(str(written), str(path))
+        raise BadInputError(f"{path}: not kept, as it cannot be read back and run ({cause})") from None
+    if not deviation <= tolerance:  # NaN, too
+        raise BadInputError(
+            f"{path}: not kept, as its logits differ from the model's by {deviation:.2g} where the largest is "
+            f"{largest:.3g}, and {tolerance:.2g} is allowed; try another format or a larger tolerance"
+        )
+    return deviation, largest
 
 
 @torch.no_grad()

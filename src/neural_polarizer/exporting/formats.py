@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ Run = Callable[[Tensor], Tensor]
 """Float pixels in [0, 1], ``(n, c, h, w)``, to logits ``(n, k)``."""
 
 
+@runtime_checkable
 class Format(Protocol):
     """One kind of file.
 

@@ -79,15 +79,8 @@ def purify(
     chosen: NPDSettings = changed(preset(method, name=name, profile=profile, target=target), {**own, **settings})
     _check_supported(chosen)
     learner = Learner(chosen, cell, as_image_set(clean), seed)
-    history = learner.learn(progress)
-    return PurifiedCell(
-        learner.finished(),
-        learner.polarizer,
-        learner.site,
-        history,
-        learner.seconds,
-        tuple(learner.notes),
-    )
+    history, notes = learner.learn(progress), tuple(learner.notes)
+    return PurifiedCell(learner.finished(), learner.polarizer, learner.site, history, learner.seconds, notes)
 
 
 def _check_supported(settings: NPDSettings) -> None:

@@ -1,10 +1,11 @@
 """Models from disk, ours and those of others, without ever unpickling anything."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.structures import polarizer_for
@@ -26,10 +27,7 @@ from neural_polarizer.models.architecture import Architecture
 from neural_polarizer.models.build import sizes_in, skeleton
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import HubFolder
-from neural_polarizer.models.normalize import (
-    channels_taken,
-    normalisation_named,
-)
+from neural_polarizer.models.normalize import channels_taken, normalisation_named
 
 FILES = ("purified.safetensors", "model.safetensors")
 _GREY = "the network takes one channel: it gets the mean of the three"
@@ -141,11 +139,8 @@ def _read_model(
     ours = record is not None
     if record is None:
         record, remarks, used = foreign_record(checkpoint, file, hub, architecture, profile)
-        record = replace(record, output=output, grey=channels == 1)
-        if output is not None:
-            remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
-        if channels == 1:
-            remarks = (*remarks, _GREY)
+        record, told = _as_asked(record, output, channels)
+        remarks = (*remarks, *told)
     elif output not in (None, record.output) or channels not in (None, 1 if record.grey else 3):
         raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
     kind, said = _network_of(record, architecture, file)
@@ -160,23 +155,49 @@ def _read_model(
         if channels is None and taken == 1:
             record, told = replace(record, grey=True), (*told, _GREY)
         remarks = (*told, *remarks)
-    found, width = sizes_in(kind, tensors, config=record.config)
-    if found == 1 and num_classes in (None, 2):
-        record, found = replace(record, yes_no=True), 2
-        remarks = (*remarks, "a yes/no model: its one logit z stands for the two logits (0, z)")
-    classes = num_classes or found or record.num_classes
-    if not classes:
-        raise BadInputError(f"{file}: {unlike(tensors, kind, record.config)}")
-    if found is not None and num_classes is not None and found != num_classes:
-        raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
-    named = record.classes if ours or record.classes is None or len(record.classes) == classes else None
-    record = replace(record, num_classes=classes, width=width, classes=named)
+    record, told = _sized(record, kind, tensors, num_classes, file, ours=ours)
+    remarks = (*remarks, *told)
     if profile is not None:
         mean, std = normalisation_named(profile)
         record = replace(record, mean=mean, std=std)
     check_size(record, kind, tensors, file)
     model = assemble(record, tensors, file, kind)
     return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks), weights)
+
+
+def _as_asked(record: ModelRecord, output: str | None, channels: int | None) -> tuple[ModelRecord, tuple[str, ...]]:
+    """The record of a network that is not ours with what the user says of its input and output, and remarks."""
+    told = () if output is None else (f"of what the network gives, {printable(output)} is taken for the logits",)
+    grey = channels == 1
+    return replace(record, output=output, grey=grey), (*told, *((_GREY,) if grey else ()))
+
+
+def _sized(
+    record: ModelRecord,
+    kind: str | Definition,
+    tensors: Mapping[str, Tensor],
+    num_classes: int | None,
+    file: Path,
+    *,
+    ours: bool,
+) -> tuple[ModelRecord, tuple[str, ...]]:
+    """The record with the number of classes and the width that the tensors tell, and remarks.
+
+    Raises:
+        BadInputError: the number cannot be told, or is not ``num_classes``.
+    """
+    found, width = sizes_in(kind, tensors, config=record.config)
+    told: tuple[str, ...] = ()
+    if found == 1 and num_classes in (None, 2):
+        record, found = replace(record, yes_no=True), 2
+        told = ("a yes/no model: its one logit z stands for the two logits (0, z)",)
+    classes = num_classes or found or record.num_classes
+    if not classes:
+        raise BadInputError(f"{file}: {unlike(tensors, kind, record.config)}")
+    if found is not None and num_classes is not None and found != num_classes:
+        raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
+    named = record.classes if ours or record.classes is None or len(record.classes) == classes else None
+    return replace(record, num_classes=classes, width=width, classes=named), told
 
 
 def _other_options(said: str, given: str) -> bool:

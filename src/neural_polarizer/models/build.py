@@ -64,6 +64,15 @@ def build(
         with torch.device("meta"):
             full = build(architecture, num_classes)
         return thin(full, architecture, width)
+    return _named(architecture, num_classes, config)
+
+
+def _named(architecture: str, num_classes: int, config: str | None) -> nn.Module:
+    """A network of one of the libraries.
+
+    Raises:
+        BadInputError: there is none of that name, or it lacks its config.
+    """
     asked = Architecture.parse(architecture)
     if asked.library == "transformers":
         if config is None:

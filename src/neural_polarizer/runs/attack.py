@@ -181,7 +181,7 @@ def run_attack(
     init: LoadedModel | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train a victim in ``out`` and return the record that ``out/attack.json`` holds; with ``init``, from that network.
+    """Train a victim in ``out``, with ``init`` from that network; returns the record that ``out/attack.json`` holds.
 
     A run that was killed goes on after its last finished epoch; a finished one is returned as it is. What a trigger
     learns is kept in ``out/trigger.safetensors``; clean classifiers and encoders that it needs are kept in the cache.
@@ -195,24 +195,10 @@ def run_attack(
     if (out / RECORD).exists():
         return _finished(out / RECORD, request)
     started = time.perf_counter()
-    workshop = Workshop(
-        schedule=victim.schedule,
-        seed=victim.seed,
-        clean_model=lambda: (
-            clean_model(train, victim, device=device, progress=progress) if init is None else copied(init.model)
-        ),
-        device=device,
-        progress=progress,
-        checkpoint=out / TRAINING_STATE,
-    )
+    workshop = _workshop(train, victim, out / TRAINING_STATE, device, init, progress)
     learned = _once(out / TRIGGER, key_of(request), lambda: attack.learn(train, workshop))
     prepared = time.perf_counter()
-    model: nn.Module
-    if init is None:
-        model, record = victim.build(train.num_classes), victim.record(train)
-    else:
-        model = copied(init.model).requires_grad_(True)
-        record = replace(init.record, image_size=train.image_size, classes=train.classes)
+    model, record = _begin(train, victim, init)
     planted = attack.plant(model, train, learned, workshop)
     trained = time.perf_counter()
     triggered = attack.triggered(test, planted.state)
@@ -221,26 +207,48 @@ def run_attack(
     write_images(out / TRIGGERED, triggered.images, true_label=triggered.true_labels)
     write_bytes(out / PICTURE, trigger_picture(attack, test, planted.state))
     keep_tensors(out / TRIGGER, planted.state, {"run": f"{key_of(request)} planted"})
-    result = {
-        **request,
-        "data": train.source,
-        "test": test.source,
-        **asdict(metrics),
-        "n_train": len(train),
-        "n_poisoned": planted.n_poisoned,
-        "model_sha256": sha256_of_file(out / MODEL),
-        "files": {name: sha256_of_file(out / name) for name in (MODEL, TRIGGERED, TRIGGER, PICTURE)},
-        "seconds": {
-            "trigger": prepared - started,
-            "train": trained - prepared,
-            "evaluate": time.perf_counter() - trained,
-        },
-        "device": str(device),
-        "versions": versions(),
-    }
+    counts = {**asdict(metrics), "n_train": len(train), "n_poisoned": planted.n_poisoned}
+    result = {**request, "data": train.source, "test": test.source, **counts, **_hashes(out)}
+    result["seconds"] = _seconds(trigger=started, train=prepared, evaluate=trained)
+    result |= {"device": str(device), "versions": versions()}
     write_json(out / RECORD, result)
     (out / TRAINING_STATE).unlink(missing_ok=True)
     return result
+
+
+def _workshop(
+    train: ImageSet, victim: Victim, state: Path, device: torch.device, init: LoadedModel | None, progress: Progress
+) -> Workshop:
+    def clean() -> nn.Module:
+        return clean_model(train, victim, device=device, progress=progress) if init is None else copied(init.model)
+
+    return Workshop(
+        schedule=victim.schedule,
+        seed=victim.seed,
+        clean_model=clean,
+        device=device,
+        progress=progress,
+        checkpoint=state,
+    )
+
+
+def _begin(train: ImageSet, victim: Victim, init: LoadedModel | None) -> tuple[nn.Module, ModelRecord]:
+    """The network before the attack, and what its file will say of it."""
+    if init is None:
+        return victim.build(train.num_classes), victim.record(train)
+    record = replace(init.record, image_size=train.image_size, classes=train.classes)
+    return copied(init.model).requires_grad_(True), record
+
+
+def _hashes(out: Path) -> dict[str, Any]:
+    files = {name: sha256_of_file(out / name) for name in FILES if name != RECORD}
+    return {"model_sha256": files[MODEL], "files": files}
+
+
+def _seconds(**begun: float) -> dict[str, float]:
+    """How long each phase took, from the moments at which they began; the last ends now."""
+    ends = [*list(begun.values())[1:], time.perf_counter()]
+    return {name: end - start for (name, start), end in zip(begun.items(), ends, strict=True)}
 
 
 def clean_model(train: ImageSet, victim: Victim, *, device: torch.device, progress: Progress = silent) -> nn.Module:

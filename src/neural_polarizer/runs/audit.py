@@ -20,7 +20,7 @@ from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.report.run.audit_page import render_audit
 from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, audit_sarif, audit_verdict
-from neural_polarizer.runs.purify import chosen_images
+from neural_polarizer.runs.purification import chosen_images
 from neural_polarizer.settings import told
 from neural_polarizer.train import Progress, silent
 
@@ -62,6 +62,34 @@ def run_audit(
         EnvironmentFaultError: a file cannot be written.
     """
     output_folder(out)
+    _check(loaded, purified, out)
+    started = time.perf_counter()
+    clean = chosen_images(pool, n_clean, seed)[1]
+    settings = settings or Settings()
+    first = audited(loaded.model, clean, seed=seed, settings=settings, device=device, progress=progress)
+    pictures, after = _pictures(first, "Original model"), None
+    if purified is not None:
+        second = audited(purified.model, clean, seed=seed, settings=settings, device=device, progress=progress)
+        pictures, after = [*pictures, *_pictures(second, "Purified model")], _after(purified, second)
+    record = {"schema": 2, **_told(first), **_subject(loaded, pool), "purified": after}
+    record |= {"n_clean": len(clean), "clean_sha256": clean.sha256(), "data": dict(sources), "seed": seed}
+    record |= {
+        "config": told(settings),
+        "findings": list(loaded.findings),
+        "device": str(device),
+        "versions": versions(),
+    }
+    record["seconds"] = time.perf_counter() - started
+    _write(out, record, pictures)
+    return record
+
+
+def _check(loaded: LoadedModel, purified: LoadedModel | None, out: Path) -> None:
+    """Refuse a folder that holds something else, and a purified model with other classes.
+
+    Raises:
+        BadInputError: it is one of these.
+    """
     other = [path.name for path in sorted(out.iterdir()) if path.name in ("run.json", "attack.json")]
     if other:
         raise BadInputError(f"{out}: holds {other[0]}, whose report would be overwritten; choose another --out")
@@ -70,43 +98,29 @@ def run_audit(
             f"{purified.path}: knows {purified.record.num_classes} classes, but {loaded.path} knows "
             f"{loaded.record.num_classes}; is it the same model?"
         )
-    started = time.perf_counter()
-    clean = chosen_images(pool, n_clean, seed)[1]
-    settings = settings or Settings()
-    first = audited(loaded.model, clean, seed=seed, settings=settings, device=device, progress=progress)
-    record: dict[str, Any] = {
-        "schema": 2,
-        **_told(first),
-        "model": {"path": str(loaded.path), **asdict(loaded.record)},
-        "model_sha256": loaded.sha256,
-        "purified": None,
-        "n_clean": len(clean),
-        "clean_sha256": clean.sha256(),
-        "data": dict(sources),
-        "seed": seed,
-        "config": told(settings),
-        "findings": list(loaded.findings),
-        "device": str(device),
-        "versions": versions(),
-    }
-    record["model"]["classes"] = loaded.record.classes or pool.classes
-    pictures = _pictures(first, "Original model")
-    if purified is not None:
-        second = audited(purified.model, clean, seed=seed, settings=settings, device=device, progress=progress)
-        layer = spectrum(purified.model)
-        record["purified"] = {
-            "path": str(purified.path),
-            "model_sha256": purified.sha256,
-            **_told(second),
-            "spectrum": None if layer is None else asdict(layer),
-        }
-        pictures += _pictures(second, "Purified model")
-    record["seconds"] = time.perf_counter() - started
+
+
+def _write(out: Path, record: dict[str, Any], pictures: list[Picture]) -> None:
+    """All files, the record last."""
     write_text(out / REPORT, render_audit(record, pictures))
     write_json(out / VERDICT, audit_verdict(record))
     write_json(out / SARIF, audit_sarif(record))
     write_json(out / RECORD, record)
-    return record
+
+
+def _after(purified: LoadedModel, found: Audited) -> dict[str, Any]:
+    layer = spectrum(purified.model)
+    return {
+        "path": str(purified.path),
+        "model_sha256": purified.sha256,
+        **_told(found),
+        "spectrum": None if layer is None else asdict(layer),
+    }
+
+
+def _subject(loaded: LoadedModel, pool: ImageSet) -> dict[str, Any]:
+    model = asdict(loaded.record) | {"classes": loaded.record.classes or pool.classes}
+    return {"model": {"path": str(loaded.path), **model}, "model_sha256": loaded.sha256}
 
 
 def _told(found: Audited) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from neural_polarizer.exporting import Exported
 from neural_polarizer.files import read_json, sha256_of_file, write_json
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.rng import stream
-from neural_polarizer.runs.purify_checks import ATTACK_RECORD, RECORD
+from neural_polarizer.runs.purification import ATTACK_RECORD, RECORD
 
 SAMPLES = 64
 RANDOM = 16

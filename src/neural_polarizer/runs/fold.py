@@ -16,8 +16,8 @@ from neural_polarizer.model_files.record import folded_record
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.runs.purification import RECORD
 from neural_polarizer.runs.purify import CLEAN_INDEX, PURIFIED
-from neural_polarizer.runs.purify_checks import RECORD
 
 FOLDED = "folded.safetensors"
 

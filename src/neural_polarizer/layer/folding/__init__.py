@@ -85,14 +85,7 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
     if len(pixels) == 0:
         raise BadInputError("folding needs at least one image to compare the logits on")
     obstacles: list[str] = []
-    exactly = border == "exact"
-    ways: tuple[Callable[[nn.Module, PolarizedModule], list[Edit]], ...] = (
-        lambda root, wrapped: Plan(root, wrapped).backwards(),
-        lambda root, wrapped: Plan(root, wrapped).forwards(border=exactly),
-        lambda root, wrapped: beside(root, wrapped, border=exactly),
-        lambda root, wrapped: Plan(root, wrapped).instead_of_norm(),
-    )
-    for way in ways:
+    for way in _ways(border == "exact"):
         twin = copy.deepcopy(model).eval()
         try:
             edits = way(twin, _sole_polarizer(twin))
@@ -109,6 +102,16 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
     wrapped = _sole_polarizer(twin)
     assert isinstance(wrapped.polarizer, Polarizer)
     return _apply(model, twin, [InPlace(wrapped, wrapped.polarizer.channels_last)], pixels, obstacles)
+
+
+def _ways(border: bool) -> tuple[Callable[[nn.Module, PolarizedModule], list[Edit]], ...]:
+    """What can absorb the layer, the cheapest first; ``border``: be exact there, too."""
+    return (
+        lambda root, wrapped: Plan(root, wrapped).backwards(),
+        lambda root, wrapped: Plan(root, wrapped).forwards(border=border),
+        lambda root, wrapped: beside(root, wrapped, border=border),
+        lambda root, wrapped: Plan(root, wrapped).instead_of_norm(),
+    )
 
 
 def _apply(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.defenses import DEFENSES, title_of
 from neural_polarizer.report.bench.results import Label
 from neural_polarizer.report.values import visible
@@ -56,23 +57,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "inception_v3": "Inception-V3",
     },
     "attack": {
-        "badnets": "BadNets",
-        "blended": "Blended",
-        "input-aware": "Input-Aware",
-        "lf": "LF",
-        "ssba": "SSBA",
-        "trojan": "Trojan",
-        "wanet": "WaNet",
-        "sig": "SIG",
-        "lc": "LC",
-        "bpp": "BppAttack",
-        "ftrojan": "FTrojan",
-        "ctrl": "CTRL",
-        "adap-blend": "Adap-Blend",
-        "adap-patch": "Adap-Patch",
-        "grond": "Grond",
-        "evasive": "Evasive",
-        "discreet": "Discreet",
+        **{name: kind.title for name, kind in ATTACKS.items()},
         MEAN: "Mean",
     },
     "defense": {

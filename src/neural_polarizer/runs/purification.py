@@ -1,0 +1,171 @@
+"""What is to be purified and with what, whether that goes together, and which run it is."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from neural_polarizer.data.duplicates import count_shared
+from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.subset import clean_subset
+from neural_polarizer.defenses.base import Defense
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import read_json
+from neural_polarizer.metrics import Metrics
+from neural_polarizer.model_files.load import LoadedModel
+from neural_polarizer.model_files.record import versions
+from neural_polarizer.runs.damage import set_damaged_aside
+from neural_polarizer.runs.inspect import Evidence
+from neural_polarizer.settings import told
+
+RECORD = "run.json"
+ATTACK_RECORD = "attack.json"
+
+
+def settings_of(defense: Defense) -> dict[str, Any]:
+    """The fields of the dataclass as JSON has them; text for what JSON has no form for."""
+    fields: Any = defense
+    found: dict[str, Any] = json.loads(json.dumps(told(fields), default=str))
+    return found
+
+
+def algorithm_of(defense: Defense) -> dict[str, Any]:
+    """What ids know of a defense: its settings, and its revision unless that is the first."""
+    return {"defense": settings_of(defense), **({} if defense.revision == 1 else {"revision": defense.revision})}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Purification:
+    """One run: the model, the images, the defense and the seed.
+
+    Args:
+        loaded: the suspicious model.
+        pool: clean images; the defender's are ``n_clean`` of them (all if None), balanced over the classes.
+        defense: its settings.
+        method: the defense's name, for the record.
+        n_clean: number of clean images to use.
+        seed: fixes the choice of the images, the order of the batches and the random starts.
+        evidence: test data, only for the figures before and after.
+        sources: data specs, for the record.
+        mixture: poisoned training images, for a defense whose setting ``data`` is "mixture": it gets these instead of
+            the clean ones, and the record says so.
+        force: go on where the model does no better than guessing on the clean images, with a warning.
+    """
+
+    loaded: LoadedModel
+    pool: ImageSet
+    defense: Defense
+    method: str
+    n_clean: int | None
+    seed: int
+    evidence: Evidence
+    sources: Mapping[str, str | int | None]
+    mixture: ImageSet | None = None
+    force: bool = False
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            BadInputError: the model has a layer already and the defense would insert a second one, whose file could
+                not tell the two apart; or poisoned images are given to a defense that is not declared to see them, or
+                the other way round.
+        """
+        wanted = getattr(self.defense, "data", "clean") == "mixture"
+        if wanted and self.mixture is None:
+            raise BadInputError(
+                f"{self.method} with data=mixture needs poisoned training images: give them with --mixture"
+            )
+        if self.mixture is not None and not wanted:
+            raise BadInputError(f"{self.method} sees clean images only: leave the mixture out")
+        if self.loaded.record.site is not None and self.defense.inserts:
+            raise BadInputError(
+                f"{self.loaded.path}: has a polarizer already, {self.loaded.record.site}; purify its folded model "
+                "instead, which polarizer purify --fold writes beside it"
+            )
+
+    def identity(self, clean: ImageSet) -> str:
+        """A hash of all that the result depends on; ``clean`` are the defender's images."""
+        test, triggered = self.evidence.test, self.evidence.triggered
+        loaded, record = self.loaded, self.loaded.record
+        form = {
+            "weights": loaded.weights,
+            "definition": record.definition,
+            "output": record.output,
+            "grey": record.grey or None,
+        }
+        parts = {
+            "model": [loaded.sha256, record.mean, record.std, *[each for each in form.items() if each[1] is not None]],
+            "clean": clean.sha256(),
+            "test": None if test is None else test.sha256(),
+            "triggered": None if triggered is None else triggered.images.sha256(),
+            **algorithm_of(self.defense),
+            "method": self.method,
+            "seed": self.seed,
+            "versions": versions(),
+            **({} if self.mixture is None else {"mixture": self.mixture.sha256()}),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def remarks(self, before: Metrics, clean: ImageSet) -> list[str]:
+        """What a reader of the result must know."""
+        found = []
+        if self.mixture is not None:
+            found.append(
+                f"exception: {self.method} was given {len(self.mixture)} images of the poisoned training set "
+                f"({self.mixture.source}), as in its publication; all other defenses see clean images only, so its "
+                "figures do not compare with theirs"
+            )
+        elif getattr(self.defense, "data", None) == "clean":
+            found.append(
+                f"{self.method} was given clean images only; in its publication it sees poisoned training images "
+                "(--mixture), without which there is little for it to find"
+            )
+        if before.acc is not None and before.acc < 0.5:
+            found.append(
+                f"the model classifies only {100 * before.acc:.1f} % of the clean test images correctly before "
+                "anything was done: check --profile (normalisation) and the order of the classes"
+            )
+        shared = 0 if self.evidence.test is None else count_shared(clean, self.evidence.test)
+        if shared > 0:
+            found.append(
+                f"{shared} of {len(clean)} clean images are test images, too, so ACC is better than it would be"
+            )
+        return found
+
+
+def chosen_images(pool: ImageSet, n_clean: int | None, seed: int) -> tuple[Int64[Tensor, " n"], ImageSet]:
+    """The defender's images, and their places in the pool: ``n_clean`` of them, balanced over the classes, or all.
+
+    Raises:
+        BadInputError: there are fewer.
+    """
+    rows = torch.arange(len(pool)) if n_clean is None else clean_subset(pool, n_clean, seed=seed)
+    return rows, pool.select(rows)
+
+
+def finished(out: Path, identity: str) -> dict[str, Any] | None:
+    """The record of this very run, if ``out`` holds it already; None if it holds none that is whole.
+
+    A run whose files have been damaged since is set aside.
+
+    Raises:
+        BadInputError: it holds an attack or another run.
+    """
+    if (out / ATTACK_RECORD).exists():
+        raise BadInputError(f"{out}: holds an attack, which would be mixed up with the result; choose another --out")
+    if not (out / RECORD).exists():
+        return None
+    found = read_json(out / RECORD)
+    if found.get("run_id") == identity:
+        return None if set_damaged_aside(out / RECORD, found) else found
+    raise BadInputError(
+        f"{out}: holds another run (method {found.get('method')}, seed {found.get('seed')}); "
+        "choose another --out or remove that folder"
+    )

@@ -1,0 +1,264 @@
+"""The only supervised training loop: the victim's recipe, resumable after every epoch."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neural_polarizer.cache import digest_tensors
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.errors import BadInputError
+from neural_polarizer.perturb import Ball, perturb
+from neural_polarizer.rng import global_rng, stream
+from neural_polarizer.settings import told
+from neural_polarizer.train.schedule import AdversarialTraining as AdversarialTraining
+from neural_polarizer.train.schedule import Schedule as Schedule
+from neural_polarizer.train.state import resume, save_state
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(phase, steps done, steps in all)``; the library itself never prints."""
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    """The default ``Progress``: nothing."""
+
+
+class Assembled(NamedTuple):
+    """A batch to train on.
+
+    Args:
+        pixels: float, in [0, 1].
+        labels: int64.
+        penalty: a loss of the accomplice's own.
+        triggered: the first so many rows carry the trigger and the attacker's label.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    penalty: Tensor | float
+    triggered: int
+
+
+@runtime_checkable
+class Accomplice(Protocol):
+    """What an attack puts into the training loop if it poisons every batch anew.
+
+    Args:
+        network: whatever it trains beside the victim; an empty module if nothing.
+        optimizer: of that network, whose learning rates follow the schedule's policy; None if nothing is trained.
+        key: all that it depends on, to recognise its own training state.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    key: str
+
+    def assemble(self, images: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Assembled:
+        """The batch to train on, from uint8 images and labels."""
+        ...
+
+
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    schedule: Schedule,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+    accomplice: Accomplice | None = None,
+    triggered: Bool[Tensor, " n"] | None = None,
+    between: Callable[[], None] | None = None,
+) -> None:
+    """Train ``model`` in place by cross-entropy; leaves it on ``device`` in evaluation mode.
+
+    Every random draw of an epoch comes from the seed and the epoch's number, so a run that was killed and started
+    again with the same ``checkpoint`` ends with the same weights as an undisturbed one.
+
+    Args:
+        model: maps float pixels in [0, 1] to logits; all its parameters are trained.
+        data: the training images.
+        schedule: the recipe.
+        seed: fixes order, augmentation and dropout.
+        device: where to train.
+        progress: told about every step.
+        checkpoint: safetensors, written after each epoch, read first if of this very run; set aside if damaged.
+        accomplice: poisons every batch and augments it; its network is trained along and left in training mode.
+        triggered: which of ``data`` carry a trigger, for adversarial training that spares them; None is none.
+        between: called after every epoch but the last; may change the model's values.
+
+    Raises:
+        BadInputError: less than one batch, a checkpoint of another run, or weights that are no longer finite.
+    """
+    training = _begun(model, data, schedule, torch.device(device), accomplice, triggered)
+    run = "" if checkpoint is None else _run_id(model, data, schedule, seed, accomplice, triggered)
+    first = 0 if checkpoint is None else resume(checkpoint, run, training.networks, training.optimizers)
+    peaks = [group["lr"] for group in training.groups]
+    model.train()
+    for epoch in range(first, schedule.epochs):
+        _epoch(training, epoch, peaks, seed, progress)
+        if between is not None and epoch + 1 < schedule.epochs:
+            between()
+        if checkpoint is not None:
+            save_state(checkpoint, run, epoch + 1, training.networks, training.optimizers)
+    model.eval()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Training:
+    """All that a step of training needs, on one device."""
+
+    model: nn.Module
+    schedule: Schedule
+    images: Tensor
+    labels: Tensor
+    triggered: Tensor
+    accomplice: Accomplice | None
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Of all optimizers."""
+        return [group for each in self.optimizers.values() for group in each.param_groups]
+
+
+def _begun(
+    model: nn.Module,
+    data: ImageSet,
+    schedule: Schedule,
+    device: torch.device,
+    accomplice: Accomplice | None,
+    triggered: Bool[Tensor, " n"] | None,
+) -> _Training:
+    """Networks and data on the device, with new optimizers.
+
+    Raises:
+        BadInputError: fewer images than one batch.
+    """
+    if len(data) < schedule.batch_size:
+        raise BadInputError(
+            f"{data.source}: {len(data)} images are less than one batch of {schedule.batch_size}; lower the batch size"
+        )
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks, optimizers = {"model": model}, {"model.": schedule.optimize(model)}
+    if accomplice is not None:
+        networks["accomplice"] = accomplice.network.to(device).train()
+        if accomplice.optimizer is not None:
+            optimizers["accomplice."] = accomplice.optimizer
+    labels = data.labels.to(device)
+    return _Training(
+        model=model,
+        schedule=schedule,
+        images=data.images.to(device),
+        labels=labels,
+        triggered=torch.zeros_like(labels, dtype=torch.bool) if triggered is None else triggered.to(device),
+        accomplice=accomplice,
+        networks=networks,
+        optimizers=optimizers,
+    )
+
+
+def _epoch(training: _Training, epoch: int, peaks: Sequence[float], seed: int, progress: Progress) -> None:
+    """One pass over the data, each learning rate a share of its peak.
+
+    Raises:
+        BadInputError: a weight is no longer finite.
+    """
+    model, schedule = training.model, training.schedule
+    images, labels, triggered = training.images, training.labels, training.triggered
+    groups, steps = training.groups, len(labels) // schedule.batch_size
+    generator = stream(seed, "train", epoch)
+    order = torch.randperm(len(labels), generator=generator).to(labels.device)
+    with global_rng(seed, "dropout", epoch):
+        for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
+            share = schedule.share_at(epoch * steps + step, steps)
+            for group, peak in zip(groups, peaks, strict=True):
+                group["lr"] = share * peak
+            loss = _loss(model, images[rows], labels[rows], triggered[rows], schedule, generator, training.accomplice)
+            for each in training.optimizers.values():
+                each.zero_grad()
+            loss.backward()
+            for each in training.optimizers.values():
+                each.step()
+            progress("train", epoch * steps + step + 1, schedule.epochs * steps)
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise BadInputError(
+            f"the loss was not finite in epoch {epoch + 1} of {schedule.epochs}; lower the learning rate, which is "
+            f"{schedule.lr:g}"
+        )
+
+
+def _loss(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    triggered: Bool[Tensor, " n"],
+    schedule: Schedule,
+    generator: torch.Generator,
+    accomplice: Accomplice | None,
+) -> Tensor:
+    penalty: Tensor | float = 0.0
+    with schedule.autocast(images.device):
+        if accomplice is None:
+            pixels = to_pixels(schedule.augment(images, generator))
+        else:
+            pixels, labels, penalty, first = accomplice.assemble(images, labels, schedule, generator)
+            triggered = torch.arange(len(labels), device=labels.device) < first
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        if schedule.adversarial is None:
+            return F.cross_entropy(model(pixels).float(), labels) + penalty
+        share = schedule.adversarial.clean_weight
+        delta = _adversarial(model, pixels.detach(), labels, schedule.adversarial, generator)
+        if schedule.adversarial.spare_triggered:
+            delta = delta.masked_fill(triggered.view(-1, 1, 1, 1), 0)
+        moved = (pixels + delta).clamp(0, 1)
+        loss = (1 - share) * F.cross_entropy(model(moved).float(), labels) + penalty
+        return loss + share * F.cross_entropy(model(pixels).float(), labels) if share else loss
+
+
+def _adversarial(
+    model: nn.Module, pixels: Tensor, labels: Tensor, settings: AdversarialTraining, generator: torch.Generator
+) -> Tensor:
+    """The perturbation that PGD finds with batch norm in evaluation mode."""
+    start = (2 * torch.rand(pixels.shape, generator=generator) - 1) * settings.eps
+    model.eval()
+    delta = perturb(
+        model,
+        pixels,
+        labels,
+        ball=Ball("linf", settings.eps),
+        steps=settings.steps,
+        step_size=settings.step_size,
+        targeted=False,
+        start=start.to(pixels),
+    )
+    model.train()
+    return delta
+
+
+def _run_id(
+    model: nn.Module,
+    data: ImageSet,
+    schedule: Schedule,
+    seed: int,
+    accomplice: Accomplice | None,
+    triggered: Bool[Tensor, " n"] | None,
+) -> str:
+    """A hash of all that the result depends on: settings, data, and the untrained networks with the normalisation."""
+    key = "" if accomplice is None else accomplice.key
+    settings = json.dumps([told(schedule), seed, data.sha256(), key], sort_keys=True)
+    digest = hashlib.sha256(settings.encode())
+    if triggered is not None:
+        digest.update(triggered.cpu().numpy().tobytes())
+    for network in (model,) if accomplice is None else (model, accomplice.network):
+        digest_tensors(digest, (*network.named_parameters(), *network.named_buffers()))
+    return digest.hexdigest()
