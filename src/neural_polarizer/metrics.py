@@ -63,27 +63,36 @@ def predict(
         batches = images.images.split(batch_size)
         for done, batch in enumerate(batches, start=1):
             logits = model(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
-                form = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-                low, high = (int(edge) for edge in images.labels.aminmax())
-                counted = "; they seem to be counted from 1: subtract 1" if form[1:] == (high,) and low == 1 else ""
-                raise BadInputError(
-                    f"{images.source}: has label {high}, but the model's output is {form}; it needs N x K with a logit "
-                    f"for every class{counted}"
-                )
-            if not logits.is_floating_point():
-                kind = str(logits.dtype).removeprefix("torch.")
-                raise BadInputError(
-                    f"the model must give logits, one for every class, but it gives {kind} numbers, as after argmax; "
-                    "leave that out of its forward"
-                )
-            found.append(logits.argmax(dim=1).cpu())
+            found.append(_checked(logits, images).argmax(dim=1).cpu())
             progress("evaluate", done, len(batches))
     finally:
         model.to(home)
         for module, training in modes.items():
             module.training = training
     return torch.cat(found)
+
+
+def _checked(logits: object, images: ImageSet) -> Tensor:
+    """What a model gave, if it is one logit for each class of ``images``.
+
+    Raises:
+        BadInputError: it is not.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
+        form = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        low, high = (int(edge) for edge in images.labels.aminmax())
+        counted = "; they seem to be counted from 1: subtract 1" if form[1:] == (high,) and low == 1 else ""
+        raise BadInputError(
+            f"{images.source}: has label {high}, but the model's output is {form}; it needs N x K with a logit "
+            f"for every class{counted}"
+        )
+    if not logits.is_floating_point():
+        kind = str(logits.dtype).removeprefix("torch.")
+        raise BadInputError(
+            f"the model must give logits, one for every class, but it gives {kind} numbers, as after argmax; "
+            "leave that out of its forward"
+        )
+    return logits
 
 
 def evaluate(

@@ -83,10 +83,11 @@ OFF, ON = Point(0.0, 0.9, 0.0, 0.0, 0.9, 0.9), Point(1.0, 0.9, 0.004, 0.0, 0.0, 
 def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
     assert _remarks(guarded(OFF, ON)) == []
     assert (
-        "1.1 points of accuracy are lost, more than the budget of 0.6"
+        "the layer loses 1.1 points of accuracy, more than the budget of 0.6"
         in _remarks(guarded(OFF, replace(ON, drop=0.011)))[0]
     )
-    assert "2.0 points of accuracy are lost" in _remarks(guarded(OFF, replace(ON, acc=0.88)))[0]  # counted
+    assert "loses 2.0 points of accuracy" in _remarks(guarded(OFF, replace(ON, acc=0.88)))[0]  # counted
+    assert _remarks(guarded(OFF, replace(ON, acc=0.894))) == []  # three of 500 images are the budget
     assert "still lead 72 %" in _remarks(guarded(OFF, replace(ON, suspect=0.724)))[0]
     assert _remarks(guarded(OFF, replace(ON, stand_ins=0.724))) == []  # what a network follows by nature
 

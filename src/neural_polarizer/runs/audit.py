@@ -61,11 +61,9 @@ def run_audit(
         BadInputError: ``out`` holds something else, or model and images do not go together.
         EnvironmentFaultError: a file cannot be written.
     """
-    output_folder(out)
     _check(loaded, purified, out)
     started = time.perf_counter()
-    clean = chosen_images(pool, n_clean, seed)[1]
-    settings = settings or Settings()
+    clean, settings = chosen_images(pool, n_clean, seed)[1], settings or Settings()
     first = audited(loaded.model, clean, seed=seed, settings=settings, device=device, progress=progress)
     pictures, after = _pictures(first, "Original model"), None
     if purified is not None:
@@ -73,13 +71,8 @@ def run_audit(
         pictures, after = [*pictures, *_pictures(second, "Purified model")], _after(purified, second)
     record = {"schema": 2, **_told(first), **_subject(loaded, pool), "purified": after}
     record |= {"n_clean": len(clean), "clean_sha256": clean.sha256(), "data": dict(sources), "seed": seed}
-    record |= {
-        "config": told(settings),
-        "findings": list(loaded.findings),
-        "device": str(device),
-        "versions": versions(),
-    }
-    record["seconds"] = time.perf_counter() - started
+    record |= {"config": told(settings), "device": str(device), "versions": versions()}
+    record |= {"seconds": time.perf_counter() - started}
     _write(out, record, pictures)
     return record
 
@@ -90,6 +83,7 @@ def _check(loaded: LoadedModel, purified: LoadedModel | None, out: Path) -> None
     Raises:
         BadInputError: it is one of these.
     """
+    output_folder(out)
     other = [path.name for path in sorted(out.iterdir()) if path.name in ("run.json", "attack.json")]
     if other:
         raise BadInputError(f"{out}: holds {other[0]}, whose report would be overwritten; choose another --out")
@@ -120,7 +114,8 @@ def _after(purified: LoadedModel, found: Audited) -> dict[str, Any]:
 
 def _subject(loaded: LoadedModel, pool: ImageSet) -> dict[str, Any]:
     model = asdict(loaded.record) | {"classes": loaded.record.classes or pool.classes}
-    return {"model": {"path": str(loaded.path), **model}, "model_sha256": loaded.sha256}
+    found = {"model_sha256": loaded.sha256, "findings": list(loaded.findings)}
+    return {"model": {"path": str(loaded.path), **model}, **found}
 
 
 def _told(found: Audited) -> dict[str, Any]:
