@@ -20,6 +20,17 @@ SUITE = Path(__file__).parent / "published" / "published.toml"
 OURS = "npd-ls"
 RIVALS = ("ft", "i-bau", "npd", "clp")
 NONE = "-"
+TITLES = {
+    "wrn-16-1-grid": "WRN-16-1, grid trigger, CIFAR-10",
+    "vgg-trojan-watermark": "small VGG, Trojan watermark, CIFAR-10",
+    "vgg-l0": "small VGG, l0 pattern, CIFAR-10",
+    "vgg-gtsrb-square": "small VGG, white square, GTSRB",
+    "vgg-gtsrb-l2": "small VGG, l2 pattern, GTSRB",
+    "vgg-gtsrb-trojan-square": "small VGG, Trojan square, GTSRB",
+    "resnet20": "ResNet-20, clean, CIFAR-10",
+    "resnet56": "ResNet-56, clean, CIFAR-10",
+}
+"""README's names of the models; others go by their name in the suite."""
 
 Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 """What came out, by victim and defense, one for each seed."""
@@ -39,7 +50,7 @@ def results(store: Store, n_clean: int) -> Results:
 def mean(each: Sequence[Mapping[str, Any]], value: str) -> str:
     """The mean of a value over seeds, in percent; NONE where it is not known."""
     known = [found[value] for found in each if found.get(value) is not None]
-    return f"{100 * sum(known) / len(known):.1f}" if known else NONE
+    return f"{100 * sum(known) / len(known):.1f}".replace("100.0", "100") if known else NONE
 
 
 def pair(each: Sequence[Mapping[str, Any]]) -> str:
@@ -57,7 +68,14 @@ def row(victim: str, found: Results) -> list[str]:
     attacked = bool(ours) and ours[0]["before"]["asr"] is not None
     worst = f"{100 * max(each['asr'] for each in ours):.1f}" if attacked else ""
     rest = [mean(ours, "ra"), mean(ours, "der")] if attacked else ["", ""]
-    return [victim, was, f"**{pair(ours)}**", worst, *rest, *(pair(found.get((victim, each), [])) for each in RIVALS)]
+    return [
+        TITLES.get(victim, victim),
+        was,
+        f"**{pair(ours)}**",
+        worst,
+        *rest,
+        *(pair(found.get((victim, each), [])) for each in RIVALS),
+    ]
 
 
 def last_row(victims: Sequence[str], found: Results) -> list[str]:
