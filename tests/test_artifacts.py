@@ -83,7 +83,7 @@ def test_a_polarized_model_comes_back_to_the_bit(tmp_path: Path, site: str) -> N
     assert states_equal(load_file(tmp_path / "polarizer.safetensors"), polarizer.state_dict())
 
 
-@pytest.mark.parametrize("structure", get_args(Structure))
+@pytest.mark.parametrize("structure", [name for name in get_args(Structure) if name != "by-class"])
 def test_a_layer_of_any_structure_comes_back_to_the_bit(tmp_path: Path, structure: Structure) -> None:
     layer, path = (
         make_polarizer(structure, Features((16, 2, 2), "NCHW"), torch.Generator()),

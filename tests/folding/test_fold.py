@@ -146,7 +146,7 @@ def test_a_singular_polarizer_folds_before_a_padded_convolution() -> None:
     assert folded.changes == {"layer4.1.conv1": "border"}
 
 
-@pytest.mark.parametrize("structure", [name for name in get_args(Structure) if name != "conv-bn"])
+@pytest.mark.parametrize("structure", [name for name in get_args(Structure) if name not in ("conv-bn", "by-class")])
 def test_a_layer_of_another_structure_is_refused_in_one_line(structure: Structure) -> None:
     layer = make_polarizer(structure, Features((16, 2, 2), "NCHW"), torch.Generator())
     model = insert(made(preact()), Site.parse("after:layer4"), layer)
