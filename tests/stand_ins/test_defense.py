@@ -10,6 +10,7 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.guard import Guarded, Point
+from neural_polarizer.defenses.patient import _over_budget
 from neural_polarizer.defenses.stand_ins import LeastStandIns
 from neural_polarizer.defenses.stand_ins.defense import _remarks
 from neural_polarizer.defenses.stand_ins.folds import cross_fitted
@@ -149,3 +150,14 @@ def test_each_image_judges_once_a_layer_that_is_not_learned_from_it() -> None:
 def test_a_single_image_judges_and_teaches() -> None:
     (only,) = cross_fitted(torch.zeros(1, dtype=torch.int64), Guard(), torch.Generator().manual_seed(0))
     assert only.fit.tolist() == only.judge.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("lost", "point", "said"),
+    [(0.012, ON, True), (0.006, ON, False), (0.012, replace(ON, drop=0.01), False), (-0.1, ON, False)],
+)
+def test_a_loss_on_all_clean_images_is_said_where_the_guard_saw_none(lost: float, point: Point, said: bool) -> None:
+    found = _over_budget(guarded(OFF, point), lost)
+    assert bool(found) == said
+    assert all("loses 1.2 points of accuracy, more than the budget of 0.6" in note for note in found)
+    assert _over_budget(None, 0.5) == ()

@@ -81,6 +81,15 @@ class Guarded:
         return self.points[0].acc - self.point.acc
 
     @property
+    def lost(self) -> float:
+        """The loss of accuracy of the chosen one, the larger of the expected and the counted one, as a fraction."""
+        return max(self.point.drop, self.counted)
+
+    def over(self, lost: float) -> bool:
+        """Whether a loss of accuracy is over the budget; a count of images may be the budget, but for its last bit."""
+        return lost > self.budget + 1e-9
+
+    @property
     def done(self) -> bool:
         """Whether the chosen one leaves no more stand-ins for the likeliest class than work by chance.
 

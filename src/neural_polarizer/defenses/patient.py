@@ -8,6 +8,7 @@ from torch import nn
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import MOST_AT_ONCE, Defense, Repaired
 from neural_polarizer.defenses.fitting import check_classes, understood
+from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.forms import check_module, in_float32
 from neural_polarizer.models.normalize import two_logits
@@ -46,7 +47,7 @@ class Patient:
     ) -> Repaired:
         """What ``defense`` makes of the model (``Defense.repair``), with the accuracy on the clean images.
 
-        If it ruined the model, the first of the notes says so.
+        If it ruined the model, or lost more than its guard's budget, the first of the notes says so.
 
         Args:
             defense: any.
@@ -65,10 +66,11 @@ class Patient:
         answers = predict(result, self.clean, device=device, batch_size=defense.at_once)
         hits = int((answers == self.clean.labels).sum())
         harm = harm_done(self.finding, hits, int(self.clean.labels.unique().numel()))
+        over = _over_budget(found.guarded, self.finding.accuracy - hits / len(answers))
         return replace(
             found,
             clean_acc=(self.finding.accuracy, hits / len(answers)),
-            notes=(*(() if harm is None else (harm,)), *found.notes, *self.notes, *self.clean.notes),
+            notes=(*((harm,) if harm else over), *found.notes, *self.notes, *self.clean.notes),
         )
 
 
@@ -113,6 +115,16 @@ def admitted(
     remark = () if finding.remark is None else (finding.remark,)
     notes = (*notes, *remark, *_gap(images, finding.num_classes))
     return Patient(model, found.model, images, finding, notes, found.yes_no)
+
+
+def _over_budget(guarded: Guarded | None, lost: float) -> tuple[str, ...]:
+    """A note of a loss on all clean images that is over the budget, where the guard saw none."""
+    if guarded is None or guarded.over(guarded.lost) or not guarded.over(lost):
+        return ()
+    return (
+        f"on the clean images the result loses {100 * lost:.1f} points of accuracy, more than the budget of "
+        f"{100 * guarded.budget:.1f}; compare both models on test images before you use this",
+    )
 
 
 def _gap(images: ImageSet, known: int) -> tuple[str, ...]:

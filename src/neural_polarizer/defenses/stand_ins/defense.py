@@ -88,12 +88,11 @@ def _remarks(guarded: Guarded) -> list[str]:
     if guarded.chosen == 0:
         return [f"not purified: {_why_not(guarded)}; the model comes back as it was"]
     found = []
-    lost = max(guarded.point.drop, guarded.counted)
-    if lost > guarded.budget + 1e-9:  # a count of images may be the budget, but for its last bit
+    if guarded.over(guarded.lost):
         found.append(
-            f"on clean images that it has not learned from, the layer loses {100 * lost:.1f} points of accuracy, more "
-            f"than the budget of {100 * guarded.budget:.1f}, but within its error; compare both models on test images "
-            "before you use this"
+            f"on clean images that it has not learned from, the layer loses {100 * guarded.lost:.1f} points of "
+            f"accuracy, more than the budget of {100 * guarded.budget:.1f}, but within its error; compare both models "
+            "on test images before you use this"
         )
     if not guarded.done:
         found.append(

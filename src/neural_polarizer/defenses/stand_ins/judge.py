@@ -70,7 +70,7 @@ class Judge:
         (lost, error), (lost_harder, error_harder) = expected_drop(*known), expected_drop(*harder)
         # What is gained on copies makes up for nothing that is lost on originals.
         drop, error = (lost + max(lost_harder, 0.0)) / 2, (error + error_harder) / 2
-        acc = float((known[1] > 0).float().mean())
+        acc = float((known[1] > 0).double().mean())  # a share of images, exact enough to be compared with the budget
         left = self.led(held)
         mean = sum(share * count for share, count in left.values()) / max(1, sum(count for _, count in left.values()))
         suspect, _ = left.get(likeliest, (mean, 0))
