@@ -77,7 +77,7 @@ def test_the_accuracy_is_a_count_of_images_to_the_last_bit(judge: Judge, monkeyp
     answers = torch.tensor([1.0] * 5 + [-1.0] * 7)
     monkeypatch.setattr(judging, "margins", lambda logits, _labels: answers[: len(logits)])
     point = judge.point([judge.layer.nothing] * 2, 0.0, held(judge, [0], [False]), 0, 2.0)
-    assert point.acc == sum(answers[: len(fold.judge)].gt(0).sum() for fold in judge.folds).item() / 12
+    assert point.acc == sum(int(answers[: len(fold.judge)].gt(0).sum()) for fold in judge.folds) / 12
 
 
 def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def run_audit(
     purified: LoadedModel | None,
     n_clean: int | None,
     seed: int,
-    settings: Settings | None = None,
+    settings: Settings,
     device: torch.device,
     sources: Mapping[str, str | None],
     progress: Progress = silent,
@@ -52,7 +52,7 @@ def run_audit(
         purified: the same model after a defense.
         n_clean: number of clean images to use.
         seed: fixes the choice of the images, and all that is drawn.
-        settings: of the default defense, whose evidence it is; None are its defaults.
+        settings: of the default defense, whose evidence it is.
         device: where to compute.
         sources: data specs, for the record.
         progress: told about every step.
@@ -63,7 +63,7 @@ def run_audit(
     """
     _check(loaded, purified, out)
     started = time.perf_counter()
-    clean, settings = chosen_images(pool, n_clean, seed)[1], settings or Settings()
+    clean = chosen_images(pool, n_clean, seed)[1]
     first = audited(loaded.model, clean, seed=seed, settings=settings, device=device, progress=progress)
     pictures, after = _pictures(first, "Original model"), None
     if purified is not None:
@@ -72,7 +72,7 @@ def run_audit(
     record = {"schema": 2, **_told(first), **_subject(loaded, pool), "purified": after}
     record |= {"n_clean": len(clean), "clean_sha256": clean.sha256(), "data": dict(sources), "seed": seed}
     record |= {"config": told(settings), "device": str(device), "versions": versions()}
-    record |= {"seconds": time.perf_counter() - started}
+    record["seconds"] = time.perf_counter() - started
     _write(out, record, pictures)
     return record
 
