@@ -87,7 +87,7 @@ def test_the_benign_loss_alone_perturbs_nothing_and_fine_tunes_the_layer(
     monkeypatch.setattr(algorithm, "perturb", refuse)
     model, clean = tiny_model(), tiny_images(24)
     settings = replace(WARM, bn_outer=bn_outer, warmup_epochs=0, **BENIGN)
-    settings = replace(settings, epochs=2, batch_size=24, lr=0.1, momentum=0.0, weight_decay=0.0)
+    settings = replace(settings, epochs=2, batch_size=24, lr=0.1, momentum=0.0, weight_decay=0.0, max_gradient=None)
     result = repaired(model, clean, settings)
     assert (result.suspect, result.audit) == (None, None)
     assert [set(record) for record in result.history] == [{"epoch", "loss", "loss_benign", "clean_accuracy"}] * 2

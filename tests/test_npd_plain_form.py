@@ -122,6 +122,11 @@ def _plain_step(
     loss = loss + settings.bce_weight * boosted_cross_entropy(z, y[kept], settings.loss_form, predicted)
     optimizer.zero_grad()
     loss.backward()
+    if settings.max_gradient is not None:
+        gradients = [each.grad for each in network.parameters() if each.grad is not None]
+        length = float(torch.cat([each.flatten() for each in gradients]).norm())
+        for each in gradients:
+            each.mul_(min(1.0, settings.max_gradient / length))
     optimizer.step()
 
 

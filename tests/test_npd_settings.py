@@ -37,6 +37,7 @@ from toys import (
         ({"lr": math.nan}, "lr must be positive and finite, got nan"),
         ({"warmup_lr": 0.0}, "warm-up lr must be positive"),
         ({"step_size": -0.1}, "step size must be positive"),
+        ({"max_gradient": 0.0}, "longest gradient must be positive"),
         ({"small_features": 0.0}, "small features must be positive"),
         ({"asr_weight": -5.0}, "weights must be finite and not negative, got"),
         ({"benign_weight": math.nan}, "weights must be finite"),

@@ -60,6 +60,7 @@ def test_paper_values(method: str, profile: str | None) -> None:
     weight = 0.1 if method in ("npd-tp", "npd-tu") else 0.4
     assert (found.epochs, found.warmup_epochs, found.batch_size) == (50, 5, 128)
     assert (found.lr, found.momentum, found.weight_decay, found.lr_policy) == (0.01, 0.9, 5e-4, "constant")
+    assert found.max_gradient is None
     assert (found.norm, found.radii) == ("l2", (6.0,) if profile == "tiny_imagenet" else (3.0,))
     assert (found.step_size, found.steps, found.step_rule, found.early_stop) == (0.1, 2, "sign", None)
     assert (found.benign_weight, found.asr_weight, found.bce_weight) == (1.0, weight, weight)

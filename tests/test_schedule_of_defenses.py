@@ -24,6 +24,21 @@ def test_a_last_image_by_itself_joins_the_batch_before(count: int, size: int, st
     assert torch.cat(found).sort().values.tolist() == list(range(count))
 
 
+def test_a_long_gradient_is_shortened_and_a_short_one_is_not() -> None:
+    """Both have parts of length 3 (the shift's, with a quarter of the rate) and 4: 4.27 in the step's own metric."""
+
+    def moved(max_gradient: float | None) -> tuple[float, float]:
+        layer = Polarizer(1).eval()
+        before = {name: value.clone() for name, value in layer.state_dict().items()}
+        descent = Descent(layer, max_gradient=max_gradient, unit_rate=0.25)
+        descent.step(4 * layer.mix.weight.sum() + 3 * layer.norm.bias.sum() + 0 * layer.norm.weight.sum(), 1.0)
+        after = layer.state_dict()
+        return float(before["mix.weight"] - after["mix.weight"]), float(before["norm.bias"] - after["norm.bias"])
+
+    assert moved(None) == moved(5.0) == pytest.approx((4.0, 0.75))
+    assert moved(2.0) == pytest.approx((8 / 18.25**0.5, 1.5 / 18.25**0.5))
+
+
 def test_the_cosine_by_hand() -> None:
     assert [cosine(done, 4) for done in range(5)] == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0])
 

@@ -62,6 +62,7 @@ class CNPD(NPDSettings, Defense):
             "batch_size": 64,
             "lr": 0.02,
             "lr_policy": "cosine",
+            "max_gradient": 5.0,
             "radii": (5.0,),
             "steps": 4,
             "step_rule": "gradient",
@@ -72,6 +73,7 @@ class CNPD(NPDSettings, Defense):
     for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"tiny_imagenet": {"radii": (6.0,)}})
 
     init: Literal["calibrated", "default"] = "default"
+    max_gradient: float | None = None
     epochs: int | None = 50
     batch_size: int = 128
     lr: float = 0.01

@@ -16,15 +16,22 @@ class Descent:
         polarizer: the layer; what it is at first is kept (``keep``).
         momentum: as ``torch.optim.SGD`` has it.
         weight_decay: likewise.
+        max_gradient: a gradient of all parameters together that is longer is shortened to this length; None: never.
         unit_rate: share of the learning rate for the parameters that have the unit of the features
             (``schedule.feature_units_rate``).
     """
 
     def __init__(
-        self, polarizer: Polarizer, *, momentum: float = 0.0, weight_decay: float = 0.0, unit_rate: float = 1.0
+        self,
+        polarizer: Polarizer,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        max_gradient: float | None = None,
+        unit_rate: float = 1.0,
     ) -> None:
         in_units = set(polarizer.in_feature_units)
-        self._polarizer = polarizer
+        self._polarizer, self._max_gradient = polarizer, max_gradient
         self._shares = [unit_rate if each in in_units else 1.0 for each in polarizer.parameters()]
         groups = [{"params": [each]} for each in polarizer.parameters()]
         self._sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, weight_decay=weight_decay)
@@ -36,7 +43,18 @@ class Descent:
             group["lr"] = share * lr
         self._sgd.zero_grad()
         loss.backward()
+        self._shorten()
         self._sgd.step()
+
+    def _shorten(self) -> None:
+        """Lengths are measured in the metric of the step, which knows nothing of the features' unit either."""
+        if self._max_gradient is None:
+            return
+        pairs = zip(self._shares, self._polarizer.parameters(), strict=True)
+        found = [(share, each.grad) for share, each in pairs if each.grad is not None]
+        length = torch.stack([share * gradient.square().sum() for share, gradient in found]).sum().sqrt()
+        for _, gradient in found:
+            gradient.mul_((self._max_gradient / length.clamp_min(1e-12)).clamp_max(1.0))
 
     def keep(self) -> None:
         """Remember the layer as it is now."""

@@ -143,6 +143,7 @@ class Learner:
             self.polarizer,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            max_gradient=settings.max_gradient,
             feature_units_rate=self.feature_units_rate,
         )
         history: list[dict[str, float]] = []
@@ -246,17 +247,27 @@ class Momentum:
     """
 
     def __init__(
-        self, polarizer: Polarizer, *, momentum: float, weight_decay: float, feature_units_rate: float = 1.0
+        self,
+        polarizer: Polarizer,
+        *,
+        momentum: float,
+        weight_decay: float,
+        max_gradient: float | None = None,
+        feature_units_rate: float = 1.0,
     ) -> None:
         self.parameters: list[ms.Parameter] = polarizer.trainable_params()
         in_units = {parameter.name for parameter in polarizer.norm.trainable_params()}
         self._rates = [feature_units_rate if each.name in in_units else 1.0 for each in self.parameters]
-        self._momentum, self._weight_decay = momentum, weight_decay
+        self._momentum, self._weight_decay, self._max_gradient = momentum, weight_decay, max_gradient
         self._velocities = [ops.zeros_like(parameter) for parameter in self.parameters]
 
     def step(self, gradients: tuple[ms.Tensor, ...], rate: float) -> None:
-        """Move against the gradients."""
+        """Move against the gradients, together at most ``max_gradient`` long (``defenses.descent``)."""
+        share = 1.0
+        if self._max_gradient is not None:
+            squares = (own * float(each.square().sum()) for own, each in zip(self._rates, gradients, strict=True))
+            share = min(1.0, self._max_gradient / max(math.sqrt(sum(squares)), 1e-12))
         for index, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
-            decayed = gradient + self._weight_decay * parameter
+            decayed = share * gradient + self._weight_decay * parameter
             self._velocities[index] = self._momentum * self._velocities[index] + decayed
             parameter.set_data(parameter - rate * self._rates[index] * self._velocities[index])

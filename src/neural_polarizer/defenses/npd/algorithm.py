@@ -69,9 +69,7 @@ def optimise(
         One record per epoch: the means of ``objective``'s terms over the clean images.
     """
     epochs = settings.epochs_of(net.steps)
-    descent = Descent(
-        net.polarizer, momentum=settings.momentum, weight_decay=settings.weight_decay, unit_rate=unit_rate
-    )
+    descent = _descent(settings, net, unit_rate)
     history: list[dict[str, float]] = []
     for epoch in range(epochs):  # line 5
         descent.keep()
@@ -95,6 +93,17 @@ def optimise(
             break
         history.append(record)
     return history
+
+
+def _descent(settings: NPDSettings, net: Engine, unit_rate: float) -> Descent:
+    """The SGD of line 9; shortening long gradients is ours."""
+    return Descent(
+        net.polarizer,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        max_gradient=settings.max_gradient,
+        unit_rate=unit_rate,
+    )
 
 
 def perturbed(settings: NPDSettings, net: Engine, rows: Int64[Tensor, " n"], aim: Aim, done: int) -> Values | None:

@@ -29,7 +29,7 @@ class NPD(NPDSettings, Defense):
         "Because the trigger is unknown, each step first looked for small perturbations that make the network choose "
         "{aim}, and used them in its place.",
     )
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"epochs": 2})
 

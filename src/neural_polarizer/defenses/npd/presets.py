@@ -48,6 +48,7 @@ _PAPER: dict[str, Any] = {
     "batch_size": 128,
     "lr": 0.01,
     "lr_policy": "constant",
+    "max_gradient": None,
     "step_rule": "sign",
 }
 

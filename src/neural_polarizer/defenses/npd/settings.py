@@ -47,6 +47,7 @@ class NPDSettings:
         lr_policy: "constant", or "cosine" to zero over all steps.
         momentum: of the outer SGD.
         weight_decay: of the outer SGD.
+        max_gradient: a longer gradient of the outer loss is shortened to this length; None: never.
         small_features: the standard deviation of the layer's input below which gamma and beta of a calibrated layer
             learn more slowly (``schedule.feature_units_rate``).
         norm: of the perturbation, "l2" or "linf".
@@ -88,6 +89,7 @@ class NPDSettings:
     lr_policy: Literal["constant", "cosine"] = "cosine"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    max_gradient: float | None = 5.0
     small_features: float = 0.1
     norm: Literal["l2", "linf"] = "l2"
     radii: tuple[float, ...] = (3.0,)
@@ -113,7 +115,11 @@ class NPDSettings:
         if not self.radii or not all(math.isfinite(radius) and radius >= 0 for radius in self.radii):
             raise BadInputError(f"radii must be finite and not negative, got {self.radii}")
         rates = {"lr": self.lr, "warm-up lr": self.warmup_lr, "step size": self.step_size}
-        for name, value in {**rates, "small features": self.small_features}.items():
+        rates |= {
+            "small features": self.small_features,
+            "longest gradient": 1.0 if self.max_gradient is None else self.max_gradient,
+        }
+        for name, value in rates.items():
             if not (value > 0 and math.isfinite(value)):
                 raise BadInputError(f"{name} must be positive and finite, got {value}")
         weights = (self.benign_weight, self.asr_weight, self.bce_weight, self.weight_decay)
