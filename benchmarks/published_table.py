@@ -1,10 +1,10 @@
-"""README's table of published models, from the records of the suite `published`, in Markdown.
+"""README's tables of published models and of implants into them, from the records of a suite, in Markdown.
 
-    python benchmarks/published_table.py [--results results] [--n-clean 500]
+    python benchmarks/published_table.py [--suite real] [--results results] [--n-clean 500]
 
 One row a model: ACC / ASR in percent before, after our default method (the mean of the seeds that are there, and the
-largest ASR of them) and after each rival of RIVALS (the mean of its seeds). A last row has the mean DER of the
-backdoored models. Cells that are not computed show "-".
+largest ASR of them) and after each rival (the mean of its seeds); implants have RA5 as a third value. A last row has
+the mean DER of the backdoored models. Cells that are not computed show "-".
 """
 
 import argparse
@@ -16,9 +16,12 @@ from neural_polarizer.bench.results import suite_result
 from neural_polarizer.bench.store import Store
 from neural_polarizer.bench.suite import load_suite
 
-SUITE = Path(__file__).parent / "published" / "published.toml"
+SUITES = Path(__file__).parent / "published"
 OURS = "npd-ls"
-RIVALS = ("ft", "i-bau", "npd", "clp")
+RIVALS = {
+    "published": ("ft", "i-bau", "npd", "clp"),
+    "real": ("ft", "ft-sam", "fst", "i-bau", "npd", "clp"),
+}
 NONE = "-"
 TITLES = {
     "wrn-16-1-grid": "WRN-16-1, grid trigger, CIFAR-10",
@@ -36,13 +39,15 @@ Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 """What came out, by victim and defense, one for each seed."""
 
 
-def results(store: Store, n_clean: int) -> Results:
-    """All results of the suite with so many clean images."""
+def results(suite: str, store: Store, n_clean: int) -> Results:
+    """All results of a suite with so many clean images."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in suite_result(load_suite(str(SUITE)), store).entries:
+    for entry in suite_result(load_suite(str(SUITES / f"{suite}.toml")), store).entries:
         defended = entry.labels["defense"] != "none" and entry.labels["n_clean"] == n_clean
         if defended and entry.record and entry.record["status"] == "done":
-            key = str(entry.labels["victim"]), str(entry.labels["defense"])
+            labels = entry.labels
+            victim = f"{labels['attack']} into {labels['init']}" if suite == "real" else str(labels["victim"])
+            key = victim, str(labels["defense"])
             found.setdefault(key, []).append(entry.record["result"])
     return found
 
@@ -54,13 +59,15 @@ def mean(each: Sequence[Mapping[str, Any]], value: str) -> str:
 
 
 def pair(each: Sequence[Mapping[str, Any]]) -> str:
-    """ACC / ASR; only ACC for a clean model."""
+    """ACC / ASR; only ACC for a clean model; for an implant RA5, too."""
     if not each:
         return NONE
-    return mean(each, "acc") + (f" / {mean(each, 'asr')}" if each[0]["before"]["asr"] is not None else "")
+    attacked = each[0]["before"]["asr"] is not None
+    values = ["acc", *(["asr"] if attacked else []), *(["ra5"] if "ra5" in each[0] else [])]
+    return " / ".join(mean(each, value) for value in values)
 
 
-def row(victim: str, found: Results) -> list[str]:
+def row(victim: str, found: Results, rivals: Sequence[str]) -> list[str]:
     """One model's."""
     ours = found.get((victim, OURS), [])
     before = [each[0]["before"] for (name, _), each in found.items() if name == victim][:1]
@@ -74,11 +81,11 @@ def row(victim: str, found: Results) -> list[str]:
         f"**{pair(ours)}**",
         worst,
         *rest,
-        *(pair(found.get((victim, each), [])) for each in RIVALS),
+        *(pair(found.get((victim, each), [])) for each in rivals),
     ]
 
 
-def last_row(victims: Sequence[str], found: Results) -> list[str]:
+def last_row(victims: Sequence[str], found: Results, rivals: Sequence[str]) -> list[str]:
     """The mean DER of the models that have a backdoor."""
 
     def der(defense: str) -> str:
@@ -87,19 +94,21 @@ def last_row(victims: Sequence[str], found: Results) -> list[str]:
         means = [sum(runs) / len(runs) for runs in known if runs]
         return f"{100 * sum(means) / len(means):.1f}" if means else NONE
 
-    return ["mean DER", "", "", "", "", f"**{der(OURS)}**", *(der(each) for each in RIVALS)]
+    return ["mean DER", "", "", "", "", f"**{der(OURS)}**", *(der(each) for each in rivals)]
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=RIVALS, default="published")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--n-clean", type=int, default=500)
     options = parser.parse_args()
-    found = results(Store(str(options.results)), options.n_clean)
+    found, rivals = results(options.suite, Store(str(options.results)), options.n_clean), RIVALS[options.suite]
     victims = list(dict.fromkeys(victim for victim, _ in found))
-    heads = ["model", "before", f"`{OURS}`", "worst ASR", "RA", "DER", *(f"`{each}`" for each in RIVALS)]
-    for cells in (heads, ["---"] * len(heads), *(row(each, found) for each in victims), last_row(victims, found)):
+    heads = ["model", "before", f"`{OURS}`", "worst ASR", "RA", "DER", *(f"`{each}`" for each in rivals)]
+    rows = [row(each, found, rivals) for each in victims]
+    for cells in (heads, ["---"] * len(heads), *rows, last_row(victims, found, rivals)):
         print("| " + " | ".join(cells) + " |")
 
 

@@ -16,11 +16,9 @@ MOST_LINES, LONGEST = 350, 45
 LONGER = {
     "analysis/distances.py:study_perturbations": 47,
     "api/purifying.py:purify": 91,
-    "defenses/stand_ins/belief.py:found_in": 48,
     "defenses/stand_ins/evidence.py:believed": 53,
     "defenses/stand_ins/learn.py:learn": 69,
     "defenses/stand_ins/least.py:least_stand_ins": 70,
-    "defenses/stand_ins/looks.py:look": 46,
     "defenses/stand_ins/program.py:head_norms": 63,
 }
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.features import Features, features_of
-from neural_polarizer.layer.sites import Candidate, candidates, choose_site, default_site, features_at
+from neural_polarizer.layer.sites import Candidate, candidates, choose_site, default_site, features_at, last_map
 from neural_polarizer.layer.structures import make_polarizer
 from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.models.normalize import Normalized
@@ -243,6 +243,21 @@ def test_of_a_stage_that_is_most_of_the_network_the_last_place_is_taken() -> Non
     assert str(choice.site) == "before:c"
     assert choice.reason.startswith("before:c: of 4 places that nothing bypasses, the last with several pixels")
     assert str(choose_site(found[1:]).site) == "before:b"
+
+
+def test_the_last_map_is_the_deepest_place_with_several_pixels_that_nothing_bypasses() -> None:
+    found = [
+        _candidate("a", 0.9),
+        _candidate("b", 0.2),
+        _candidate("c", 0.1, bypassed=True),
+        _candidate("d", 0.05, shape=(4, 1, 1)),
+        _candidate("e", 0.02, layout="NC", shape=(4,)),
+    ]
+    assert str(last_map(found)) == "before:b"
+    assert last_map(found[2:]) is None
+    pixels = _pixels(size=32)
+    network = made(PreActResNet18(4, width=2))
+    assert str(last_map(candidates(network, pixels))) == "after:layer4"
 
 
 def test_operations_on_flat_features_are_no_depth() -> None:

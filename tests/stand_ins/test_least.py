@@ -30,7 +30,9 @@ def linear(weight: Tensor, images: Tensor) -> object:
     return forward
 
 
-def search(forms: Forms, *, seed: int = 0, batch_size: int = 64, steps: int = 40) -> tuple[StandIns, Tensor]:
+def search(
+    forms: Forms, *, seed: int = 0, batch_size: int = 64, steps: int = 40, begin: StandIns | None = None
+) -> tuple[StandIns, Tensor]:
     """Towards class 0 in a linear classifier in which each image lies where its class does."""
     weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
     images = (3 * weight)[LABELS].view(-1, *SHAPE)
@@ -46,6 +48,7 @@ def search(forms: Forms, *, seed: int = 0, batch_size: int = 64, steps: int = 40
         batch_size=batch_size,
         generator=torch.Generator().manual_seed(seed),
         told=lambda done, total: None,
+        begin=begin,
     )
     return found, weight
 
@@ -56,6 +59,15 @@ def test_norms_come_close_to_the_least_there_is() -> None:
     least = head_norms(weight, logits, LABELS, torch.tensor([0]), quantile=1.0, steps=2000)
     assert all(float(least) * 0.9 <= float(norm) <= float(least) * 1.35 for norm in found.norms)
     assert torch.allclose(found.deltas.flatten(1).norm(dim=1), found.norms, rtol=1e-4)
+
+
+def test_a_search_goes_on_from_where_another_ended() -> None:
+    forms = dense_forms(3, SHAPE, torch.device("cpu"))
+    enough = search(forms)[0]
+    on, anew = search(forms, steps=1, begin=enough)[0], search(forms, steps=1)[0]
+    assert torch.allclose(on.norms, enough.norms)  # the radius has not changed yet
+    assert bool((torch.cosine_similarity(on.deltas.flatten(1), enough.deltas.flatten(1)) > 0.9).all())
+    assert torch.allclose(anew.norms, torch.full((3,), 10.0))
 
 
 def test_they_stay_inside_their_windows_and_are_the_same_for_a_seed_and_any_batch_size() -> None:

@@ -1,5 +1,6 @@
 """What is tried at one place, in which order, and what is kept of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -109,10 +110,12 @@ def test_rounds_go_on_as_long_as_they_help(
 @pytest.mark.parametrize(
     ("forms", "factor", "dial", "last"),
     [
-        (SEEN_IN_PIXELS, 1.0, 0.5, 4.0),
-        (BEYOND_PIXELS, 1.0, 3.0, 4.0),
-        (BEYOND_PIXELS, 9.0, 3.0, 4.0),
-        (BEYOND_PIXELS, 0.5, 1.5, 2.5),  # where the evidence speaks against a backdoor, half as much may be lost
+        (SEEN_IN_PIXELS, 9.0, 0.5, 4.0),
+        (BEYOND_PIXELS, math.inf, 3.0, 4.0),
+        (BEYOND_PIXELS, 3.0, 3.0, 4.0),
+        (BEYOND_PIXELS, 1.7, 2.5, 3.0),  # less of the error is excused where a backdoor is not clearly seen
+        (BEYOND_PIXELS, 1.0, 2.5, 3.0),  # and nothing where the evidence says nothing
+        (BEYOND_PIXELS, 0.5, 1.0, 1.5),  # where it speaks against a backdoor, half as much may be lost
     ],
 )
 def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(

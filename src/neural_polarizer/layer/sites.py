@@ -166,6 +166,15 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     )
 
 
+def last_map(found: Sequence[Candidate]) -> Site | None:
+    """The last place that nothing bypasses with several pixels or tokens; None where there is none.
+
+    Args:
+        found: what ``candidates`` returns, from shallow to deep.
+    """
+    return next((each.site for each in reversed(found) if not each.bypassed and each.features.positions > 1), None)
+
+
 def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
     """``choose_site`` of all candidates.
 

@@ -9,7 +9,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
 from neural_polarizer.defenses.stand_ins.looks import Found, look
-from neural_polarizer.defenses.stand_ins.seen import seen
+from neural_polarizer.defenses.stand_ins.seen import at_last_map, engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.train import Progress, silent
 
@@ -40,27 +40,9 @@ def found_in(
         BadInputError: no images, an unknown or unusable site, or a class count that does not fit.
     """
     chosen = settings or Settings()
-    net = Engine(
-        model,
-        clean,
-        seed=seed,
-        site=chosen.site,
-        batch_size=chosen.batch_size,
-        precision=chosen.precision,
-        device=device,
-    )
-    net.calibrate()
-    net.polarizer.requires_grad_(False)
-    found = look(
-        seen(net, chosen.batch_size),
-        chosen.looks,
-        chosen.bank,
-        pixels=chosen.in_pixels,
-        features=chosen.in_features,
-        batch_size=chosen.batch_size,
-        seed=seed,
-        told=progress,
-    )
+    net, _ = engine_at(chosen, model, clean, chosen.site, seed=seed, device=device)
+    last = at_last_map(chosen, model, clean, net, seed=seed, device=device)
+    found = look(seen(net, chosen.batch_size), last, chosen, seed=seed, told=progress)
     return net, found
 
 

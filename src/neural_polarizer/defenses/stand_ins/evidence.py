@@ -38,6 +38,10 @@ class Belief:
     p_value: float
     likeliest: int
 
+    def certainty(self, clear: float) -> float:
+        """How far the evidence is that there is a backdoor, from none (0) to ``clear`` (1), in its logarithm."""
+        return min(1.0, max(0.0, math.log(max(self.factor, 1e-30)) / math.log(clear)))
+
     def accused(self, level: float) -> Suspect | None:
         """The class that stands out at this level of false alarms, or "next"; None where nothing does."""
         return told_aim(self.likeliest, len(self.aims) - 1) if self.p_value < level else None
@@ -179,6 +183,14 @@ def bayes_factor(p: Float[Tensor, " c"], alternative: float) -> Float[Tensor, " 
     return torch.where(p < 1, alternative * p.clamp_min(1e-6) ** (alternative - 1), 1.0)
 
 
+def mixed_factor(p: Float[Tensor, " c"], alternative: float, shown: float) -> Float[Tensor, " c"]:
+    """``bayes_factor`` where a backdoor shows in this statistic with probability ``shown`` only.
+
+    A trigger has one form, so that its class stands out in some statistics, and in others is like any other.
+    """
+    return 1 - shown + shown * bayes_factor(p, alternative)
+
+
 def believed(
     by_class: Sequence[Float[Tensor, " k"]],
     by_form: Sequence[Float[Tensor, " k"]],
@@ -187,6 +199,7 @@ def believed(
     floor: float,
     prior: float,
     alternative: float,
+    shown: float,
     resolution: float,
 ) -> Belief:
     """Combine statistics by class and one by shift (all-to-all).
@@ -199,20 +212,19 @@ def believed(
 
     Args:
         by_class: logarithms of norms by class, low where an attacker's class is; NaN where not computed.
-        by_form: likewise, one for each form that a trigger may have.  They tell the form, not the class: with every
-            further statistic, a class stands out by chance more often.
+        by_form: likewise, one for each form that a trigger may have.
         shifts: likewise by shift of the label, from 1 on.
         floor: share of the probability that is spread evenly over the aims that were looked at.
         prior: in [0, 1].
         alternative: of ``bayes_factor``.
+        shown: of ``mixed_factor``.
         resolution: of the statistics.
     """
     p = [outlier_p(each, resolution) for each in by_class]
     of_next, next_seen = outlier_p(shifts, resolution)[:1], shifts[:1].isfinite()
-    factors = torch.stack([bayes_factor(each, alternative) for each in p]).prod(dim=0)
-    factors = torch.cat([factors, bayes_factor(of_next, alternative)])
+    factors = torch.stack([mixed_factor(each, alternative, shown) for each in p]).prod(dim=0)
     seen = torch.cat([torch.stack([each.isfinite() for each in by_class]).any(dim=0), next_seen])
-    factors = torch.where(seen, factors, 0.0)
+    factors = torch.where(seen, torch.cat([factors, mixed_factor(of_next, alternative, shown)]), 0.0)
     forms = torch.ones(len(factors), len(by_form))
     for place, each in enumerate(by_form):
         forms[: len(each), place] = bayes_factor(outlier_p(each, resolution), alternative)

@@ -57,6 +57,7 @@ def least_stand_ins(
     batch_size: int,
     generator: torch.Generator,
     told: Callable[[int, int], None],
+    begin: StandIns | None = None,
 ) -> StandIns:
     """For each aim the smallest perturbation found that most images have in common and that leads them there.
 
@@ -76,24 +77,23 @@ def least_stand_ins(
         batch_size: the most images at once.
         generator: draws images and beginnings (on the CPU).
         told: called with the steps done and all steps.
+        begin: where to go on from, one for each of ``aims``.
 
     Returns:
         One stand-in for each of ``aims``, inside its window, with a norm of at most ``search.cap * unit``.  Those
         whose every image has the wanted label already do not succeed.
     """
-    device = labels.device
     rows_of = {int(aim): (labels != wanted[aim]).nonzero()[:, 0] for aim in aims.unique()}
-    deltas = forms.fitted(torch.randn((len(aims), *shape), generator=generator).to(device), torch.arange(len(aims)))
-    radii = torch.full((len(aims),), search.start * unit, device=device)
-    deltas = deltas / each_length(deltas).clamp_min(1e-12) * _wide(0.3 * radii, deltas)
-    success, trail = torch.zeros(len(aims), device=device), []
+    start = _by_chance(aims.to(labels.device), shape, forms, search.start * unit, generator) if begin is None else begin
+    deltas, radii, success = start.deltas.clone(), start.norms.clone(), torch.zeros_like(start.norms)
+    trail = []
     images = min(search.images, batch_size)
     groups = [each for each in torch.arange(len(aims)).split(max(1, batch_size // images)) if len(each)]
     for step in range(search.steps):
         for done, group in enumerate(groups):
             rows = torch.stack([_drawn(rows_of[int(aim)], images, generator) for aim in aims[group]])
             delta, success[group] = _stepped(
-                forward, rows, wanted[aims[group, None].to(device), rows], deltas[group], forms, group
+                forward, rows, wanted[aims[group, None].to(rows.device), rows], deltas[group], forms, group
             )
             if step >= search.settle:
                 sign = torch.where(success[group] >= search.success, -1.0, 1.0)
@@ -107,13 +107,23 @@ def least_stand_ins(
         trail.append(radii.log())
     last = max(1, round(search.averaged * search.steps))
     norms = torch.stack(trail[-last:]).mean(dim=0).exp()
-    idle = torch.tensor([len(rows_of[int(aim)]) == 0 for aim in aims], dtype=torch.bool, device=device)
+    idle = torch.tensor([len(rows_of[int(aim)]) == 0 for aim in aims], dtype=torch.bool, device=labels.device)
     return StandIns(
         deltas / each_length(deltas).clamp_min(1e-12) * _wide(norms, deltas),
         norms,
         success.masked_fill(idle, 0.0),
         aims,
     )
+
+
+def _by_chance(
+    aims: Tensor, shape: Sequence[int], forms: "Forms", radius: float, generator: torch.Generator
+) -> StandIns:
+    """Beginnings well inside a radius."""
+    drawn = torch.randn((len(aims), *shape), generator=generator).to(aims.device)
+    deltas = forms.fitted(drawn, torch.arange(len(aims)))
+    radii = torch.full((len(aims),), radius, device=aims.device)
+    return StandIns(0.3 * radius * deltas / each_length(deltas).clamp_min(1e-12), radii, torch.zeros_like(radii), aims)
 
 
 def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

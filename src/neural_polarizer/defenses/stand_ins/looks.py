@@ -15,11 +15,11 @@ from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.least import StandIns, dense_forms, least_stand_ins
 from neural_polarizer.defenses.stand_ins.program import head_norms
 from neural_polarizer.defenses.stand_ins.seen import Seen, in_form
-from neural_polarizer.defenses.stand_ins.settings import Bank, Looks, Search, Settings
+from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
 
-BY_CLASS = ("dense", "head", "features")
+BY_CLASS = ("dense", "smooth", "head", "features", "last_map")
 """The norms that tell the attacker's class."""
 
 
@@ -29,7 +29,7 @@ class Found:
 
     Args:
         belief: in each aim.
-        norms: of stand-ins by class: for each form in pixels, "head" and "features"; NaN where not looked at.
+        norms: of stand-ins by class, those of ``BY_CLASS``; NaN where not looked at.
         pixels: the stand-ins in pixels, by form.
     """
 
@@ -38,59 +38,97 @@ class Found:
     pixels: Mapping[str, StandIns]
 
 
-def look(
-    at: Seen,
-    looks: Looks,
-    bank: Bank,
-    *,
-    pixels: Search,
-    features: Search,
-    batch_size: int,
-    seed: int,
-    told: Progress,
-) -> Found:
+def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Progress) -> Found:
     """Compute the statistics and combine them; a class's norm is the least of its stand-ins'.
 
     With many classes only the nearest ones and as many others are looked at (``Looks.classes``): a backdoor brings its
     class near, and the others are the crowd that it has to stand out from.
+
+    Args:
+        at: at the layer's place.
+        last: at the last map, where a backdoor's direction may be clearer; None where there is no other place.
+        settings: of the method.
+        seed: of all that is drawn.
+        told: progress.
     """
-    net, count = at.net, at.net.num_classes
+    looks, count = settings.looks, at.net.num_classes
     classes = _closely(at.logits, at.labels, looks.classes, stream(seed, "classes"))
-    norms = {"head": _of_head(at, classes, looks)}
-    norms["features"], shifts = _at_layer(
-        at, classes, looks, features, batch_size, stream(seed, "looks in features"), told
-    )
+    aims = classes.cpu().repeat_interleave(looks.features)
+    shift_count = min(count - 1, 2 * looks.classes)
+    shifts = count + torch.arange(shift_count)
+    of_layer = _dense(at, torch.cat([aims, shifts]), settings, stream(seed, "looks in features"), told, "features")
+    of_class, of_shift = of_layer.split([len(aims), shift_count])
+    norms = {"head": _of_head(at, classes, looks), "features": _by_class(of_class, classes, count)}
+    norms["last_map"] = torch.full((count,), torch.nan)
+    if last is not None:
+        of_last = _dense(last, aims, settings, stream(seed, "looks at the last map"), told, "the last map")
+        norms["last_map"] = _by_class(of_last, classes, count)
     in_pixels: dict[str, StandIns] = {}
-    for name, form in pixel_forms(tuple(net.images.shape[1:])).items():
-        each = _each(form, looks, len(classes))
-        in_pixels[name] = found = in_form(
-            at,
-            form,
-            classes.cpu().repeat_interleave(each),
-            form.free(len(classes) * each, bank, net.device),
-            search=replace(pixels, images=looks.images),
-            batch_size=batch_size,
-            generator=stream(seed, f"looks in pixels, {name}"),
-            told=partial(told, f"look in pixels, {name}"),
-        )
-        norms[name] = _by_class(found.norms.cpu().view(len(classes), -1).amin(dim=1), classes, count)
+    for name, form in pixel_forms(tuple(at.net.images.shape[1:])).items():
+        in_pixels[name], least = _in_pixels(at, form, classes, settings, stream(seed, f"looks in pixels, {name}"), told)
+        norms[name] = _by_class(least, classes, count)
     belief = believed(
         [norms[name].log() for name in BY_CLASS],
         [norms[name].log() for name in (*in_pixels, "features")],
-        shifts.log(),
+        _padded(of_shift, count - 1).log(),
         floor=looks.floor,
         prior=looks.prior,
         alternative=looks.alternative,
-        resolution=max(pixels.finest, features.finest),
+        shown=looks.shown,
+        resolution=max(settings.in_pixels.finest, settings.in_features.finest),
     )
-    return Found(belief, {name: norms[name] for name in (*in_pixels, "head", "features")}, in_pixels)
+    return Found(belief, {name: norms[name] for name in BY_CLASS}, in_pixels)
 
 
-def _by_class(values: Float[Tensor, " c"], classes: Int64[Tensor, " c"], count: int) -> Float[Tensor, " k"]:
-    """Values of the classes that were looked at, among all; NaN for the others."""
+def _in_pixels(
+    at: Seen,
+    form: PixelForm,
+    classes: Int64[Tensor, " c"],
+    settings: Settings,
+    generator: torch.Generator,
+    told: Progress,
+) -> tuple[StandIns, Float[Tensor, " m"]]:
+    """Stand-ins of one form, and norms that tell the class, equally many of each class, in their order.
+
+    The least of each class is looked for further: many a search ends at what any class has by nature, and one that
+    came near a trigger has not arrived.
+    """
+    looks, each = settings.looks, _each(form, settings.looks, len(classes))
+    search = replace(settings.in_pixels, images=looks.images)
+
+    def made(count: int, search: Search, begin: StandIns | None, phase: str) -> StandIns:
+        return in_form(
+            at,
+            form,
+            classes.cpu().repeat_interleave(count),
+            form.free(len(classes) * count, settings.bank, at.net.device),
+            search=search,
+            batch_size=settings.batch_size,
+            generator=generator,
+            told=partial(told, phase),
+            begin=begin,
+        )
+
+    found = made(each, search, None, f"look in pixels, {form.name}")
+    norms = found.norms.cpu()
+    if looks.further == 0:
+        return found, norms
+    best = norms.view(len(classes), each).argmin(dim=1) + each * torch.arange(len(classes))
+    finer = replace(search, steps=looks.further, settle=0, change=search.change / 2, stride=search.stride / 2)
+    least = made(1, finer, found.select(best.to(at.net.device)), f"look further in pixels, {form.name}")
+    return found.joined(least), least.norms.cpu()
+
+
+def _by_class(values: Float[Tensor, " m"], classes: Int64[Tensor, " c"], count: int) -> Float[Tensor, " k"]:
+    """The least value of each class that was looked at, among all; NaN for the others."""
     found = torch.full((count,), torch.nan)
-    found[classes.cpu()] = values
+    found[classes.cpu()] = values.view(len(classes), -1).amin(dim=1)
     return found
+
+
+def _padded(values: Float[Tensor, " c"], count: int) -> Float[Tensor, " k"]:
+    """These, and NaN for what was not looked at."""
+    return torch.cat([values, torch.full((count - len(values),), torch.nan)])
 
 
 def _of_head(at: Seen, classes: Int64[Tensor, " c"], looks: Looks) -> Float[Tensor, " k"]:
@@ -102,36 +140,24 @@ def _of_head(at: Seen, classes: Int64[Tensor, " c"], looks: Looks) -> Float[Tens
     return _by_class(found.float().cpu(), classes, at.net.num_classes)
 
 
-def _at_layer(
-    at: Seen,
-    classes: Int64[Tensor, " c"],
-    looks: Looks,
-    search: Search,
-    batch_size: int,
-    generator: torch.Generator,
-    told: Progress,
-) -> tuple[Float[Tensor, " k"], Float[Tensor, " s"]]:
-    """Norms of dense stand-ins at the layer's input: by class, and by shift of the label from 1 on."""
-    count, device = at.net.num_classes, at.net.device
-    shift_count = min(count - 1, 2 * looks.classes)
-    aims = torch.cat([classes.cpu().repeat_interleave(looks.features), count + torch.arange(shift_count)])
-    found = least_stand_ins(
+def _dense(
+    at: Seen, aims: Int64[Tensor, " m"], settings: Settings, generator: torch.Generator, told: Progress, where: str
+) -> Float[Tensor, " m"]:
+    """Norms of dense stand-ins at a place inside the network."""
+    shape = at.net.features.shape
+    return least_stand_ins(
         at.in_features(),
         at.labels,
         at.wanted,
         aims,
-        dense_forms(len(aims), at.net.features.shape, device),
-        at.net.features.shape,
+        dense_forms(len(aims), shape, at.net.device),
+        shape,
         unit=at.feature_norm,
-        search=search,
-        batch_size=batch_size,
+        search=settings.in_features,
+        batch_size=settings.batch_size,
         generator=generator,
-        told=lambda done, total: told("look in features", done, total),
-    )
-    of_class, of_shift = found.norms.cpu().split([len(aims) - shift_count, shift_count])
-    shifts = torch.full((count - 1,), torch.nan)
-    shifts[:shift_count] = of_shift
-    return _by_class(of_class.view(len(classes), -1).amin(dim=1), classes, count), shifts
+        told=partial(told, f"look in {where}"),
+    ).norms.cpu()
 
 
 def _each(form: PixelForm, looks: Looks, classes: int) -> int:
@@ -150,10 +176,11 @@ def cost_of_looks(settings: Settings, classes: int) -> str | None:
     closely = 2 * looks.classes
     if classes <= closely:
         return None
-    aims = closely * looks.features + min(classes - 1, closely)
+    aims = 2 * closely * looks.features + min(classes - 1, closely)  # at the layer's input and at the last map
     features = aims * settings.in_features.steps * min(settings.in_features.images, settings.batch_size)
     in_pixels = sum(_each(form, looks, closely) for form in pixel_forms((3, 1, 1)).values())
-    pixels = closely * in_pixels * settings.in_pixels.steps * min(looks.images, settings.batch_size)
+    steps = in_pixels * settings.in_pixels.steps + 2 * looks.further  # of each form
+    pixels = closely * steps * min(looks.images, settings.batch_size)
     return (
         f"of {classes:,} classes the {looks.classes} nearest and {looks.classes} others are looked at, with "
         f"{pixels + features:,} images forwards and backwards, however many more classes there are; "

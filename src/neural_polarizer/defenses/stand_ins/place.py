@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial
 from neural_polarizer.defenses.stand_ins.bank import PixelBank, carrying, pixel_bank
 from neural_polarizer.defenses.stand_ins.evidence import Belief
@@ -16,7 +16,7 @@ from neural_polarizer.defenses.stand_ins.judge import Judge
 from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, Lesson, centred, learn, mean_of
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.looks import Found, drawn_aims, look
-from neural_polarizer.defenses.stand_ins.seen import at_layer, seen
+from neural_polarizer.defenses.stand_ins.seen import at_last_map, at_layer, engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
@@ -65,19 +65,11 @@ class Place:
         progress: Progress,
     ) -> None:
         self.settings, self.seed, self.progress = settings, seed, progress
-        self.net = net = Engine(
-            model,
-            clean,
-            seed=seed,
-            site=settings.site,
-            batch_size=settings.batch_size,
-            precision=settings.precision,
-            device=device,
-        )
+        self.net, self.unit = engine_at(settings, model, clean, settings.site, seed=seed, device=device)
+        net = self.net
         if isinstance(settings.target, int) and not 0 <= settings.target < net.num_classes:
             raise BadInputError(f"the target class must lie in 0..{net.num_classes - 1}, got {settings.target}")
-        self.unit = float(net.calibrate()[1].mean().sqrt())
-        net.polarizer.requires_grad_(False)
+        self._last = partial(at_last_map, settings, model, clean, net, seed=seed, device=device)
         self.seen = seen(net, settings.batch_size)
         self.layer = Layer(net)
         self.judge = Judge(
@@ -87,16 +79,7 @@ class Place:
     def look(self) -> tuple[Found, Belief]:
         """The evidence, and the belief that it leads to where nobody has told the target."""
         settings = self.settings
-        found = look(
-            self.seen,
-            settings.looks,
-            settings.bank,
-            pixels=settings.in_pixels,
-            features=settings.in_features,
-            batch_size=settings.batch_size,
-            seed=self.seed,
-            told=self.progress,
-        )
+        found = look(self.seen, self._last(), settings, seed=self.seed, told=self.progress)
         if settings.target is None:
             return found, found.belief
         aim = self.net.num_classes if settings.target == "next" else settings.target
@@ -251,8 +234,8 @@ class Place:
         self, changes: Sequence[Change], lesson: Lesson, weight: float, rounds: int, belief: Belief
     ) -> Guarded:
         guard = self.settings.guard
-        share = min(1.0, belief.factor)  # where the evidence speaks against a backdoor, less may be lost
-        budget, errors = share * guard.max_acc_drop, share * guard.errors
+        budget = min(1.0, belief.factor) * guard.max_acc_drop  # where the evidence speaks against a backdoor, less
+        errors = belief.certainty(self.settings.looks.clear) * guard.errors
         points: list[Point] = []
         for dial in guard.dials:
             points.append(self.judge.point(changes, dial, lesson.held, belief.likeliest, errors))

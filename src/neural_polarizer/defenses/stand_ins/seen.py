@@ -1,13 +1,14 @@
 """The clean images as a search sees them, and least stand-ins that are looked for with them."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
-from neural_polarizer.data.images import to_pixels
+from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.engine import Engine, Values
 from neural_polarizer.defenses.stand_ins.forms import PixelForm
 from neural_polarizer.defenses.stand_ins.least import (
@@ -18,7 +19,8 @@ from neural_polarizer.defenses.stand_ins.least import (
     least_stand_ins,
     wanted_labels,
 )
-from neural_polarizer.defenses.stand_ins.settings import Search
+from neural_polarizer.defenses.stand_ins.settings import Search, Settings
+from neural_polarizer.layer.sites import candidates, last_map
 from neural_polarizer.perturb import clip, each_length
 from neural_polarizer.train import Progress
 
@@ -60,6 +62,39 @@ class Seen:
         return forward
 
 
+def engine_at(
+    settings: Settings, model: nn.Module, clean: ImageSet, site: str | None, *, seed: int, device: torch.device | str
+) -> tuple[Engine, float]:
+    """A network with the identity at ``site``, which takes no gradients; and the standard deviation of its input.
+
+    Raises:
+        BadInputError: as ``Engine``.
+    """
+    net = Engine(
+        model,
+        clean,
+        seed=seed,
+        site=site,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        device=device,
+    )
+    unit = float(net.calibrate()[1].mean().sqrt())
+    net.polarizer.requires_grad_(False)
+    return net, unit
+
+
+def at_last_map(
+    settings: Settings, model: nn.Module, clean: ImageSet, net: Engine, *, seed: int, device: torch.device | str
+) -> Seen | None:
+    """What is seen at the last map of the network (``sites.last_map``); None where it is ``net``'s site, or none."""
+    found = candidates(copy.deepcopy(model).to(device).eval(), to_pixels(net.images[:4]))
+    site = last_map(found)
+    if site is None or site == net.site:
+        return None
+    return seen(engine_at(settings, model, clean, str(site), seed=seed, device=device)[0], settings.batch_size)
+
+
 def seen(net: Engine, batch_size: int) -> Seen:
     """What a search may see of the clean images."""
     logits, norms = [], []
@@ -88,6 +123,7 @@ def in_form(
     batch_size: int,
     generator: torch.Generator,
     told: Callable[[int, int], None],
+    begin: StandIns | None = None,
 ) -> StandIns:
     """Least stand-ins in pixels of one form."""
     return least_stand_ins(
@@ -102,6 +138,7 @@ def in_form(
         batch_size=batch_size,
         generator=generator,
         told=told,
+        begin=begin,
     )
 
 

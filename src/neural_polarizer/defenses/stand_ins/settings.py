@@ -48,25 +48,30 @@ class Looks:
             them with, are looked at closely.
         pixels: dense stand-ins in pixels, spread over the classes, at least two for each; of smooth ones half as many.
         images: fresh images in each of their steps.
-        features: dense stand-ins at the layer's input for each class.
+        further: steps by which the least one of each class and form is looked for further, half as long.
+        features: dense stand-ins for each class, at the layer's input and at the last map.
         quantile: of the margins that the convex program at the head's input has to overcome.
         program_steps: iterations of its solver.
         floor: share of all stand-ins that is spread evenly over the aims, whatever the evidence says.
         prior: probability that there is a backdoor, before any evidence.
         alternative: a p-value of the attacker's class has the density a p^(a - 1), with this a: 0.4 are below 0.03.
-        clear: factor of the evidence from which on a form of the trigger counts as seen ("substantial", Jeffreys 1961).
+        shown: probability that a backdoor shows in one of the measures, as a trigger has one form.
+        clear: factor of the evidence from which on a backdoor, or a form of its trigger, counts as seen ("substantial",
+            Jeffreys 1961).
         level: of the verdict: a model is accused where the corrected p-value is below.
     """
 
     classes: int = 32
     pixels: int = 40
     images: int = 16
+    further: int = 16
     features: int = 2
     quantile: float = 0.9
     program_steps: int = 300
     floor: float = 0.1
     prior: float = 0.5
     alternative: float = 0.25
+    shown: float = 0.5
     clear: float = 3.0
     level: float = 0.05
 
@@ -136,12 +141,12 @@ class Guard:
 
     Args:
         max_acc_drop: the largest loss of accuracy on clean images that judge, as a fraction; where the evidence speaks
-            against a backdoor, so many times less (``Belief.factor``), and so the errors.
+            against a backdoor, so many times less (``Belief.factor``).
         folds: parts of the clean images; each judges a layer that is learned from the others, and the result is the
             mean of these layers.
         views: as many harder copies of the images (``views.harder``) judge, at least one of each.
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
-            tell it no better.
+            tell it no better; times ``Belief.certainty``, as only a backdoor is worth the risk.
         dials: how far beyond the learned layer (1) the result may go; points that are measured.
         enough: a share of images that held-out stand-ins may lead over; nothing more is tried below it.
         beyond: how much further the dial goes than held-out stand-ins need, within the budget: a real trigger is no
@@ -169,6 +174,7 @@ def check_ranges(settings: object) -> None:
         "floor",
         "prior",
         "alternative",
+        "shown",
         "level",
         "window",
         "features_dense",
