@@ -3,8 +3,9 @@
     python benchmarks/published_table.py [--suite real] [--results results] [--n-clean 500]
 
 One row a model: ACC / ASR in percent before, after our default method (the mean of the seeds that are there, and the
-largest ASR of them) and after each rival (the mean of its seeds); implants have RA5 as a third value. A last row has
-the mean DER of the backdoored models. Cells that are not computed show "-".
+largest ASR of them) and after each rival (the mean of its seeds). Implants have RA5 as a third value; the one before is
+that of the clean network, into which the trigger is planted anew. A last row has the mean DER of the backdoored models.
+Cells that are not computed show "-".
 """
 
 import argparse
@@ -43,13 +44,16 @@ def results(suite: str, store: Store, n_clean: int) -> Results:
     """All results of a suite with so many clean images."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in suite_result(load_suite(str(SUITES / f"{suite}.toml")), store).entries:
-        defended = entry.labels["defense"] != "none" and entry.labels["n_clean"] == n_clean
-        if defended and entry.record and entry.record["status"] == "done":
-            labels = entry.labels
-            victim = f"{labels['attack']} into {labels['init']}" if suite == "real" else str(labels["victim"])
-            key = victim, str(labels["defense"])
-            found.setdefault(key, []).append(entry.record["result"])
+        labels, asked = entry.labels, entry.labels["n_clean"] == n_clean and not entry.labels["variant"]
+        if asked and entry.record and entry.record["status"] == "done":
+            found.setdefault((_victim(suite, labels), str(labels["defense"])), []).append(entry.record["result"])
     return found
+
+
+def _victim(suite: str, labels: Mapping[str, Any]) -> str:
+    if suite == "published":
+        return str(labels["victim"])
+    return f"{labels['attack']} into {labels['init']}, {labels['poison_rate']:.1%} poisoned"
 
 
 def mean(each: Sequence[Mapping[str, Any]], value: str) -> str:
@@ -62,22 +66,18 @@ def pair(each: Sequence[Mapping[str, Any]]) -> str:
     """ACC / ASR; only ACC for a clean model; for an implant RA5, too."""
     if not each:
         return NONE
-    attacked = each[0]["before"]["asr"] is not None
-    values = ["acc", *(["asr"] if attacked else []), *(["ra5"] if "ra5" in each[0] else [])]
-    return " / ".join(mean(each, value) for value in values)
+    return " / ".join(mean(each, value) for value in ("acc", "asr", "ra5") if each[0].get(value) is not None)
 
 
 def row(victim: str, found: Results, rivals: Sequence[str]) -> list[str]:
     """One model's."""
     ours = found.get((victim, OURS), [])
-    before = [each[0]["before"] for (name, _), each in found.items() if name == victim][:1]
-    was = mean(before, "acc") + (f" / {mean(before, 'asr')}" if before and before[0]["asr"] is not None else "")
-    attacked = bool(ours) and ours[0]["before"]["asr"] is not None
+    attacked = bool(ours) and ours[0]["asr"] is not None
     worst = f"{100 * max(each['asr'] for each in ours):.1f}" if attacked else ""
     rest = [mean(ours, "ra"), mean(ours, "der")] if attacked else ["", ""]
     return [
         TITLES.get(victim, victim),
-        was,
+        pair(found.get((victim, "none"), [])),
         f"**{pair(ours)}**",
         worst,
         *rest,

@@ -1,14 +1,17 @@
 """The one test of the evidence: Student's tail, factors, and how they combine."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from neural_polarizer.defenses.stand_ins.evidence import (
+    Belief,
     bayes_factor,
     believed,
     combined_p,
@@ -20,7 +23,22 @@ from neural_polarizer.defenses.stand_ins.evidence import (
     student_tail,
     told_aim,
 )
+from neural_polarizer.defenses.stand_ins.looks import BY_CLASS
 from toys import quick
+
+
+def usual(
+    by_class: Sequence[Tensor],
+    by_form: Sequence[Tensor],
+    shifts: Tensor,
+    *,
+    floor: float = 0.1,
+    resolution: float = 0.05,
+) -> Belief:
+    """A backdoor that shows everywhere."""
+    return believed(
+        by_class, by_form, shifts, floor=floor, prior=0.5, alternative=0.25, shown=1.0, resolution=resolution
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,20 +74,7 @@ def test_a_class_far_below_the_others_is_an_outlier_and_one_far_above_is_not() -
 
 def test_false_alarms_come_as_often_as_the_level_says() -> None:
     generator = torch.Generator().manual_seed(0)
-    alarms = sum(
-        believed(
-            [torch.randn(10, generator=generator)],
-            [],
-            torch.zeros(0),
-            floor=0.1,
-            prior=0.5,
-            alternative=0.25,
-            shown=1.0,
-            resolution=0.05,
-        ).p_value
-        < 0.05
-        for _ in range(1000)
-    )
+    alarms = sum(usual([torch.randn(10, generator=generator)], [], torch.zeros(0)).p_value < 0.05 for _ in range(1000))
     assert 25 <= alarms <= 75
 
 
@@ -78,12 +83,9 @@ def test_false_alarms_keep_the_level_however_statistics_depend_on_each_other(dep
     generator, alarms = torch.Generator().manual_seed(1), 0
     for _ in range(400):
         common = math.sqrt(dependence) * torch.randn(10, generator=generator)
-        drawn = [common + math.sqrt(1 - dependence) * torch.randn(10, generator=generator) for _ in range(4)]
+        drawn = [common + math.sqrt(1 - dependence) * torch.randn(10, generator=generator) for _ in BY_CLASS]
         shifts = torch.randn(9, generator=generator)
-        alarms += (
-            believed(drawn, [], shifts, floor=0.1, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05).p_value
-            < 0.05
-        )
+        alarms += usual(drawn, [], shifts).p_value < 0.05
     assert 8 <= alarms <= 34
 
 
@@ -108,9 +110,7 @@ def test_a_class_is_named_from_the_norm_that_is_told_on() -> None:
     assert told is not None
     for factor, named in ((0.999, True), (1.001, False)):
         values = torch.cat([crowd, torch.tensor([math.log(told * factor)]) + crowd.mean()])
-        found = believed(
-            [values], [], torch.zeros(1), floor=0.1, prior=0.5, alternative=0.25, shown=1.0, resolution=0.001
-        )
+        found = usual([values], [], torch.zeros(1), resolution=0.001)
         assert (found.accused(0.05) == 9) is named
     assert nameable(torch.zeros(3), 0.05, 3, 1, 0.05) is None
 
@@ -119,12 +119,7 @@ def test_norms_that_are_all_alike_accuse_nobody() -> None:
     alike = torch.full((10,), 1.0)
     alike[3] -= 0.05
     assert float(outlier_p(alike)[3]) < 1e-9
-    assert (
-        believed(
-            [alike], [], torch.zeros(0), floor=0.1, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05
-        ).p_value
-        > 0.5
-    )
+    assert usual([alike], [], torch.zeros(0)).p_value > 0.5
 
 
 def test_too_few_classes_and_missing_ones_accuse_nobody() -> None:
@@ -147,9 +142,9 @@ def test_factors_are_those_of_sellke_and_others() -> None:
 def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
-    one = believed([low], [], torch.zeros(0), floor=0.2, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05)
-    both = believed([low, low], [], torch.zeros(0), floor=0.2, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05)
-    none = believed([calm], [], torch.zeros(0), floor=0.2, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05)
+    one = usual([low], [], torch.zeros(0), floor=0.2)
+    both = usual([low, low], [], torch.zeros(0), floor=0.2)
+    none = usual([calm], [], torch.zeros(0), floor=0.2)
     assert both.factors[0] == pytest.approx(float(one.factors[0]) ** 2)
     assert one.likeliest == both.likeliest == 0
     assert float(both.aims.sum()) == pytest.approx(1)
@@ -160,32 +155,22 @@ def test_statistics_multiply_and_every_aim_keeps_its_share() -> None:
 def test_the_form_of_a_trigger_is_the_one_in_which_its_class_stands_out() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
-    smooth = believed(
-        [low], [calm, low, low], torch.zeros(9), floor=0.1, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05
-    )
+    smooth = usual([low], [calm, low, low], torch.zeros(9))
     assert float(smooth.forms[0, 1]) > 10 * float(smooth.forms[0, 0])
     assert smooth.forms[10].tolist() == [1.0, 1.0, 1.0]  # nobody looks for the form of "next"
     assert not smooth.beyond_pixels(3.0)
-    assert believed(
-        [low], [calm, calm, low], torch.zeros(0), floor=0.1, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05
-    ).beyond_pixels(3.0)
-    assert not believed(
-        [low], [calm, calm, calm], torch.zeros(0), floor=0.1, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05
-    ).beyond_pixels(3)
+    assert usual([low], [calm, calm, low], torch.zeros(0)).beyond_pixels(3.0)
+    assert not usual([low], [calm, calm, calm], torch.zeros(0)).beyond_pixels(3)
 
 
 def test_next_is_an_aim_like_a_class_and_other_shifts_are_its_crowd() -> None:
     shifts = torch.cat([torch.tensor([-5.0]), torch.linspace(-0.2, 0.2, 8)])
-    found = believed(
-        [torch.linspace(-1, 1, 10)], [], shifts, floor=0.1, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05
-    )
+    found = usual([torch.linspace(-1, 1, 10)], [], shifts)
     assert found.likeliest == 10
     assert told_aim(found.likeliest, 10) == "next"
     assert told_aim(3, 10) == 3
     crowd = torch.cat([torch.linspace(-0.2, 0.2, 8), torch.tensor([-5.0])])
-    other = believed(
-        [torch.linspace(-1, 1, 10)], [], crowd, floor=0.1, prior=0.5, alternative=0.25, shown=1.0, resolution=0.05
-    )
+    other = usual([torch.linspace(-1, 1, 10)], [], crowd)
     assert len(other.aims) == 11
     assert other.likeliest != 10
 
@@ -202,30 +187,12 @@ def test_a_backdoor_may_show_in_one_statistic_only() -> None:
     ("factor", "certainty"), [(0.2, 0.0), (1.0, 0.0), (3**0.5, 0.5), (3.0, 1.0), (40.0, 1.0), (math.inf, 1.0)]
 )
 def test_certainty_grows_with_the_logarithm_of_the_factor(factor: float, certainty: float) -> None:
-    found = believed(
-        [torch.linspace(-1, 1, 10)],
-        [],
-        torch.zeros(0),
-        floor=0.1,
-        prior=0.5,
-        alternative=0.25,
-        shown=1.0,
-        resolution=0.05,
-    )
+    found = usual([torch.linspace(-1, 1, 10)], [], torch.zeros(0))
     assert replace(found, factor=factor).certainty(3.0) == pytest.approx(certainty)
 
 
 def test_whoever_knows_the_aim_leaves_the_others_the_floor_only() -> None:
-    found = believed(
-        [torch.linspace(-1, 1, 10)],
-        [],
-        torch.zeros(0),
-        floor=0.1,
-        prior=0.5,
-        alternative=0.25,
-        shown=1.0,
-        resolution=0.05,
-    ).knowing(4, 0.1)
+    found = usual([torch.linspace(-1, 1, 10)], [], torch.zeros(0)).knowing(4, 0.1)
     assert float(found.aims[4]) == pytest.approx(0.91)
     assert float(found.aims[0]) == pytest.approx(0.01)
     assert found.backdoor == 1.0

@@ -115,7 +115,7 @@ def _in_pixels(
         return found, norms
     best = norms.view(len(classes), each).argmin(dim=1) + each * torch.arange(len(classes))
     finer = replace(search, steps=looks.further, settle=0, change=search.change / 2, stride=search.stride / 2)
-    least = made(1, finer, found.select(best.to(at.net.device)), f"look further in pixels, {form.name}")
+    least = made(1, finer, found.select(best), f"look further in pixels, {form.name}")
     return found.joined(least), least.norms.cpu()
 
 

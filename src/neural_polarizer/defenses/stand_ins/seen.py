@@ -88,8 +88,7 @@ def at_last_map(
     settings: Settings, model: nn.Module, clean: ImageSet, net: Engine, *, seed: int, device: torch.device | str
 ) -> Seen | None:
     """What is seen at the last map of the network (``sites.last_map``); None where it is ``net``'s site, or none."""
-    found = candidates(copy.deepcopy(model).to(device).eval(), to_pixels(net.images[:4]))
-    site = last_map(found)
+    site = last_map(net.sites or candidates(copy.deepcopy(model).to(device).eval(), to_pixels(net.images[:4])))
     if site is None or site == net.site:
         return None
     return seen(engine_at(settings, model, clean, str(site), seed=seed, device=device)[0], settings.batch_size)

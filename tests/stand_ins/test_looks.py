@@ -1,0 +1,98 @@
+"""What is looked at on the frozen network, and that each measure can tell the class."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neural_polarizer.defenses.stand_ins import looks
+from neural_polarizer.defenses.stand_ins.forms import PixelForm
+from neural_polarizer.defenses.stand_ins.least import StandIns
+from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, look
+from neural_polarizer.defenses.stand_ins.seen import Seen, at_last_map, engine_at, seen
+from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
+from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.train import silent
+from toys import made, tiny_images
+
+CLASSES = 4
+SMALL = Settings(
+    looks=Looks(pixels=8, images=4, features=1, program_steps=5, further=2),
+    in_pixels=Search(steps=2, images=4),
+    in_features=Search(steps=2, images=4),
+)
+
+
+def places(site: str | None) -> tuple[Seen, Seen | None]:
+    model, clean = made(PreActResNet18(CLASSES, width=2)), tiny_images(24, size=16)
+    net, _ = engine_at(SMALL, model, clean, site, seed=0, device="cpu")
+    return seen(net, 16), at_last_map(SMALL, model, clean, net, seed=0, device="cpu")
+
+
+def stand_ins(norms: list[float]) -> StandIns:
+    count = len(norms)
+    ones = torch.ones(count)
+    return StandIns(torch.zeros(count, 3, 16, 16), torch.tensor(norms), ones, torch.arange(count) % CLASSES)
+
+
+def test_the_last_map_is_looked_at_where_it_is_another_place_than_the_layers() -> None:
+    at, last = places(None)
+    assert str(at.net.site) == "before:layer4.1"
+    assert last is not None
+    assert str(last.net.site) == "after:layer4"
+    found = look(at, last, SMALL, seed=0, told=silent)
+    assert tuple(found.norms) == BY_CLASS
+    assert all(bool(norms.isfinite().all()) for norms in found.norms.values())
+    at, last = places("after:layer4")
+    assert last is None
+    assert bool(look(at, last, SMALL, seed=0, told=silent).norms["last_map"].isnan().all())
+
+
+@pytest.mark.parametrize("told", ["dense", "smooth", "head", "features", "last_map"])
+def test_a_class_that_is_near_in_one_measure_only_is_the_likeliest(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, alike = torch.tensor([1.0, 0.01, 1.02, 0.98]), torch.tensor([1.0, 1.01, 0.99, 1.0])
+
+    def norms(name: str) -> Tensor:
+        return near if name == told else alike
+
+    def in_pixels(_at: Seen, form: PixelForm, *_: Any) -> tuple[StandIns, Tensor]:
+        return stand_ins([1.0] * CLASSES), norms(form.name)
+
+    def dense(_at: Seen, aims: Tensor, *rest: Any) -> Tensor:
+        found = norms("last_map" if rest[-1] == "the last map" else "features")
+        return torch.cat([found, torch.ones(len(aims) - CLASSES)])
+
+    monkeypatch.setattr(looks, "_in_pixels", in_pixels)
+    monkeypatch.setattr(looks, "_dense", dense)
+    monkeypatch.setattr(looks, "_of_head", lambda *_: norms("head"))
+    found = look(*places(None), SMALL, seed=0, told=silent)
+    assert found.belief.likeliest == 1
+    assert torch.equal(found.norms[told], near)
+
+
+def test_the_least_of_each_class_is_looked_for_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, StandIns | None]] = []
+
+    def in_form(*_: Any, search: Search, begin: StandIns | None, **__: Any) -> StandIns:
+        calls.append((search.steps, begin))
+        return stand_ins([3.0, 2.0, 5.0, 6.0, 1.0, 4.0, 9.0, 8.0] if begin is None else [1.5, 4.5, 0.5, 7.5])
+
+    monkeypatch.setattr(looks, "in_form", in_form)
+    at, _ = places(None)
+    form = PixelForm("dense", (3, 16, 16), smooth=False)
+
+    def least(settings: Settings) -> tuple[int, list[float]]:
+        found, norms = looks._in_pixels(
+            at, form, torch.arange(CLASSES), settings, torch.Generator().manual_seed(0), silent
+        )
+        return len(found), norms.tolist()
+
+    assert least(SMALL) == (12, [1.5, 4.5, 0.5, 7.5])
+    assert [steps for steps, _ in calls] == [2, 2]
+    begin = calls[1][1]
+    assert begin is not None
+    assert begin.norms.tolist() == [2.0, 5.0, 1.0, 8.0]
+    short = replace(SMALL, looks=replace(SMALL.looks, further=0))
+    assert least(short) == (8, [3.0, 2.0, 5.0, 6.0, 1.0, 4.0, 9.0, 8.0])
