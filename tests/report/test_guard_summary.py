@@ -19,9 +19,9 @@ def record(chosen: float) -> dict[str, Any]:
 def test_it_tells_strength_cost_and_what_is_left() -> None:
     assert guard_summary(record(1.5)) == (
         "The layer works at 1.5 times its learned strength. It is expected to cost 0.8 points of accuracy, measured on "
-        "1,250 clean images, each with a layer that has not learned from it. The budget is 0.6; an excess within the "
-        "error is allowed. Held-out stand-ins lead 7.3% of the images to the most suspicious class, against 61.0% "
-        "without the layer."
+        "1,250 clean images, each with a layer that has not learned from it. The budget is 0.6; where a backdoor is "
+        "seen, an excess within the error is allowed. Held-out stand-ins lead 7.3% of the images to the most "
+        "suspicious class, against 61.0% without the layer."
     )
 
 

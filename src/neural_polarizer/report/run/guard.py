@@ -29,7 +29,8 @@ def guard_summary(record: Mapping[str, Any]) -> str | None:
     left, first = number(chosen.get("suspect")), number(curve[0].get("suspect"))
     return (
         f"The layer works at {dial:g} times its learned strength. It is expected to cost {100 * drop:.1f} points of "
-        f"accuracy, measured on {judges}. The budget is {100 * budget:.1f}; an excess within the error is allowed. "
+        f"accuracy, measured on {judges}. The budget is {100 * budget:.1f}; where a backdoor is seen, an excess "
+        "within the error is allowed. "
         f"Held-out stand-ins lead {percent(left)} of the images to the most suspicious class, against "
         f"{percent(first)} without the layer."
     )
