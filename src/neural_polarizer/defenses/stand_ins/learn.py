@@ -192,31 +192,16 @@ def learn(
     Returns:
         The mean loss of the last tenth of the steps; NaN without steps.
     """
-    variance = lesson.logits.var()
     optimizer = layer.optimizer(learning.lr, lesson.unit)
     layer.frozen(False)
     rates = [group["lr"] for group in optimizer.param_groups]
-    quarter = max(1, batch_size // 4)
+    variance = lesson.logits.var()
     losses = []
     for step in range(steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * cosine(step, steps)
-        rows = lesson.fit[_draw(len(lesson.fit), max(1, batch_size // 2), generator, lesson.labels)]
-        parts = [tuple(value[rows] for value in lesson.values)]
-        wanted = [lesson.logits[rows]]
-        moves = [torch.zeros(len(rows), *net.features.shape, device=net.device)]
-        if len(lesson.carried) > 0:
-            chosen = _draw(len(lesson.carried), quarter, generator, lesson.labels)
-            parts.append(tuple(value[chosen] for value in lesson.carried.values))
-            wanted.append(lesson.logits[lesson.carried.rows[chosen]])
-            moves.append(torch.zeros(len(chosen), *net.features.shape, device=net.device))
-        if len(lesson.shifts) > 0:
-            rows, shift = _shifted(lesson, bank, quarter, generator)
-            parts.append(tuple(value[rows] for value in lesson.values))
-            wanted.append(lesson.logits[rows])
-            moves.append(shift)
-        logits = net.logits(tuple(torch.cat(column) for column in zip(*parts, strict=True)), torch.cat(moves))
-        found = logits.split([len(each) for each in wanted])
+        values, moves, wanted = _batch(net, lesson, bank, batch_size, generator)
+        found = net.logits(values, moves).split([len(each) for each in wanted])
         terms = [disagreement(one, other, variance) for one, other in zip(found, wanted, strict=True)]
         loss = terms[0] + weight * sum(terms[1:], torch.zeros_like(terms[0])) + learning.pull * layer.pulled()
         optimizer.zero_grad()
@@ -226,6 +211,29 @@ def learn(
         told(phase, step + 1, steps)
     layer.frozen(True)
     return float(torch.stack(losses[-max(1, steps // 10) :]).mean()) if losses else float("nan")
+
+
+def _batch(
+    net: Engine, lesson: Lesson, bank: Bank, size: int, generator: torch.Generator
+) -> tuple[Values, Tensor, Sequence[Tensor]]:
+    """Values in front of the layer, moves of its input, the logits that each part wants; clean, pixels, features."""
+    quarter = max(1, size // 4)
+    still = torch.zeros(1, *net.features.shape, device=net.device)
+    rows = lesson.fit[_draw(len(lesson.fit), max(1, size // 2), generator, lesson.labels)]
+    parts = [tuple(value[rows] for value in lesson.values)]
+    wanted = [lesson.logits[rows]]
+    moves = [still.expand(len(rows), *still.shape[1:])]
+    if len(lesson.carried) > 0:
+        chosen = _draw(len(lesson.carried), quarter, generator, lesson.labels)
+        parts.append(tuple(value[chosen] for value in lesson.carried.values))
+        wanted.append(lesson.logits[lesson.carried.rows[chosen]])
+        moves.append(still.expand(len(chosen), *still.shape[1:]))
+    if len(lesson.shifts) > 0:
+        rows, shift = _shifted(lesson, bank, quarter, generator)
+        parts.append(tuple(value[rows] for value in lesson.values))
+        wanted.append(lesson.logits[rows])
+        moves.append(shift)
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True)), torch.cat(moves), wanted
 
 
 def _shifted(lesson: Lesson, bank: Bank, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -33,15 +33,8 @@ def head_norms(
     Returns:
         Norms; infinite for a class that all images belong to, 0 for one that needs no shift.
     """
-    weight, logits = weight.double(), logits.double()
-    count = len(weight)
-    needs = torch.full((len(classes), count), -torch.inf, dtype=torch.float64, device=weight.device)
-    for place, each in enumerate(classes.tolist()):
-        others = logits[labels != each]
-        if len(others) > 0:
-            needs[place] = torch.quantile(others - others[:, each, None], quantile, dim=0)
-    own = torch.nn.functional.one_hot(classes, count).bool()
-    needs = needs.masked_fill(own, -torch.inf)
+    weight = weight.double()
+    needs = _needs(logits.double(), labels, classes, quantile)
     usable = needs.isfinite()
     target = needs.masked_fill(~usable, 0.0)
     gram = weight @ weight.T
@@ -68,3 +61,15 @@ def head_norms(
     stretch = (target / reached.clamp_min(1e-12)).masked_fill(~usable | (target <= 0), 0.0).amax(dim=1)
     norms = found.norm(dim=1) * stretch
     return torch.where(usable.any(dim=1), norms, torch.inf)
+
+
+def _needs(
+    logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], classes: Int64[Tensor, " c"], quantile: float
+) -> Float[Tensor, "c k"]:
+    """b: what a class lacks towards each other one; -inf towards itself, and where all images belong to it."""
+    needs = torch.full((len(classes), logits.shape[1]), -torch.inf, dtype=logits.dtype, device=logits.device)
+    for place, each in enumerate(classes.tolist()):
+        others = logits[labels != each]
+        if len(others) > 0:
+            needs[place] = torch.quantile(others - others[:, each, None], quantile, dim=0)
+    return needs.masked_fill(torch.nn.functional.one_hot(classes, logits.shape[1]).bool(), -torch.inf)
