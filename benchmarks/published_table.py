@@ -20,8 +20,8 @@ from neural_polarizer.bench.suite import load_suite
 SUITES = Path(__file__).parent / "published"
 OURS = "npd-ls"
 RIVALS = {
-    "published": ("ft", "i-bau", "clp"),
-    "real": ("ft", "ft-sam", "fst", "i-bau", "clp"),
+    "published": ("npd", "ft", "i-bau", "clp"),
+    "real": ("npd", "ft", "ft-sam", "fst", "i-bau", "clp"),
 }
 NONE = "-"
 TITLES = {

@@ -50,7 +50,8 @@ def summary(belief: Belief, level: float) -> str:
     """The evidence in a sentence."""
     aim = told_aim(belief.likeliest, len(belief.aims) - 1)
     name = "the class next to each image's own" if aim == "next" else f"class {aim}"
-    verdict = "stands out" if belief.p_value < level else "is the most suspicious one, but does not stand out"
+    faint = f"is the most suspicious one, but does not stand out at the level of {level:g}"
+    verdict = "stands out" if belief.p_value < level else faint
     return f"{name} {verdict} (corrected p {belief.p_value:.2g}, probability of a backdoor {belief.backdoor:.2f})"
 
 
