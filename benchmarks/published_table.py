@@ -20,7 +20,7 @@ from neural_polarizer.bench.suite import load_suite
 SUITES = Path(__file__).parent / "published"
 OURS = "npd-ls"
 RIVALS = {
-    "published": ("npd", "ft", "i-bau", "clp"),
+    "published": ("npd", "ft", "ft-sam", "fst", "i-bau", "clp"),
     "real": ("npd", "ft", "ft-sam", "fst", "i-bau", "clp"),
 }
 NONE = "-"
