@@ -20,7 +20,7 @@ from neural_polarizer.bench.suite import load_suite
 SUITES = Path(__file__).parent / "published"
 OURS = "npd-ls"
 RIVALS = {
-    "published": ("npd", "ft", "ft-sam", "fst", "i-bau", "clp"),
+    "published": ("npd", "npd reference", "ft", "ft-sam", "fst", "i-bau", "clp"),
     "real": ("npd", "ft", "ft-sam", "fst", "i-bau", "clp"),
 }
 NONE = "-"
@@ -37,16 +37,17 @@ TITLES = {
 """README's names of the models; others go by their name in the suite."""
 
 Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
-"""What came out, by victim and defense, one for each seed."""
+"""What came out, by victim and defense (with its variant), one for each seed."""
 
 
 def results(suite: str, store: Store, n_clean: int) -> Results:
     """All results of a suite with so many clean images."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in suite_result(load_suite(str(SUITES / f"{suite}.toml")), store).entries:
-        labels, asked = entry.labels, entry.labels["n_clean"] == n_clean and not entry.labels["variant"]
-        if asked and entry.record and entry.record["status"] == "done":
-            found.setdefault((_victim(suite, labels), str(labels["defense"])), []).append(entry.record["result"])
+        labels = entry.labels
+        if labels["n_clean"] == n_clean and entry.record and entry.record["status"] == "done":
+            defense = f"{labels['defense']} {labels['variant']}".strip()
+            found.setdefault((_victim(suite, labels), defense), []).append(entry.record["result"])
     return found
 
 

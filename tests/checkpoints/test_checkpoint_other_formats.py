@@ -89,7 +89,7 @@ def test_a_path_that_is_no_regular_file(tmp_path: Path) -> None:
     _refuse(tmp_path / "loop", "cannot be read")
     with pytest.raises(BadInputError, match="not a regular file"):
         read_checkpoint(Path(os.devnull))
-    with pytest.raises(BadInputError, match=r"a\\x00b: cannot be read \(embedded null byte\)"):
+    with pytest.raises(BadInputError, match=r"a\\x00b: cannot be read \(.*embedded null "):
         read_checkpoint(Path("a\0b"))
 
 
