@@ -89,7 +89,8 @@ def test_a_path_that_is_no_regular_file(tmp_path: Path) -> None:
     _refuse(tmp_path / "loop", "cannot be read")
     with pytest.raises(BadInputError, match="not a regular file"):
         read_checkpoint(Path(os.devnull))
-    with pytest.raises(BadInputError, match=r"a\\x00b: cannot be read \(.*embedded null "):
+    told = "embedded null byte|stat: embedded null character in path"  # before Python 3.13, and since
+    with pytest.raises(BadInputError, match=rf"a\\x00b: cannot be read \(({told})\)"):
         read_checkpoint(Path("a\0b"))
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neural_polarizer.defenses.stand_ins.belief import summary
 from neural_polarizer.defenses.stand_ins.evidence import (
     Belief,
     bayes_factor,
@@ -196,3 +197,12 @@ def test_whoever_knows_the_aim_leaves_the_others_the_floor_only() -> None:
     assert float(found.aims[4]) == pytest.approx(0.91)
     assert float(found.aims[0]) == pytest.approx(0.01)
     assert found.backdoor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("p_value", "verdict"),
+    [(0.049, "stands out"), (0.05, "is the most suspicious one, but does not stand out at the level of 0.05")],
+)
+def test_the_sentence_says_at_which_level_a_class_does_not_stand_out(p_value: float, verdict: str) -> None:
+    found = replace(usual([torch.linspace(-1, 1, 10)], [], torch.zeros(0)), p_value=p_value, backdoor=0.998)
+    assert summary(found, 0.05) == f"class 0 {verdict} (corrected p {p_value}, probability of a backdoor 1.00)"
