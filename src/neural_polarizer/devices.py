@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import os
 from typing import Literal
 
 import torch
@@ -38,8 +39,10 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that there was not enough memory, of this machine or of its GPU."""
     if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):  # no room for a thread, either
         return True
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # On the CPU torch raises a plain RuntimeError, and pyarrow has no errno where it cannot start a thread.
+    return any(words in str(error) for words in ("can't allocate memory", os.strerror(errno.EAGAIN)))
 
 
 def keep_freed_memory() -> bool:

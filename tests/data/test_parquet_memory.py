@@ -16,6 +16,7 @@ from neural_polarizer.errors import BadInputError
         (OSError(errno.EAGAIN, "Resource temporarily unavailable"), True),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (pa.ArrowMemoryError("malloc of size 64 failed"), True),
+        (pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"), True),
         (OSError(errno.EIO, "Input/output error"), False),
         (pa.ArrowInvalid("not a parquet file"), False),
     ],

@@ -110,7 +110,7 @@ def _integers(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
         raise BadInputError(f"{shown(path)}: no integer column {name!r}; found {shown(columns[:10])}")
     largest_page(path, file, name)
     try:
-        column = file.read(columns=[name]).column(name)
+        column = file.read(columns=[name], use_threads=False).column(name)
         if column.null_count:
             raise BadInputError(f"{shown(path)}: column {name!r} has {column.null_count} empty cells")
         return column.cast(pa.int64()).to_numpy().copy()
@@ -124,7 +124,7 @@ def _labels(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
         if leaf == name or leaf.startswith(f"{name}."):  # a column of lists has a leaf for their elements
             largest_page(path, file, leaf)
     try:
-        return label_column(file.read(columns=[name]).column(name), name, path)
+        return label_column(file.read(columns=[name], use_threads=False).column(name), name, path)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(f"{shown(path)}: column {name!r} cannot be read", error) from None
 
@@ -135,7 +135,7 @@ def _encoded(path: Path, leaf: str, longest: int) -> Iterator[tuple[Source, str]
     rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, longest)))
     with _parquet(path) as file:
         try:
-            for batch in file.iter_batches(batch_size=rows, columns=[leaf]):
+            for batch in file.iter_batches(batch_size=rows, columns=[leaf], use_threads=False):
                 for cell in batch.column(0).to_pylist():
                     data = cell.get("bytes") if isinstance(cell, dict) else cell
                     if not isinstance(data, bytes):
