@@ -77,17 +77,26 @@ def given(folder: Path) -> Iterator[Audited]:
 
 
 def trained(sources: Sources) -> Iterator[Audited]:
-    """What the cache holds that was trained on these data sets."""
+    """What the cache holds that was trained on these data sets; implants were, too."""
+    suite = parse_suite(PUBLISHED.read_text(encoding="utf-8"), "published", PUBLISHED.parent)
+    networks = {victim.hashes[victim.file]: victim.definition() for victim in suite.given.values()}
     for data in sources.specs:
         train, _ = sources.read(data)
         sha256 = train.sha256()
         for folder in sorted((home() / "attacks").glob("*")):
             record = read_json(folder / RECORD) if sealed(folder) else {}
             if record.get("data_sha256") == sha256:
-                settings = record["settings"]
+                settings, init = record["settings"], record.get("init")
                 target = "next" if settings["label_rule"] == "all-to-all" else settings["target"]
-                name = f"{data} {record['attack']} {folder.name[:6]}"
-                yield Audited(name, data, target, record["asr"], lambda file=folder / MODEL: load_model(file).model)  # type: ignore[misc]
+                name = f"{data} {record['attack']}{' implant' * bool(init)} {folder.name[:6]}"
+                network = networks[init["sha256"]] if init else None
+                yield Audited(
+                    name,
+                    data,
+                    target,
+                    record["asr"],
+                    lambda file=folder / MODEL, network=network: load_model(file, architecture=network).model,  # type: ignore[misc]
+                )
         for folder in sorted((home() / "clean").glob("*")):
             if sealed(folder) and load_model(folder / MODEL).record.classes == train.classes:
                 name = f"{data} clean {folder.name[:6]}"

@@ -162,6 +162,8 @@ def test_the_form_of_a_trigger_is_the_one_in_which_its_class_stands_out() -> Non
     assert not smooth.beyond_pixels(3.0)
     assert usual([low], [calm, calm, low], torch.zeros(0)).beyond_pixels(3.0)
     assert not usual([low], [calm, calm, calm], torch.zeros(0)).beyond_pixels(3)
+    assert smooth.judging(3.0)[0].tolist() == [*smooth.forms[0, :2].tolist(), 0.0]  # a length in features tells less
+    assert smooth.judging(3.0)[1].tolist() == smooth.forms[1].tolist()
 
 
 def test_next_is_an_aim_like_a_class_and_other_shifts_are_its_crowd() -> None:

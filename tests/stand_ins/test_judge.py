@@ -115,7 +115,7 @@ def test_aims_count_by_their_stand_ins_and_the_likeliest_is_told_apart(judge: Ju
 
 
 def test_stand_ins_judge_at_several_lengths(judge: Judge) -> None:
-    assert judge.lengths(4).tolist() == [1.5, 2.0, 3.0, 1.5]
+    assert judge.lengths(4).tolist() == [1.0, 1.5, 2.0, 1.0]
 
 
 def test_copies_are_seen_as_the_network_sees_them(judge: Judge) -> None:

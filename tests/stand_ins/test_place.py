@@ -172,7 +172,7 @@ def test_what_is_left_is_the_way_to_the_longest_length(place: Place, gathered: A
     unit = replace(shifts, norms=torch.ones(len(shifts)), aims=torch.zeros(len(shifts), dtype=torch.int64))
     lesson = place._gathered(bank, belief)
     lesson = replace(lesson, held=replace(lesson.held, shifts=unit))
-    for length, left in ((0.5, 1.0), (1.0, 1.0), (2.0, 0.5), (3.0, 0.0), (9.0, 0.0)):
+    for length, left in ((0.5, 1.0), (1.0, 1.0), (1.5, 0.5), (2.0, 0.0), (9.0, 0.0)):
         assert place._left(replace(unit, norms=length * unit.norms), lesson, belief) == pytest.approx(left)
 
 

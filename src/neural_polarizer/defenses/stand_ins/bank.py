@@ -52,7 +52,7 @@ def pixel_bank(at: Seen, settings: Settings, found: Found, belief: Belief, *, se
     forms = (1 - looks.floor) * forms + looks.floor / len(names)
     drawn = drawn_pairs(belief.aims, forms, names, bank.pixels, generator)
     again = drawn_pairs(belief.aims, forms, names, bank.pixels, generator)
-    judging = drawn_pairs(belief.factors.float(), belief.forms, [*names, FEATURES], bank.held, generator)
+    judging = drawn_pairs(belief.factors.float(), belief.judging(looks.clear), [*names, FEATURES], bank.held, generator)
 
     def made(form: PixelForm, aims: Tensor, windows: Forms, phase: str) -> StandIns:
         every = in_form(

@@ -51,6 +51,14 @@ class Belief:
         of_likeliest = self.forms[self.likeliest]
         return bool(of_likeliest[-1] >= clear) and bool(of_likeliest[:-1].max() < clear)
 
+    def judging(self, clear: float) -> Float[Tensor, "a f"]:
+        """``forms`` for what is to judge: where one in pixels stands out, by ``clear``, those in pixels only.
+
+        What stands out there does so at the layer's input, too, and a length there says little of a trigger's.
+        """
+        seen = self.forms[:, :-1].amax(dim=1) >= clear
+        return torch.cat([self.forms[:, :-1], self.forms[:, -1:].masked_fill(seen[:, None], 0.0)], dim=1)
+
     def knowing(self, aim: int, floor: float) -> "Belief":
         """The same where somebody has told the attacker's aim; every aim keeps its share of ``floor``."""
         even = torch.full_like(self.aims, floor / len(self.aims))

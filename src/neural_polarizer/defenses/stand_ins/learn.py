@@ -83,9 +83,13 @@ class Layer:
         """|A - I|^2, with a gradient."""
         return (self._weight - self._identity).square().sum()
 
-    def optimizer(self, lr: float, unit: float) -> torch.optim.Adam:
-        """Adam of both; the shift's rate is in units of ``unit``."""
-        return torch.optim.Adam([{"params": [self._weight], "lr": lr}, {"params": [self._bias], "lr": lr * unit}])
+    def optimizer(self, learning: Learning, unit: float) -> torch.optim.Adam:
+        """Adam of both, with the shift's rate in units of ``unit``.
+
+        Its first steps are as long for each weight, so those of an output grow with the number of channels.
+        """
+        mix = {"params": [self._weight], "lr": learning.lr / len(self._weight)}
+        return torch.optim.Adam([mix, {"params": [self._bias], "lr": learning.lr_shift * unit}])
 
 
 def centred(logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
@@ -192,7 +196,7 @@ def learn(
     Returns:
         The mean loss of the last tenth of the steps; NaN without steps.
     """
-    optimizer = layer.optimizer(learning.lr, lesson.unit)
+    optimizer = layer.optimizer(learning, lesson.unit)
     layer.frozen(False)
     rates = [group["lr"] for group in optimizer.param_groups]
     variance = lesson.logits.var()

@@ -104,7 +104,7 @@ class Bank:
     features_dense: float = 0.3
     noise: float = 0.7
     stretch: float = 1.0
-    held_stretch: tuple[float, ...] = (1.5, 2.0, 3.0)
+    held_stretch: tuple[float, ...] = (1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,8 @@ class Learning:
     Args:
         weights: of the agreement on stand-ins, of each of the two banks, tried in turn; clean images have 1.
         pull: of ``|A - I|^2``, which keeps the change low in rank; ``Guard.dials`` give its length back.
-        lr: of Adam; for the shift, in standard deviations of the features.
+        lr: of Adam, over the number of channels.
+        lr_shift: of Adam for the shift, in standard deviations of the features.
         steps: of learning from stand-ins of the frozen network, with a cosine schedule.
         progress: a round helps where it lowers the share of images that are expected to be answered wrongly by more.
         patience: rounds in a row that may help nothing.
@@ -126,7 +127,8 @@ class Learning:
 
     weights: tuple[float, ...] = (0.03, 0.1)
     pull: float = 0.01
-    lr: float = 2.5e-3
+    lr: float = 0.5
+    lr_shift: float = 0.008
     steps: int = 100
     progress: float = 0.01
     patience: int = 1
