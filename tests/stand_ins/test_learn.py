@@ -1,0 +1,72 @@
+"""Learning goes the same way whatever the network's channels are called and how many of them say the same."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.stand_ins.learn import Carried, Held, Layer, Lesson, centred, learn
+from neural_polarizer.defenses.stand_ins.least import StandIns
+from neural_polarizer.defenses.stand_ins.seen import engine_at, seen
+from neural_polarizer.defenses.stand_ins.settings import Bank, Learning, Settings
+from toys import tiny_images
+
+
+class Twofold(nn.Module):
+    """A small network in which each channel between the two convolutions is there ``times`` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        drawn = torch.Generator().manual_seed(0)
+        first, last = torch.randn(4, 3, 3, 3, generator=drawn), torch.randn(4, 4, 3, 3, generator=drawn) / 3
+        self.first, self.last = nn.Conv2d(3, 4 * times, 3, bias=False), nn.Conv2d(4 * times, 4, 3, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(first.repeat(times, 1, 1, 1))
+            self.last.weight.copy_(last.repeat(1, times, 1, 1) / times)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.last(self.first(pixels).tanh()).mean(dim=(2, 3))
+
+
+def learned(times: int, clean: ImageSet) -> tuple[Tensor, Sequence[float]]:
+    """Logits with the layer, on the clean images, and those of the network as it was."""
+    net, unit = engine_at(Settings(), Twofold(times), clean, "after:first", seed=0, device="cpu")
+    at, layer = seen(net, 32), Layer(net)
+    nothing = StandIns(torch.zeros(0, *net.features.shape), *[torch.zeros(0)] * 2, torch.zeros(0, dtype=torch.int64))
+    carried = Carried(net.front((to_pixels(clean.images) + 0.3).clamp(0, 1)), torch.arange(len(clean)))
+    lesson = Lesson(
+        at.values,
+        at.wanted,
+        at.labels,
+        centred(at.logits),
+        carried,
+        nothing,
+        Held((), at.labels[:0], (), (), nothing),
+        unit,
+        torch.arange(len(clean)),
+    )
+    learn(
+        net,
+        layer,
+        lesson,
+        learning=Learning(),
+        bank=Bank(),
+        weight=1.0,
+        steps=20,
+        batch_size=32,
+        generator=torch.Generator().manual_seed(0),
+        told=lambda *_: None,
+        phase="",
+    )
+    with torch.no_grad():
+        return centred(net.logits(at.values)) - centred(at.logits), at.logits.std().tolist()
+
+
+def test_a_network_whose_channels_are_there_twice_learns_the_same() -> None:
+    """A step of Adam is as long for each weight, and twice as many of them move an output twice as far."""
+    clean = tiny_images(40)
+    once, scale = learned(1, clean)
+    twice, _ = learned(2, clean)
+    assert float(once.abs().mean()) > 0.05 * scale
+    assert torch.allclose(once, twice, atol=1e-3 * scale)
