@@ -1,6 +1,4 @@
-"""Learning goes the same way whatever the network's channels are called and how many of them say the same."""
-
-from collections.abc import Sequence
+"""Learning goes the same way however many of the network's channels say the same."""
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +27,8 @@ class Twofold(nn.Module):
         return self.last(self.first(pixels).tanh()).mean(dim=(2, 3))
 
 
-def learned(times: int, clean: ImageSet) -> tuple[Tensor, Sequence[float]]:
-    """Logits with the layer, on the clean images, and those of the network as it was."""
+def learned(times: int, clean: ImageSet) -> tuple[Tensor, float]:
+    """By how much the layer moves the logits of the clean images, and the standard deviation of these without it."""
     net, unit = engine_at(Settings(), Twofold(times), clean, "after:first", seed=0, device="cpu")
     at, layer = seen(net, 32), Layer(net)
     nothing = StandIns(torch.zeros(0, *net.features.shape), *[torch.zeros(0)] * 2, torch.zeros(0, dtype=torch.int64))
@@ -60,7 +58,7 @@ def learned(times: int, clean: ImageSet) -> tuple[Tensor, Sequence[float]]:
         phase="",
     )
     with torch.no_grad():
-        return centred(net.logits(at.values)) - centred(at.logits), at.logits.std().tolist()
+        return centred(net.logits(at.values)) - centred(at.logits), float(at.logits.std())
 
 
 def test_a_network_whose_channels_are_there_twice_learns_the_same() -> None:
