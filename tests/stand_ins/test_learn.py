@@ -31,7 +31,8 @@ def learned(times: int, clean: ImageSet) -> tuple[Tensor, float]:
     """By how much the layer moves the logits of the clean images, and the standard deviation of these without it."""
     net, unit = engine_at(Settings(), Twofold(times), clean, "after:first", seed=0, device="cpu")
     at, layer = seen(net, 32), Layer(net)
-    nothing = StandIns(torch.zeros(0, *net.features.shape), *[torch.zeros(0)] * 2, torch.zeros(0, dtype=torch.int64))
+    none, no_aims = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    nothing = StandIns(torch.zeros(0, *net.features.shape), norms=none, success=none, aims=no_aims)
     carried = Carried(net.front((to_pixels(clean.images) + 0.3).clamp(0, 1)), torch.arange(len(clean)))
     lesson = Lesson(
         at.values,
