@@ -13,14 +13,7 @@ SRC = ROOT / "src" / "neural_polarizer"
 FILES = sorted(SRC.rglob("*.py"))
 MOST_LINES, LONGEST = 350, 45
 # Functions that are longer, and how long they may be. ``purify`` is documented in full; this list only gets shorter.
-LONGER = {
-    "analysis/distances.py:study_perturbations": 47,
-    "api/purifying.py:purify": 91,
-    "defenses/stand_ins/evidence.py:believed": 53,
-    "defenses/stand_ins/learn.py:learn": 54,
-    "defenses/stand_ins/least.py:least_stand_ins": 70,
-    "defenses/stand_ins/program.py:head_norms": 56,
-}
+LONGER = {"api/purifying.py:purify": 91}
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 
 

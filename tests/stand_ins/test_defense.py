@@ -130,7 +130,13 @@ def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("learning.pull", -1.0), ("guard.max_acc_drop", 1.5), ("looks.floor", float("nan")), ("batch_size", 0)],
+    [
+        ("learning.pull", -1.0),
+        ("guard.max_acc_drop", 1.5),
+        ("looks.floor", float("nan")),
+        ("in_pixels.steps", 0),
+        ("batch_size", 0),
+    ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(BadInputError, match="must be"):

@@ -25,6 +25,7 @@ from neural_polarizer.defenses.stand_ins.evidence import (
     told_aim,
 )
 from neural_polarizer.defenses.stand_ins.looks import BY_CLASS
+from neural_polarizer.defenses.stand_ins.settings import Looks
 from toys import quick
 
 
@@ -37,9 +38,7 @@ def usual(
     resolution: float = 0.05,
 ) -> Belief:
     """A backdoor that shows everywhere."""
-    return believed(
-        by_class, by_form, shifts, floor=floor, prior=0.5, alternative=0.25, shown=1.0, resolution=resolution
-    )
+    return believed(by_class, by_form, shifts, Looks(floor=floor, shown=1.0), resolution)
 
 
 @pytest.mark.parametrize(

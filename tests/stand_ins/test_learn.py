@@ -1,13 +1,27 @@
 """Learning goes the same way however many of the network's channels say the same."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.defenses.stand_ins.learn import Carried, Held, Layer, Lesson, centred, learn
+from neural_polarizer.defenses.engine import Engine
+from neural_polarizer.defenses.stand_ins.learn import (
+    Carried,
+    Change,
+    Held,
+    Layer,
+    Lesson,
+    _batch,
+    _objective,
+    centred,
+    learn,
+)
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.seen import engine_at, seen
-from neural_polarizer.defenses.stand_ins.settings import Bank, Learning, Settings
+from neural_polarizer.defenses.stand_ins.settings import Settings
 from toys import tiny_images
 
 
@@ -27,39 +41,33 @@ class Twofold(nn.Module):
         return self.last(self.first(pixels).tanh()).mean(dim=(2, 3))
 
 
-def learned(times: int, clean: ImageSet) -> tuple[Tensor, float]:
-    """By how much the layer moves the logits of the clean images, and the standard deviation of these without it."""
-    net, unit = engine_at(Settings(), Twofold(times), clean, "after:first", seed=0, device="cpu")
-    at, layer = seen(net, 32), Layer(net)
+def lesson_at(net: Engine, unit: float, clean: ImageSet) -> Lesson:
+    """Images that are brighter by 0.3 are to be answered as those that are not; there are no other stand-ins."""
+    at = seen(net, 32)
     none, no_aims = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     nothing = StandIns(torch.zeros(0, *net.features.shape), norms=none, success=none, aims=no_aims)
     carried = Carried(net.front((to_pixels(clean.images) + 0.3).clamp(0, 1)), torch.arange(len(clean)))
-    lesson = Lesson(
-        at.values,
-        at.wanted,
-        at.labels,
-        centred(at.logits),
-        carried,
-        nothing,
-        Held((), at.labels[:0], (), (), nothing),
-        unit,
-        torch.arange(len(clean)),
-    )
+    held, rows = Held((), at.labels[:0], (), (), nothing), torch.arange(len(clean))
+    return Lesson(at.values, at.wanted, at.labels, centred(at.logits), carried, nothing, held, unit, rows)
+
+
+def learned(times: int, clean: ImageSet) -> tuple[Tensor, float]:
+    """By how much the layer moves the logits of the clean images, and the standard deviation of these without it."""
+    net, unit = engine_at(Settings(), Twofold(times), clean, "after:first", seed=0, device="cpu")
+    lesson = lesson_at(net, unit, clean)
+    generator = torch.Generator().manual_seed(0)
     learn(
         net,
-        layer,
+        Layer(net),
         lesson,
-        learning=Learning(),
-        bank=Bank(),
+        Settings(batch_size=32),
         weight=1.0,
         steps=20,
-        batch_size=32,
-        generator=torch.Generator().manual_seed(0),
+        generator=generator,
         told=lambda *_: None,
-        phase="",
     )
     with torch.no_grad():
-        return centred(net.logits(at.values)) - centred(at.logits), float(at.logits.std())
+        return centred(net.logits(lesson.values)) - lesson.logits, float(lesson.logits.std())
 
 
 def test_a_network_whose_channels_are_there_twice_learns_the_same() -> None:
@@ -69,3 +77,20 @@ def test_a_network_whose_channels_are_there_twice_learns_the_same() -> None:
     twice, _ = learned(2, clean)
     assert float(once.abs().mean()) > 0.05 * scale
     assert torch.allclose(once, twice, atol=1e-3 * scale)
+
+
+def test_fewer_images_hold_the_layer_nearer_to_the_identity() -> None:
+    """The pull falls with the root of the number of images, as the error of what they say does."""
+    clean = tiny_images(40)
+    net, unit = engine_at(Settings(), Twofold(1), clean, "after:first", seed=0, device="cpu")
+    layer, lesson = Layer(net), lesson_at(net, unit, clean)
+    layer.set(Change(torch.full_like(layer.nothing.mix, 0.1), layer.nothing.shift))
+    settings = Settings(batch_size=32)
+    batch = _batch(net, lesson, settings, torch.Generator().manual_seed(0))
+
+    def loss(images: int) -> float:
+        learned_from = replace(lesson, fit=torch.arange(images))
+        return float(_objective(net, layer, learned_from, settings.learning, 0.0, batch).detach())
+
+    pulled = settings.learning.pull * float(layer.pulled())
+    assert loss(10) - loss(40) == pytest.approx(pulled * (10**-0.5 - 40**-0.5), rel=1e-4)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from neural_polarizer.defenses.stand_ins.least import (
     Forms,
+    Forward,
+    Space,
     StandIns,
     dense_forms,
     drawn_forms,
@@ -23,7 +25,7 @@ LABELS = torch.arange(3).repeat(20)
 SHAPE = (1, 4, 4)
 
 
-def linear(weight: Tensor, images: Tensor) -> object:
+def linear(weight: Tensor, images: Tensor) -> Forward:
     def forward(rows: Tensor, deltas: Tensor) -> Tensor:
         return (images[rows] + deltas).flatten(1) @ weight.T
 
@@ -37,13 +39,9 @@ def search(
     weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
     images = (3 * weight)[LABELS].view(-1, *SHAPE)
     found = least_stand_ins(
-        linear(weight, images),  # type: ignore[arg-type]
-        LABELS,
-        wanted_labels(LABELS, 3),
+        Space(linear(weight, images), LABELS, wanted_labels(LABELS, 3), SHAPE, 10.0),
         torch.zeros(len(forms.windows), dtype=torch.int64),
         forms,
-        SHAPE,
-        unit=10.0,
         search=Search(steps=steps, images=16, cap=50.0),
         batch_size=batch_size,
         generator=torch.Generator().manual_seed(seed),
@@ -95,13 +93,9 @@ def test_no_more_images_at_once_than_the_batch_size_allows() -> None:
         return deltas.flatten(1)[:, :3]
 
     least_stand_ins(
-        forward,
-        LABELS,
-        wanted_labels(LABELS, 3),
+        Space(forward, LABELS, wanted_labels(LABELS, 3), SHAPE, 1.0),
         torch.tensor([0, 1, 2, 3]),
         dense_forms(4, SHAPE, torch.device("cpu")),
-        SHAPE,
-        unit=1.0,
         search=Search(steps=2, images=8),
         batch_size=5,
         generator=torch.Generator().manual_seed(0),
@@ -115,7 +109,7 @@ def test_smooth_ones_are_what_a_coarse_grid_can_take() -> None:
     found, _ = search(forms)
     rank = [int(torch.linalg.matrix_rank(delta[0], atol=1e-4)) for delta in found.deltas]
     assert rank[0] <= 2 < rank[1]
-    filtered = forms.fitted(torch.eye(4).expand(2, 1, 4, 4), torch.tensor([0, 1]))
+    filtered = forms.fitted(torch.eye(4).expand(2, 1, 4, 4))
     assert torch.allclose(filtered[:1], smoothed(torch.eye(4)[None, None], 2))
 
 

@@ -75,11 +75,11 @@ def test_a_class_that_is_near_in_one_measure_only_is_the_likeliest(told: str, mo
 def test_the_least_of_each_class_is_looked_for_further(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, StandIns | None]] = []
 
-    def in_form(*_: Any, search: Search, begin: StandIns | None, **__: Any) -> StandIns:
+    def least_stand_ins(*_: Any, search: Search, begin: StandIns | None, **__: Any) -> StandIns:
         calls.append((search.steps, begin))
         return stand_ins([3.0, 2.0, 5.0, 6.0, 1.0, 4.0, 9.0, 8.0] if begin is None else [1.5, 4.5, 0.5, 7.5])
 
-    monkeypatch.setattr(looks, "in_form", in_form)
+    monkeypatch.setattr(looks, "least_stand_ins", least_stand_ins)
     at, _ = places(None)
     form = PixelForm("dense", (3, 16, 16), smooth=False)
 

@@ -126,24 +126,22 @@ def study_perturbations(
         shown: images in ``rows``, from the first on.
         plotted: images in ``scatters``, likewise.
         device: where to compute; results are on the CPU.
-        batch_size: images a pass.
+        batch_size: images in a pass.
 
     Raises:
         BadInputError: images that are no pairs, labels that do not fit, or a site without a single tensor.
     """
-    check_pairs(clean, triggered)
-    _check_labels(len(clean), labels, targets)
+    _check(clean, triggered, labels, targets)
     frozen = frozen_copy(backdoored, device)
     places = default_sites(default_site(frozen, to_pixels(clean[:2].to(device)))) if sites is None else sites
     seen = _by_batches(frozen, places, (clean, triggered, labels, targets), search, batch_size, device)
-    few = _look(frozen, places, seen.versions[:, :plotted])[1]
     return PerturbationStudy(
         n=len(clean),
         distances=tuple(_distance(space, lengths) for space, lengths in seen.lengths.items()),
         triggered_reached=_share(seen.answers[1] == targets),
         targeted_reached=_share(seen.answers[2] == targets),
         untargeted_reached=_share(seen.answers[3] != labels),
-        scatters={space: scatter(values) for space, values in few.items()},
+        scatters={space: scatter(each) for space, each in _look(frozen, places, seen.versions[:, :plotted])[1].items()},
         rows=_rows(seen.versions[:, :shown].cpu()),
     )
 
@@ -205,7 +203,9 @@ def scatter(features: Float[Tensor, "k m d"]) -> Scatter:
     return Scatter(points.unflatten(0, features.shape[:2]), (first, second))
 
 
-def _check_labels(count: int, labels: Tensor, targets: Tensor) -> None:
+def _check(clean: Tensor, triggered: Tensor, labels: Tensor, targets: Tensor) -> None:
+    check_pairs(clean, triggered)
+    count = len(clean)
     for name, values in (("labels", labels), ("targets", targets)):
         if values.dtype != torch.int64 or values.shape != (count,):
             raise BadInputError(f"{name} must be int64 of shape ({count},), got {values.dtype} {tuple(values.shape)}")

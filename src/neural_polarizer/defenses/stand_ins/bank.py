@@ -11,9 +11,9 @@ from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.learn import Carried
-from neural_polarizer.defenses.stand_ins.least import Forms, StandIns
+from neural_polarizer.defenses.stand_ins.least import Forms, StandIns, least_stand_ins
 from neural_polarizer.defenses.stand_ins.looks import Found, drawn_pairs
-from neural_polarizer.defenses.stand_ins.seen import Seen, in_form, succeeding
+from neural_polarizer.defenses.stand_ins.seen import Seen, succeeding
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.perturb import clip
 from neural_polarizer.rng import stream
@@ -55,9 +55,8 @@ def pixel_bank(at: Seen, settings: Settings, found: Found, belief: Belief, *, se
     judging = drawn_pairs(belief.factors.float(), belief.judging(looks.clear), [*names, FEATURES], bank.held, generator)
 
     def made(form: PixelForm, aims: Tensor, windows: Forms, phase: str) -> StandIns:
-        every = in_form(
-            at,
-            form,
+        every = least_stand_ins(
+            at.in_pixels(form),
             aims,
             windows,
             search=settings.in_pixels,

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_polarizer.defenses.result import Suspect
+from neural_polarizer.defenses.stand_ins.settings import Looks
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,51 +204,43 @@ def believed(
     by_class: Sequence[Float[Tensor, " k"]],
     by_form: Sequence[Float[Tensor, " k"]],
     shifts: Float[Tensor, " s"],
-    *,
-    floor: float,
-    prior: float,
-    alternative: float,
-    shown: float,
+    looks: Looks,
     resolution: float,
 ) -> Belief:
     """Combine statistics by class and one by shift (all-to-all).
 
     The p-values of an aim are combined to one, and the smallest of all aims is corrected for their number.
 
-    Factors of independent statistics multiply.  Among the aims all are alike before the evidence; that there is a
-    backdoor at all has probability ``prior``.  Of the shifts, "next" (label + 1) is an aim, which all-to-all attacks
-    have; the others are the crowd that it has to stand out from.
+    Factors of independent statistics multiply.  Among the aims all are alike before the evidence.  Of the shifts,
+    "next" (label + 1) is an aim, which all-to-all attacks have; the others are the crowd that it has to stand out from.
 
     Args:
         by_class: logarithms of norms by class, low where an attacker's class is; NaN where not computed.
         by_form: likewise, one for each form that a trigger may have.
         shifts: likewise by shift of the label, from 1 on.
-        floor: share of the probability that is spread evenly over the aims that were looked at.
-        prior: in [0, 1].
-        alternative: of ``bayes_factor``.
-        shown: of ``mixed_factor``.
+        looks: how p-values become probabilities.
         resolution: of the statistics.
     """
     p = [outlier_p(each, resolution) for each in by_class]
     of_next, next_seen = outlier_p(shifts, resolution)[:1], shifts[:1].isfinite()
-    factors = torch.stack([mixed_factor(each, alternative, shown) for each in p]).prod(dim=0)
+    factors = torch.stack([mixed_factor(each, looks.alternative, looks.shown) for each in p]).prod(dim=0)
     seen = torch.cat([torch.stack([each.isfinite() for each in by_class]).any(dim=0), next_seen])
-    factors = torch.where(seen, torch.cat([factors, mixed_factor(of_next, alternative, shown)]), 0.0)
+    factors = torch.where(seen, torch.cat([factors, mixed_factor(of_next, looks.alternative, looks.shown)]), 0.0)
     forms = torch.ones(len(factors), len(by_form))
     for place, each in enumerate(by_form):
-        forms[: len(each), place] = bayes_factor(outlier_p(each, resolution), alternative)
+        forms[: len(each), place] = bayes_factor(outlier_p(each, resolution), looks.alternative)
     by_aim = torch.cat([combined_p(torch.stack(p)), of_next])
     count = max(1, int(seen.sum()))
     total = float(factors.sum())
-    aims = (1 - floor) * factors / max(total, 1e-30) + floor * seen / count
+    aims = (1 - looks.floor) * factors / max(total, 1e-30) + looks.floor * seen / count
     factor = total / count
-    odds = prior * factor
+    odds = looks.prior * factor
     return Belief(
         aims=aims.float(),
         factors=factors,
         forms=forms,
         factor=factor,
-        backdoor=odds / max(odds + 1 - prior, 1e-30),
+        backdoor=odds / max(odds + 1 - looks.prior, 1e-30),
         by_aim=by_aim,
         p_value=corrected_p(float(by_aim.min()), count),
         likeliest=int(by_aim.argmin()),

@@ -1,6 +1,7 @@
 """The objective: agree with the frozen network's logits, on clean images and where stand-ins lead elsewhere."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +11,8 @@ from torch import Tensor
 from neural_polarizer.defenses.engine import Engine, Values
 from neural_polarizer.defenses.schedule import cosine
 from neural_polarizer.defenses.stand_ins.least import StandIns
-from neural_polarizer.defenses.stand_ins.settings import Bank, Learning
+from neural_polarizer.defenses.stand_ins.settings import Bank, Learning, Settings
 from neural_polarizer.perturb import each_length
-from neural_polarizer.train import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,62 +165,66 @@ def learn(
     net: Engine,
     layer: Layer,
     lesson: Lesson,
+    settings: Settings,
     *,
-    learning: Learning,
-    bank: Bank,
     weight: float,
     steps: int,
-    batch_size: int,
     generator: torch.Generator,
-    told: Progress,
-    phase: str,
+    told: Callable[[int, int], None],
 ) -> float:
-    """Minimise disagreement(clean) + weight (disagreement(pixels) + disagreement(features)) + pull |A - I|^2.
+    """Minimise disagreement(clean) + weight (disagreement(pixels) + disagreement(features)) + pull |A - I|^2 / sqrt(n).
 
-    Half of a batch is clean, a quarter carries stand-ins in pixels, a quarter stand-ins at the layer's input; these are
-    stretched and wrapped in noise anew each time.  Images that have a stand-in's label already do not carry it.
+    n images are learned from; fewer say less of others.  Half of a batch is clean, a quarter carries stand-ins in
+    pixels, a quarter stand-ins at the layer's input; these are stretched and wrapped in noise anew each time.  Images
+    that have a stand-in's label already do not carry it.
 
     Args:
         net: with the layer.
         layer: what is learned, from where it is.
         lesson: what from.
-        learning: pull and rates.
-        bank: stretch and noise.
+        settings: of the method.
         weight: of stand-ins.
         steps: of Adam with a cosine schedule.
-        batch_size: images in a step.
         generator: draws the batches (on the CPU).
-        told: progress.
-        phase: its name.
+        told: called with the steps done and all steps.
 
     Returns:
         The mean loss of the last tenth of the steps; NaN without steps.
     """
-    optimizer = layer.optimizer(learning, lesson.unit)
+    optimizer = layer.optimizer(settings.learning, lesson.unit)
     layer.frozen(False)
     rates = [group["lr"] for group in optimizer.param_groups]
-    variance = lesson.logits.var()
     losses = []
     for step in range(steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * cosine(step, steps)
-        values, moves, wanted = _batch(net, lesson, bank, batch_size, generator)
-        found = net.logits(values, moves).split([len(each) for each in wanted])
-        terms = [disagreement(one, other, variance) for one, other in zip(found, wanted, strict=True)]
-        loss = terms[0] + weight * sum(terms[1:], torch.zeros_like(terms[0])) + learning.pull * layer.pulled()
+        loss = _objective(net, layer, lesson, settings.learning, weight, _batch(net, lesson, settings, generator))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-        told(phase, step + 1, steps)
+        told(step + 1, steps)
     layer.frozen(True)
     return float(torch.stack(losses[-max(1, steps // 10) :]).mean()) if losses else float("nan")
 
 
-def _batch(
-    net: Engine, lesson: Lesson, bank: Bank, size: int, generator: torch.Generator
-) -> tuple[Values, Tensor, Sequence[Tensor]]:
-    """Values in front of the layer, moves of its input, the logits that each part wants; clean, pixels, features."""
+Batch = tuple[Values, Tensor, Sequence[Tensor]]
+"""Values in front of the layer, moves of its input, the logits that each part wants; clean, pixels, features."""
+
+
+def _objective(
+    net: Engine, layer: Layer, lesson: Lesson, learning: Learning, weight: float, batch: Batch
+) -> Float[Tensor, ""]:
+    values, moves, wanted = batch
+    found = net.logits(values, moves).split([len(each) for each in wanted])
+    variance = lesson.logits.var()
+    terms = [disagreement(one, other, variance) for one, other in zip(found, wanted, strict=True)]
+    pull = learning.pull / math.sqrt(len(lesson.fit))
+    return terms[0] + weight * sum(terms[1:], torch.zeros_like(terms[0])) + pull * layer.pulled()
+
+
+def _batch(net: Engine, lesson: Lesson, settings: Settings, generator: torch.Generator) -> Batch:
+    size = settings.batch_size
     quarter = max(1, size // 4)
     still = torch.zeros(1, *net.features.shape, device=net.device)
     rows = lesson.fit[_draw(len(lesson.fit), max(1, size // 2), generator, lesson.labels)]
@@ -233,7 +237,7 @@ def _batch(
         wanted.append(lesson.logits[lesson.carried.rows[chosen]])
         moves.append(still.expand(len(chosen), *still.shape[1:]))
     if len(lesson.shifts) > 0:
-        rows, shift = _shifted(lesson, bank, quarter, generator)
+        rows, shift = _shifted(lesson, settings.bank, quarter, generator)
         parts.append(tuple(value[rows] for value in lesson.values))
         wanted.append(lesson.logits[rows])
         moves.append(shift)

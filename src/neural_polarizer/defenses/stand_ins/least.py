@@ -1,5 +1,6 @@
 """Least stand-ins: perturbations that images share, of the smallest norm that still leads them to a class."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,29 @@ from neural_polarizer.perturb import each_length, smoothed
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """Rows of images ``(b,)`` and a perturbation for each ``(b, *shape)``, to logits ``(b, k)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Where perturbations are looked for: pixels, or the features at one place of the network.
+
+    Args:
+        forward: how images with perturbations become logits; its parameters get no gradients.
+        labels: of the images.
+        wanted: for each aim the label that each image is to get (``wanted_labels``).
+        shape: of one perturbation.
+        unit: of the radii of ``Search``.
+    """
+
+    forward: Forward
+    labels: Int64[Tensor, " n"]
+    wanted: Int64[Tensor, "a n"]
+    shape: Sequence[int]
+    unit: float
+
+    def others(self, aim: int) -> Int64[Tensor, " r"]:
+        """Rows of the images that do not have the label of ``aim`` yet."""
+        return (self.labels != self.wanted[aim]).nonzero()[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +69,10 @@ class StandIns:
 
 
 def least_stand_ins(
-    forward: Forward,
-    labels: Int64[Tensor, " n"],
-    wanted: Int64[Tensor, "a n"],
+    space: Space,
     aims: Int64[Tensor, " m"],
     forms: "Forms",
-    shape: Sequence[int],
     *,
-    unit: float,
     search: Search,
     batch_size: int,
     generator: torch.Generator,
@@ -66,63 +86,55 @@ def least_stand_ins(
     becomes the radius, which shrinks where enough images went over and grows where not.
 
     Args:
-        forward: how images with perturbations become logits; its parameters get no gradients here.
-        labels: of the images.
-        wanted: a table: for each aim the label that each image is to get.
-        aims: of each stand-in, rows of ``wanted``.
+        space: where to look.
+        aims: of each, rows of ``space.wanted``.
         forms: what each may look like.
-        shape: of one perturbation.
-        unit: the unit of the radii of ``search``.
-        search: its settings.
+        search: steps and radii.
         batch_size: the most images at once.
         generator: draws images and beginnings (on the CPU).
         told: called with the steps done and all steps.
         begin: where to go on from, one for each of ``aims``.
 
     Returns:
-        One stand-in for each of ``aims``, inside its window, with a norm of at most ``search.cap * unit``.  Those
-        whose every image has the wanted label already do not succeed.
+        One for each of ``aims``, inside its window, with a norm of at most ``search.cap * space.unit``.  Those whose
+        every image has the wanted label already do not succeed.
     """
-    rows_of = {int(aim): (labels != wanted[aim]).nonzero()[:, 0] for aim in aims.unique()}
-    start = _by_chance(aims.to(labels.device), shape, forms, search.start * unit, generator) if begin is None else begin
-    deltas, radii, success = start.deltas.clone(), start.norms.clone(), torch.zeros_like(start.norms)
-    trail = []
+    begin = _by_chance(space, aims, forms, search.start * space.unit, generator) if begin is None else begin
     images = min(search.images, batch_size)
-    groups = [each for each in torch.arange(len(aims)).split(max(1, batch_size // images)) if len(each)]
+    groups = torch.arange(len(aims)).split(max(1, batch_size // images))
+    parts = [(begin.select(group), forms.select(group)) for group in groups]
+    last, radii = _searched(space, parts, images, search, generator, told)
+    norms = torch.stack(radii[-max(1, round(search.averaged * search.steps)) :]).log().mean(dim=0).exp()
+    idle = torch.tensor([len(space.others(aim)) == 0 for aim in aims.tolist()], dtype=torch.bool, device=norms.device)
+    return StandIns(_of_length(last.deltas, norms), norms, last.success.masked_fill(idle, 0.0), aims)
+
+
+def _searched(
+    space: Space,
+    parts: Sequence[tuple[StandIns, "Forms"]],
+    images: int,
+    search: Search,
+    generator: torch.Generator,
+    told: Callable[[int, int], None],
+) -> tuple[StandIns, list[Tensor]]:
+    """All parts after the last step, joined; and their radii after each."""
+    now, radii = [part for part, _ in parts], []
     for step in range(search.steps):
-        for done, group in enumerate(groups):
-            rows = torch.stack([_drawn(rows_of[int(aim)], images, generator) for aim in aims[group]])
-            delta, success[group] = _stepped(
-                forward, rows, wanted[aims[group, None].to(rows.device), rows], deltas[group], forms, group
-            )
-            if step >= search.settle:
-                sign = torch.where(success[group] >= search.success, -1.0, 1.0)
-                radii[group] = (
-                    radii[group] * (sign * _between(search.change, search.finest, step, search)).exp()
-                ).clamp_max(search.cap * unit)
-            stride = _between(search.stride, search.last_stride, step, search)
-            moved = deltas[group] - stride * _wide(radii[group], delta) * delta
-            deltas[group] = moved / each_length(moved).clamp_min(1e-12) * _wide(radii[group], moved)
-            told(step * len(groups) + done + 1, search.steps * len(groups))
-        trail.append(radii.log())
-    last = max(1, round(search.averaged * search.steps))
-    norms = torch.stack(trail[-last:]).mean(dim=0).exp()
-    idle = torch.tensor([len(rows_of[int(aim)]) == 0 for aim in aims], dtype=torch.bool, device=labels.device)
-    return StandIns(
-        deltas / each_length(deltas).clamp_min(1e-12) * _wide(norms, deltas),
-        norms,
-        success.masked_fill(idle, 0.0),
-        aims,
-    )
+        for place, (_, forms) in enumerate(parts):
+            rows = [_drawn(space.others(aim), images, generator) for aim in now[place].aims.tolist()]
+            if rows:
+                now[place] = _stepped(space, now[place], forms, torch.stack(rows), step, search)
+            told(step * len(parts) + place + 1, search.steps * len(parts))
+        radii.append(torch.cat([part.norms for part in now]))
+    return functools.reduce(StandIns.joined, now), radii
 
 
-def _by_chance(
-    aims: Tensor, shape: Sequence[int], forms: "Forms", radius: float, generator: torch.Generator
-) -> StandIns:
+def _by_chance(space: Space, aims: Tensor, forms: "Forms", radius: float, generator: torch.Generator) -> StandIns:
     """Beginnings well inside a radius."""
-    drawn = torch.randn((len(aims), *shape), generator=generator).to(aims.device)
-    deltas = forms.fitted(drawn, torch.arange(len(aims)))
-    radii = torch.full((len(aims),), radius, device=aims.device)
+    device = space.labels.device
+    drawn = torch.randn((len(aims), *space.shape), generator=generator).to(device)
+    deltas = forms.fitted(drawn)
+    radii = torch.full((len(aims),), radius, device=device)
     return StandIns(0.3 * radius * deltas / each_length(deltas).clamp_min(1e-12), radii, torch.zeros_like(radii), aims)
 
 
@@ -133,24 +145,31 @@ def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _stepped(
-    forward: Forward, rows: Tensor, labels: Tensor, deltas: Tensor, forms: "Forms", group: Tensor
-) -> tuple[Tensor, Float[Tensor, " g"]]:
-    """The normalised gradient of each perturbation on its own images, and the share of these that goes over."""
-    point = deltas.clone().requires_grad_()
-    logits = forward(rows.flatten(), point.repeat_interleave(rows.shape[1], dim=0))
-    loss = F.cross_entropy(logits, labels.flatten(), reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, point)
-    gradient = forms.fitted(gradient, group)
-    over = (logits.argmax(dim=1) == labels.flatten()).float().view(rows.shape).mean(dim=1)
-    return gradient / each_length(gradient).clamp_min(1e-12), over
+    space: Space, now: StandIns, forms: "Forms", rows: Int64[Tensor, "g i"], step: int, search: Search
+) -> StandIns:
+    """After one step down the cross-entropy of each one's own images; its norm is the next radius."""
+    point = now.deltas.clone().requires_grad_()
+    labels = space.wanted[now.aims[:, None].to(rows.device), rows]
+    logits = space.forward(rows.flatten(), point.repeat_interleave(rows.shape[1], dim=0))
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels.flatten(), reduction="sum"), point)
+    success = (logits.argmax(dim=1) == labels.flatten()).float().view(rows.shape).mean(dim=1)
+    radii = now.norms
+    if step >= search.settle:
+        sign = torch.where(success >= search.success, -1.0, 1.0)
+        radii = radii * (sign * _between(search.change, search.finest, step, search)).exp()
+        radii = radii.clamp_max(search.cap * space.unit)
+    stride = _between(search.stride, search.last_stride, step, search)
+    moved = now.deltas - _of_length(forms.fitted(gradient), stride * radii)
+    return StandIns(_of_length(moved, radii), radii, success, now.aims)
 
 
 def _between(first: float, last: float, step: int, search: Search) -> float:
     return first + (last - first) * step / max(1, search.steps - 1)
 
 
-def _wide(values: Float[Tensor, " m"], like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
+def _of_length(values: Float[Tensor, "m ..."], lengths: Float[Tensor, " m"]) -> Float[Tensor, "m ..."]:
+    """The same directions with these lengths."""
+    return values / each_length(values).clamp_min(1e-12) * lengths.view(-1, *[1] * (values.ndim - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,13 +186,16 @@ class Forms:
     smooth: Bool[Tensor, " m"]
     cells: int
 
-    def fitted(self, values: Float[Tensor, "g ..."], group: Int64[Tensor, " g"]) -> Float[Tensor, "g ..."]:
-        """Directions for the stand-ins ``group``, as their forms allow them; a linear map."""
-        smooth = self.smooth[group]
-        if bool(smooth.any()):
+    def select(self, group: Int64[Tensor, " g"]) -> "Forms":
+        """Those of the stand-ins ``group``."""
+        return replace(self, windows=self.windows[group], smooth=self.smooth[group])
+
+    def fitted(self, values: Float[Tensor, "m ..."]) -> Float[Tensor, "m ..."]:
+        """Directions as the forms allow them; a linear map."""
+        if bool(self.smooth.any()):
             values = values.clone()
-            values[smooth] = smoothed(values[smooth], self.cells)
-        return values * self.windows[group]
+            values[self.smooth] = smoothed(values[self.smooth], self.cells)
+        return values * self.windows
 
 
 def dense_forms(count: int, shape: Sequence[int], device: torch.device) -> Forms:

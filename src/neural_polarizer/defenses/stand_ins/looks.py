@@ -14,7 +14,7 @@ from neural_polarizer.defenses.stand_ins.evidence import Belief, believed
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.least import StandIns, dense_forms, least_stand_ins
 from neural_polarizer.defenses.stand_ins.program import head_norms
-from neural_polarizer.defenses.stand_ins.seen import Seen, in_form
+from neural_polarizer.defenses.stand_ins.seen import Seen
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
@@ -71,10 +71,7 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
         [norms[name].log() for name in BY_CLASS],
         [norms[name].log() for name in (*in_pixels, "features")],
         _padded(of_shift, count - 1).log(),
-        floor=looks.floor,
-        prior=looks.prior,
-        alternative=looks.alternative,
-        shown=looks.shown,
+        looks,
         resolution=max(settings.in_pixels.finest, settings.in_features.finest),
     )
     return Found(belief, {name: norms[name] for name in BY_CLASS}, in_pixels)
@@ -97,9 +94,8 @@ def _in_pixels(
     search = replace(settings.in_pixels, images=looks.images)
 
     def made(count: int, search: Search, begin: StandIns | None, phase: str) -> StandIns:
-        return in_form(
-            at,
-            form,
+        return least_stand_ins(
+            at.in_pixels(form),
             classes.cpu().repeat_interleave(count),
             form.free(len(classes) * count, settings.bank, at.net.device),
             search=search,
@@ -144,15 +140,10 @@ def _dense(
     at: Seen, aims: Int64[Tensor, " m"], settings: Settings, generator: torch.Generator, told: Progress, where: str
 ) -> Float[Tensor, " m"]:
     """Norms of dense stand-ins at a place inside the network."""
-    shape = at.net.features.shape
     return least_stand_ins(
         at.in_features(),
-        at.labels,
-        at.wanted,
         aims,
-        dense_forms(len(aims), shape, at.net.device),
-        shape,
-        unit=at.feature_norm,
+        dense_forms(len(aims), at.net.features.shape, at.net.device),
         search=settings.in_features,
         batch_size=settings.batch_size,
         generator=generator,

@@ -209,22 +209,19 @@ class Place:
         """One layer for each fold, from where ``changes`` are; and their mean loss."""
         learning = self.settings.learning
         losses, taught = [], []
-        parts = len(changes)
         for part, (fold, change) in enumerate(zip(self.judge.folds, changes, strict=True), start=1):
             self.layer.set(change)
+            phase = f"weight {weight:g}" + f", round {rounds}" * (rounds > 0) + f", part {part} of {len(changes)}"
             losses.append(
                 learn(
                     self.net,
                     self.layer,
                     lesson.of(fold.fit),
-                    learning=learning,
-                    bank=self.settings.bank,
+                    self.settings,
                     weight=weight,
                     steps=learning.round_steps if rounds else learning.steps,
-                    batch_size=self.settings.batch_size,
                     generator=generator,
-                    told=self.progress,
-                    phase=f"weight {weight:g}" + f", round {rounds}" * (rounds > 0) + f", part {part} of {parts}",
+                    told=partial(self.progress, phase),
                 )
             )
             taught.append(self.layer.change)

@@ -1,7 +1,7 @@
 """The convex program at the head's input: the smallest shift there that would lead most images to a class."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -33,18 +33,28 @@ def head_norms(
     Returns:
         Norms; infinite for a class that all images belong to, 0 for one that needs no shift.
     """
-    weight = weight.double()
+    weight, towards = weight.double(), weight[classes].double()
     needs = _needs(logits.double(), labels, classes, quantile)
     usable = needs.isfinite()
     target = needs.masked_fill(~usable, 0.0)
-    gram = weight @ weight.T
-    towards = weight[classes]
+    shift = _least_shift(weight, classes, target, usable, steps)
+    stretch = target / _slack(shift, weight, towards).clamp_min(1e-12)
+    norms = shift.norm(dim=1) * stretch.masked_fill(~usable | (target <= 0), 0.0).amax(dim=1)
+    return torch.where(usable.any(dim=1), norms, torch.inf)
+
+
+def _least_shift(
+    weight: Float[Tensor, "k d"],
+    classes: Int64[Tensor, " c"],
+    target: Float[Tensor, "c k"],
+    usable: Bool[Tensor, "c k"],
+    steps: int,
+) -> Float[Tensor, "c d"]:
+    """s, one for each class, by accelerated projected gradient steps of the dual (Beck and Teboulle 2009)."""
+    towards, gram = weight[classes], weight @ weight.T
 
     def shift(dual: Tensor) -> Tensor:
         return dual.sum(dim=1, keepdim=True) * towards - dual @ weight
-
-    def slack(found: Tensor) -> Tensor:
-        return (found * towards).sum(dim=1, keepdim=True) - found @ weight.T
 
     diagonal = gram.diagonal()
     spread = (diagonal[classes, None] - 2 * gram[classes] + diagonal[None]).masked_fill(~usable, 0.0)
@@ -52,15 +62,17 @@ def head_norms(
     dual = torch.zeros_like(target)
     ahead, pace = dual, 1.0
     for _ in range(steps):
-        stepped = (ahead + rate * (target - slack(shift(ahead)))).clamp_min(0).masked_fill(~usable, 0.0)
+        ascent = rate * (target - _slack(shift(ahead), weight, towards))
+        stepped = (ahead + ascent).clamp_min(0).masked_fill(~usable, 0.0)
         following = (1 + (1 + 4 * pace**2) ** 0.5) / 2
         ahead = stepped + (pace - 1) / following * (stepped - dual)
         dual, pace = stepped, following
-    found = shift(dual)
-    reached = slack(found)
-    stretch = (target / reached.clamp_min(1e-12)).masked_fill(~usable | (target <= 0), 0.0).amax(dim=1)
-    norms = found.norm(dim=1) * stretch
-    return torch.where(usable.any(dim=1), norms, torch.inf)
+    return shift(dual)
+
+
+def _slack(shift: Float[Tensor, "c d"], weight: Float[Tensor, "k d"], towards: Float[Tensor, "c d"]) -> Tensor:
+    """(w_k - w_j) . s for each class k and all j, ``(c, k)``."""
+    return (shift * towards).sum(dim=1, keepdim=True) - shift @ weight.T
 
 
 def _needs(

@@ -1,7 +1,6 @@
 """The clean images as a search sees them, and least stand-ins that are looked for with them."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +11,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.engine import Engine, Values
 from neural_polarizer.defenses.stand_ins.forms import PixelForm
 from neural_polarizer.defenses.stand_ins.least import (
-    Forms,
-    Forward,
+    Space,
     StandIns,
     drawn_forms,
     least_stand_ins,
@@ -45,21 +43,21 @@ class Seen:
     logits: Float[Tensor, "n k"]
     feature_norm: float
 
-    def in_pixels(self) -> Forward:
-        """Images that carry stand-ins in pixels, to logits."""
+    def in_pixels(self, form: PixelForm) -> Space:
+        """Pictures, which keep their range."""
 
         def forward(rows: Tensor, deltas: Tensor) -> Tensor:
             return self.net.predict(clip(to_pixels(self.net.images[rows]) + deltas))
 
-        return forward
+        return Space(forward, self.labels, self.wanted, form.shape, form.unit)
 
-    def in_features(self) -> Forward:
-        """Images with moves of the layer's input, to logits."""
+    def in_features(self) -> Space:
+        """The layer's input."""
 
         def forward(rows: Tensor, deltas: Tensor) -> Tensor:
             return self.net.logits(tuple(value[rows] for value in self.values), deltas)
 
-        return forward
+        return Space(forward, self.labels, self.wanted, self.net.features.shape, self.feature_norm)
 
 
 def engine_at(
@@ -112,35 +110,6 @@ def seen(net: Engine, batch_size: int) -> Seen:
     )
 
 
-def in_form(
-    at: Seen,
-    form: PixelForm,
-    aims: Int64[Tensor, " m"],
-    windows: Forms,
-    *,
-    search: Search,
-    batch_size: int,
-    generator: torch.Generator,
-    told: Callable[[int, int], None],
-    begin: StandIns | None = None,
-) -> StandIns:
-    """Least stand-ins in pixels of one form."""
-    return least_stand_ins(
-        at.in_pixels(),
-        at.labels,
-        at.wanted,
-        aims,
-        windows,
-        form.shape,
-        unit=form.unit,
-        search=search,
-        batch_size=batch_size,
-        generator=generator,
-        told=told,
-        begin=begin,
-    )
-
-
 def at_layer(
     at: Seen,
     aims: Int64[Tensor, " m"],
@@ -165,12 +134,8 @@ def at_layer(
     )
     found = least_stand_ins(
         at.in_features(),
-        at.labels,
-        at.wanted,
         aims,
         forms,
-        features.shape,
-        unit=at.feature_norm,
         search=search,
         batch_size=batch_size,
         generator=generator,

@@ -24,6 +24,9 @@ class Search:
         stride: length of a step in radii, at the beginning; it falls evenly to ``last_stride``.
         last_stride: the same at the end.
         averaged: a stand-in's norm is the geometric mean of its radii over this last share of the steps.
+
+    Raises:
+        BadInputError: no steps, or no images.
     """
 
     steps: int = 16
@@ -37,6 +40,10 @@ class Search:
     stride: float = 0.58
     last_stride: float = 0.08
     averaged: float = 0.25
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.images) < 1:
+            raise BadInputError(f"steps and images of a search must be at least 1, got {self.steps} and {self.images}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +120,8 @@ class Learning:
 
     Args:
         weights: of the agreement on stand-ins, of each of the two banks, tried in turn; clean images have 1.
-        pull: of ``|A - I|^2``, which keeps the change low in rank; ``Guard.dials`` give its length back.
+        pull: of ``|A - I|^2``, over the root of the number of images, as a sampling error falls; it keeps the change
+            low in rank, and ``Guard.dials`` give its length back.
         lr: of Adam, over the number of channels.
         lr_shift: of Adam for the shift, in standard deviations of the features.
         steps: of learning from stand-ins of the frozen network, with a cosine schedule.
@@ -126,7 +134,7 @@ class Learning:
     """
 
     weights: tuple[float, ...] = (0.03, 0.1)
-    pull: float = 0.01
+    pull: float = 0.2
     lr: float = 0.5
     lr_shift: float = 0.008
     steps: int = 100
