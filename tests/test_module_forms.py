@@ -211,6 +211,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "tuple": (lambda: Changed(lambda net, x: (net(x), x)), "must give logits N x K, .* but it gives a tuple"),
     "dict": (lambda: Changed(lambda net, x: {"logits": net(x)}), "but it gives a dict"),
     "answers": (lambda: Changed(lambda net, x: net(x).argmax(dim=1)), "it gives torch.int64, as after argmax"),
+    "a fault of its own": (
+        lambda: Changed(lambda net, x: {"a": net(x)}["b"]),
+        r"cannot take images .* \(KeyError: 'b'\)",
+    ),
     "NaN": (lambda: Changed(lambda net, x: net(x) * torch.nan), "it gives NaN for the first images"),
     "no gradients": (
         lambda: Changed(torch.no_grad()(lambda net, x: net(x))),

@@ -64,6 +64,10 @@ def several(num_classes, kind):
 
 def broken(num_classes):
     raise RuntimeError("no luck\\ntoday")
+
+class Unkind(Net):
+    def forward(self, pixels):
+        return {"scores": super().forward(pixels)}["logits"]
 """
 
 
@@ -234,6 +238,12 @@ def test_the_output_that_is_meant_is_named(file: Path, tmp_path: Path, kind: str
     assert torch.equal(again.model(pixels), loaded.model(pixels))
     with pytest.raises(BadInputError, match="says itself what goes in and out"):
         load_model(tmp_path / "ours.safetensors", architecture=net, output="other")
+
+
+def test_whatever_the_code_raises_at_an_image_is_told_in_one_line(file: Path, tmp_path: Path) -> None:
+    net = defined(f"{file}:Unkind")
+    with pytest.raises(BadInputError, match=r"cannot take images of 8x8 pixels \(KeyError: 'logits'\); give --size"):
+        check_takes(load_model(weights(tmp_path / "m.pt", net), architecture=net), (8, 8))
 
 
 def test_one_logit_stands_for_two_classes(tmp_path: Path) -> None:

@@ -12,9 +12,6 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import in_float32
 from neural_polarizer.models.normalize import described, outputs, two_logits
 
-_TROUBLE = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
-
-
 FEWEST_IMAGES = 10
 """With fewer clean images, no class is taken for the attacker's."""
 
@@ -148,7 +145,7 @@ def fitting(model: nn.Module, clean: ImageSet) -> tuple[ImageSet, Tensor]:
     for images in forms:
         try:
             logits = model(to_pixels(images.images[:2]))
-        except _TROUBLE as error:
+        except Exception as error:  # a foreign network may raise anything
             if out_of_memory(error):
                 raise
             reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -178,7 +175,7 @@ def _other_channels(clean: ImageSet) -> Iterator[ImageSet]:
 def _takes_channels_last(model: nn.Module, clean: ImageSet) -> bool:
     try:
         logits = model(to_pixels(clean.images[:2]).permute(0, 2, 3, 1))
-    except _TROUBLE:
+    except Exception:
         return False
     return isinstance(logits, Tensor) and logits.ndim == 2
 
