@@ -15,6 +15,7 @@ from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.cli import attack as attack_command
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.build import build
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.attack import deliver_attack, load_attack
 from neural_polarizer.train import Progress
@@ -127,6 +128,9 @@ def test_sites_of_a_foreign_file_need_the_size_of_its_images(tmp_path: Path, cap
     assert done.code == 3
     assert done.err == f"error: {path}: does not say how large its images are; give --size\n"
     assert "before:layer4.1" in run(capsys, "sites", path, "--arch", "preactresnet18", "--size", 16).out
+    save_file(build("vgg19_bn", 3, width=2).state_dict(), path)
+    tiny = run(capsys, "sites", path, "--arch", "vgg19_bn", "--size", 8)
+    assert (tiny.code, "cannot take images of 8x8 pixels" in tiny.err) == (3, True)
 
 
 def test_n_clean_seed_and_method_reach_the_record(runs: Path, tmp_path: Path, capsys: Capsys) -> None:

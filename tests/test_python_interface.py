@@ -188,6 +188,13 @@ def test_sites_lists_what_the_command_lists() -> None:
     assert set(found) <= {str(each.site) for each in npz.sites(tiny_model(), (8, 8), everything=True)}
 
 
+def test_sites_of_images_that_the_model_does_not_take_are_refused() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 4))
+    assert npz.sites(flat, 8)
+    with pytest.raises(npz.BadInputError, match="cannot take images N x 3 x 9 x 9"):
+        npz.sites(flat, 9)
+
+
 def test_the_examples_in_the_docstrings_run() -> None:
     found = [doctest.testmod(module) for module in (purifying, measuring)]
     assert sum(each.attempted for each in found) >= 8

@@ -12,6 +12,7 @@ from neural_polarizer.api.progress import told, warn
 from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.audit import Audited, audited
 from neural_polarizer.data.convert import as_image_set
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses.fitting import fitting_images, measurable, understood
 from neural_polarizer.devices import choose_device
@@ -70,7 +71,9 @@ def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = F
     """
     height, width = (size, size) if isinstance(size, int) else size
     working = in_float32(check_module(model))
-    found = candidates(working, torch.rand(2, 3, height, width, generator=stream(0, "sites")))
+    black = ImageSet(torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("0",))
+    shape = fitting_images(working, black).images.shape
+    found = candidates(working, torch.rand(shape, generator=stream(0, "sites")))
     return [each for each in found if everything or not each.bypassed]
 
 

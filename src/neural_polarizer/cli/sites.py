@@ -26,6 +26,7 @@ from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
 from neural_polarizer.layer.sites import Candidate, Choice, candidates, choose_site
+from neural_polarizer.model_files.check import check_takes
 from neural_polarizer.rng import stream
 
 
@@ -53,6 +54,7 @@ def sites(asked: SitesOptions) -> None:
     shape = parse_size(asked.size) or loaded.record.image_size
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")
+    check_takes(loaded, shape)
     found = candidates(loaded.model, torch.rand(2, 3, *shape, generator=stream(0, "sites")))
     choice = choose_site(found)
     shown = [each for each in found if asked.everything or not each.bypassed]
