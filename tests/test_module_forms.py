@@ -204,6 +204,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "TorchScript inside": (lambda: nn.Sequential(scripted()), "the model is TorchScript"),
     "no values": (lambda: tiny_model().to("meta"), "on the device meta, which hold no values"),
+    "lazy layers": (
+        lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)),
+        "has lazy layers, whose sizes are known only",
+    ),
     "channels last": (
         lambda: Changed(lambda net, x: net(x.permute(0, 3, 1, 2))),
         r"channels last.*pixels.permute\(0, 2, 3, 1\)",

@@ -65,6 +65,16 @@ def several(num_classes, kind):
 def broken(num_classes):
     raise RuntimeError("no luck\\ntoday")
 
+class Stateful(Net):
+    def get_extra_state(self):
+        return {"steps": 3}
+
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+def leaving(num_classes):
+    raise SystemExit(2)
+
 class Unkind(Net):
     def forward(self, pixels):
         return {"scores": super().forward(pixels)}["logits"]
@@ -156,6 +166,9 @@ def test_what_is_not_there_is_told(file: Path, name: str, message: str) -> None:
     [
         ("text", "gives a str, not a torch.nn.Module"),
         ("broken", "RuntimeError: no luck today"),
+        ("leaving", "SystemExit: 2"),
+        ("lazy", "has lazy layers, whose sizes are known only once an image has gone through"),
+        ("Stateful", r"the model's Stateful has a state that is no tensor \(get_extra_state\)"),
         ("Net?depth=3", "TypeError: .*unexpected keyword argument 'depth'"),
     ],
 )
@@ -172,6 +185,9 @@ def test_files_that_cannot_be_imported(tmp_path: Path) -> None:
         network_named(f"{tmp_path}/bad.py:f")
     with pytest.raises(BadInputError, match=r"worse\.py cannot be imported \(SyntaxError"):
         network_named(f"{tmp_path}/worse.py:f")
+    (tmp_path / "script.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--no-such-option'])")
+    with pytest.raises(BadInputError, match=r"\(SystemExit: 2\); put what a script does under if __name__ == "):
+        network_named(f"{tmp_path}/script.py:f")
     with pytest.raises(BadInputError, match=r"gone\.py: no such file"):
         network_named(f"{tmp_path}/gone.py:f")
     with pytest.raises(BadInputError, match=r"no_such\.module cannot be imported"):

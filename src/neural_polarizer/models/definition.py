@@ -23,6 +23,7 @@ from torch import nn
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.models.architecture import OPTIONS
+from neural_polarizer.models.forms import check_module
 
 NUM_CLASSES = "num_classes"
 _LIBRARIES = ("", "transformers", *OPTIONS)
@@ -64,11 +65,14 @@ class Definition:
         try:
             with torch.random.fork_rng(devices=[]):
                 network = self.make(**self.arguments, **more)
-        except Exception as error:  # code of the user's may raise anything
+        except (Exception, SystemExit) as error:  # code of the user's may raise anything
             raise BadInputError(f"--arch {self.name}: {_said(error)}") from None
         if not isinstance(network, nn.Module):
             raise BadInputError(f"--arch {self.name}: gives a {type(network).__name__}, not a torch.nn.Module")
-        return network
+        try:
+            return check_module(network)
+        except BadInputError as error:
+            raise BadInputError(f"--arch {self.name}: {error}") from None
 
     @property
     def remark(self) -> str:
@@ -150,8 +154,9 @@ def _imported(text: str, place: str) -> tuple[ModuleType, str]:
         if place.endswith(".py"):
             return _from_file(path.resolve()), path.name
         return importlib.import_module(place), place
-    except Exception as error:  # so may its import
-        raise BadInputError(f"--arch {text}: {place} cannot be imported ({_said(error)})") from None
+    except (Exception, SystemExit) as error:  # so may its import, and a script may read the command line
+        script = "; put what a script does under if __name__ == '__main__'" if isinstance(error, SystemExit) else ""
+        raise BadInputError(f"--arch {text}: {place} cannot be imported ({_said(error)}){script}") from None
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -192,5 +197,5 @@ def _is_maker(value: Any, module: ModuleType) -> bool:
     return callable(value) and getattr(value, "__module__", None) == module.__name__
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

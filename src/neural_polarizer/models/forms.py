@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from neural_polarizer.errors import BadInputError
 
@@ -13,7 +14,8 @@ def check_module(model: object) -> nn.Module:
     """``model``, if it is a module that can be copied and changed.
 
     Raises:
-        BadInputError: it is none, TorchScript, exported, quantised, without values, or spread over several devices.
+        BadInputError: it is none, TorchScript, exported, quantised, without values or with a state that is no tensor,
+            or spread over several devices.
     """
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
@@ -32,7 +34,17 @@ def check_module(model: object) -> nn.Module:
                 f"the model is quantised (it has a {type(module).__name__}), so its weights cannot be changed; give "
                 "the floating-point model and quantise the result"
             )
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise BadInputError(
+                f"the model's {type(module).__name__} has a state that is no tensor (get_extra_state), which no file "
+                "of weights holds; keep it in buffers, or give a class without it"
+            )
     tensors = list(_tensors(model))
+    if any(is_lazy(tensor) for tensor in tensors):
+        raise BadInputError(
+            "the model has lazy layers, whose sizes are known only once an image has gone through; send one through "
+            "before (in code that --arch names, where the network is made)"
+        )
     if any(tensor.is_meta for tensor in tensors):
         raise BadInputError("the model has parameters on the device meta, which hold no values; load its weights first")
     places = sorted({str(tensor.device) for tensor in tensors})
