@@ -123,14 +123,25 @@ def test_weights_that_lie_deeper_than_those_of_something_else_are_found(tmp_path
     assert "the weights were taken from its entry model.net" in loaded.findings
 
 
-def test_what_torch_compile_puts_into_names_goes_anywhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_fsdp_wrapped_module."])
+def test_what_wraps_a_part_of_a_network_goes_from_names(tmp_path: Path, wrapper: str, prefix: str) -> None:
     net = network()
-    state = {name.replace("layer4.0.", "layer4.0._orig_mod."): value for name, value in net.state_dict().items()}
-    loaded = load(saved(tmp_path / "m.pt", state))
+    named = {name.replace("layer4.0.", f"layer4.0.{wrapper}"): value for name, value in net.state_dict().items()}
+    loaded = load(saved(tmp_path / "m.pt", {prefix + name: value for name, value in named.items()}))
     assert same(loaded, net)
-    assert any("_orig_mod. was removed from names" in remark for remark in loaded.findings)
-    twice = {"a._orig_mod.w": 1, "a.w": 2}
+    assert any(f"{wrapper} was removed from names" in remark for remark in loaded.findings)
+    twice = {f"a.{wrapper}w": 1, "a.w": 2}
     assert fit_names(twice, ("a.w",)) == (twice, ())  # two tensors would get one name
+    assert fit_names({f"a.{wrapper}w": 1}, (f"a.{wrapper}w",)) == ({f"a.{wrapper}w": 1}, ())
+
+
+def test_a_network_in_a_dataparallel_of_its_own_takes_names_without_it(tmp_path: Path) -> None:
+    net = nn.DataParallel(network()).eval()
+    for name, state in (("with", net), ("without", net.module)):
+        path = saved(tmp_path / f"{name}.pt", state.state_dict())
+        loaded = load_model(path, architecture=definition_of(net), profile="none")
+        assert same(loaded, net.module)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +253,7 @@ def test_numbers_beside_weights_and_counters_are_left_out(tmp_path: Path) -> Non
         {"classes": ["a", "b"]},
         {"args": argparse.Namespace(lr=0.1)},
         {"optimizer": {"state": {}}},
+        {"layer1.0._extra_state": b"anything"},
     ],
 )
 def test_anything_may_stand_beside_weights(tmp_path: Path, beside: dict[str, Any]) -> None:

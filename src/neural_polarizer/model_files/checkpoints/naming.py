@@ -23,6 +23,7 @@ _RULES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
         "as pytorch-cifar names a ResNet": ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc.")),
         "as mmpretrain does": ((r"^backbone\.", ""), (r"^head\.", "")),
         "without the position in a Sequential": ((r"^", "1."),),
+        "without the DataParallel of the network": ((r"^", "module."),),
     }
 )
 # Heads for training alone, tables that are computed anew, losses and metrics, and what thop and averaging count.
@@ -33,7 +34,7 @@ _SPARE = re.compile(
 _MAX_PREFIXES = 16  # that are tried
 _MAX_DEPTH = 6  # of modules in a prefix
 _COUNTS = "num_batches_tracked"
-_COMPILED = "_orig_mod."
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # inside names
 _ORIGINAL, _MASK = "_orig", "_mask"
 
 
@@ -51,10 +52,21 @@ def fit_names(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[di
     Raises:
         BadInputError: the network is there several times, behind several prefixes of which none is usual.
     """
-    plain, compiled = _without_compiled(tensors, wanted)
-    remarks = [f"{_COMPILED} was removed from names: torch.compile puts it there"] if compiled else []
-    spare = [name for name in plain if name not in wanted and _SPARE.search(name)]
-    kept = {name: value for name, value in plain.items() if name not in spare}
+    found = _fitting(tensors, wanted)
+    if found is not None:
+        return found
+    plain, wrappers = _without_wrappers(tensors, wanted)
+    found = _fitting(plain, wanted) if wrappers else None
+    if found is None:
+        return dict(tensors), ()
+    told = [f"{name}. was removed from names: what wraps a part of a network puts it there" for name in wrappers]
+    return found[0], (*told, *found[1])
+
+
+def _fitting(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dict[str, Value], tuple[str, ...]] | None:
+    """What ``fit_names`` returns, if a rule leads to the ``wanted`` names."""
+    spare = [name for name in tensors if name not in wanted and _SPARE.search(name)]
+    kept = {name: value for name, value in tensors.items() if name not in spare}
     prefixes = ["", *_prefixes(kept, wanted)]
     inside = {
         prefix: {name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)}
@@ -80,8 +92,8 @@ def fit_names(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[di
             before = {_renamed(name, rule) for name in inside[prefix]}
             head = [name for name in fitting[prefix] if name not in before]
             told += [f"its head {printable(_module(head[0]))} lay in a Sequential; it was renamed"] if head else []
-            return fitting[prefix], (*remarks, *_left_out(spare), *told, *_left_out(outside))
-    return dict(tensors), ()
+            return fitting[prefix], (*_left_out(spare), *told, *_left_out(outside))
+    return None
 
 
 def fits(names: Collection[str], wanted: Collection[str]) -> bool:
@@ -116,11 +128,18 @@ def unpruned(
     return {**rest, **made}, (f"its pruning masks were applied to {listing([*map(printable, pairs)])}",)
 
 
-def _without_compiled(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dict[str, Value], bool]:
-    """Without what ``torch.compile`` puts into names, wherever it stands, unless two names become one."""
-    plain = {name if name in wanted else name.replace(_COMPILED, ""): value for name, value in tensors.items()}
-    changed = len(plain) == len(tensors) and any(_COMPILED in name for name in tensors)
-    return (plain, True) if changed else (dict(tensors), False)
+def _without_wrappers(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dict[str, Value], list[str]]:
+    """Without what wraps parts of a network, unless two names become one, and what that was; prefixes stay."""
+    own = {part for name in wanted for part in name.split(".")}
+    inside = {part for name in tensors for part in name.split(".")[1:]}
+    found = [part for part in _WRAPPERS if part in inside and part not in own]
+    plain = {_without(found, name): value for name, value in tensors.items()}
+    return (plain, found) if len(plain) == len(tensors) else (dict(tensors), [])
+
+
+def _without(parts: Collection[str], name: str) -> str:
+    first, dot, rest = name.partition(".")
+    return first + dot + ".".join(part for part in rest.split(".") if part not in parts)
 
 
 def _prefixes(names: Collection[str], wanted: Collection[str]) -> list[str]:

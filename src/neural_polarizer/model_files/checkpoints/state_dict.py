@@ -18,6 +18,7 @@ _MAX_LETTERS = 4_000_000
 _RESAVE = "save the state_dict alone"
 _QUANTISED = re.compile(r"(^|\.)(_packed_params(\.|$)|(SCB|qweight|zero_point)$)")
 _FLOAT = "give the float model that it was made from"
+_EXTRA = "._extra_state"  # of a module's get_extra_state, which may be anything
 _QUANTISED_CALL = "torch._utils._rebuild_qtensor"
 
 Fits = Callable[[Collection[str]], bool]
@@ -201,7 +202,7 @@ def _is_tensor(value: Any) -> bool:
 
 def _is_call_for_tensor(name: str, value: Any) -> bool:
     """Whether something is made by code under the name of a layer's tensor, which then cannot be read."""
-    return isinstance(value, Opaque) and "." in name
+    return isinstance(value, Opaque) and "." in name and not name.endswith(_EXTRA)
 
 
 def _is_state_dict(value: Any) -> bool:
