@@ -111,6 +111,7 @@ def test_a_backdoorbench_result_is_read(tmp_path: Path) -> None:
         "num_classes": "10",
         "data_path": "../data",
         "clean_data": "cifar10",
+        "img_size": "32,32,3",
     }
 
 

@@ -342,6 +342,7 @@ def test_a_normalisation_that_is_none_is_not_taken(std: torch.Tensor) -> None:
     "names",
     [
         *[("mean", "std"), ("mu", "sigma"), ("norm._mean", "norm._std"), ("normalizer.new_mean", "normalizer.new_std")],
+        *[("MEAN", "STD"), ("mean", "sigma"), ("mu", "std"), ("0.mean", "0.stdev"), ("rgb_mean", "rgb_stddev")],
         *[("pixel_mean", "pixel_std"), ("0.means", "0.stds"), ("pre.mean_tensor", "pre.std_tensor")],
     ],
 )
@@ -354,6 +355,15 @@ def test_a_normalisation_goes_by_several_names_and_units(names: tuple[str, str])
     twice = {names[0]: mean, names[1]: std, f"a.{names[0]}": mean, f"a.{names[1]}": std}
     assert normalisation_inside(twice, ()) is not None
     assert normalisation_inside({**twice, f"a.{names[1]}": 2 * std}, ()) is None
+
+
+@pytest.mark.parametrize("mean", [[0.5, 0.25, 0.125], (0.5, 0.25, 0.125)])
+def test_a_normalisation_beside_the_weights_is_proposed(tmp_path: Path, mean: Any) -> None:
+    path = saved(tmp_path / "m.pt", {"state_dict": network().state_dict(), "mean": mean, "std": [0.5]})
+    remarks = load_model(path, architecture="preactresnet18").findings
+    assert any("has another beside its weights: --profile 0.5,0.25,0.125/0.5,0.5,0.5" in each for each in remarks)
+    odd = saved(tmp_path / "n.pt", {"state_dict": network().state_dict(), "mean": "0\n", "std": [0.5, "x"]})
+    assert not any("beside its weights" in each for each in load_model(odd, architecture="preactresnet18").findings)
 
 
 def test_plain_data_are_noted_calmly(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_the_libraries_say_how_images_are_prepared() -> None:
 def test_a_normalisation_can_be_given_in_numbers() -> None:
     assert normalisation_named("cifar10") == PROFILES["cifar10"]
     assert normalisation_named("0.5/0.25") == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    with pytest.raises(BadInputError, match=r"pixels from 0 to 255, .* divide by 255: 0\.5,0\.4,0\.3/0\.2,0\.2,0\.2"):
+        normalisation_named("127.5,102,76.5/51")
     assert normalisation_named("0,0.1,0.2/1,2,3") == ((0.0, 0.1, 0.2), (1.0, 2.0, 3.0))
     for wrong in ("", "0.5", "/", "0.5/0", "0.5/-1", "0.5/nan", "inf/1", "1,2/1", "a/b", "0.5/0.5/0.5"):
         with pytest.raises(BadInputError, match=r"unknown profile .*, or give MEAN/STD such as"):

@@ -19,6 +19,7 @@ from neural_polarizer.models.build import skeleton
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import PREFIX, HubFolder, is_classifier_folder, read_folder
 from neural_polarizer.models.hugging_face import file_names
+from neural_polarizer.models.normalize import normalisation_named
 from neural_polarizer.models.preprocessing import Preprocessing, own_preprocessing
 
 _AS_IN_TORCHVISION = (
@@ -109,10 +110,21 @@ def assumptions(own: Preprocessing | None, metadata: Mapping[str, str], *, norma
 def _normalisation_remark(own: Preprocessing | None, metadata: Mapping[str, str]) -> str:
     profile = _DATA.get(metadata.get("clean_data", ""))
     other = f"the file names its data: --profile {profile}" if profile else "--profile says another"
+    numbers = _numbers_beside(metadata)
+    other = other if numbers is None else f"the file has another beside its weights: --profile {numbers}"
     if own is None:
         return f"no normalisation was given, so pixels in [0, 1] enter the network as they are; {other}"
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (own.mean, own.std))
     return f"no normalisation was given, so that of {own.source} was taken (mean {mean}, std {std}); {other}"
+
+
+def _numbers_beside(metadata: Mapping[str, str]) -> str | None:
+    """The entries mean and std of a file, as --profile takes them; its own words are not repeated."""
+    try:
+        told = normalisation_named(f"{metadata['mean']}/{metadata['std']}")
+    except (KeyError, BadInputError):
+        return None
+    return "/".join(",".join(f"{value:.7g}" for value in values) for values in told)
 
 
 def _size_remark(own: Preprocessing | None) -> str | None:
@@ -236,13 +248,14 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
 
     None where the file has no such pair, several that differ, or the network itself has tensors of these names.
     """
-    if any(_spread(name) in wanted for name in wanted):
+    if any(spread in wanted for name in wanted for spread in _spreads(name)):
         return None
-    pairs = {}
-    for name, value in tensors.items():
-        spread = _spread(name)
-        if spread is not None and spread in tensors:
-            pairs[name, spread] = (_three(value), _three(tensors[spread]))
+    pairs = {
+        (name, spread): (_three(value), _three(tensors[spread]))
+        for name, value in tensors.items()
+        for spread in _spreads(name)
+        if spread in tensors
+    }
     if len(set(pairs.values())) != 1:
         return None
     ((mean, std),) = set(pairs.values())
@@ -253,11 +266,17 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
     return Inside(mean, std, frozenset(name for pair in pairs for name in pair))
 
 
-def _spread(name: str) -> str | None:
-    """What the deviation is called where the mean is called ``name``, as pixel_std beside pixel_mean."""
+_MEAN = re.compile(r"((?:\w{0,40}_)?)(mean|mu)(s?(?:_\w{0,40})?)", re.IGNORECASE)
+
+
+def _spreads(name: str) -> tuple[str, ...]:
+    """What the deviation may be called where the mean is called ``name``, as pixel_std beside pixel_mean."""
     place, dot, last = name.rpartition(".")
-    found = re.fullmatch(r"((?:\w{0,40}_)?)(mean|mu)(s?(?:_\w{0,40})?)", last)
-    return found and f"{place}{dot}{found[1]}{'sigma' if found[2] == 'mu' else 'std'}{found[3]}"
+    found = _MEAN.fullmatch(last)
+    if found is None:
+        return ()
+    words = [word.upper() if found[2].isupper() else word for word in ("std", "sigma", "stdev", "stddev", "std_dev")]
+    return tuple(f"{place}{dot}{found[1]}{word}{found[3]}" for word in words)
 
 
 def _three(value: Tensor) -> tuple[float, ...] | None:

@@ -31,7 +31,8 @@ def normalisation_named(text: str) -> tuple[tuple[float, ...], tuple[float, ...]
     One number alone stands for all three channels.
 
     Raises:
-        BadInputError: neither, or numbers that are not finite, or a deviation that is not positive.
+        BadInputError: neither, or numbers that are not finite, or a deviation that is not positive, or a mean that no
+            pixels in [0, 1] have.
     """
     if text in PROFILES:
         return PROFILES[text]
@@ -46,6 +47,12 @@ def normalisation_named(text: str) -> tuple[tuple[float, ...], tuple[float, ...]
         raise BadInputError(
             f"unknown profile {text!r}: {meant}choose one of {', '.join(PROFILES)}, or give MEAN/STD such as "
             "0.5,0.5,0.5/0.25,0.25,0.25"
+        )
+    if max(map(abs, values[0])) > 1:
+        scaled = "/".join(",".join(f"{value / 255:.4g}" for value in part) for part in values)
+        raise BadInputError(
+            f"profile {text!r}: the mean is that of pixels from 0 to 255, but here they lie in [0, 1]; divide by 255: "
+            f"{scaled}"
         )
     return values[0], values[1]
 

@@ -144,11 +144,18 @@ def _plan(file: Source, form: str, weights: str | None, fits: Fits | None) -> _P
 
 
 def _metadata(top: Any) -> dict[str, str]:
-    """The short scalars beside the weights, such as ``model_name`` and ``num_classes``."""
+    """The short scalars beside the weights, such as ``model_name`` and ``num_classes``, and lists of a few numbers."""
     if not isinstance(top, dict):
         return {}
-    return {
-        key: str(value)
-        for key, value in top.items()
-        if isinstance(key, str) and isinstance(value, (str, int, float)) and len(str(value)) <= _MAX_METADATA_LENGTH
-    }
+    said = {key: _in_text(value) for key, value in top.items() if isinstance(key, str)}
+    return {key: text for key, text in said.items() if text is not None and len(text) <= _MAX_METADATA_LENGTH}
+
+
+def _in_text(value: Any) -> str | None:
+    if (
+        isinstance(value, (list, tuple))
+        and 1 <= len(value) <= 3
+        and all(isinstance(one, (int, float)) for one in value)
+    ):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, (str, int, float)) else None
