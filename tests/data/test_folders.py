@@ -285,6 +285,12 @@ def test_splits_that_are_annotated_are_named(tmp_path: Path) -> None:
         ([f"class {n}" for n in range(1, 13)], [0, 9, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8]),
         ([f"{n}_name{n}" for n in range(12)], [0, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
         (["c10", "c3", "c7"], [10, 3, 7]),  # of 12: the numbers say which
+        ([f"label={n}" for n in range(12)], [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ([f"类别{n}" for n in range(12)], [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ([f"{n}{chr(122 - n)}" for n in range(12)], [0, 10, 11, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ([f"{chr(122 - n)}_{n}" for n in range(12)], list(range(11, -1, -1))),
+        ([f"{chr(122 - n)} ({n})" for n in range(1, 13)], list(range(11, -1, -1))),
+        ([f"v2 class {n}" for n in range(12)], [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]),
     ],
 )
 def test_numbers_within_the_names_of_folders_order_them_too(
@@ -297,7 +303,14 @@ def test_numbers_within_the_names_of_folders_order_them_too(
 
 @pytest.mark.parametrize(
     "names",
-    [["a10", "b9", "c1"], ["v1x", "v2", "v10"], ["n0144", "n02", "n3"], ["t1", "t01", "t2"], ["0-9", "10-19", "20-29"]],
+    [
+        ["a10", "b9", "c1"],
+        ["v1x", "v2", "v10"],
+        ["n0144", "n02", "n3"],
+        ["t1", "t01", "t2"],
+        ["z_0", "y_2", "x_3"],
+        ["0-9", "10-19", "20-29"],
+    ],
 )
 def test_other_names_stay_in_the_order_of_text(tmp_path: Path, names: list[str]) -> None:
     got = read_images(str(folder(tmp_path, **dict.fromkeys(names, 1))), num_classes=3)
@@ -310,11 +323,18 @@ def test_folders_without_images_are_named_where_there_are_too_many(tmp_path: Pat
         read_images(str(folder(tmp_path, cat=1, dog=1, labels=0)), num_classes=2)
 
 
-def test_splits_go_by_longer_names_too(tmp_path: Path) -> None:
-    for split in ("train_images", "test_images"):
+@pytest.mark.parametrize(
+    "splits", [("test_images", "train_images"), ("seg_test", "seg_train"), ("test_v2", "train_v2"), ("fold1", "fold2")]
+)
+def test_splits_go_by_longer_names_too(tmp_path: Path, splits: tuple[str, str]) -> None:
+    for split in splits:
         folder(tmp_path / split, cat=1, dog=1)
-    with pytest.raises(BadInputError, match=r"holds splits.*did you mean .*test_images or .*train_images\?"):
+    with pytest.raises(BadInputError, match=rf"holds splits.*did you mean .*{splits[0]} or .*{splits[1]}\?"):
         read_images(str(tmp_path), num_classes=2)
+
+
+def test_classes_that_are_called_like_splits_stay_classes(tmp_path: Path) -> None:
+    assert read_images(str(folder(tmp_path, bullet_train=1, steam_train=1))).classes == ("bullet_train", "steam_train")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from neural_polarizer.errors import BadInputError
 MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
 MAX_BYTES = 8 << 20  # of a file of class names
 LISTED = 6  # names that a message lists
-_NUMBERED = re.compile(r"([A-Za-z _-]{0,40})([0-9]{1,9})(?:[ ._-].*)?")
+_NUMBERED = re.compile(r"([^0-9]{0,40})([0-9]{1,9})(?:[^0-9].*)?")
+_AT_THE_END = re.compile(r".*?([0-9]{1,9})[^0-9A-Za-z]?")
 _PLACEHOLDER = re.compile(r"(?:LABEL_|class[ _]?)?(\d{1,9})", re.IGNORECASE)
 
 
@@ -300,15 +301,22 @@ def _all_numbers(names: Sequence[str]) -> bool:
 
 
 def _numbers_in(names: Sequence[str], count: int | None) -> list[int] | None:
-    """The numbers that folders are called by, also as in class_3 or 3_cat, where those can be class numbers."""
+    """The numbers that folders are called by, where those can be class numbers.
+
+    They may stand in front or behind the same beginning, as in 3_cat or class_3; at the end of other names, as in
+    cat_3, only if all of them are there.
+    """
     if _all_numbers(names):
         return [int(name) for name in names]
+    count = count or len(names)
     found = [_NUMBERED.fullmatch(name) for name in names]
-    values = [int(each[2]) for each in found if each]
-    if len(values) < len(names) or len({each[1] for each in found if each}) > 1 or len(set(values)) < len(values):
-        return None
-    from_one = set(values) == set(range(1, 1 + (count or len(names))))
-    return values if from_one or max(values) < (count or len(names)) else None
+    values = {int(each[2]) for each in found if each}
+    alike = len({each[1] for each in found if each}) == 1 and len(values) == len(names)
+    if alike and (values == set(range(1, 1 + count)) or max(values) < count):
+        return [int(each[2]) for each in found if each]
+    ends = [int(each[1]) for each in map(_AT_THE_END.fullmatch, names) if each]
+    complete = len(ends) == len(names) and sorted(ends) in (list(range(count)), list(range(1, 1 + count)))
+    return ends if complete else None
 
 
 def _only_numbers(names: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ from neural_polarizer.errors import BadInputError
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
 _SPLIT_OF = re.compile(rf"({'|'.join(sorted(SPLITS))})([ _-]?(images?|imgs?|pictures|data|set|split))?", re.IGNORECASE)
+_LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0-9]+)([ _-].*)?", re.IGNORECASE)
 MAX_DEPTH = 8  # of folders below a class
 MAX_IN_REPOSITORY = 32  # entries of a folder that may be a data set's repository
 _NO_CLASS = frozenset({IMAGES, "image", "img", "imgs", "pictures"})
@@ -137,9 +138,10 @@ def _check_layout(root: Path, classes: list[str]) -> None:
             "with the columns file_name and label beside the images"
         )
     splits = [name for name in classes if _SPLIT_OF.fullmatch(name)]
-    nested = [name for name in splits if next(_folders(root / name), None) is not None or _is_annotated(root / name)]
-    if nested and (len(splits) == len(classes) or len(splits) > 1):
-        listed = " or ".join(shown(root / name) for name in splits)
+    alike = [name for name in classes if name in splits or _LIKE_A_SPLIT.fullmatch(name)]
+    nested = [name for name in alike if next(_folders(root / name), None) is not None or _is_annotated(root / name)]
+    if nested and (len(alike) == len(classes) or len(alike) > 1):
+        listed = " or ".join(shown(root / name) for name in alike[:6])
         raise BadInputError(f"{shown(root)}: holds splits, each a folder in a class folder; did you mean {listed}?")
     if splits and len(splits) == len(classes):
         raise BadInputError(f"{shown(root)}: its folders {shown(splits)} are splits without class folders in them")
