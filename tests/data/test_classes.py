@@ -152,6 +152,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path, text: str, reason: str)
         (torch.tensor([2.0, 0.0], dtype=torch.bfloat16), [2, 0]),
         (np.array([[0, 0, 1], [1, 0, 0]]), [2, 0]),
         (["2", " 0 "], [2, 0]),
+        (np.array([2, 0], dtype=np.float16), [2, 0]),
         ([np.int64(2), np.int64(0)], [2, 0]),
         ([True, False], [1, 0]),
     ],
@@ -171,6 +172,7 @@ def test_labels_that_are_numbers_in_some_form(labels: Any, expected: list[int]) 
         ([[0, 0]], "is not one-hot"),
         (np.array([2**64 - 1], dtype=np.uint64), "is no class number"),
         ([["a", "b"]], "got 2 texts an image"),
+        (["a", "b" * 1001], "texts of up to 1,001 letters, too long for class names"),
     ],
 )
 def test_labels_that_are_none_are_refused(labels: Any, reason: str) -> None:
@@ -210,6 +212,12 @@ def test_splits_that_were_saved_to_disk_are_explained(tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text("{}")
     with pytest.raises(BadInputError, match=r"holds splits of a data set; name one of them: .*test or .*train"):
         read_images(str(tmp_path))
+
+
+def test_labels_beyond_counting_in_an_arrow_file_are_refused(tmp_path: Path) -> None:
+    root = saved(tmp_path / "set", label=pa.array([2**63] * 4, pa.uint64()))
+    with pytest.raises(BadInputError, match=r"arrow: column 'label' cannot be read"):
+        read_images(str(root))
 
 
 def test_damaged_arrow_files_are_refused(tmp_path: Path) -> None:

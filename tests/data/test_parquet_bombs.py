@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from image_bytes import png
 
-from neural_polarizer.data import columns, parquet, parquet_pages
+from neural_polarizer.data import columns, labels, parquet, parquet_pages
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 
@@ -174,7 +174,15 @@ def test_labels_that_are_no_names_but_a_flood_of_text_are_refused(
 ) -> None:
     path, rows = tmp_path / "a.parquet", [png()] * 4
     pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "x" * 1001]}), path)
-    refused(path, "too many different texts, or too long ones")
+    refused(path, "texts of up to 1,001 letters, too long for class names")
+    monkeypatch.setattr(labels, "_MAX_TOGETHER", 99)
+    pq.write_table(
+        pa.table({"image": rows, "label": ["a", "b", "c", "x" * 25]}), path
+    )  # each takes as much as the last
+    refused(path, "texts of up to 25 letters, too long for class names")
+    pq.write_table(pa.table({"image": rows[:2], "label": ["a", "x" * 25]}), path)
+    pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "d"]}), tmp_path / "b.parquet")
+    refused(tmp_path, "texts of up to 25 letters, too long for class names")  # together
     pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "d"]}), path)
     monkeypatch.setattr(columns, "_MAX_TEXTS", 3)
     refused(path, "too many different texts, or too long ones")

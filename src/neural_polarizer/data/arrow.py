@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
 from neural_polarizer.data.decode import Source, shown
+from neural_polarizer.data.labels import joined
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, STATE, Rows, pick
 from neural_polarizer.errors import BadInputError
 
@@ -38,12 +39,19 @@ def arrow_rows(folder: Path) -> Rows:
     for path in paths:
         columns = [batch.column(label) for batch in _batches(path, [image, label])]
         if columns:
-            labels.append(label_column(pa.chunked_array(columns), label, path))
+            labels.append(_labels(pa.chunked_array(columns), label, path))
     if sum(map(len, labels)) > MAX_ROWS:
         raise BadInputError(f"{shown(folder)}: holds more than {MAX_ROWS:,} rows; use fewer")
-    found = np.concatenate(labels[1:] or labels)
+    found = joined(labels[1:] or labels, shown(folder))
     items = (item for path in paths for item in _encoded(path, image, leaf))
     return Rows(items, found, names_in_metadata(schema.metadata, label, folder))
+
+
+def _labels(column: pa.ChunkedArray, label: str, path: Path) -> np.ndarray:
+    try:
+        return label_column(column, label, path)
+    except pa.ArrowException as error:
+        raise unreadable(f"{shown(path)}: column {label!r} cannot be read", error) from None
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 
 from neural_polarizer.data.decode import one_line, shown
-from neural_polarizer.data.labels import class_labels
+from neural_polarizer.data.labels import check_texts, class_labels
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 
 MAX_ROWS = 10_000_000  # a few bytes can stand for any number of labels
 MAX_METADATA_BYTES = 8 << 20  # the names of 21,000 classes need 1 MB
-_MAX_TEXTS, _MAX_TEXT_BYTES, _MAX_LETTERS = 1_000_000, 64 << 20, 1_000  # different labels in words, and one of them
+_MAX_TEXTS, _MAX_TEXT_BYTES = 1_000_000, 64 << 20  # different labels in words
 
 
 def image_leaf(schema: pa.Schema, image: str, where: object) -> str:
@@ -65,8 +65,9 @@ def _texts(column: pa.ChunkedArray, said: str) -> np.ndarray:
     if not (pa.types.is_string(words.type) or pa.types.is_large_string(words.type)) or words.null_count:
         raise BadInputError(f"{said} holds {shown(column.type)}, which cannot be labels")
     names = words.to_pylist() if len(words) <= _MAX_TEXTS and words.nbytes <= _MAX_TEXT_BYTES else None
-    if names is None or max(map(len, names), default=0) > _MAX_LETTERS:
+    if names is None:
         raise BadInputError(f"{said} holds too many different texts, or too long ones, for class names")
+    check_texts(max(map(len, names), default=0), len(column), said)
     if not names:
         return np.array([], dtype=np.int64)
     places = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])

@@ -1,6 +1,7 @@
 """Labels in whatever form they come: as class numbers, or as texts that still need the class names."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from neural_polarizer.data.decode import shown
 from neural_polarizer.errors import BadInputError
 
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
+_MAX_LETTERS, _MAX_TOGETHER = 1_000, 100_000_000  # of one label in words, and of so many as long as the longest
 
 
 def class_labels(values: Any, where: str) -> np.ndarray:
@@ -27,6 +29,8 @@ def class_labels(values: Any, where: str) -> np.ndarray:
     Raises:
         BadInputError: a label is no whole number, a row is not one-hot, or the labels are of another kind.
     """
+    if isinstance(values, (list, tuple)):
+        check_texts(max((len(each) for each in values if isinstance(each, str)), default=0), len(values), where)
     try:
         array = np.asarray(plain(values))
     except ValueError:  # rows of several lengths
@@ -43,12 +47,36 @@ def class_labels(values: Any, where: str) -> np.ndarray:
     if array.ndim == 2:
         return _from_rows(array, where)
     if array.dtype.kind == "f":
+        array = array.astype(np.float64)
         broken = ~(np.isfinite(array) & (array == np.floor(array)) & (np.abs(array) < 2**53))
         if broken.any():
             raise BadInputError(f"{where}: label {array[broken][0]:g} is no whole number, so it names no class")
     if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise BadInputError(f"{where}: label {int(array.max())} is no class number")
     return array.astype(np.int64)
+
+
+def check_texts(longest: int, count: int, where: str) -> None:
+    """Refuse words that are too long for names of classes, before each takes as much memory as the longest.
+
+    Raises:
+        BadInputError: they are.
+    """
+    if longest > _MAX_LETTERS or longest * count > _MAX_TOGETHER:
+        raise BadInputError(f"{where}: its labels are texts of up to {longest:,} letters, too long for class names")
+
+
+def joined(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
+    """The labels of all parts, one after the other.
+
+    Raises:
+        BadInputError: words that are too long for names of classes.
+    """
+    longest = max(
+        (part.dtype.itemsize // np.dtype("U1").itemsize for part in parts if part.dtype.kind == "U"), default=0
+    )
+    check_texts(longest, sum(map(len, parts)), where)
+    return np.concatenate(parts)
 
 
 def plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
 from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.labels import joined
 from neural_polarizer.data.parquet_pages import largest_page
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
 from neural_polarizer.errors import BadInputError
@@ -88,7 +89,7 @@ def parquet_rows(paths: Sequence[Path]) -> Rows:
     if len(names) > 1:
         raise BadInputError(f"{shown(paths[0].parent)}: its parquet files name different classes; read them one by one")
     items = (item for each in images for item in _encoded(*each))
-    return Rows(items, np.concatenate(labels), names.pop())
+    return Rows(items, joined(labels, shown(paths[0].parent)), names.pop())
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
