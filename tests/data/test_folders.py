@@ -227,6 +227,7 @@ def test_metadata_beside_the_images_name_their_classes(tmp_path: Path, name: str
     (root / name).write_text(METADATA[name])
     got = read_images(str(root), num_classes=2)
     assert got.labels.tolist() == [0, 1]
+    assert got.notes == (f"{root}: left out 1 images that {name} does not name",)
     words = METADATA[name].replace(",1,", ",dog,").replace(",0,", ",cat,")
     words = words.replace('"label": 1', '"label": "dog"').replace('"label": 0', '"label": "cat"')
     (root / name).write_text(words)

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def annotated_rows(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows | None:
     if (tree.root / ANNOTATIONS).exists():
         return _tiny_imagenet(tree, is_hidden)
     found = next((tree.root / name for name in METADATA if (tree.root / name).exists()), None)
-    return None if found is None else _metadata(tree, found)
+    return None if found is None else _metadata(tree, found, is_hidden)
 
 
 def _tiny_imagenet(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows:
@@ -58,7 +58,7 @@ def _tiny_imagenet(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows:
     return Rows(items, labels, tuple(map(shown, classes)), in_order_of_names=True)
 
 
-def _metadata(tree: Tree, path: Path) -> Rows | None:
+def _metadata(tree: Tree, path: Path, is_hidden: Callable[[str], bool]) -> Rows | None:
     """The rows of a ``metadata.csv`` or ``metadata.jsonl``, in its order; None where it has no labels."""
     text, where = _text(tree.inside(path)), shown(path)
     try:
@@ -83,7 +83,14 @@ def _metadata(tree: Tree, path: Path) -> Rows | None:
     if gone is not None:
         raise BadInputError(f"{where}: names {shown(gone)}, which is no file here; get the data set again")
     items = ((each, shown(each)) for each in paths)
-    return Rows(items, class_labels(values, f"{where}: column {label!r}"), None)
+    unnamed = _images_in({each.parent for each in paths}, is_hidden) - set(paths)
+    notes = (f"{shown(tree.root)}: left out {len(unnamed)} images that {path.name} does not name",) * bool(unnamed)
+    return Rows(items, class_labels(values, f"{where}: column {label!r}"), None, notes=notes)
+
+
+def _images_in(folders: Iterable[Path], is_hidden: Callable[[str], bool]) -> set[Path]:
+    names = ((folder, entry.name) for folder in folders for entry in os.scandir(folder))
+    return {folder / name for folder, name in names if Path(name).suffix.lower() in SUFFIXES and not is_hidden(name)}
 
 
 def _csv(text: str, where: str) -> Sequence[dict[str, Any]]:
