@@ -147,6 +147,10 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
         ([], "list: the data set is empty"),
         (FLOATS, "Tensor: expected a data set of"),
         (5, "int: expected an ImageSet, a data set or a loader"),
+        ([(FLOATS[:0], torch.tensor([]))], "list: the data set is empty"),
+        ([(FLOATS[:2], [0]), (FLOATS[:1], [0, 1])], "a batch has 2 images, but 1 labels"),
+        ("digits:test", "str: expected images, not where they are; neural_polarizer.read_images reads them"),
+        ({"train": []}, r"dict: expected one data set of .*, got \['train'\]; give a split of it"),
     ],
     ids=[
         "normalised",
@@ -172,6 +176,10 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
         "empty",
         "tensor",
         "5",
+        "empty batch",
+        "batches that do not fit",
+        "data spec",
+        "splits",
     ],
 )
 def test_data_that_cannot_be_used_is_refused(data: Any, match: str) -> None:

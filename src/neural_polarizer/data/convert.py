@@ -1,6 +1,7 @@
 """PyTorch and Hugging Face data sets and loaders, pictures and arrays as an image set."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def as_image_set(
         highest = int(given.max()) if len(given) else 0
         own = own if own is not None and highest < len(own) else None
         if own is None and known is None:
-            num_classes = max(num_classes or 0, highest + 1)
+            num_classes = max(num_classes or 1, highest + 1)
     found = numbered(given, own, in_order_of_names=False, known=known, num_classes=num_classes, source=where)
     return _image_set(pixels, found, where, transparency_note(where, transparent, len(pixels)))
 
@@ -85,7 +86,9 @@ def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
         images.append(pixels)
         values = np.asarray(plain(label))
         labels.append(values if _is_batch(image) and (values.ndim or len(pixels) > 1) else values[None])
-    if not images:
+        if labels[-1].ndim and len(labels[-1]) != len(pixels):
+            raise BadInputError(f"{where}: a batch has {len(pixels)} images, but {len(labels[-1])} labels")
+    if not sum(map(len, images)):
         raise BadInputError(f"{where}: the data set is empty")
     sizes = sorted({tuple(image.shape[1:]) for image in images})
     if len(sizes) > 1:
@@ -104,7 +107,14 @@ def _image_set(images: Tensor, found: Numbered, source: str, notes: tuple[str, .
 
 
 def _items(data: Any, where: str) -> Iterable[Any]:
-    if isinstance(data, (Tensor, np.ndarray, str, bytes, Mapping)):
+    if isinstance(data, (str, PathLike)):
+        raise BadInputError(f"{where}: expected images, not where they are; neural_polarizer.read_images reads them")
+    if isinstance(data, Mapping):
+        raise BadInputError(
+            f"{where}: expected one data set of (image, label), got {shown(list(data)[:6])}; give a split of it, or "
+            "zip(images, labels)"
+        )
+    if isinstance(data, (Tensor, np.ndarray, bytes)):
         raise BadInputError(f"{where}: expected a data set of (image, label); images need their labels beside them")
     if isinstance(data, Iterable):
         return data
