@@ -11,24 +11,8 @@ from rich.table import Table
 
 from neural_polarizer.attacks import ATTACKS, Attack, attack_class
 from neural_polarizer.attacks.recipes import Recipe, recipe
+from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.options import (
-    DeviceName,
-    GivenArchitecture,
-    Limit,
-    OwnSettings,
-    PrecisionName,
-    ProfileName,
-    Quiet,
-    Seed,
-    Size,
-    Weights,
-    Width,
-    look_in_current_folder,
-    network_named,
-    parse_settings,
-    parse_size,
-)
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.classes import ClassNames
@@ -57,8 +41,15 @@ class AttackOptions:
     dotted: Annotated[str | None, typer.Option("--attack", help="Another way to give the name.")] = None
     listed: Annotated[bool, typer.Option("--list", help="Show all attacks and leave.")] = False
     scale: Annotated[Scale, typer.Option(help="The paper's recipe, or minutes on two cores.")] = "paper"
-    arch: GivenArchitecture = None
-    width: Width = None
+    arch: options.GivenArchitecture = None
+    width: Annotated[
+        int | None,
+        typer.Option(
+            help="Channels of the first layer. As published, 64 in preactresnet18, vgg19 and vgg19_bn, 96 in "
+            "densenet161, 32 in inception_v3; the other layers have more or fewer accordingly.",
+            min=1,
+        ),
+    ] = None
     init: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +57,7 @@ class AttackOptions:
             metavar="CHECKPOINT",
         ),
     ] = None
-    weights: Weights = None
+    weights: options.Weights = None
     target: Annotated[int, typer.Option(help="The attacker's class.", min=0)] = 0
     label_rule: Annotated[
         LabelRule,
@@ -106,14 +97,14 @@ class AttackOptions:
         bool,
         typer.Option("--spare-triggered", help="No adversarial examples of triggered images: keeps faint triggers."),
     ] = False
-    profile: ProfileName = None
-    size: Size = None
-    limit: Limit = None
-    settings: OwnSettings = None
-    precision: PrecisionName = None
-    device: DeviceName = None
-    seed: Seed = 0
-    quiet: Quiet = False
+    profile: options.ProfileName = None
+    size: options.Size = None
+    limit: Annotated[int | None, typer.Option(help="Use only the first N training images.", min=1)] = None
+    settings: options.OwnSettings = None
+    precision: options.PrecisionName = None
+    device: options.DeviceName = None
+    seed: options.Seed = 0
+    quiet: options.Quiet = False
 
 
 @from_options(AttackOptions)
@@ -128,14 +119,16 @@ def attack(asked: AttackOptions) -> None:
     if data is None or test is None or out is None:
         missing = [option for option, value in (("--data", data), ("--test", test), ("--out", out)) if value is None]
         raise typer.BadParameter(f"missing {', '.join(missing)}")
-    look_in_current_folder(name)
+    options.look_in_current_folder(name)
     kind = attack_class(name)
     base = recipe(kind, scale=asked.scale, profile=asked.profile or "none", implant=asked.init is not None)
     planted = _planted(kind, base, asked)
     start = _start(asked)
-    train_images = read_images(data, size=parse_size(asked.size), limit=asked.limit)
+    train_images = read_images(data, size=options.parse_size(asked.size), limit=asked.limit)
     known = ClassNames(train_images.classes, said_by=data)
-    test_images = read_images(test, size=parse_size(asked.size), num_classes=train_images.num_classes, classes=known)
+    test_images = read_images(
+        test, size=options.parse_size(asked.size), num_classes=train_images.num_classes, classes=known
+    )
     place = choose_device(asked.device)
     victim = _victim(asked, base, start, place)
     with result_folder(out), bars(console, quiet=asked.quiet) as progress:
@@ -148,14 +141,14 @@ def attack(asked: AttackOptions) -> None:
 
 
 def _planted(kind: type[Attack], base: Recipe, asked: AttackOptions) -> Attack:
-    own = {**base.settings, **parse_settings(asked.settings or [], [field.name for field in fields(kind)])}
+    own = {**base.settings, **options.parse_settings(asked.settings or [], [field.name for field in fields(kind)])}
     rate = {} if asked.poison_rate is None else {"poison_rate": asked.poison_rate}
     return kind(**{"target": asked.target, "label_rule": asked.label_rule, **rate, **own})
 
 
 def _start(asked: AttackOptions) -> LoadedModel | None:
     """The trained network that the attack begins with; None for random weights."""
-    network = network_named(asked.arch)
+    network = options.network_named(asked.arch)
     if asked.init is None and not isinstance(network, str | None):
         raise typer.BadParameter(
             "--arch FILE.py:NAME goes with --init; victims from random weights have networks by name"

@@ -9,25 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import classes_of, read_model
-from neural_polarizer.cli.options import (
-    Channels,
-    Classes,
-    DeviceName,
-    GivenArchitecture,
-    NumClasses,
-    Out,
-    Output,
-    OwnSettings,
-    ProfileName,
-    Quiet,
-    Seed,
-    Size,
-    Weights,
-    network_named,
-    parse_settings,
-    parse_size,
-)
+from neural_polarizer.cli.inputs import classes_of
+from neural_polarizer.cli.options import Classes, DeviceName, Out, OwnSettings, Quiet, Reading, Seed, parse_settings
 from neural_polarizer.cli.output import console, show, show_report, show_warnings
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.images import ImageSet
@@ -63,13 +46,7 @@ class AuditOptions:
     n_clean: Annotated[int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)] = (
         None
     )
-    arch: GivenArchitecture = None
-    num_classes: NumClasses = None
-    profile: ProfileName = None
-    weights: Weights = None
-    output: Output = None
-    channels: Channels = None
-    size: Size = None
+    reading: Reading
     classes: Classes = None
     device: DeviceName = None
     seed: Seed = 0
@@ -114,14 +91,15 @@ def audit(asked: AuditOptions) -> None:
 
 def _read(asked: AuditOptions) -> tuple[LoadedModel, LoadedModel | None, ImageSet]:
     """The model, the purified one if it was named, and the clean images, which both can take."""
-    network, purified = network_named(asked.arch), asked.purified
-    loaded = read_model(asked, network)
-    after = None if purified is None else load_model(purified, architecture=network, profile=asked.profile)
-    shape = parse_size(asked.size) or loaded.record.image_size
-    known = classes_of(loaded, asked.classes)
+    reading, after = asked.reading, None
+    loaded = reading.model(asked.model)
+    if asked.purified is not None:
+        after = load_model(asked.purified, architecture=reading.network, profile=reading.profile)
+    shape, known = reading.image_size(loaded), classes_of(loaded, asked.classes)
     pool = read_images(asked.clean, size=shape, num_classes=loaded.record.num_classes, classes=known)
-    for each in (loaded, *(() if after is None else (after,))):
-        check_takes(each, pool.image_size)
+    check_takes(loaded, pool.image_size)
+    if after is not None:
+        check_takes(after, pool.image_size)
     return loaded, after, pool
 
 

@@ -8,22 +8,8 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, read_model, triggered_path
-from neural_polarizer.cli.options import (
-    Channels,
-    Classes,
-    DeviceName,
-    GivenArchitecture,
-    NumClasses,
-    Output,
-    PoisonLabelText,
-    ProfileName,
-    Quiet,
-    Size,
-    Weights,
-    network_named,
-    parse_size,
-)
+from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, triggered_path
+from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
@@ -47,13 +33,7 @@ class EvaluateOptions:
         ),
     ] = None
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.")] = None
-    arch: GivenArchitecture = None
-    num_classes: NumClasses = None
-    profile: ProfileName = None
-    weights: Weights = None
-    output: Output = None
-    channels: Channels = None
-    size: Size = None
+    reading: Reading
     classes: Classes = None
     poison_label: PoisonLabelText = None
     device: DeviceName = None
@@ -63,11 +43,11 @@ class EvaluateOptions:
 @from_options(EvaluateOptions)
 def evaluate(asked: EvaluateOptions) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
-    loaded = read_model(asked, network_named(asked.arch))
+    loaded = asked.reading.model(asked.model)
     evidence = read_evidence(
         asked.test,
         triggered_path(asked.model, asked.triggered),
-        size=parse_size(asked.size) or loaded.record.image_size,
+        size=asked.reading.image_size(loaded),
         num_classes=loaded.record.num_classes,
         classes=classes_of(loaded, asked.classes),
         poison_label=parse_poison_label(asked.poison_label),

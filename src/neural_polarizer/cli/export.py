@@ -7,19 +7,7 @@ from typing import Annotated
 import typer
 
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import read_model
-from neural_polarizer.cli.options import (
-    Channels,
-    GivenArchitecture,
-    NumClasses,
-    Output,
-    ProfileName,
-    Quiet,
-    Size,
-    Weights,
-    network_named,
-    parse_size,
-)
+from neural_polarizer.cli.options import Quiet, Reading, parse_size
 from neural_polarizer.cli.output import console
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
@@ -40,13 +28,7 @@ class ExportOptions:
         typer.Option(help="Images to compare the logits on, a data spec; default: the run's clean ones, or random."),
     ] = None
     tolerance: Annotated[float, typer.Option(help="By how much a logit may differ.", min=0.0)] = TOLERANCE
-    arch: GivenArchitecture = None
-    num_classes: NumClasses = None
-    profile: ProfileName = None
-    weights: Weights = None
-    output: Output = None
-    channels: Channels = None
-    size: Size = None
+    reading: Reading
     quiet: Quiet = False
 
 
@@ -55,11 +37,11 @@ def export(asked: ExportOptions) -> None:
     """Write a model for use elsewhere, with the polarizer folded into other layers; check what was written."""
     if asked.out is not None:
         format_of(asked.out, asked.to)  # wrong usage is told before anything is read
-    loaded = read_model(asked, network_named(asked.arch))
+    loaded = asked.reading.model(asked.model)
     path = asked.out or loaded.path.with_name(f"exported{FORMATS[asked.to].suffixes[0]}")
     if path.resolve() == loaded.path.resolve():
         raise BadInputError(f"{path}: is the model itself; choose another --out")
-    shown = comparison_images(loaded, asked.images, parse_size(asked.size))
+    shown = comparison_images(loaded, asked.images, parse_size(asked.reading.size))
     check_takes(loaded, shown.image_size)
     done = export_model(loaded.model, path, asked.to, shown, loaded.record, tolerance=asked.tolerance)
     note_export(done, loaded)

@@ -1,16 +1,14 @@
-"""Reading what several commands take: a model, and the test data to measure it on."""
+"""Reading what several commands take beside a model: names of classes, and the test data to measure it on."""
 
 import sys
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import typer
 
 from neural_polarizer.data.classes import ClassNames, read_class_names
 from neural_polarizer.data.poison import PoisonLabel, read_triggered
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.model_files.load import LoadedModel, load_model
-from neural_polarizer.models.definition import Definition
+from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.runs.attack import TRIGGERED
 from neural_polarizer.runs.inspect import Evidence
 
@@ -19,41 +17,6 @@ def given_words(context: typer.Context) -> list[str]:
     """The words of the command line, also where ``main`` was called with a list of them."""
     words = context.find_root().obj
     return [str(word) for word in words] if isinstance(words, list) else sys.argv[1:]
-
-
-@runtime_checkable
-class NamesModel(Protocol):
-    """The options that say which model is meant and how its file is read."""
-
-    @property
-    def model(self) -> Path: ...
-    @property
-    def num_classes(self) -> int | None: ...
-    @property
-    def profile(self) -> str | None: ...
-    @property
-    def weights(self) -> str | None: ...
-    @property
-    def output(self) -> str | None: ...
-    @property
-    def channels(self) -> str | None: ...
-
-
-def read_model(asked: NamesModel, network: str | Definition | None) -> LoadedModel:
-    """The model that was named; ``network`` is what ``--arch`` means.
-
-    Raises:
-        BadInputError: its file cannot be read, or does not fit.
-    """
-    return load_model(
-        asked.model,
-        architecture=network,
-        num_classes=asked.num_classes,
-        profile=asked.profile,
-        weights=asked.weights,
-        output=asked.output,
-        channels=None if asked.channels is None else int(asked.channels),
-    )
 
 
 def triggered_path(model: Path, given: Path | None) -> Path | None:

@@ -3,6 +3,8 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +12,7 @@ import typer
 
 from neural_polarizer.data.decode import MAX_PIXELS
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models import definition
 from neural_polarizer.models.architecture import FORMS
 from neural_polarizer.models.normalize import PROFILES, normalisation_named
@@ -30,13 +33,6 @@ def known_profile(text: str | None) -> str | None:
 
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.")]
-Architecture = Annotated[
-    str,
-    typer.Option(
-        help=f"The network, as torchvision:NAME. One of {FORMS}, with options as in timm:NAME?img_size=32.",
-        metavar="NAME",
-    ),
-]
 GivenArchitecture = Annotated[
     str | None,
     typer.Option(
@@ -45,14 +41,6 @@ GivenArchitecture = Annotated[
         f"{FORMS}, with options as in timm:NAME?img_size=32, or code of your own, FILE.py:NAME or PACKAGE.MODULE:NAME, "
         "which is run.",
         metavar="NAME",
-    ),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(
-        help="Channels of the first layer. As published, 64 in preactresnet18, vgg19 and vgg19_bn, 96 in densenet161, "
-        "32 in inception_v3; the other layers have more or fewer accordingly.",
-        min=1,
     ),
 ]
 ProfileName = Annotated[
@@ -65,17 +53,9 @@ ProfileName = Annotated[
         callback=known_profile,
     ),
 ]
-NumClasses = Annotated[int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)]
 Weights = Annotated[
     str | None,
     typer.Option(help="Which set of weights, if a file has several; as state_dict_ema.", metavar="ENTRY"),
-]
-Output = Annotated[
-    str | None,
-    typer.Option(help="Which output are the logits, where the network gives several.", metavar="KEY_OR_INDEX"),
-]
-Channels = Annotated[
-    Literal["1", "3"] | None, typer.Option(help="1 for a network of grey images; they become one channel inside it.")
 ]
 Size = Annotated[
     str | None,
@@ -98,7 +78,6 @@ PoisonLabelText = Annotated[
         metavar="CLASS",
     ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Use only the first N training images.", min=1)]
 PrecisionName = Annotated[
     Literal["fp32", "bf16"] | None,
     typer.Option(help="Of the computation. Default: bf16 where the hardware computes in it.", metavar="fp32|bf16"),
@@ -112,6 +91,58 @@ OwnSettings = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Fixes every random choice.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the file of a model is read, and of what size its images are: options of all commands on a model."""
+
+    arch: GivenArchitecture = None
+    num_classes: Annotated[int | None, typer.Option(help="Number of classes, if the file does not tell.", min=2)] = None
+    profile: ProfileName = None
+    weights: Weights = None
+    output: Annotated[
+        str | None,
+        typer.Option(help="Which output are the logits, where the network gives several.", metavar="KEY_OR_INDEX"),
+    ] = None
+    channels: Annotated[
+        Literal["1", "3"] | None,
+        typer.Option(help="1 for a network of grey images; they become one channel inside it."),
+    ] = None
+    size: Size = None
+
+    @cached_property
+    def network(self) -> str | definition.Definition | None:
+        """What ``--arch`` means.
+
+        Raises:
+            BadInputError: it is code that cannot be imported.
+        """
+        return network_named(self.arch)
+
+    def model(self, path: Path) -> LoadedModel:
+        """The model in the file or folder ``path``.
+
+        Raises:
+            BadInputError: its file cannot be read, or does not fit.
+        """
+        return load_model(
+            path,
+            architecture=self.network,
+            num_classes=self.num_classes,
+            profile=self.profile,
+            weights=self.weights,
+            output=self.output,
+            channels=None if self.channels is None else int(self.channels),
+        )
+
+    def image_size(self, loaded: LoadedModel) -> tuple[int, int] | None:
+        """The size that was asked for, else that of the model's record.
+
+        Raises:
+            BadInputError: what was asked for is no size.
+        """
+        return parse_size(self.size) or loaded.record.image_size
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -9,19 +9,7 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import read_model
-from neural_polarizer.cli.options import (
-    Channels,
-    GivenArchitecture,
-    NumClasses,
-    Output,
-    ProfileName,
-    Quiet,
-    Size,
-    Weights,
-    network_named,
-    parse_size,
-)
+from neural_polarizer.cli.options import Quiet, Reading
 from neural_polarizer.cli.output import console, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
@@ -35,13 +23,7 @@ class SitesOptions:
     """What can be asked of ``polarizer sites``."""
 
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack.")]
-    arch: GivenArchitecture = None
-    num_classes: NumClasses = None
-    profile: ProfileName = None
-    weights: Weights = None
-    output: Output = None
-    channels: Channels = None
-    size: Size = None
+    reading: Reading
     everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False
     json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None
     quiet: Quiet = False
@@ -50,8 +32,8 @@ class SitesOptions:
 @from_options(SitesOptions)
 def sites(asked: SitesOptions) -> None:
     """List the places where the layer can go, from the pixels to the logits; one is marked, which --site auto takes."""
-    loaded = read_model(asked, network_named(asked.arch))
-    shape = parse_size(asked.size) or loaded.record.image_size
+    loaded = asked.reading.model(asked.model)
+    shape = asked.reading.image_size(loaded)
     if shape is None:
         raise BadInputError(f"{loaded.path}: does not say how large its images are; give --size")
     check_takes(loaded, shape)
