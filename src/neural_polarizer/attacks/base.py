@@ -28,7 +28,7 @@ SEVERAL = 3
 QUARTERS = 4
 SOURCE_SHARE = 0.5
 """Of the source class that is poisoned at most: a class without clean images would be lost."""
-_LATER: Mapping[str, bool] = MappingProxyType({"later": True})
+_LATER: Mapping[str, bool] = {"later": True}
 
 
 @dataclass(frozen=True)

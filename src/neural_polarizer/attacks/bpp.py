@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -37,7 +36,7 @@ class Bpp(BatchAttack):
 
     title: ClassVar[str] = "BppAttack"
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
-    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({"crop_padding": 5, "crop_share": 0.8, "rotation": 10.0})
+    recipe: ClassVar[Mapping[str, Any]] = {"crop_padding": 5, "crop_share": 0.8, "rotation": 10.0}
     laptop_epochs: ClassVar[int] = 8
     turns: ClassVar[bool] = False
 

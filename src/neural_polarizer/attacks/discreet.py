@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +30,7 @@ class Discreet(Evasive):
         head_weight: of the penalty; 0 is Evasive.
     """
 
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 1})
+    laptop: ClassVar[Mapping[str, Any]] = {"steps": 1}
 
     head_weight: float = 1.0
 

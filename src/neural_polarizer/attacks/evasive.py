@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -41,7 +40,7 @@ class Evasive(Blended, BatchAttack):
     title: ClassVar[str] = "Evasive"
     implant_epochs: ClassVar[int] = 6
     laptop_epochs: ClassVar[int] = 8
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 1})
+    laptop: ClassVar[Mapping[str, Any]] = {"steps": 1}
     turns: ClassVar[bool] = False
 
     radius: float = 3.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -38,8 +37,8 @@ class Grond(Attack):
 
     title: ClassVar[str] = "Grond"
     category: ClassVar[Category] = Category("additive", "global", "invisible", "agnostic")
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 5})
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 200})
+    smoke: ClassVar[Mapping[str, Any]] = {"steps": 5}
+    laptop: ClassVar[Mapping[str, Any]] = {"steps": 200}
     clean_label: ClassVar[bool] = True
     most: ClassVar[float] = 0.5
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -47,14 +46,17 @@ class InputAware(BatchAttack):
 
     title: ClassVar[str] = "Input-Aware"
     category: ClassVar[Category] = Category("additive", "local", "visible", "specific")
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"mask_epochs": 1, "widths": (4, 4, 4)})
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"mask_epochs": 2, "mask_weight": 30.0, "widths": (8, 16, 32), "generator_lr": 0.001}
-    )
+    smoke: ClassVar[Mapping[str, Any]] = {"mask_epochs": 1, "widths": (4, 4, 4)}
+    laptop: ClassVar[Mapping[str, Any]] = {
+        "mask_epochs": 2,
+        "mask_weight": 30.0,
+        "widths": (8, 16, 32),
+        "generator_lr": 0.001,
+    }
     laptop_epochs: ClassVar[int] = 8
     implant_epochs: ClassVar[int] = 6
     turns: ClassVar[bool] = False
-    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({"policy": "constant"})
+    recipe: ClassVar[Mapping[str, Any]] = {"policy": "constant"}
 
     mask_epochs: int = 25
     density: float = 0.032

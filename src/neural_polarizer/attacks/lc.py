@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -40,8 +39,8 @@ class LC(Attack):
 
     title: ClassVar[str] = "LC"
     category: ClassVar[Category] = Category("additive", "local", "visible", "agnostic")
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 2})
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 10})
+    smoke: ClassVar[Mapping[str, Any]] = {"steps": 2}
+    laptop: ClassVar[Mapping[str, Any]] = {"steps": 10}
     clean_label: ClassVar[bool] = True
 
     eps: float = 16.0

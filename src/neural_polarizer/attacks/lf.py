@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +40,7 @@ class LF(Attack):
 
     title: ClassVar[str] = "LF"
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"images": 20, "passes": 2, "deepfool_steps": 30})
+    smoke: ClassVar[Mapping[str, Any]] = {"images": 20, "passes": 2, "deepfool_steps": 30}
     laptop_epochs: ClassVar[int] = 8
 
     strength: float = 0.2

@@ -1,7 +1,7 @@
 """How the victims are trained: the paper's recipe, and one for a laptop without a GPU."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -14,7 +14,7 @@ from neural_polarizer.scales import Scale, mirrored
 from neural_polarizer.settings import check_choice
 from neural_polarizer.train import Progress, Schedule, silent
 
-PAPER_EPOCHS = MappingProxyType({"gtsrb": 50, "tiny_imagenet": 200})
+PAPER_EPOCHS: Mapping[str, int] = {"gtsrb": 50, "tiny_imagenet": 200}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Recipe:
         pgd_steps: towards each adversarial example, for the adaptive attacker.
     """
 
-    settings: MappingProxyType[str, Any]
+    settings: Mapping[str, Any]
     schedule: Schedule
     width: int | None
     pgd_steps: int
@@ -53,8 +53,8 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none",
     flip = mirrored(profile)
     if scale == "paper" and not implant:
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
-        return Recipe(settings=MappingProxyType({}), schedule=Schedule(**options), width=None, pgd_steps=7)
-    settings = MappingProxyType(dict(kind.laptop))
+        return Recipe(settings={}, schedule=Schedule(**options), width=None, pgd_steps=7)
+    settings = kind.laptop
     if implant:
         rest = Schedule(epochs=kind.implant_epochs, policy="one-cycle", lr=0.02, crop_padding=2, flip=flip)
         return Recipe(settings=settings, schedule=rest, width=None, pgd_steps=2)

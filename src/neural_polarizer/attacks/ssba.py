@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -49,12 +48,8 @@ class SSBA(Attack):
 
     title: ClassVar[str] = "SSBA"
     category: ClassVar[Category] = Category("non-additive", "global", "invisible", "specific")
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0}
-    )
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"bits": 16, "width": 8, "steps": 1500, "lr": 1e-3, "wait": 100, "rise": 600}
-    )
+    smoke: ClassVar[Mapping[str, Any]] = {"bits": 4, "width": 4, "steps": 6, "min_bit_accuracy": 0.0, "min_psnr": 0.0}
+    laptop: ClassVar[Mapping[str, Any]] = {"bits": 16, "width": 8, "steps": 1500, "lr": 1e-3, "wait": 100, "rise": 600}
 
     bits: int = 100
     steps: int = 15_000

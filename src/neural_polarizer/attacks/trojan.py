@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -40,7 +39,7 @@ class Trojan(Attack):
 
     title: ClassVar[str] = "Trojan"
     category: ClassVar[Category] = Category("additive", "local", "visible", "agnostic")
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 20})
+    smoke: ClassVar[Mapping[str, Any]] = {"steps": 20}
 
     neurons: int = 2
     activation: float = 100.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -40,9 +39,7 @@ class WaNet(BatchAttack):
     laptop_epochs: ClassVar[int] = 8
     implant_epochs: ClassVar[int] = 6
     turns: ClassVar[bool] = False
-    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"policy": "constant", "crop_padding": 5, "crop_share": 0.8, "rotation": 10.0}
-    )
+    recipe: ClassVar[Mapping[str, Any]] = {"policy": "constant", "crop_padding": 5, "crop_share": 0.8, "rotation": 10.0}
 
     grid: int = 4
     strength: float = 0.5

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from types import MappingProxyType
 
 from neural_polarizer.attacks import attack_class
 from neural_polarizer.attacks.recipes import recipe
@@ -24,9 +23,7 @@ from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
 from neural_polarizer.train import AdversarialTraining
 
-RULES: Mapping[str, LabelRule] = MappingProxyType(
-    {"-a2a": "all-to-all", "-source": "source-specific", "-multi": "multi-target"}
-)
+RULES: Mapping[str, LabelRule] = {"-a2a": "all-to-all", "-source": "source-specific", "-multi": "multi-target"}
 """Label rules by the ending of an attack's name."""
 NO_DEFENSE = "none"
 VICTIM_AXES = ("data", "model", "attack", "poison_rate", "adaptive", "victim_seed", "victim", "init")

@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from types import MappingProxyType
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report.bench.results import Label, PaperValue
@@ -12,20 +11,18 @@ Row = Mapping[str, str]
 _RATES = ("acc", "asr", "der")
 
 _LOSS_TERMS = ("bce1", "bce2", "asr")
-_STRUCTURES = MappingProxyType({"conv_bn_x2": "conv-bn-x2", "conv_bn": ""})
-_LABELS: Mapping[str, Callable[[str], tuple[str, Label]]] = MappingProxyType(
-    {
-        "dataset": lambda text: ("data", text),
-        "model": lambda text: ("model", text),
-        "attack": lambda text: ("attack", _attack(text)),
-        "defense": lambda text: ("defense", text.replace("_", "-")),
-        "poisoning_ratio_pct": lambda text: ("poison_rate", float(text) / 100),
-        "n_clean": lambda text: ("n_clean", int(text)),
-        "backdoor_training": lambda text: ("adaptive", text == "adversarial"),
-        "structure": lambda text: ("variant", _STRUCTURES.get(text, text.replace("_", "-"))),
-        "layer": lambda text: ("site", text.replace("_", "-")),
-    }
-)
+_STRUCTURES: Mapping[str, str] = {"conv_bn_x2": "conv-bn-x2", "conv_bn": ""}
+_LABELS: Mapping[str, Callable[[str], tuple[str, Label]]] = {
+    "dataset": lambda text: ("data", text),
+    "model": lambda text: ("model", text),
+    "attack": lambda text: ("attack", _attack(text)),
+    "defense": lambda text: ("defense", text.replace("_", "-")),
+    "poisoning_ratio_pct": lambda text: ("poison_rate", float(text) / 100),
+    "n_clean": lambda text: ("n_clean", int(text)),
+    "backdoor_training": lambda text: ("adaptive", text == "adversarial"),
+    "structure": lambda text: ("variant", _STRUCTURES.get(text, text.replace("_", "-"))),
+    "layer": lambda text: ("site", text.replace("_", "-")),
+}
 
 
 def paper_values(name: str) -> tuple[PaperValue, ...]:

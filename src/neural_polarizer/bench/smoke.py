@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TypeVar
 
 from neural_polarizer.attacks import Attack
@@ -16,15 +15,13 @@ SMOKE_CLEAN = 50
 
 Method = TypeVar("Method", Attack, Defense)
 
-_SMALL: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {
-        "preactresnet18": (4, SMOKE_IMAGES),
-        "vgg19": (4, SMOKE_IMAGES),
-        "vgg19_bn": (4, SMOKE_IMAGES),
-        "densenet161": (6, FEWER_IMAGES),
-        "inception_v3": (2, FEWER_IMAGES),
-    }
-)
+_SMALL: Mapping[str, tuple[int, int]] = {
+    "preactresnet18": (4, SMOKE_IMAGES),
+    "vgg19": (4, SMOKE_IMAGES),
+    "vgg19_bn": (4, SMOKE_IMAGES),
+    "densenet161": (6, FEWER_IMAGES),
+    "inception_v3": (2, FEWER_IMAGES),
+}
 """Widths, and numbers of training images."""
 
 

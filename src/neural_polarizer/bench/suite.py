@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from neural_polarizer.bench.given import GivenVictim, read_manifest
@@ -22,23 +21,21 @@ Kind = Literal["purification", "reactivation", "gradcam", "distances", "lemma1"]
 BenchScale = Literal["paper", "laptop", "smoke"]
 """The paper's settings; minutes a cell on one core; or a moment, on digits, to see that everything works."""
 
-AXES: Mapping[str, tuple[type, Label]] = MappingProxyType(
-    {
-        "data": (str, "cifar10"),
-        "model": (str, "preactresnet18"),
-        "attack": (str, "badnets"),
-        "poison_rate": (float, 0.1),
-        "adaptive": (bool, False),
-        "victim_seed": (int, 0),
-        "victim": (str, ""),
-        "init": (str, ""),
-        "defense": (str, "npd"),
-        "variant": (str, ""),
-        "site": (str, ""),
-        "n_clean": (int, 0),
-        "seed": (int, 0),
-    }
-)
+AXES: Mapping[str, tuple[type, Label]] = {
+    "data": (str, "cifar10"),
+    "model": (str, "preactresnet18"),
+    "attack": (str, "badnets"),
+    "poison_rate": (float, 0.1),
+    "adaptive": (bool, False),
+    "victim_seed": (int, 0),
+    "victim": (str, ""),
+    "init": (str, ""),
+    "defense": (str, "npd"),
+    "variant": (str, ""),
+    "site": (str, ""),
+    "n_clean": (int, 0),
+    "seed": (int, 0),
+}
 """What a grid can vary, with the type and the value where it says nothing; 0 clean images are 5 % of the training
 images, an empty site is the method's own. An attack's name may end in "-a2a", for all-to-all, "-source" for
 source-specific or "-multi" for multi-target. A victim is one of the manifest's, which says its data set, network and

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -28,9 +27,11 @@ from neural_polarizer.settings import changed, setting_names
 
 FailOn = Literal["backdoor", "cannot-say"]
 REFUSED = 5
-_REFUSED: Mapping[FailOn | None, tuple[str, ...]] = MappingProxyType(
-    {None: (), "backdoor": ("backdoor",), "cannot-say": ("backdoor", "cannot say")}
-)
+_REFUSED: Mapping[FailOn | None, tuple[str, ...]] = {
+    None: (),
+    "backdoor": ("backdoor",),
+    "cannot-say": ("backdoor", "cannot say"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal
 
 import typer
@@ -135,9 +134,7 @@ def list_suites() -> None:
     show_table(table)
 
 
-COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
-    {"run": run, "status": status, "report": report, "list": list_suites}
-)
+COMMANDS: Mapping[str, Callable[..., None]] = {"run": run, "status": status, "report": report, "list": list_suites}
 """What can follow ``polarizer bench``."""
 
 

@@ -1,7 +1,6 @@
 """Other layers in the polarizer's place, for comparison (paper Table 13)."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -14,18 +13,16 @@ from neural_polarizer.layer.polarizer import Norm, Polarizer, Structure
 
 WITHOUT_NORM: tuple[Structure, ...] = ("linear", "linear-light", "conv", "mlp")
 
-_SIZED_BY: Mapping[Structure, str] = MappingProxyType(
-    {
-        "conv-bn": "mix.weight",
-        "conv-bn-x2": "first.mix.weight",
-        "linear": "scale",
-        "linear-light": "scale",
-        "conv": "mix.weight",
-        "mlp": "scale",
-        "osad": "out.weight",
-        "osdn": "mix.weight",
-    }
-)
+_SIZED_BY: Mapping[Structure, str] = {
+    "conv-bn": "mix.weight",
+    "conv-bn-x2": "first.mix.weight",
+    "linear": "scale",
+    "linear-light": "scale",
+    "conv": "mix.weight",
+    "mlp": "scale",
+    "osad": "out.weight",
+    "osdn": "mix.weight",
+}
 """The tensor whose shape tells the size of the layer."""
 
 

@@ -1,7 +1,6 @@
 """Layers that a folded network has and its architecture has not, and how to put them into a network of that kind."""
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -92,9 +91,11 @@ def _pointwise(network: nn.Module, module: nn.Module) -> bool:
     return True
 
 
-ADAPTATIONS: Mapping[str, Callable[[nn.Module, nn.Module], bool]] = MappingProxyType(
-    {"bias": _bias, "border": _border, "pointwise": _pointwise}
-)
+ADAPTATIONS: Mapping[str, Callable[[nn.Module, nn.Module], bool]] = {
+    "bias": _bias,
+    "border": _border,
+    "pointwise": _pointwise,
+}
 """By kind: a bias where there was none; a ``BorderConv2d`` for a convolution; a 1x1 convolution for a batch norm."""
 
 

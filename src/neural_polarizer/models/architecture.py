@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from neural_polarizer.errors import BadInputError
 
 FORMS = "preactresnet18, vgg19, vgg19_bn, densenet161, inception_v3, torchvision:NAME or timm:NAME"
-OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "timm": ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "window_size", "resize"),
-        "torchvision": ("image_size", "stem", "resize"),
-    }
-)
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "timm": ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "window_size", "resize"),
+    "torchvision": ("image_size", "stem", "resize"),
+}
 """By library; all are the library's own arguments but ``stem`` and ``resize``, which ``models.build`` explains."""
 MAX_OPTION = 2048  # a record in a stranger's file may ask for it
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from neural_polarizer.errors import BadInputError
@@ -20,7 +19,7 @@ MAX_JSON_BYTES = 8 << 20  # the names of 21,000 classes, twice, need 2 MB
 MAX_SIDE = 2048
 _NAMES = frozenset(("id2label", "label2id"))
 _OF_NO_USE = frozenset(("_name_or_path", "transformers_version", "torch_dtype", "dtype", "num_labels"))
-_RESAMPLING = MappingProxyType({0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"})
+_RESAMPLING: Mapping[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,19 @@
 """The paper's other networks with fewer channels, so that they can be trained without a GPU."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from torch import nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.adapted import replace_module
 
-FULL_WIDTHS: Mapping[str, int] = MappingProxyType(
-    {"preactresnet18": 64, "vgg19": 64, "vgg19_bn": 64, "densenet161": 96, "inception_v3": 32}
-)
+FULL_WIDTHS: Mapping[str, int] = {
+    "preactresnet18": 64,
+    "vgg19": 64,
+    "vgg19_bn": 64,
+    "densenet161": 96,
+    "inception_v3": 32,
+}
 """The networks whose width can be chosen, with the channels of their first convolution as published."""
 
 

@@ -1,7 +1,6 @@
 """How the report of the benchmark names axes, labels and values, and how it writes their numbers."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.defenses import DEFENSES, title_of
@@ -16,9 +15,7 @@ MEAN = "mean"
 RATES = ("acc", "asr", "ra", "der", "acc_lost", "ra5")
 """The values that are fractions in [0, 1] and shown in percent."""
 
-DIRECTIONS: Mapping[str, int] = MappingProxyType(
-    {"acc": 1, "ra": 1, "der": 1, "asr": -1, "acc_lost": -1, "ra5": -1, "seconds": -1}
-)
+DIRECTIONS: Mapping[str, int] = {"acc": 1, "ra": 1, "der": 1, "asr": -1, "acc_lost": -1, "ra5": -1, "seconds": -1}
 """The values by which defenses compete: 1 where more is better, -1 where less is."""
 
 _AXES = {

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath, PureWindowsPath
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -19,18 +18,19 @@ _SCHEMA = 1
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 # SARIF wants the level "none" wherever the kind is not "fail" (section 3.27.10 of the standard).
-_KIND_AND_LEVEL: Mapping[Tone, tuple[str, str]] = MappingProxyType(
-    {"good": ("pass", "none"), "warn": ("fail", "warning"), "bad": ("fail", "error"), "open": ("open", "none")}
-)
-_RULES: Mapping[str, str] = MappingProxyType(
-    {
-        "purification": "Whether the trigger still works on the purified model, and what the repair cost.",
-        "audit": "Whether clean images show a backdoor in the model.",
-        "audit-after": "Whether clean images show a backdoor in the purified model.",
-        "model-file": "What the model file holds beside weights, such as code that runs when it is loaded.",
-        "run-warning": "What limits the result of the run.",
-    }
-)
+_KIND_AND_LEVEL: Mapping[Tone, tuple[str, str]] = {
+    "good": ("pass", "none"),
+    "warn": ("fail", "warning"),
+    "bad": ("fail", "error"),
+    "open": ("open", "none"),
+}
+_RULES: Mapping[str, str] = {
+    "purification": "Whether the trigger still works on the purified model, and what the repair cost.",
+    "audit": "Whether clean images show a backdoor in the model.",
+    "audit-after": "Whether clean images show a backdoor in the purified model.",
+    "model-file": "What the model file holds beside weights, such as code that runs when it is loaded.",
+    "run-warning": "What limits the result of the run.",
+}
 
 
 @dataclass(frozen=True)
