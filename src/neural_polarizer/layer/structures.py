@@ -132,23 +132,6 @@ class StackedPolarizer(OtherStructure):
         self.second.calibrate(mean, var)
 
 
-class ChannelAffine(OtherStructure):
-    """A factor and a summand for each channel.
-
-    Source: the authors' code, "linear_light".  Departures: none.
-    """
-
-    structure: Structure = "linear-light"
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
-        self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
-
-    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return features * self.scale + self.shift
-
-
 class ElementwiseAffine(OtherStructure):
     """A factor and a summand for each value of a feature map, so for images of one size only.
 
@@ -172,6 +155,21 @@ class ElementwiseAffine(OtherStructure):
                 f"a layer of structure {self.structure} is made for feature maps {tuple(self.scale.shape)}, got "
                 f"{tuple(features.shape[1:])}: give it images of the size that it was learned with, or learn a conv-bn"
             )
+        return features * self.scale + self.shift
+
+
+class ChannelAffine(ElementwiseAffine):
+    """A factor and a summand for each channel.
+
+    Source: the authors' code, "linear_light".  Departures: none.
+    """
+
+    structure: Structure = "linear-light"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__((channels, 1, 1))
+
+    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return features * self.scale + self.shift
 
 

@@ -73,6 +73,11 @@ def set_bias(layer: nn.Conv2d | nn.Linear, bias: Tensor, following: nn.BatchNorm
     return {layer: "bias"}
 
 
+def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """What ``layer`` adds, in float64 on the CPU; zeros where it has no bias."""
+    return torch.zeros(len(layer.weight)).double() if layer.bias is None else double(layer.bias)
+
+
 def make_bias_of(norm: nn.BatchNorm2d, bias: Tensor) -> None:
     """Let ``norm`` add ``bias`` and do nothing else."""
     assert norm.running_mean is not None

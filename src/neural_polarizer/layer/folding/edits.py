@@ -12,6 +12,7 @@ from neural_polarizer.layer.folding.affine import (
     Changes,
     as_conv,
     as_linear,
+    bias_of,
     double,
     make_bias_of,
     scale_and_shift,
@@ -38,6 +39,14 @@ class _Exact:
 
 
 @dataclass(frozen=True, eq=False)
+class _OfLinear(_Exact):
+    linear: nn.Linear
+
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        return f"into {names[self.linear]}"
+
+
+@dataclass(frozen=True, eq=False)
 class BehindConv(_Exact):
     """The polarizer behind a convolution: ``A (W * x + c) + b = (A W) * x + (A c + b)``, whatever its padding.
 
@@ -57,8 +66,7 @@ class BehindConv(_Exact):
         return f"into {names[self.conv]}" + (f" and {names[self.norm]}" if self.norm is not None else "")
 
     def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
-        weight = double(self.conv.weight)
-        bias = torch.zeros(len(weight)).double() if self.conv.bias is None else double(self.conv.bias)
+        weight, bias = double(self.conv.weight), bias_of(self.conv)
         if self.norm is not None:
             scale, shift = scale_and_shift(self.norm)
             weight, bias = scale[:, None, None, None] * weight, scale * bias + shift
@@ -99,16 +107,11 @@ class ShiftInto(_Exact):
 
 
 @dataclass(frozen=True, eq=False)
-class BehindLinear(_Exact):
+class BehindLinear(_OfLinear):
     """The polarizer behind a linear layer: ``A (W x + c) + b = (A W) x + (A c + b)``."""
 
-    linear: nn.Linear
-
-    def told(self, names: Mapping[nn.Module, str]) -> str:
-        return f"into {names[self.linear]}"
-
     def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
-        bias = affine.shift if self.linear.bias is None else affine.mix @ double(self.linear.bias) + affine.shift
+        bias = affine.mix @ bias_of(self.linear) + affine.shift
         self.linear.weight.copy_(affine.mix @ double(self.linear.weight))
         return set_bias(self.linear, bias, None)
 
@@ -142,10 +145,7 @@ class IntoConv:
         shares = torch.einsum("oikl,i->okl", weight, affine.shift)
         self.conv.weight.copy_(torch.einsum("oikl,ij->ojkl", weight, affine.mix))
         if not self.border:
-            bias = shares.sum((1, 2))
-            return set_bias(
-                self.conv, bias if self.conv.bias is None else bias + double(self.conv.bias), self.following
-            )
+            return set_bias(self.conv, bias_of(self.conv) + shares.sum((1, 2)), self.following)
         conv = BorderConv2d(self.conv)
         conv.border.copy_(shares)
         replace_module(root, self.conv, conv.requires_grad_(self.conv.weight.requires_grad))
@@ -153,19 +153,14 @@ class IntoConv:
 
 
 @dataclass(frozen=True, eq=False)
-class IntoLinear(_Exact):
+class IntoLinear(_OfLinear):
     """The polarizer in front of a linear layer, perhaps behind an average; ``in_features / C`` columns a channel."""
-
-    linear: nn.Linear
-
-    def told(self, names: Mapping[nn.Module, str]) -> str:
-        return f"into {names[self.linear]}"
 
     def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
         columns = double(self.linear.weight).unflatten(1, (len(affine.shift), -1))
         bias = torch.einsum("ois,i->o", columns, affine.shift)
         self.linear.weight.copy_(torch.einsum("ois,ij->ojs", columns, affine.mix).flatten(1))
-        return set_bias(self.linear, bias if self.linear.bias is None else bias + double(self.linear.bias), None)
+        return set_bias(self.linear, bias_of(self.linear) + bias, None)
 
 
 @dataclass(frozen=True, eq=False)

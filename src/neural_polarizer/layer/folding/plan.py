@@ -1,7 +1,6 @@
 """Which layers can take the polarizer over: a walk through the graph of the network, in both directions."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -151,50 +150,38 @@ class Plan:
         Raises:
             UnfoldableError: something else reads it.
         """
-        edits = self._linear_readers(self.site) if self.last else self._readers(self.site, self._into_conv(border))
+        edits = self._readers(self.site, border=border, flat=False)
         if not edits:
             raise UnfoldableError("nothing reads the layer's output")
         return edits
 
-    def _into_conv(self, border: bool) -> Callable[[fx.Node, nn.Conv2d], IntoConv]:
-        def make(node: fx.Node, conv: nn.Conv2d) -> IntoConv:
-            return IntoConv(conv, self._norm_behind(node), border=border and pads_zeros(conv))
-
-        return make
-
-    def _readers(
-        self, node: fx.Node, into_conv: Callable[[fx.Node, nn.Conv2d], IntoConv], *, flat: bool = False
-    ) -> list[Edit]:
+    def _readers(self, node: fx.Node, *, border: bool, flat: bool) -> list[Edit]:
         edits: list[Edit] = []
         for user in node.users:
-            conv, linear = self._own(user, nn.Conv2d), self._own(user, nn.Linear)
             if looks_at_the_shape(user):
                 continue
-            if conv is not None and conv.groups == 1 and not flat:
-                edits.append(into_conv(user, conv))
-            elif linear is not None and flat and linear.in_features % self.channels == 0:
-                edits.append(IntoLinear(linear))
-            elif keeps(user, self.modules) or averages(user, self.modules):
-                edits += self._readers(user, into_conv, flat=flat or flattens(user, self.modules))
-            elif flattens(user, self.modules):
-                edits += self._readers(user, into_conv, flat=True)
+            edit = self._into(user, border=border, flat=flat)
+            if edit is not None:
+                edits.append(edit)
+            elif self._passes_on(user):
+                edits += self._readers(user, border=border, flat=flat or flattens(user, self.modules))
             else:
                 raise UnfoldableError(f"the layer's output is read by {self.name(user)}, which cannot take it over")
         return edits
 
-    def _linear_readers(self, node: fx.Node) -> list[Edit]:
-        edits: list[Edit] = []
-        for user in node.users:
-            linear = self._own(user, nn.Linear)
-            if looks_at_the_shape(user):
-                continue
-            if linear is not None and linear.in_features == self.channels:
-                edits.append(IntoLinear(linear))
-            elif keeps(user, self.modules) or picks_rows(user):
-                edits += self._linear_readers(user)
-            else:
-                raise UnfoldableError(f"the layer's output is read by {self.name(user)}, which cannot take it over")
-        return edits
+    def _into(self, node: fx.Node, *, border: bool, flat: bool) -> Edit | None:
+        conv, linear = self._own(node, nn.Conv2d), self._own(node, nn.Linear)
+        if linear is not None and (self.last or flat):
+            columns, rest = divmod(linear.in_features, self.channels)
+            return IntoLinear(linear) if rest == 0 and (columns == 1 or not self.last) else None
+        if conv is None or conv.groups != 1 or self.last or flat:
+            return None
+        return IntoConv(conv, self._norm_behind(node), border=border and pads_zeros(conv))
+
+    def _passes_on(self, node: fx.Node) -> bool:
+        if keeps(node, self.modules):
+            return True
+        return picks_rows(node) if self.last else averages(node, self.modules) or flattens(node, self.modules)
 
     def instead_of_norm(self) -> list[Edit]:
         """Merge the polarizer and the batch norm that alone reads it.
