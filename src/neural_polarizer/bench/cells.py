@@ -20,12 +20,9 @@ _LENGTH = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What all cells have in common: an id that hashes ``request``, and the id of the victim that they need."""
+    """What all cells have in common: an id that hashes ``kind`` and ``request``, and the victim that they need."""
 
-    @property
-    def kind(self) -> str:
-        """The sort of cell."""
-        raise NotImplementedError
+    kind: str
 
     @property
     def request(self) -> dict[str, Any]:
@@ -60,10 +57,7 @@ class VictimCell(Cell):
     attack: Attack
     victim: Victim
     init: GivenVictim | None = None
-
-    @property
-    def kind(self) -> str:
-        return "victim"
+    kind: str = "victim"
 
     @cached_property
     def request(self) -> dict[str, Any]:
@@ -85,6 +79,7 @@ class GivenCell(Cell):
     """
 
     given: GivenVictim
+    kind: str = "given"
 
     images: ClassVar[None] = None
     """All training images are used."""
@@ -93,10 +88,6 @@ class GivenCell(Cell):
     def data(self) -> str:
         """Name of the data set."""
         return self.given.data
-
-    @property
-    def kind(self) -> str:
-        return "given"
 
     @cached_property
     def request(self) -> dict[str, Any]:
@@ -123,7 +114,7 @@ class PurificationCell(Cell):
         defense: its settings.
         n_clean: number of clean images; 0: 5 % of the training images, the same number for each class.
         seed: fixes the clean images and the run.
-        what: "purification", or the analysis that is made of it.
+        kind: "purification", or the analysis that is made of it.
     """
 
     victim: VictimCell | GivenCell
@@ -131,11 +122,7 @@ class PurificationCell(Cell):
     defense: Defense
     n_clean: int
     seed: int
-    what: str = "purification"
-
-    @property
-    def kind(self) -> str:
-        return self.what
+    kind: str = "purification"
 
     @property
     def needs(self) -> VictimCell | GivenCell:
@@ -161,10 +148,7 @@ class LemmaCell(Cell):
     """
 
     seed: int
-
-    @property
-    def kind(self) -> str:
-        return "lemma1"
+    kind: str = "lemma1"
 
     @property
     def request(self) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _purification(
         defense=defense,
         n_clean=min(n_clean, SMOKE_CLEAN) if scale == "smoke" else n_clean,
         seed=int(labels["seed"]),
-        what=suite.kind,
+        kind=suite.kind,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _record(
             yield "DER", _effectiveness(what, result)
         wanted = {str(each): None for each in items(result, "pictures")}
         for check in file_checks(place, {**wanted, **table(result, "files")}, ()):
-            yield "pictures", _below(name, check)
+            yield "pictures", replace(check, what=f"{name}/{check.what}")
 
 
 def _victim(place: Path, name: str, result: Mapping[str, Any], test: ImageSet | None, measuring: Measuring) -> Told:
@@ -127,10 +128,10 @@ def _victim(place: Path, name: str, result: Mapping[str, Any], test: ImageSet | 
         return
     hashes = {MODEL: result.get("model_sha256"), **table(told, "files"), **sealed}
     for check in file_checks(place, hashes, [needed for needed in NEEDED if needed != RECORD]):
-        yield "files of victims", _below(name, check)
+        yield "files of victims", replace(check, what=f"{name}/{check.what}")
     if test is not None and told.get("test_sha256") == test.sha256():
         for check in rate_checks(result, _measured(place, test, measuring), measuring.tolerance):
-            yield "figures of victims", _below(name, check)
+            yield "figures of victims", replace(check, what=f"{name}/{check.what}")
 
 
 def _measured(place: Path, test: ImageSet, measuring: Measuring) -> Metrics | str:
@@ -155,13 +156,3 @@ def _effectiveness(what: str, result: Mapping[str, Any]) -> Check:
     found, recorded = defense_effectiveness(before, after), number(result.get("der"))
     holds = found is not None and recorded is not None and abs(found - recorded) < 1e-9
     return Check(what=what, holds=holds, remark="" if holds else "its DER does not follow from its ACC and ASR")
-
-
-def _below(name: str, check: Check) -> Check:
-    return Check(
-        what=f"{name}/{check.what}",
-        recorded=check.recorded,
-        found=check.found,
-        holds=check.holds,
-        remark=check.remark,
-    )
