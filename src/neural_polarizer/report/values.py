@@ -5,11 +5,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-_HIDDEN = {
-    "Cc",
-    "Cf",
-    "Cs",
-}  # control characters, invisible formatting such as bidi overrides, lone surrogates
+_HIDDEN = {"Cc", "Cf", "Cs"}  # control characters, invisible formatting such as bidi overrides, lone surrogates
 
 
 def number(value: Any) -> float | None:

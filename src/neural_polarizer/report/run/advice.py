@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from neural_polarizer.report.run.verdict import Kind, judge
+from neural_polarizer.report.run.verdict import judge
 from neural_polarizer.report.values import table
 
 _LESS_LOSS = {True: "a smaller --set guard.max_acc_drop", False: "milder settings (--set)"}
 _MORE_EFFECT = {True: "a larger --set guard.max_acc_drop", False: "stronger settings (--set)"}
 
-_AFTER_PURIFICATION: Mapping[Kind, tuple[str, str, str]] = {
+_AGAIN = (
+    "Purify again with more clean images, with {more_effect}, or with the attacker's class if you know it (--target).",
+    "If the trigger still works afterwards, train a new model, or take one from a source you trust.",
+)
+_AFTER_PURIFICATION: Mapping[str, tuple[str, str, str]] = {
     "removed": (
         "Use purified.safetensors in place of the original model.",
         "Measure both models on images of your own before you put the new one to work, and keep the original file "
@@ -29,15 +33,11 @@ _AFTER_PURIFICATION: Mapping[Kind, tuple[str, str, str]] = {
     ),
     "reduced": (
         "Do not use the purified model where somebody could show it the trigger.",
-        "Purify again with more clean images, with {more_effect}, or with the attacker's class if you know it "
-        "(--target).",
-        "If the trigger still works afterwards, train a new model, or take one from a source you trust.",
+        *_AGAIN,
     ),
     "not-removed": (
         "Use neither model: the trigger still works.",
-        "Purify again with more clean images, with {more_effect}, or with the attacker's class if you know it "
-        "(--target).",
-        "If the trigger still works afterwards, train a new model, or take one from a source you trust.",
+        *_AGAIN,
     ),
     "untouched": (
         "Treat the result as the original model: nothing in it was changed.",

@@ -1,26 +1,16 @@
 """One self-contained HTML page about one audit: a pure function of its record and of ready-made pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from neural_polarizer.report.html import Picture, group_pictures, make_environment
 from neural_polarizer.report.run.advice import after_audit
-from neural_polarizer.report.run.audit import AuditTable, evidence_table
-from neural_polarizer.report.run.verdict import Tone
+from neural_polarizer.report.run.audit import evidence_table
+from neural_polarizer.report.run.verdict import Tone, Verdict
 from neural_polarizer.report.values import class_name, items, number, percent, table
 
 _CURVE = (400, 120)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the audit of one model means: ``tone`` for the colour, the rest for people."""
-
-    tone: Tone
-    headline: str
-    text: str
 
 
 _HEADLINES: Mapping[str, tuple[Tone, str]] = {
@@ -30,10 +20,11 @@ _HEADLINES: Mapping[str, tuple[Tone, str]] = {
 }
 
 
-def judge_audit(record: Mapping[str, Any]) -> Finding:
+def judge_audit(record: Mapping[str, Any]) -> Verdict:
     """The verdict on an audit's record, or on its part about the purified model, in words."""
     tone, headline = _HEADLINES.get(str(record.get("verdict")), ("open", "Not judged"))
-    return Finding(tone, headline, " ".join(part for part in (_measured(record), _trust(record)) if part))
+    text = " ".join(part for part in (_measured(record), _trust(record)) if part)
+    return Verdict(str(record.get("verdict") or "not judged"), tone, headline, text)
 
 
 def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
@@ -58,7 +49,7 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         "tables": [
             (name, found)
             for name, part in (("Original model", record), ("Purified model", purified))
-            if (found := _table(record, part)) is not None
+            if (found := evidence_table(table(part, "by_class"), record)) is not None
         ],
         "spectrum": _spectrum(table(purified, "spectrum")),
         "groups": group_pictures(pictures),
@@ -129,10 +120,6 @@ def _test(part: Mapping[str, Any]) -> tuple[str, ...]:
         percent(accuracy),
         str(part.get("verdict")),
     )
-
-
-def _table(record: Mapping[str, Any], part: Mapping[str, Any]) -> AuditTable | None:
-    return evidence_table(table(part, "by_class"), record)
 
 
 def _spectrum(found: Mapping[str, Any]) -> dict[str, Any] | None:

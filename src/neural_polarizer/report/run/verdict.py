@@ -19,7 +19,7 @@ Tone = Literal["good", "warn", "bad", "open"]
 class Verdict:
     """One judgement: ``kind`` for programs, ``tone`` for the colour, the rest for people."""
 
-    kind: Kind
+    kind: str
     tone: Tone
     headline: str
     text: str

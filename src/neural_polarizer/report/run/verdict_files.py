@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from neural_polarizer.report.run.advice import after_audit, what_now
 from neural_polarizer.report.run.audit_page import judge_audit
-from neural_polarizer.report.run.verdict import Tone, judge
+from neural_polarizer.report.run.verdict import Tone, Verdict, judge
 from neural_polarizer.report.values import items, number, table, visible
 
 VERDICT = "verdict.json"
@@ -38,10 +38,7 @@ class _Told:
     """One judgement in the words of the report, and what to do about it."""
 
     rule: str
-    kind: str
-    tone: Tone
-    headline: str
-    text: str
+    verdict: Verdict
     what_now: tuple[str, ...]
 
 
@@ -73,28 +70,23 @@ _WHEN = ("before", "after")
 
 
 def _told_run(record: Mapping[str, Any]) -> _Told:
-    found = judge(record)
-    return _Told("purification", found.kind, found.tone, found.headline, found.text, what_now(record))
+    return _Told("purification", judge(record), what_now(record))
 
 
 def _told_audit(record: Mapping[str, Any]) -> list[_Told]:
     parts = [("audit", record)]
     if table(record, "purified"):
         parts.append(("audit-after", {**table(record, "purified"), "model": table(record, "model")}))
-    told = []
-    for rule, part in parts:
-        found = judge_audit(part)
-        kind = str(part.get("verdict") or "not judged")
-        told.append(_Told(rule, kind, found.tone, found.headline, found.text, after_audit(part)))
-    return told
+    return [_Told(rule, judge_audit(part), after_audit(part)) for rule, part in parts]
 
 
 def _words(told: _Told) -> dict[str, Any]:
+    found = told.verdict
     return {
-        "verdict": told.kind,
-        "tone": told.tone,
-        "headline": told.headline,
-        "text": visible(told.text),
+        "verdict": found.kind,
+        "tone": found.tone,
+        "headline": found.headline,
+        "text": visible(found.text),
         "what_now": list(told.what_now),
     }
 
@@ -125,10 +117,9 @@ def _sarif(record: Mapping[str, Any], told: Sequence[_Told]) -> dict[str, Any]:
     place = {"uri": _uri(str(table(record, "model").get("path") or "model"))}
     sha256 = record.get("model_sha256")
     hashes = {"hashes": {"sha-256": sha256}} if isinstance(sha256, str) else {}
-    texts = [
-        (each.rule, *_KIND_AND_LEVEL[each.tone], f"{each.headline}. {each.text} What to do: {' '.join(each.what_now)}")
-        for each in told
-    ]
+    texts = []
+    for rule, found, advice in ((each.rule, each.verdict, " ".join(each.what_now)) for each in told):
+        texts.append((rule, *_KIND_AND_LEVEL[found.tone], f"{found.headline}. {found.text} What to do: {advice}"))
     texts += [("run-warning", "fail", "warning", text) for text in _texts(record, "warnings")]
     texts += [("model-file", "fail", "warning", text) for text in _texts(record, "findings")]
     rules = list(dict.fromkeys(rule for rule, *_ in texts))
