@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED
 from neural_polarizer.runs.verify import Given, Measuring, recorded_rates
-from neural_polarizer.runs.verify_checks import RATES, Check, file_checks, rate_checks
+from neural_polarizer.runs.verify_checks import RATES, Check, file_checks, or_why, plain_check, rate_checks
 
 Told = Iterator[tuple[str, Check]]
 """Checks with what they have in common."""
@@ -41,7 +42,7 @@ def verify_results(folder: Path, given: Given, measuring: Measuring) -> list[Che
     found: defaultdict[str, list[Check]] = defaultdict(list)
     records: dict[str, dict[str, Any]] = {}
     for path in paths:
-        read = _read(path)
+        read = or_why(partial(read_json, path))
         if isinstance(read, str):
             found["records"].append(Check(what=f"record {path.stem}", holds=False, remark=read))
         else:
@@ -51,14 +52,6 @@ def verify_results(folder: Path, given: Given, measuring: Measuring) -> list[Che
             found[kind].append(check)
     failed = [check for some in found.values() for check in some if check.holds is False]
     return [*map(_sum, found, found.values()), *failed]
-
-
-def _read(path: Path) -> dict[str, Any] | str:
-    """The record, or why it cannot be read."""
-    try:
-        return read_json(path)
-    except BadInputError as error:
-        return str(error)
 
 
 def _sum(kind: str, checks: list[Check]) -> Check:
@@ -86,16 +79,14 @@ def _record(
     request, result, what = table(record, "request"), table(record, "result"), f"record {name}"
     key = key_of({"schema": record.get("schema"), "kind": record.get("kind"), **request})
     named = name == record.get("id") == key[: len(name)]
-    yield "records", Check(what=what, holds=named, remark="" if named else "its name does not follow from its request")
+    yield "records", plain_check(what, named, "its name does not follow from its request")
     if "sha256" in record:  # those of earlier versions have no hash of themselves
         bare = {entry: value for entry, value in record.items() if entry != "sha256"}
-        same = record["sha256"] == key_of(bare)
-        yield "records", Check(what=what, holds=same, remark="" if same else "has been changed since it was written")
+        yield "records", plain_check(what, record["sha256"] == key_of(bare), "has been changed since it was written")
     place = folder / ARTEFACTS / name
     if record.get("kind") == "given" and result:
         same = result.get("model_sha256") in table(request, "sha256").values()
-        remark = "" if same else "was measured with other weights than its request names"
-        yield "given victims", Check(what=what, holds=same, remark=remark)
+        yield "given victims", plain_check(what, same, "was measured with other weights than its request names")
     elif record.get("kind") == "victim" and result:
         yield from _victim(place, name, result, test, measuring)
     elif result:
@@ -113,16 +104,18 @@ def _victim(place: Path, name: str, result: Mapping[str, Any], test: ImageSet | 
     if not any((place / needed).exists() for needed in NEEDED):
         yield "victims", Check(what=f"victim {name}", remark="their files are not kept here")
         return
-    told = _read(place / RECORD)
+    told = or_why(lambda: read_json(place / RECORD))
     if isinstance(told, str):
         yield "victims", Check(what=f"victim {name}", holds=False, remark=told)
         return
     same = told.get("model_sha256") == result.get("model_sha256") and all(
         told.get(rate) == result.get(rate) for rate in RATES
     )
-    remark = "" if same else f"{place / RECORD} has other weights or figures than the record"
-    yield "victims", Check(what=f"victim {name}", holds=same, remark=remark)
-    sealed = _read(place / SEAL) if (place / SEAL).exists() else {}
+    yield (
+        "victims",
+        plain_check(f"victim {name}", same, f"{place / RECORD} has other weights or figures than the record"),
+    )
+    sealed = or_why(lambda: read_json(place / SEAL)) if (place / SEAL).exists() else {}
     if isinstance(sealed, str):
         yield "files of victims", Check(what=f"{name}/{SEAL}", holds=False, remark=sealed)
         return
@@ -135,12 +128,12 @@ def _victim(place: Path, name: str, result: Mapping[str, Any], test: ImageSet | 
 
 
 def _measured(place: Path, test: ImageSet, measuring: Measuring) -> Metrics | str:
-    try:
+    def measured() -> Metrics:
         triggered = read_triggered(place / TRIGGERED, size=test.image_size, num_classes=test.num_classes)
         model = load_model(place / MODEL).model
         return evaluate(model, test, triggered, device=measuring.device, progress=measuring.progress)
-    except BadInputError as error:
-        return str(error)
+
+    return or_why(measured)
 
 
 def _same_victim(what: str, result: Mapping[str, Any], victim: Mapping[str, Any]) -> Check:
@@ -148,11 +141,11 @@ def _same_victim(what: str, result: Mapping[str, Any], victim: Mapping[str, Any]
     same = result.get("model_sha256") == victim.get("model_sha256") and all(
         rate not in before or before[rate] == victim.get(rate) for rate in RATES
     )
-    return Check(what=what, holds=same, remark="" if same else "was made of other weights than its victim has now")
+    return plain_check(what, same, "was made of other weights than its victim has now")
 
 
 def _effectiveness(what: str, result: Mapping[str, Any]) -> Check:
     before, after = (recorded_rates(rates) for rates in (table(result, "before"), result))
     found, recorded = defense_effectiveness(before, after), number(result.get("der"))
     holds = found is not None and recorded is not None and abs(found - recorded) < 1e-9
-    return Check(what=what, holds=holds, remark="" if holds else "its DER does not follow from its ACC and ASR")
+    return plain_check(what, holds, "its DER does not follow from its ACC and ASR")

@@ -29,6 +29,7 @@ from neural_polarizer.runs.verify_checks import (
     file_checks,
     hash_check,
     image_check,
+    or_why,
     rate_checks,
     short,
 )
@@ -185,10 +186,7 @@ def recorded_rates(rates: Mapping[str, Any]) -> Metrics:
 
 def _loaded(path: Path, **options: Any) -> LoadedModel | str:
     """The model, or why it cannot be loaded."""
-    try:
-        return load_model(path, **options)
-    except BadInputError as error:
-        return str(error)
+    return or_why(lambda: load_model(path, **options))
 
 
 def _original(
@@ -244,10 +242,7 @@ def _images(
         return read_images(given, limit=limit, **form)
     if not isinstance(recorded, str) or recorded.startswith("hf:"):  # which may use the network
         return f"the record names none on this machine; give {option}"
-    try:
-        return read_images(recorded, limit=limit, **form)
-    except BadInputError as error:
-        return f"{error}; give {option}"
+    return or_why(lambda: read_images(recorded, limit=limit, **form), f"; give {option}")
 
 
 def _training_images(record: Mapping[str, Any], given: Given, form: Mapping[str, Any]) -> ImageSet | str:
@@ -274,10 +269,7 @@ def _triggered(given: Path | None, recorded: Any, form: Mapping[str, Any]) -> Tr
         return read_triggered(given, **form)
     if not isinstance(recorded, str | Path):
         return "the record names none; give --triggered"
-    try:
-        return read_triggered(Path(recorded), **form)
-    except BadInputError as error:
-        return f"{error}; give --triggered"
+    return or_why(lambda: read_triggered(Path(recorded), **form), "; give --triggered")
 
 
 def _unless_other(check: Check, images: Any) -> Any:
@@ -293,16 +285,9 @@ def _measured(
         return model
     if isinstance(test, str) and isinstance(triggered, str):
         return test
-    try:
-        return evaluate(
-            model.model,
-            None if isinstance(test, str) else test,
-            None if isinstance(triggered, str) else triggered,
-            device=measuring.device,
-            progress=measuring.progress,
-        )
-    except BadInputError as error:
-        return str(error)
+    images = None if isinstance(test, str) else test
+    stamped = None if isinstance(triggered, str) else triggered
+    return or_why(lambda: evaluate(model.model, images, stamped, device=measuring.device, progress=measuring.progress))
 
 
 def _unmeasured(test: ImageSet | str, triggered: TriggeredSet | str) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """What a record says of files, images and figures, each beside what was found."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
@@ -13,6 +13,8 @@ from neural_polarizer.metrics import Metrics
 from neural_polarizer.report.values import number
 
 RATES = ("acc", "asr", "ra")
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,14 @@ class Check:
     found: str | None = None
     holds: bool | None = None
     remark: str = ""
+
+
+def or_why(make: Callable[[], Made], remedy: str = "") -> Made | str:
+    """What ``make`` gives; or why it cannot be made, with the remedy."""
+    try:
+        return make()
+    except BadInputError as error:
+        return f"{error}{remedy}"
 
 
 def file_checks(
@@ -66,14 +76,16 @@ def _file(path: Path, recorded: Any) -> Check:
     return hash_check(path.name, known, found, "has been modified since the run")
 
 
+def plain_check(what: str, holds: bool, otherwise: str) -> Check:
+    """A check without values; ``otherwise`` is the remark where it does not hold."""
+    return Check(what=what, holds=holds, remark="" if holds else otherwise)
+
+
 def hash_check(what: str, recorded: Any, found: str, otherwise: str) -> Check:
     """Compare SHA-256 hashes; ``otherwise`` is the remark where they differ."""
     if not isinstance(recorded, str):
         return Check(what=what, found=short(found), remark="the record has no hash to compare with")
-    holds = recorded == found
-    return Check(
-        what=what, recorded=short(recorded), found=short(found), holds=holds, remark="" if holds else otherwise
-    )
+    return replace(plain_check(what, recorded == found, otherwise), recorded=short(recorded), found=short(found))
 
 
 def rate_checks(
