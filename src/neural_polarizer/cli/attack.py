@@ -13,7 +13,7 @@ from neural_polarizer.attacks import ATTACKS, Attack, attack_class
 from neural_polarizer.attacks.recipes import Recipe, recipe
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.output import console, right, show, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.poison import LabelRule
@@ -137,7 +137,7 @@ def attack(asked: AttackOptions) -> None:
         )
     if not asked.quiet:
         show_table(_summary(record))
-        console.print(f"written to {out}", markup=False, highlight=False)
+        show(f"written to {out}")
 
 
 def _planted(kind: type[Attack], base: Recipe, asked: AttackOptions) -> Attack:
@@ -191,9 +191,8 @@ def _schedule(base: Schedule, epochs: int | None, policy: str, lr: float | None)
 
 
 def _list() -> Table:
-    table = Table(title="Attacks (the paper's Table 10)")
-    for head in ("name", "fusion", "size", "visibility", "trigger", "what it does"):
-        table.add_column(head)
+    heads = ("name", "fusion", "size", "visibility", "trigger", "what it does")
+    table = Table(*heads, title="Attacks (the paper's Table 10)")
     for name, kind in ATTACKS.items():
         about = kind.category
         line = (getdoc(getmodule(kind)) or "").partition(": ")[2]
@@ -202,9 +201,8 @@ def _list() -> Table:
 
 
 def _summary(record: dict[str, Any]) -> Table:
-    table = Table(title=f"{record['attack']} ({record['settings']['label_rule']})")
-    for head in ("ACC", "ASR", "RA", "poisoned", "seconds"):
-        table.add_column(head, justify="right")
+    heads = right("ACC", "ASR", "RA", "poisoned", "seconds")
+    table = Table(*heads, title=f"{record['attack']} ({record['settings']['label_rule']})")
     table.add_row(
         *(f"{100 * record[key]:.2f} %" for key in ("acc", "asr", "ra")),
         str(record["n_poisoned"]),

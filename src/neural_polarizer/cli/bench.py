@@ -23,7 +23,7 @@ from neural_polarizer.bench.work import Bench
 from neural_polarizer.cli.bench_view import watching
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
-from neural_polarizer.cli.output import console, show_report, show_table
+from neural_polarizer.cli.output import console, right, show_report, show_table
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_choice
 
@@ -96,9 +96,7 @@ def run(asked: RunOptions) -> None:
 
 def status(suites: Suites, out: Results = "results", scale: ScaleName = None) -> None:
     """How many cells of a suite are there."""
-    table = Table()
-    for head in ("suite", "cells", "done", "failed", "missing"):
-        table.add_column(head, justify="left" if head == "suite" else "right")
+    table = Table("suite", *right("cells", "done", "failed", "missing"))
     for suite in _loaded(suites):
         counts = states(suite, Store(out), scale)
         table.add_row(
@@ -123,9 +121,7 @@ def report(
 
 def list_suites() -> None:
     """The suites that come with the package."""
-    table = Table()
-    for head in ("name", "what", "cells", "victims"):
-        table.add_column(head)
+    table = Table("name", "what", "cells", "victims")
     for name in suite_names():
         suite = load_suite(name)
         cells = {each.cell.id: each.cell for each in planned(suite)}.values()
@@ -141,16 +137,13 @@ COMMANDS: Mapping[str, Callable[..., None]] = {"run": run, "status": status, "re
 def _loaded(names: Sequence[str]) -> list[Suite]:
     """The suites of that name; "paper" stands for all of the paper's."""
     known = suite_names()
-    wanted = [each for name in names for each in (_paper_suites(known) if name == "paper" else [name])]
+    of_paper = [name for name in known if name.startswith(("table", "fig", "lemma"))]
+    wanted = [each for name in names for each in (of_paper if name == "paper" else [name])]
     found = [load_suite(name) for name in dict.fromkeys(wanted)]
     for suite in found:
         for label in (label for grid in suite.grids for axis in ("attack", "defense") for label in grid.get(axis, ())):
             look_in_current_folder(str(label))
     return found
-
-
-def _paper_suites(known: Sequence[str]) -> list[str]:
-    return [name for name in known if name.startswith(("table", "fig", "lemma"))]
 
 
 def _chosen(names: Sequence[str], scale: BenchScale | None, only: Sequence[str] | None) -> list[Planned]:
@@ -175,9 +168,7 @@ def _check_models(victims: Sequence[Cell], models: Path | None) -> None:
 
 
 def _plan(cells: Sequence[Cell], todo: Sequence[Cell]) -> Table:
-    table = Table()
-    for head in ("kind", "cells", "to compute"):
-        table.add_column(head, justify="left" if head == "kind" else "right")
+    table = Table("kind", *right("cells", "to compute"))
     for kind in dict.fromkeys(cell.kind for cell in cells):
         counts = [sum(cell.kind == kind for cell in some) for some in (cells, todo)]
         table.add_row(kind, *map(str, counts))

@@ -10,7 +10,7 @@ from rich.table import Table
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading
-from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.output import console, right, show, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json
@@ -66,13 +66,11 @@ def evaluate(asked: EvaluateOptions) -> None:
     if not asked.quiet:
         show_table(_table(metrics))
         for remark in remarks:
-            console.print(f"note: {remark}", markup=False, highlight=False)
+            show(f"note: {remark}")
 
 
 def _table(metrics: Metrics) -> Table:
-    table = Table()
-    for head in ("ACC", "ASR", "RA", "test images", "triggered images"):
-        table.add_column(head, justify="right")
+    table = Table(*right("ACC", "ASR", "RA", "test images", "triggered images"))
     rates = (metrics.acc, metrics.asr, metrics.ra)
     shown = ["-" if rate is None else f"{100 * rate:.2f} %" for rate in rates]
     table.add_row(*shown, str(metrics.n_test), str(metrics.n_triggered))

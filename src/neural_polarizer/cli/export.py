@@ -8,7 +8,7 @@ import typer
 
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import Quiet, Reading, parse_size
-from neural_polarizer.cli.output import console
+from neural_polarizer.cli.output import show_whole
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FORMATS, FormatName
@@ -47,7 +47,7 @@ def export(asked: ExportOptions) -> None:
     note_export(done, loaded)
     if not asked.quiet:
         for line in (*_lines(done, shown.source), *(f"note: {remark}" for remark in loaded.findings)):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            show_whole(line)
 
 
 def _lines(done: Exported, source: str) -> list[str]:

@@ -5,11 +5,16 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.style import Style
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 console = Console(emoji=False)  # or "digits:train: ..." would show a train
 errors = Console(stderr=True, emoji=False)
+
+
+def right(*heads: str) -> list[Column]:
+    """Columns of a table with their texts on the right, as numbers have them."""
+    return [Column(head, justify="right") for head in heads]
 
 
 def show_table(table: Table) -> None:
@@ -20,6 +25,11 @@ def show_table(table: Table) -> None:
 def show(text: str) -> None:
     """Print a line as it is, wrapped at the terminal's width."""
     console.print(text, markup=False, highlight=False)
+
+
+def show_whole(text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_warnings(warnings: Iterable[str], notes: Iterable[str] = ()) -> None:

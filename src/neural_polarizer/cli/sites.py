@@ -6,11 +6,11 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import Quiet, Reading
-from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.output import right, show_table, show_whole
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
 from neural_polarizer.layer.sites import Candidate, Choice, candidates, choose_site
@@ -45,18 +45,12 @@ def sites(asked: SitesOptions) -> None:
         write_json(asked.json, {"recommended": str(choice.site), "reason": choice.reason, "sites": listed})
     if not asked.quiet:
         show_table(_table(shown, choice, asked.everything))
-        console.print(choice.reason, markup=False, highlight=False, soft_wrap=True)
+        show_whole(choice.reason)
 
 
 def _table(shown: list[Candidate], choice: Choice, everything: bool) -> Table:
-    table = Table()
-    table.add_column("")
-    table.add_column("site", overflow="fold")
-    table.add_column("features")
-    for head in ("channels", "behind it"):
-        table.add_column(head, justify="right")
-    if everything:
-        table.add_column("bypassed")
+    more = ["bypassed"] if everything else []
+    table = Table("", Column("site", overflow="fold"), "features", *right("channels", "behind it"), *more)
     for each in shown:
         mark = "auto" if each.site == choice.site else ""
         features = f"{each.features.layout} {'x'.join(map(str, each.features.shape))}"

@@ -11,7 +11,7 @@ from rich.text import Text
 from neural_polarizer.bench.store import RECORDS
 from neural_polarizer.bench.verify import verify_results
 from neural_polarizer.cli.options import DeviceName, Quiet, network_named
-from neural_polarizer.cli.output import console, show_table
+from neural_polarizer.cli.output import console, show_table, show_whole
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
 from neural_polarizer.report.values import visible
@@ -54,19 +54,13 @@ def verify(
 
 
 def _show(checks: Sequence[Check]) -> None:
-    table = Table()
-    for head in ("what", "recorded", "found", "holds"):
-        table.add_column(head)
+    table = Table("what", "recorded", "found", "holds")
     for check in checks:
         cells = (check.what, check.recorded or "-", check.found or "-", _HOLDS[check.holds])
         table.add_row(*(Text(visible(cell)) for cell in cells))
     show_table(table)
     for check in checks:
         if check.remark:
-            _say(f"{_SAID[check.holds]}: {check.what}: {check.remark}")
+            show_whole(visible(f"{_SAID[check.holds]}: {check.what}: {check.remark}"))
     counts = [sum(check.holds is answer for check in checks) for answer in (True, False, None)]
-    _say(f"{counts[0]} hold, {counts[1]} do not, {counts[2]} could not be checked")
-
-
-def _say(text: str) -> None:
-    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+    show_whole(f"{counts[0]} hold, {counts[1]} do not, {counts[2]} could not be checked")
