@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.layers import shape_of
 
 
 class BorderConv2d(nn.Conv2d):
@@ -26,11 +27,7 @@ class BorderConv2d(nn.Conv2d):
         super().__init__(
             like.in_channels,
             like.out_channels,
-            like.kernel_size,  # type: ignore[arg-type]
-            stride=like.stride,  # type: ignore[arg-type]
-            padding=like.padding,  # type: ignore[arg-type]
-            dilation=like.dilation,  # type: ignore[arg-type]
-            bias=like.bias is not None,
+            **shape_of(like),
             device="meta",  # draws no random numbers; the values follow
         )
         self.weight, self.bias = like.weight, like.bias

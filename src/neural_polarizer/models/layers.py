@@ -31,6 +31,12 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, layer)
 
 
+def shape_of(conv: nn.Conv2d) -> dict[str, Any]:
+    """All that another convolution of its form is made with, but the channels."""
+    shape = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    return {**shape, "bias": conv.bias is not None}
+
+
 @contextmanager
 def watching(
     model: nn.Module, names: Iterable[str], note: Callable[[str, tuple[Any, ...], Any], None]

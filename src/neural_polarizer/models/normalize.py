@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.layers import replace_layer, shape_of
 
 PROFILES = MappingProxyType(
     {
@@ -205,17 +206,7 @@ def one_channel(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and name:
             if module.in_channels != 1:
-                first = nn.Conv2d(
-                    1,
-                    module.out_channels,
-                    module.kernel_size,  # type: ignore[arg-type]
-                    module.stride,  # type: ignore[arg-type]
-                    module.padding,  # type: ignore[arg-type]
-                    module.dilation,  # type: ignore[arg-type]
-                    bias=module.bias is not None,
-                )
-                parent, _, child = name.rpartition(".")
-                setattr(network.get_submodule(parent), child, first)
+                replace_layer(network, name, nn.Conv2d(1, module.out_channels, **shape_of(module)))
             return
 
 

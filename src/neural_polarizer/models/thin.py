@@ -6,6 +6,7 @@ from torch import nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.adapted import replace_module
+from neural_polarizer.models.layers import shape_of
 
 FULL_WIDTHS: Mapping[str, int] = {
     "preactresnet18": 64,
@@ -46,8 +47,10 @@ def thin(network: nn.Module, name: str, width: int) -> nn.Module:
     head = [layer for layer in layers if isinstance(layer, nn.Linear)][-1]
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
+            assert (layer.groups, layer.dilation) == (1, (1, 1))
             inputs = layer.in_channels if layer.in_channels == 3 else scaled(layer.in_channels)
-            replace_module(network, layer, _drawn(_alike(layer, inputs, scaled(layer.out_channels)), "fan_out"))
+            conv = nn.Conv2d(inputs, scaled(layer.out_channels), **shape_of(layer))
+            replace_module(network, layer, _drawn(conv, "fan_out"))
         elif isinstance(layer, nn.BatchNorm2d):
             norm = nn.BatchNorm2d(scaled(layer.num_features), layer.eps, layer.momentum)
             replace_module(network, layer, norm)
@@ -55,20 +58,6 @@ def thin(network: nn.Module, name: str, width: int) -> nn.Module:
             outputs = layer.out_features if layer is head else scaled(layer.out_features)
             replace_module(network, layer, _drawn(nn.Linear(scaled(layer.in_features), outputs), "fan_in"))
     return network
-
-
-def _alike(layer: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
-    """The same convolution with so many channels."""
-    assert (layer.groups, layer.dilation) == (1, (1, 1))
-    assert isinstance(layer.padding, tuple)
-    return nn.Conv2d(
-        inputs,
-        outputs,
-        layer.kernel_size,  # type: ignore[arg-type]
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        bias=layer.bias is not None,
-    )
 
 
 def _drawn(layer: nn.Conv2d | nn.Linear, fan: str) -> nn.Module:
