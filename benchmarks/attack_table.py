@@ -30,7 +30,7 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision, keep_freed_memory
 from neural_polarizer.files import output_folder, read_json, write_json, write_text
 from neural_polarizer.metrics import evaluate
-from neural_polarizer.runs.attack import PICTURE, RECORD, Victim, cached_attack, clean_model, load_attack
+from neural_polarizer.runs.attack import PICTURE, RECORD, Planting, Victim, cached_attack, clean_model, load_attack
 from neural_polarizer.train import AdversarialTraining
 
 ALL_TO_ALL = ("badnets", "blended", "input-aware", "lf", "ssba")
@@ -92,7 +92,7 @@ def run(cell: Cell, victim: Victim, data: Path, out: Path) -> dict[str, Any]:
         **recipe(ATTACKS[cell.attack], scale="laptop", profile=cell.data).settings, label_rule=cell.rule
     )
     clean = evaluate(clean_model(train, victim, device=device), test, device=device)
-    folder = cached_attack(attack, train, test, victim=victim, device=device)
+    folder = cached_attack(Planting(attack, train, test, victim), device=device)
     record = read_json(folder / RECORD)
     attack, state = load_attack(folder)
     images = test.images[:SHOWN]

@@ -29,7 +29,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.files import read_json, write_bytes
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.runs.attack import MODEL, RECORD, cached_attack, clean_model
+from neural_polarizer.runs.attack import MODEL, RECORD, Planting, cached_attack, clean_model
 
 PUBLISHED = Path(__file__).parent / "published" / "published.toml"
 DATA_SETS = ("cifar10", "gtsrb")
@@ -112,7 +112,7 @@ def train_missing(sources: Sources, device: torch.device) -> None:
                 if clean:
                     clean_model(train, each.cell.victim, device=device)
                 else:
-                    cached_attack(each.cell.attack, train, test, victim=each.cell.victim, device=device)
+                    cached_attack(Planting(each.cell.attack, train, test, each.cell.victim), device=device)
 
 
 def chosen(train: ImageSet, seed: int) -> ImageSet:

@@ -33,7 +33,7 @@ from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import read_json, write_json, write_text
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, Victim, run_attack
+from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, Planting, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import run_purify
@@ -84,14 +84,9 @@ def train(victim: Planned, data: Path, out: Path, width: int) -> None:
         flip=victim.data == "cifar10",
         precision=choose_precision(device),
     )
-    run_attack(
-        ATTACKS[victim.attack](label_rule=victim.rule),
-        training,
-        test,
-        out / victim.name,
-        victim=Victim(architecture="preactresnet18", width=width, profile=victim.data, schedule=schedule, seed=0),
-        device=device,
-    )
+    trained = Victim(architecture="preactresnet18", width=width, profile=victim.data, schedule=schedule, seed=0)
+    attack = ATTACKS[victim.attack](label_rule=victim.rule)
+    run_attack(Planting(attack, training, test, trained), out / victim.name, device=device)
 
 
 def purify(victim: Planned, method: str, name: Preset, seed: int, data: Path, out: Path) -> None:

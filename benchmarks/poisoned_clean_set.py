@@ -25,7 +25,7 @@ from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.files import read_json, write_bytes
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, cached_attack, load_attack
+from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, Planting, cached_attack, load_attack
 
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 N_CLEAN = 500
@@ -55,7 +55,8 @@ def main() -> None:
         shares = [share for share in SHARES if (attack, share) not in done]
         if not shares:
             continue
-        victim = cached_attack(each.cell.attack, train, test, victim=each.cell.victim, device=torch.device("cpu"))
+        job = Planting(each.cell.attack, train, test, each.cell.victim)
+        victim = cached_attack(job, device=torch.device("cpu"))
         model, trigger = load_model(victim / MODEL).model, LearnedTrigger(*load_attack(victim))
         triggered = read_triggered(victim / TRIGGERED, size=train.image_size, num_classes=train.num_classes)
         record = read_json(victim / RECORD)

@@ -19,7 +19,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.definition import Definition, network_named
-from neural_polarizer.runs.attack import Victim, run_attack
+from neural_polarizer.runs.attack import Planting, Victim, run_attack
 from neural_polarizer.train import Schedule
 from run_files import attack_words, coloured, run, states_equal, write_data
 
@@ -120,7 +120,7 @@ def test_what_does_not_go_together_is_refused(folder: Path, capsys: Capsys) -> N
     victim = Victim(architecture="nets.py:small", width=None, profile="none", schedule=Schedule(), seed=0)
     four = other.__class__(other.images, other.labels, ("a", "b", "c", "d"), "four")
     with pytest.raises(BadInputError, match=r"good.pth: has 3 classes, but four has 4"):
-        run_attack(BadNets(), four, four, folder / "x", victim=victim, device=torch.device("cpu"), init=model)
+        run_attack(Planting(BadNets(), four, four, victim, model), folder / "x", device=torch.device("cpu"))
 
 
 def test_from_python_a_copy_is_planted_and_the_clean_model_is_the_one_given(folder: Path) -> None:

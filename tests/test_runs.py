@@ -25,7 +25,7 @@ from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics, evaluate
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.runs import attack as attack_runs
-from neural_polarizer.runs.attack import Victim, clean_model, load_attack, run_attack
+from neural_polarizer.runs.attack import Planting, Victim, clean_model, load_attack, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import run_purify
@@ -164,7 +164,7 @@ def attack_into(out: Path, train: ImageSet, test: ImageSet, **settings: Any) -> 
     }
     attack, progress = settings.pop("attack", BadNets()), settings.pop("progress", silent)
     victim = Victim(**{**options, **settings})
-    return run_attack(attack, train, test, out, victim=victim, device=CPU, progress=progress)
+    return run_attack(Planting(attack, train, test, victim), out, device=CPU, progress=progress)
 
 
 def test_the_folder_of_another_attack_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import benchmark_scripts
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.runs.attack import Victim, run_attack
+from neural_polarizer.runs.attack import Planting, Victim, run_attack
 from neural_polarizer.train import Schedule
 from toys import assert_same, tiny_images
 
@@ -199,7 +199,7 @@ def test_badnets_on_real_images_goes(tmp_path: Path) -> None:
     victim = Victim(architecture="preactresnet18", width=8, profile="gtsrb", schedule=schedule, seed=0)
     halves = (train.select(torch.arange(0, len(train), 2)), test.select(torch.arange(0, len(test), 4)))
     (tmp_path / "attack").mkdir()
-    run_attack(BadNets(), *halves, tmp_path / "attack", victim=victim, device=torch.device("cpu"))
+    run_attack(Planting(BadNets(), *halves, victim), tmp_path / "attack", device=torch.device("cpu"))
     command = [sys.executable, str(benchmark_scripts.BENCHMARKS / "mindspore_npd.py"), str(tmp_path / "attack")]
     command += ["--clean", str(tmp_path / "train.parquet"), "--test", str(tmp_path / "test.parquet")]
     command += ["--n-clean", "430", "--epochs", "2", "--site", "layer3.1", "--limit", "800"]

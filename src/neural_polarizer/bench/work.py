@@ -33,7 +33,7 @@ from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.record import versions
 from neural_polarizer.rng import stream
-from neural_polarizer.runs.attack import FILES, MODEL, RECORD, TRIGGER, TRIGGERED, cached_attack, load_attack
+from neural_polarizer.runs.attack import FILES, MODEL, RECORD, TRIGGER, TRIGGERED, Planting, cached_attack, load_attack
 
 CLEAN_SHARE = 0.05
 USUAL_RATE = 0.1
@@ -115,7 +115,7 @@ class Bench:
     def _planted(self, cell: VictimCell, device: torch.device) -> dict[str, Any]:
         train, test = self.sources.read(cell.data, cell.images)
         init = None if cell.init is None else cell.init.load(self._models)
-        folder = cached_attack(cell.attack, train, test, victim=cell.victim, device=device, init=init)
+        folder = cached_attack(Planting(cell.attack, train, test, cell.victim, init), device=device)
         record = read_json(folder / RECORD)
         self.store.keep(cell.id, [folder / name for name in (*FILES, SEAL)])
         ra5 = {}

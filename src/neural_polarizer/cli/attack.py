@@ -21,7 +21,7 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.load import LoadedModel, load_model
-from neural_polarizer.runs.attack import Victim, deliver_attack
+from neural_polarizer.runs.attack import Planting, Victim, deliver_attack
 from neural_polarizer.scales import Scale
 from neural_polarizer.train import AdversarialTraining, Schedule
 
@@ -132,9 +132,8 @@ def attack(asked: AttackOptions) -> None:
     place = choose_device(asked.device)
     victim = _victim(asked, base, start, place)
     with result_folder(out), bars(console, quiet=asked.quiet) as progress:
-        record = deliver_attack(
-            planted, train_images, test_images, out, victim=victim, device=place, init=start, progress=progress
-        )
+        job = Planting(planted, train_images, test_images, victim, start)
+        record = deliver_attack(job, out, device=place, progress=progress)
     if not asked.quiet:
         show_table(_summary(record))
         show(f"written to {out}")

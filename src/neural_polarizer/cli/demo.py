@@ -18,7 +18,7 @@ from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.report.run.terminal import found_and_cost, summary_table
-from neural_polarizer.runs.attack import TRIGGERED, Victim, run_attack
+from neural_polarizer.runs.attack import TRIGGERED, Planting, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import REPORT, run_purify
@@ -78,15 +78,8 @@ def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
     train, test = read_images(_TRAIN), read_images("digits:test")
     device = choose_device(None)
     attacked = out / "attack"
-    run_attack(
-        BadNets(),
-        train,
-        test,
-        attacked,
-        victim=Victim(architecture="preactresnet18", width=8, profile="none", schedule=SCHEDULE, seed=seed),
-        device=device,
-        progress=progress,
-    )
+    victim = Victim(architecture="preactresnet18", width=8, profile="none", schedule=SCHEDULE, seed=seed)
+    run_attack(Planting(BadNets(), train, test, victim), attacked, device=device, progress=progress)
     started = time.perf_counter()
     loaded = load_model(attacked)
     triggered = read_triggered(attacked / TRIGGERED, size=None, num_classes=train.num_classes)

@@ -85,103 +85,116 @@ class Victim:
         )
 
 
-def attack_request(
-    attack: Attack, train: ImageSet, test: ImageSet, victim: Victim, init: LoadedModel | None = None
-) -> dict[str, Any]:
-    """All that the result of an attack depends on.
+@dataclass(frozen=True, eq=False)
+class Planting:
+    """One attack: all that its result depends on.
 
-    Raises:
-        BadInputError: the two sets do not go together, the attack cannot work on them, or ``init`` has other classes.
+    Args:
+        attack: what is planted.
+        train: the attacker's training images.
+        test: what the victim is measured on.
+        victim: what is trained.
+        init: the network that an implant begins with; None: random weights.
     """
-    if test.num_classes != train.num_classes or test.image_size != train.image_size:
-        raise BadInputError(
-            f"{test.source}: {test.num_classes} classes of {_pixels(test)} pixels do not go with "
-            f"{train.source}: {train.num_classes} classes of {_pixels(train)}; resize both to one size (--size)"
+
+    attack: Attack
+    train: ImageSet
+    test: ImageSet
+    victim: Victim
+    init: LoadedModel | None = None
+
+    def request(self) -> dict[str, Any]:
+        """All of it, for the record and the cache.
+
+        Raises:
+            BadInputError: the two sets do not go together, the attack cannot work on them, or ``init`` has other
+                classes.
+        """
+        train, test, init = self.train, self.test, self.init
+        if test.num_classes != train.num_classes or test.image_size != train.image_size:
+            raise BadInputError(
+                f"{test.source}: {test.num_classes} classes of {_pixels(test)} pixels do not go with "
+                f"{train.source}: {train.num_classes} classes of {_pixels(train)}; resize both to one size (--size)"
+            )
+        if init is not None and init.record.num_classes != train.num_classes:
+            raise BadInputError(
+                f"{init.path}: has {init.record.num_classes} classes, but {train.source} has {train.num_classes}; "
+                "plant with images of the classes that the network knows"
+            )
+        self.attack.check(test)
+        begun: dict[str, Any] = {}
+        if init is not None:
+            known = {name: getattr(init.record, name) for name in ("definition", "mean", "std")}
+            begun = {"init": {"sha256": init.sha256, **known}}
+        return {
+            "schema": 2,
+            "attack": name_of(self.attack),
+            "settings": told(self.attack),
+            "data_sha256": train.sha256(),
+            "test_sha256": test.sha256(),
+            "num_classes": train.num_classes,
+            **told(self.victim),
+            **begun,
+        }
+
+    def begin(self) -> tuple[nn.Module, ModelRecord]:
+        """The network before the attack, and what its file will say of it."""
+        if self.init is None:
+            return self.victim.build(self.train.num_classes), self.victim.record(self.train)
+        record = replace(self.init.record, image_size=self.train.image_size, classes=self.train.classes)
+        return copied(self.init.model).requires_grad_(True), record
+
+    def workshop(self, state: Path, device: torch.device, progress: Progress) -> Workshop:
+        """What the attack works with; ``state`` is the file for the training to go on from."""
+
+        def clean() -> nn.Module:
+            if self.init is not None:
+                return copied(self.init.model)
+            return clean_model(self.train, self.victim, device=device, progress=progress)
+
+        return Workshop(
+            schedule=self.victim.schedule,
+            seed=self.victim.seed,
+            clean_model=clean,
+            device=device,
+            progress=progress,
+            checkpoint=state,
         )
-    if init is not None and init.record.num_classes != train.num_classes:
-        raise BadInputError(
-            f"{init.path}: has {init.record.num_classes} classes, but {train.source} has {train.num_classes}; plant "
-            "with images of the classes that the network knows"
-        )
-    attack.check(test)
-    begun: dict[str, Any] = {}
-    if init is not None:
-        code = init.record.definition
-        begun = {"init": {"sha256": init.sha256, "definition": code, "mean": init.record.mean, "std": init.record.std}}
-    return {
-        "schema": 2,
-        "attack": name_of(attack),
-        "settings": told(attack),
-        "data_sha256": train.sha256(),
-        "test_sha256": test.sha256(),
-        "num_classes": train.num_classes,
-        **told(victim),
-        **begun,
-    }
 
 
-def cached_attack(
-    attack: Attack,
-    train: ImageSet,
-    test: ImageSet,
-    *,
-    victim: Victim,
-    device: torch.device,
-    init: LoadedModel | None = None,
-    progress: Progress = silent,
-) -> Path:
+def cached_attack(job: Planting, *, device: torch.device, progress: Progress = silent) -> Path:
     """The cache's folder with the finished run: trained at most once, and resumed there after a kill.
 
     Whatever has been damaged there since is set aside and made again.
     """
-    with entry("attacks", attack_request(attack, train, test, victim, init), _waiting(progress)) as folder:
+    with entry("attacks", job.request(), _waiting(progress)) as folder:
         if not sealed(folder):
-            run_attack(attack, train, test, folder, victim=victim, device=device, init=init, progress=progress)
+            run_attack(job, folder, device=device, progress=progress)
             seal(folder, FILES)
     return folder
 
 
-def deliver_attack(
-    attack: Attack,
-    train: ImageSet,
-    test: ImageSet,
-    out: Path,
-    *,
-    victim: Victim,
-    device: torch.device,
-    init: LoadedModel | None = None,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+def deliver_attack(job: Planting, out: Path, *, device: torch.device, progress: Progress = silent) -> dict[str, Any]:
     """``cached_attack``, its files copied to ``out``, the record last; returns the record.
 
     Raises:
         BadInputError: ``out`` holds another attack, or the settings do not fit the data.
     """
-    request = attack_request(attack, train, test, victim, init)
+    request = job.request()
     output_folder(out)
     if (out / RECORD).exists():
         found = _finished(out / RECORD, request)
         if not set_damaged_aside(out / RECORD, found):
             return found
-    folder = cached_attack(attack, train, test, victim=victim, device=device, init=init, progress=progress)
+    folder = cached_attack(job, device=device, progress=progress)
     for name in FILES:
         with atomic_path(out / name) as temporary:
             shutil.copyfile(folder / name, temporary)
     return read_json(out / RECORD)
 
 
-def run_attack(
-    attack: Attack,
-    train: ImageSet,
-    test: ImageSet,
-    out: Path,
-    *,
-    victim: Victim,
-    device: torch.device,
-    init: LoadedModel | None = None,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Train a victim in ``out``, with ``init`` from that network; returns the record that ``out/attack.json`` holds.
+def run_attack(job: Planting, out: Path, *, device: torch.device, progress: Progress = silent) -> dict[str, Any]:
+    """Train a victim in ``out``; returns the record that ``out/attack.json`` holds.
 
     A run that was killed goes on after its last finished epoch; a finished one is returned as it is. What a trigger
     learns is kept in ``out/trigger.safetensors``; clean classifiers and encoders that it needs are kept in the cache.
@@ -190,15 +203,15 @@ def run_attack(
         BadInputError: the folder holds a run with other settings or data, or the settings do not fit the data.
         EnvironmentFaultError: a file cannot be written.
     """
-    request = attack_request(attack, train, test, victim, init)
+    attack, train, test, request = job.attack, job.train, job.test, job.request()
     output_folder(out)
     if (out / RECORD).exists():
         return _finished(out / RECORD, request)
     started = time.perf_counter()
-    workshop = _workshop(train, victim, out / TRAINING_STATE, device, init, progress)
+    workshop = job.workshop(out / TRAINING_STATE, device, progress)
     learned = _once(out / TRIGGER, key_of(request), lambda: attack.learn(train, workshop))
     prepared = time.perf_counter()
-    model, record = _begin(train, victim, init)
+    model, record = job.begin()
     planted = attack.plant(model, train, learned, workshop)
     trained = time.perf_counter()
     triggered = attack.triggered(test, planted.state)
@@ -214,30 +227,6 @@ def run_attack(
     write_json(out / RECORD, result)
     (out / TRAINING_STATE).unlink(missing_ok=True)
     return result
-
-
-def _workshop(
-    train: ImageSet, victim: Victim, state: Path, device: torch.device, init: LoadedModel | None, progress: Progress
-) -> Workshop:
-    def clean() -> nn.Module:
-        return clean_model(train, victim, device=device, progress=progress) if init is None else copied(init.model)
-
-    return Workshop(
-        schedule=victim.schedule,
-        seed=victim.seed,
-        clean_model=clean,
-        device=device,
-        progress=progress,
-        checkpoint=state,
-    )
-
-
-def _begin(train: ImageSet, victim: Victim, init: LoadedModel | None) -> tuple[nn.Module, ModelRecord]:
-    """The network before the attack, and what its file will say of it."""
-    if init is None:
-        return victim.build(train.num_classes), victim.record(train)
-    record = replace(init.record, image_size=train.image_size, classes=train.classes)
-    return copied(init.model).requires_grad_(True), record
 
 
 def _hashes(out: Path) -> dict[str, Any]:
