@@ -46,24 +46,17 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Axes:
-    """The ranges shown, and how they map to SVG units."""
+class Axis:
+    """A range of data, and where its ends lie in SVG units."""
 
-    left: float
-    right: float
-    bottom: float
-    top: float
+    low: float
+    high: float
+    start: float
+    stop: float
 
-    def x(self, place: float) -> float:
-        margin = 0.5 if self.left == self.right else 0.0
-        return _scale(place, self.left - margin, self.right + margin, LEFT, RIGHT)
-
-    def y(self, value: float) -> float:
-        return _scale(value, self.bottom, self.top, BOTTOM, TOP)
-
-    def places(self, across: Sequence[float], column: Sequence[float | None]) -> list[Point | None]:
-        pairs = zip(across, column, strict=True)
-        return [None if value is None else (self.x(place), self.y(value)) for place, value in pairs]
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return round(self.start + share * (self.stop - self.start), 2)
 
 
 def line_chart(
@@ -87,15 +80,15 @@ def line_chart(
     if not values:
         return None
     levels = [0.0, 0.25, 0.5, 0.75, 1.0] if shares else nice_ticks(min(0.0, *values), max(values))
-    axes = _Axes(min(epochs), max(epochs), levels[0], levels[-1])
+    x, y = Axis(min(epochs), max(epochs), LEFT, RIGHT), Axis(levels[0], levels[-1], BOTTOM, TOP)
     show = percent if shares else _three_digits
     return Chart(
         title=title,
         x_label="epoch",
-        x_ticks=tuple(Tick(axes.x(epoch), f"{epoch:g}") for epoch in epoch_ticks(axes.left, axes.right)),
-        y_ticks=tuple(Tick(axes.y(level), f"{level:.0%}" if shares else f"{level:.4g}") for level in levels),
+        x_ticks=tuple(Tick(x(epoch), f"{epoch:g}") for epoch in epoch_ticks(x.low, x.high)),
+        y_ticks=tuple(Tick(y(level), f"{level:.0%}" if shares else f"{level:.4g}") for level in levels),
         lines=tuple(
-            _line(labels[key], axes.places(epochs, column), show(_last(column))) for key, column in columns.items()
+            _line(labels[key], _places(x, y, epochs, column), show(_last(column))) for key, column in columns.items()
         ),
     )
 
@@ -114,17 +107,17 @@ def dial_chart(
     """
     values = [value for column in columns.values() for value in column]
     levels = nice_ticks(min(values), max(values))
-    axes = _Axes(dials[0], dials[-1], levels[0], levels[-1])
+    x, y = Axis(dials[0], dials[-1], LEFT, RIGHT), Axis(levels[0], levels[-1], BOTTOM, TOP)
     ticks = [at for at in nice_ticks(dials[0], dials[-1]) if dials[0] <= at <= dials[-1]]
     return Chart(
         title=title,
         x_label=x_label,
-        x_ticks=tuple(Tick(axes.x(at), f"{at:.4g}") for at in ticks),
-        y_ticks=tuple(Tick(axes.y(level), f"{100 * level:.4g}%") for level in levels),
+        x_ticks=tuple(Tick(x(at), f"{at:.4g}") for at in ticks),
+        y_ticks=tuple(Tick(y(level), f"{100 * level:.4g}%") for level in levels),
         lines=tuple(
-            _line(name, axes.places(dials, column), percent(column[chosen])) for name, column in columns.items()
+            _line(name, _places(x, y, dials, column), percent(column[chosen])) for name, column in columns.items()
         ),
-        mark=Tick(axes.x(dials[chosen]), "chosen"),
+        mark=Tick(x(dials[chosen]), "chosen"),
     )
 
 
@@ -158,8 +151,8 @@ def _plottable(value: Any) -> float | None:
     return None if known is None or abs(known) > _LARGEST else known
 
 
-def _scale(value: float, low: float, high: float, start: float, stop: float) -> float:
-    return round(start + (value - low) / (high - low) * (stop - start), 2)
+def _places(x: Axis, y: Axis, across: Sequence[float], column: Sequence[float | None]) -> list[Point | None]:
+    return [None if value is None else (x(at), y(value)) for at, value in zip(across, column, strict=True)]
 
 
 def _three_digits(value: float) -> str:

@@ -36,10 +36,10 @@ def percent(share: float | None, *, missing: str = "-") -> str:
     return missing if share is None else f"{100 * share:.1f}%"
 
 
-def points(change: float | None, *, missing: str = "-") -> str:
+def points(change: float | None) -> str:
     """A difference of two shares as signed percentage points with one decimal."""
     if change is None:
-        return missing
+        return "-"
     text = f"{100 * change:+.1f}"
     return "0.0" if text in {"+0.0", "-0.0"} else text
 

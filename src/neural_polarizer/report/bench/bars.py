@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from neural_polarizer.report.bench.names import UNDEFENDED, number_text, value_text
 from neural_polarizer.report.bench.plot_groups import grouped
 from neural_polarizer.report.bench.tables import Cell, Table
-from neural_polarizer.report.charts import Tick
+from neural_polarizer.report.charts import Axis, Tick
 
 LEFT, RIGHT, STEP, TOP = 108, 330, 24, 6
 """The ends of the axis, and the height of a bar with its gap."""
@@ -78,8 +78,10 @@ def _bar(name: str, cells: Sequence[Cell], value: str, place: _Place) -> Bar:
 
 
 def _share_axis() -> tuple[_Place, tuple[Tick, ...], str]:
+    axis = Axis(0.0, 1.0, LEFT, RIGHT)
+
     def place(share: float) -> float:
-        return round(LEFT + min(max(share, 0.0), 1.0) * (RIGHT - LEFT), 2)
+        return axis(min(max(share, 0.0), 1.0))
 
     return place, tuple(Tick(place(share), f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)), "percent"
 
@@ -89,8 +91,10 @@ def _time_axis(known: Sequence[float]) -> tuple[_Place, tuple[Tick, ...], str]:
     low = math.floor(math.log10(min(times)) - 0.05)  # so that the shortest bar can be seen
     high = max(math.ceil(math.log10(max(times))), low + 1)
 
+    axis = Axis(low, high, LEFT, RIGHT)
+
     def place(time: float) -> float:
-        return round(LEFT + (math.log10(max(time, 1e-3)) - low) / (high - low) * (RIGHT - LEFT), 2)
+        return axis(math.log10(max(time, 1e-3)))
 
     ticks = tuple(Tick(place(10.0**power), f"{10.0**power:,g}") for power in range(low, high + 1))
     return place, ticks, "seconds on a logarithmic axis"

@@ -8,7 +8,7 @@ from neural_polarizer.report.bench.names import RATES, axis_text, label_text, la
 from neural_polarizer.report.bench.plot_groups import Groups, grouped, labels_on, sweep_of, text_of
 from neural_polarizer.report.bench.results import Label
 from neural_polarizer.report.bench.tables import Cell, Table
-from neural_polarizer.report.charts import Point, Tick, nice_ticks
+from neural_polarizer.report.charts import Axis, Point, Tick, nice_ticks
 from neural_polarizer.report.values import number
 from neural_polarizer.report.values import table as inner
 
@@ -90,27 +90,13 @@ class _Dot:
     text: str
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """A range of data, and where its ends lie in SVG units."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return round(self.start + share * (self.stop - self.start), 2)
-
-
 def make_curves(table: Table) -> tuple[Plot, ...]:
     """A plot for each rate, and for all that the lines do not tell apart; none without an axis to draw along."""
     axis = sweep_of(table)
     places = {} if axis is None else _places(table.measured, axis)
     if axis is None or not places:
         return ()
-    x = _Axis(min(places.values()), max(places.values()), LEFT + 12, RIGHT - 12)
+    x = Axis(min(places.values()), max(places.values()), LEFT + 12, RIGHT - 12)
     x_ticks = tuple(Tick(x(place), _tick(axis, label, place)) for label, place in places.items())
     plots = []
     groups = grouped(table, table.measured, along=axis)
@@ -201,7 +187,7 @@ def _against(cell: Cell, text: str) -> _Dot:
     )
 
 
-def _rates(cells: Sequence[Cell], value: str, start: float, stop: float) -> tuple[_Axis, tuple[Tick, ...]]:
+def _rates(cells: Sequence[Cell], value: str, start: float, stop: float) -> tuple[Axis, tuple[Tick, ...]]:
     figures = [cell.figures[value] for cell in cells]
     known = [rate for figure in figures for rate in (figure.mean, figure.paper) if rate is not None]
     if value == "asr":
@@ -211,11 +197,11 @@ def _rates(cells: Sequence[Cell], value: str, start: float, stop: float) -> tupl
         low = max(high - _SMALLEST, 0.0)
         high = low + _SMALLEST
     levels = nice_ticks(low, high)
-    axis = _Axis(levels[0], levels[-1], start, stop)
+    axis = Axis(levels[0], levels[-1], start, stop)
     return axis, tuple(Tick(axis(level), f"{100 * level:.4g}%") for level in levels)
 
 
-def _series(name: str, style: int, dots: Sequence[_Dot], x: _Axis, y: _Axis, *, joined: bool = True) -> Series:
+def _series(name: str, style: int, dots: Sequence[_Dot], x: Axis, y: Axis, *, joined: bool = True) -> Series:
     def spot(at: Point, text: str) -> Spot:
         return Spot((x(at[0]), y(at[1])), f"{name}, {text}: {number_text('acc', at[1])}%")
 
