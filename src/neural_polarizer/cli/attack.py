@@ -80,8 +80,7 @@ class AttackOptions:
     ] = "auto"
     lr: Annotated[float | None, typer.Option(help="Peak rate; 0.01, or 0.1 for one-cycle.")] = None
     flip: Annotated[
-        bool | None,
-        typer.Option("--flip/--no-flip", help="Mirror images; default: with --profile cifar10 only."),
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror images; default: with --profile cifar10 only.")
     ] = None
     crop_padding: Annotated[
         int | None, typer.Option(help="Pixels of padding for random crops; crops can cut a trigger off.", min=0)

@@ -54,12 +54,10 @@ ProfileName = Annotated[
     ),
 ]
 Weights = Annotated[
-    str | None,
-    typer.Option(help="Which set of weights, if a file has several; as state_dict_ema.", metavar="ENTRY"),
+    str | None, typer.Option(help="Which set of weights, if a file has several; as state_dict_ema.", metavar="ENTRY")
 ]
 Size = Annotated[
-    str | None,
-    typer.Option(help="Resize all images to this, as 32 or 32x48; needed where they differ.", metavar="HxW"),
+    str | None, typer.Option(help="Resize all images to this, as 32 or 32x48; needed where they differ.", metavar="HxW")
 ]
 Classes = Annotated[
     Path | None,

@@ -47,12 +47,7 @@ def make_environment() -> "Environment":
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters |= {
-        "percent": percent,
-        "points": _signed_points,
-        "seconds": seconds,
-        "flags": _mark_flags,
-    }
+    environment.filters |= {"percent": percent, "points": _signed_points, "seconds": seconds, "flags": _mark_flags}
     return environment
 
 

@@ -40,12 +40,7 @@ _VALUES = {
 }
 _UNITS = {**dict.fromkeys(RATES, "%"), "seconds": "s", "peak_mb": "MB"}
 _NAMES: Mapping[str, Mapping[str, str]] = {
-    "data": {
-        "cifar10": "CIFAR-10",
-        "cifar100": "CIFAR-100",
-        "gtsrb": "GTSRB",
-        "tiny_imagenet": "Tiny ImageNet",
-    },
+    "data": {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "gtsrb": "GTSRB", "tiny_imagenet": "Tiny ImageNet"},
     "model": {
         "preactresnet18": "PreAct-ResNet18",
         "vgg19": "VGG19",
@@ -53,14 +48,8 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "densenet161": "DenseNet161",
         "inception_v3": "Inception-V3",
     },
-    "attack": {
-        **{name: kind.title for name, kind in ATTACKS.items()},
-        MEAN: "Mean",
-    },
-    "defense": {
-        UNDEFENDED: "No defense",
-        **{name: title_of(name) for name in DEFENSES},
-    },
+    "attack": {**{name: kind.title for name, kind in ATTACKS.items()}, MEAN: "Mean"},
+    "defense": {UNDEFENDED: "No defense", **{name: title_of(name) for name in DEFENSES}},
 }
 _RULES = {"-a2a": "-A2A", "-source": ", one source class", "-multi": ", several targets"}
 

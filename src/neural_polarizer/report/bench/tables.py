@@ -134,8 +134,5 @@ def error_of(entry: Entry) -> str:
 def _grouped(keys: Sequence[Key]) -> tuple[Key, ...]:
     places = [{label: place for place, label in enumerate(dict.fromkeys(labels))} for labels in zip(*keys, strict=True)]
     return tuple(
-        sorted(
-            dict.fromkeys(keys),
-            key=lambda key: [order[label] for order, label in zip(places, key, strict=True)],
-        )
+        sorted(dict.fromkeys(keys), key=lambda key: [order[label] for order, label in zip(places, key, strict=True)])
     )

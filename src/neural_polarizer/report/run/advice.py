@@ -31,14 +31,8 @@ _AFTER_PURIFICATION: Mapping[str, tuple[str, str, str]] = {
         "Until then, measure the accuracy of both models on images of your own.",
         "Run polarizer audit on the original model to see whether clean images show a backdoor.",
     ),
-    "reduced": (
-        "Do not use the purified model where somebody could show it the trigger.",
-        *_AGAIN,
-    ),
-    "not-removed": (
-        "Use neither model: the trigger still works.",
-        *_AGAIN,
-    ),
+    "reduced": ("Do not use the purified model where somebody could show it the trigger.", *_AGAIN),
+    "not-removed": ("Use neither model: the trigger still works.", *_AGAIN),
     "untouched": (
         "Treat the result as the original model: nothing in it was changed.",
         "Purify again with more clean images or with {more_effect}.",

@@ -24,10 +24,7 @@ _LOSSES = {
     "loss_asr": "do not follow the perturbation",
     "loss_bce": "return to the true class",
 }
-_SHARES = {
-    "clean_accuracy": "clean images named correctly",
-    "surrogate_success": "perturbations that mislead",
-}
+_SHARES = {"clean_accuracy": "clean images named correctly", "surrogate_success": "perturbations that mislead"}
 
 
 def render_run(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:

@@ -52,10 +52,7 @@ def judge(record: Mapping[str, Any]) -> Verdict:
     return Verdict(kind, tone, headline, " ".join(part for part in parts if part))
 
 
-def _kind(
-    success: tuple[float | None, float | None],
-    accuracy: tuple[float | None, float | None],
-) -> Kind:
+def _kind(success: tuple[float | None, float | None], accuracy: tuple[float | None, float | None]) -> Kind:
     success_before, success_after = success
     if success_after is None:
         return "unknown"
