@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -51,9 +50,9 @@ class ANP(Defense):
         "them are disturbed in the worst way, since those of a backdoor are disturbed most easily.",
         "These channels were switched off; no other weight was changed.",
     )
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 10})
+    smoke: ClassVar[Mapping[str, Any]] = {"iterations": 10}
     # As far as the masks can move in the paper's 2,000 steps.
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"iterations": 500, "batch_size": 64, "lr": 0.04})
+    laptop: ClassVar[Mapping[str, Any]] = {"iterations": 500, "batch_size": 64, "lr": 0.04}
 
     eps: float = 0.4
     steps: int = 1

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -53,24 +52,22 @@ class CNPD(NPDSettings, Defense):
         "The network runs twice: its answer without any layer chooses the one of the second pass.",
     )
     least_images: ClassVar[int] = 1
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"epochs": 1, "warmup_epochs": 1})
+    smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1, "warmup_epochs": 1}
     # The shipped settings of NPD-TP, for each class.
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "init": "calibrated",
-            "epochs": None,
-            "batch_size": 64,
-            "lr": 0.02,
-            "lr_policy": "cosine",
-            "max_gradient": 5.0,
-            "radii": (5.0,),
-            "steps": 4,
-            "step_rule": "gradient",
-            "bce_weight": 0.05,
-        }
-    )
+    laptop: ClassVar[Mapping[str, Any]] = {
+        "init": "calibrated",
+        "epochs": None,
+        "batch_size": 64,
+        "lr": 0.02,
+        "lr_policy": "cosine",
+        "max_gradient": 5.0,
+        "radii": (5.0,),
+        "steps": 4,
+        "step_rule": "gradient",
+        "bce_weight": 0.05,
+    }
 
-    for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"tiny_imagenet": {"radii": (6.0,)}})
+    for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tiny_imagenet": {"radii": (6.0,)}}
 
     init: Literal["calibrated", "default"] = "default"
     max_gradient: float | None = None

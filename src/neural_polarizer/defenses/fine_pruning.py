@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +40,7 @@ class FinePruning(Defense):
         "Then the weights that were left were trained further.",
     )
     laptop: ClassVar[Mapping[str, Any]] = LAPTOP
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.epochs": 1, "step": 0.2})
+    smoke: ClassVar[Mapping[str, Any]] = {"schedule.epochs": 1, "step": 0.2}
     every_class: ClassVar[bool] = True
 
     max_drop: float = 0.1

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import nn
@@ -16,7 +15,7 @@ from neural_polarizer.train import Schedule, fit
 RECIPE = Schedule(epochs=100, batch_size=256, lr=0.01)
 """Paper, appendix B: lr 0.01 and batches of 256 for all methods that fine-tune; 100 epochs (GTSRB: 50)."""
 
-LAPTOP: Mapping[str, Any] = MappingProxyType({"schedule.epochs": 20, "schedule.batch_size": 32, "schedule.lr": 0.03})
+LAPTOP: Mapping[str, Any] = {"schedule.epochs": 20, "schedule.batch_size": 32, "schedule.lr": 0.03}
 """Fewer passes, but larger steps on smaller batches: the laptop's victims were trained at ten times the paper's rate,
 and 0.01 leaves their backdoors in place (docs/research/defenses.md)."""
 
@@ -36,7 +35,7 @@ class FineTuning(Defense):
         "A copy of the model was trained further on clean images, all its weights: plain fine-tuning (FT).",
     )
     laptop: ClassVar[Mapping[str, Any]] = LAPTOP
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.epochs": 1})
+    smoke: ClassVar[Mapping[str, Any]] = {"schedule.epochs": 1}
     every_class: ClassVar[bool] = True
 
     schedule: Schedule = field(default=RECIPE)

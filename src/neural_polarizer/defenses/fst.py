@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -43,17 +42,15 @@ class FST(Defense):
         "the old weights could read have to move.",
     )
     every_class: ClassVar[bool] = True
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.epochs": 1})
+    smoke: ClassVar[Mapping[str, Any]] = {"schedule.epochs": 1}
     # As FT: larger steps on smaller batches.
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.batch_size": 32, "schedule.lr": 0.03})
+    laptop: ClassVar[Mapping[str, Any]] = {"schedule.batch_size": 32, "schedule.lr": 0.03}
     # The authors take as many epochs for all data sets, other than those of the paper's appendix B for its baselines.
-    for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-        {
-            "gtsrb": {"alpha": 0.1, "schedule.epochs": 10},
-            "cifar100": {"alpha": 0.001},
-            "tiny_imagenet": {"alpha": 0.001},
-        }
-    )
+    for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "gtsrb": {"alpha": 0.1, "schedule.epochs": 10},
+        "cifar100": {"alpha": 0.001},
+        "tiny_imagenet": {"alpha": 0.001},
+    }
 
     alpha: float = 0.2
     schedule: Schedule = field(default=replace(RECIPE, epochs=10, batch_size=128, weight_decay=0.0))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -44,11 +43,9 @@ class FTSAM(Defense):
         "where large weights are shaken most, since those of a backdoor are large.",
     )
     every_class: ClassVar[bool] = True
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"schedule.epochs": 1})
+    smoke: ClassVar[Mapping[str, Any]] = {"schedule.epochs": 1}
     laptop: ClassVar[Mapping[str, Any]] = LAPTOP
-    for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-        {"gtsrb": {"rho": 8.0}, "tiny_imagenet": {"rho": 8.0}}
-    )
+    for_profile: ClassVar[Mapping[str, Mapping[str, Any]]] = {"gtsrb": {"rho": 8.0}, "tiny_imagenet": {"rho": 8.0}}
 
     rho: float = 2.0
     smoothing: float = 0.1

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -43,9 +42,9 @@ class IBAU(Defense):
         "i-BAU: in turns, one perturbation was sought that misleads the model on all images at once, and the weights "
         "of a copy were changed so that it no longer does.",
     )
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 1, "iterations": 1})
+    smoke: ClassVar[Mapping[str, Any]] = {"rounds": 1, "iterations": 1}
     # Smaller batches, so that fewer rounds have as many steps as the paper's, and a larger rate, as FT.
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 3, "batch_size": 128, "lr": 1e-3})
+    laptop: ClassVar[Mapping[str, Any]] = {"rounds": 3, "batch_size": 128, "lr": 1e-3}
 
     rounds: int = 5
     batch_size: int = 256

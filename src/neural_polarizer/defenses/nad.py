@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -43,17 +42,15 @@ class NAD(Defense):
         "look at a trigger.",
     )
     every_class: ClassVar[bool] = True
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"teacher.epochs": 1, "student.epochs": 1})
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "teacher.epochs": 5,
-            "teacher.batch_size": 32,
-            "teacher.lr": 0.03,
-            "student.epochs": 15,
-            "student.batch_size": 32,
-            "student.lr": 0.03,
-        }
-    )
+    smoke: ClassVar[Mapping[str, Any]] = {"teacher.epochs": 1, "student.epochs": 1}
+    laptop: ClassVar[Mapping[str, Any]] = {
+        "teacher.epochs": 5,
+        "teacher.batch_size": 32,
+        "teacher.lr": 0.03,
+        "student.epochs": 15,
+        "student.batch_size": 32,
+        "student.lr": 0.03,
+    }
 
     teacher: Schedule = field(default=replace(RECIPE, epochs=10))
     student: Schedule = field(default=RECIPE)

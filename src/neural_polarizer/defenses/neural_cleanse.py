@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -51,19 +50,15 @@ class NeuralCleanse(Defense):
         "pattern. If none stands out, the model stays as it was.",
     )
     every_class: ClassVar[bool] = True
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"images": 40, "epochs": 2, "batch_size": 20, "schedule.epochs": 1}
-    )
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "images": 500,
-            "epochs": 30,
-            "batch_size": 50,
-            "patience": 2,
-            "schedule.epochs": 10,
-            "schedule.batch_size": 64,
-        }
-    )
+    smoke: ClassVar[Mapping[str, Any]] = {"images": 40, "epochs": 2, "batch_size": 20, "schedule.epochs": 1}
+    laptop: ClassVar[Mapping[str, Any]] = {
+        "images": 500,
+        "epochs": 30,
+        "batch_size": 50,
+        "patience": 2,
+        "schedule.epochs": 10,
+        "schedule.batch_size": 64,
+    }
 
     images: int | None = None
     epochs: int = 80

@@ -1,7 +1,6 @@
 """From a method's name to a defense: with the paper's settings, those for a laptop, or what the user asks for."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, get_args
 
 from neural_polarizer.defenses import DEFAULT, DEFENSES, defense_class
@@ -12,7 +11,7 @@ from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.scales import Scale, mirrored
 from neural_polarizer.settings import changed, check_choice, places, setting_names
 
-PAPER_EPOCHS = MappingProxyType({"gtsrb": 50})
+PAPER_EPOCHS: Mapping[str, int] = {"gtsrb": 50}
 """Appendix B; 100 for all other data sets."""
 
 _EPOCHS = ("student.epochs", "schedule.epochs", "epochs")
@@ -21,7 +20,7 @@ _EPOCHS = ("student.epochs", "schedule.epochs", "epochs")
 AUTO = "auto"
 """The site that a network gets by itself, also where a preset names one."""
 
-_FIELD = MappingProxyType({"radius": "radii", "batch-size": "batch_size", "mixture": "data"})
+_FIELD: Mapping[str, str] = {"radius": "radii", "batch-size": "batch_size", "mixture": "data"}
 
 
 def make_defense(

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -51,11 +50,14 @@ class RNP(Defense):
         "Then it was learned which of its channels can be given up as it regains its accuracy; these were switched off "
         "in the model itself, as many as accuracy allowed. No other weight was changed.",
     )
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"unlearn.epochs": 1, "recover.epochs": 1, "step": 0.3})
+    smoke: ClassVar[Mapping[str, Any]] = {"unlearn.epochs": 1, "recover.epochs": 1, "step": 0.3}
     # As many steps of the masks as the authors', but shorter: theirs push a tenth of a narrow network to 0 at once.
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"unlearn.batch_size": 64, "recover.epochs": 10, "recover.batch_size": 64, "recover.lr": 0.005}
-    )
+    laptop: ClassVar[Mapping[str, Any]] = {
+        "unlearn.batch_size": 64,
+        "recover.epochs": 10,
+        "recover.batch_size": 64,
+        "recover.lr": 0.005,
+    }
 
     images: int | None = 500
     unlearn: Schedule = field(default=Schedule(epochs=20, batch_size=128, lr=0.01, policy="constant"))

@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -51,9 +50,9 @@ class SAU(Defense):
         "the model itself to the same wrong classes, and the copy was taught not to follow them.",
     )
     every_class: ClassVar[bool] = True
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 1, "steps": 1})
+    smoke: ClassVar[Mapping[str, Any]] = {"rounds": 1, "steps": 1}
     # Fewer rounds with larger steps on smaller batches, as i-BAU.
-    laptop: ClassVar[Mapping[str, Any]] = MappingProxyType({"rounds": 5, "batch_size": 128, "lr": 1e-3})
+    laptop: ClassVar[Mapping[str, Any]] = {"rounds": 5, "batch_size": 128, "lr": 1e-3}
 
     rounds: int = 100
     batch_size: int = 256

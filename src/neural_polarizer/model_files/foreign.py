@@ -27,13 +27,11 @@ _AS_IN_TORCHVISION = (
     *("inception_v3", "googlenet", "shufflenet_v2_x1_0", "mobilenet_v2", "mobilenet_v3_large", "resnext50_32x4d"),
     *("wide_resnet50_2", "mnasnet1_0", "efficientnet_b0", "efficientnet_b3", "convnext_tiny"),
 )
-BACKDOORBENCH: Mapping[str, str] = MappingProxyType(
-    {
-        **{name: name for name in ("preactresnet18", "vgg19", "vgg19_bn", "densenet161")},
-        **{name: f"torchvision:{name}" for name in _AS_IN_TORCHVISION},
-        **{name: f"torchvision:{name}?resize=224" for name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")},
-    }
-)
+BACKDOORBENCH: Mapping[str, str] = {
+    **{name: name for name in ("preactresnet18", "vgg19", "vgg19_bn", "densenet161")},
+    **{name: f"torchvision:{name}" for name in _AS_IN_TORCHVISION},
+    **{name: f"torchvision:{name}?resize=224" for name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")},
+}
 """By the ``model_name`` in BackdoorBench's files, our name for the same network."""
 _DATA = MappingProxyType(
     {"cifar10": "cifar10", "cifar100": "cifar100", "gtsrb": "gtsrb", "tiny": "tiny_imagenet", "imagenet": "imagenet"}

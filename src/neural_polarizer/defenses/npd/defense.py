@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import nn
@@ -31,7 +30,7 @@ class NPD(NPDSettings, Defense):
     )
     revision: ClassVar[int] = 4
     least_images: ClassVar[int] = 1
-    smoke: ClassVar[Mapping[str, Any]] = MappingProxyType({"epochs": 2})
+    smoke: ClassVar[Mapping[str, Any]] = {"epochs": 2}
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         with run.timed("features"):

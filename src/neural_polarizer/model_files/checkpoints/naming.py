@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
 from typing import TypeVar
 
 from neural_polarizer.errors import BadInputError
@@ -15,17 +14,15 @@ USUAL = frozenset(("state_dict", "model_state_dict", "model", "net", "network", 
 """What the model itself is called where other weights lie beside it."""
 
 # Of each rule, the first pattern that a name fits is replaced.
-_RULES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
-    {
-        "": (),
-        "as TrojanZoo names a ResNet": ((r"^features\.", ""), (r"^classifier\.", "")),
-        "as TrojanZoo names a DenseNet": ((r"^classifier\.fc\.", "classifier."),),
-        "as pytorch-cifar names a ResNet": ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc.")),
-        "as mmpretrain does": ((r"^backbone\.", ""), (r"^head\.", "")),
-        "without the position in a Sequential": ((r"^", "1."),),
-        "without the DataParallel of the network": ((r"^", "module."),),
-    }
-)
+_RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "": (),
+    "as TrojanZoo names a ResNet": ((r"^features\.", ""), (r"^classifier\.", "")),
+    "as TrojanZoo names a DenseNet": ((r"^classifier\.fc\.", "classifier."),),
+    "as pytorch-cifar names a ResNet": ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc.")),
+    "as mmpretrain does": ((r"^backbone\.", ""), (r"^head\.", "")),
+    "without the position in a Sequential": ((r"^", "1."),),
+    "without the DataParallel of the network": ((r"^", "module."),),
+}
 # Heads for training alone, tables that are computed anew, losses and metrics, and what thop and averaging count.
 _SPARE = re.compile(
     r"^(\d+\.)?(AuxLogits|aux1|aux2)\.|(^|\.)(relative_position_index|position_ids|attn_mask|total_ops|total_params)$"
