@@ -10,9 +10,8 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
-from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.npd.aims import Known
-from neural_polarizer.defenses.npd.algorithm import initialise, optimise
+from neural_polarizer.defenses.npd.algorithm import engine_of, initialise, optimise
 from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
@@ -99,16 +98,7 @@ class CNPD(NPDSettings, Defense):
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         with run.timed("features"):
-            net = Engine(
-                model,
-                clean,
-                seed=run.seed,
-                site=self.site,
-                batch_size=self.batch_size,
-                precision=self.precision,
-                compile=self.compile,
-                device=run.device,
-            )
+            net = engine_of(self, model, clean, run)
         start, layers = copy.deepcopy(net.polarizer.state_dict()), list[Polarizer]()
         histories: list[list[dict[str, float]]] = []
         for target in range(net.num_classes):

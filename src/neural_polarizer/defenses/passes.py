@@ -25,7 +25,10 @@ def all_passes(
     phase: str,
     enough: Callable[[], bool] = lambda: False,
 ) -> None:
-    """``one_pass`` for each epoch of the schedule, or until ``enough`` says so after one.
+    """Call ``step(pixels, labels)`` for each batch, as ``train.fit`` makes them: in random order, augmented.
+
+    Order, augmentation and dropout come from the seed, ``use`` and the epoch; torch's global generators are left as
+    they were.  Batches are never larger than the clean set; the last, smaller one is dropped.
 
     Args:
         clean: the images.
@@ -35,49 +38,19 @@ def all_passes(
         run: seed, device and progress.
         use: names the random streams.
         phase: what ``progress`` is told.
-        enough: asked after each epoch.
+        enough: asked after each epoch whether to stop.
     """
-    placed = ImageSet(clean.images.to(run.device), clean.labels.to(run.device), clean.classes, clean.source)
-    for epoch in range(schedule.epochs):
-        one_pass(epoch, placed, schedule, optimizer, step, run, use=use, phase=phase)
-        if enough():
-            return
-
-
-def one_pass(
-    epoch: int,
-    clean: ImageSet,
-    schedule: Schedule,
-    optimizer: torch.optim.Optimizer,
-    step: Step,
-    run: Run,
-    *,
-    use: str,
-    phase: str,
-) -> None:
-    """Call ``step(pixels, labels)`` for each batch, as ``train.fit`` makes them: in random order, augmented.
-
-    Order, augmentation and dropout come from the seed, ``use`` and the epoch; torch's global generators are left as
-    they were.  Batches are never larger than the clean set; the last, smaller one is dropped.
-
-    Args:
-        epoch: from 0.
-        clean: the images, where ``step`` computes.
-        schedule: batch size, learning rates and augmentation.
-        optimizer: whose learning rate follows the schedule.
-        step: one update.
-        run: seed and progress.
-        use: names the random streams.
-        phase: what ``progress`` is told.
-    """
-    images, labels = clean.images, clean.labels
+    images, labels = clean.images.to(run.device), clean.labels.to(run.device)
     batch = min(schedule.batch_size, len(labels))
     steps = len(labels) // batch
-    generator = run.stream(use, epoch)
-    order = torch.randperm(len(labels), generator=generator).to(labels.device)
-    with global_rng(run.seed, f"{use} dropout", epoch):
-        for number, rows in enumerate(order[: steps * batch].split(batch)):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.lr_at(epoch * steps + number, steps)
-            step(to_pixels(schedule.augment(images[rows], generator)), labels[rows])
-            run.progress(phase, epoch * steps + number + 1, schedule.epochs * steps)
+    for epoch in range(schedule.epochs):
+        generator = run.stream(use, epoch)
+        order = torch.randperm(len(labels), generator=generator).to(labels.device)
+        with global_rng(run.seed, f"{use} dropout", epoch):
+            for number, rows in enumerate(order[: steps * batch].split(batch)):
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.lr_at(epoch * steps + number, steps)
+                step(to_pixels(schedule.augment(images[rows], generator)), labels[rows])
+                run.progress(phase, epoch * steps + number + 1, schedule.epochs * steps)
+        if enough():
+            return

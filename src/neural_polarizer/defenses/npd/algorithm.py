@@ -10,10 +10,11 @@ from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neural_polarizer.data.images import to_pixels
+from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.descent import Descent
 from neural_polarizer.defenses.engine import Engine, Values
 from neural_polarizer.defenses.npd.aims import Aim, Targets, aim_of
@@ -23,6 +24,21 @@ from neural_polarizer.defenses.schedule import feature_units_rate
 from neural_polarizer.layer.polarizer import batch_statistics
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.train import Progress
+
+
+def engine_of(settings: NPDSettings, model: nn.Module, clean: ImageSet, run: Run) -> Engine:
+    """``model`` with the layer that is to be learned."""
+    return Engine(
+        model,
+        clean,
+        seed=run.seed,
+        site=settings.site,
+        structure=settings.structure,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        compile=settings.compile,
+        device=run.device,
+    )
 
 
 def initialise(settings: NPDSettings, net: Engine, *, seed: int, progress: Progress) -> float:

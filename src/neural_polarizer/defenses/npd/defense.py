@@ -8,9 +8,8 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
-from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.npd.aims import targets_of
-from neural_polarizer.defenses.npd.algorithm import initialise, optimise
+from neural_polarizer.defenses.npd.algorithm import engine_of, initialise, optimise
 from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.defenses.result import Outcome
 
@@ -34,17 +33,7 @@ class NPD(NPDSettings, Defense):
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         with run.timed("features"):
-            net = Engine(
-                model,
-                clean,
-                seed=run.seed,
-                site=self.site,
-                structure=self.structure,
-                batch_size=self.batch_size,
-                precision=self.precision,
-                compile=self.compile,
-                device=run.device,
-            )
+            net = engine_of(self, model, clean, run)
             targets = targets_of(self, net.num_classes)
         with run.timed("warm_up"):
             unit_rate = initialise(self, net, seed=run.seed, progress=run.progress)
