@@ -18,15 +18,12 @@ class Engine(Protocol):
     @property
     def slots(self) -> int:
         """How many cells it takes at a time."""
-        ...
 
     def submit(self, cell: Cell) -> None:
         """Begin with a cell."""
-        ...
 
     def next(self) -> tuple[Cell, Record]:
         """Wait for one of the cells that were submitted; a cell that was lost has a failed record."""
-        ...
 
 
 @runtime_checkable
@@ -35,11 +32,9 @@ class Listener(Protocol):
 
     def started(self, cell: Cell) -> None:
         """A cell is computed now."""
-        ...
 
     def finished(self, cell: Cell, record: Record) -> None:
         """A cell has its record."""
-        ...
 
 
 def current(cells: Iterable[Cell], store: Store) -> dict[str, Record]:

@@ -8,8 +8,9 @@ import torch
 import typer
 
 from neural_polarizer.cli import options
+from neural_polarizer.cli.inputs import parse_label
 from neural_polarizer.defenses import DEFAULT, DEFENSES, Defense
-from neural_polarizer.defenses.npd.presets import Preset, Target
+from neural_polarizer.defenses.npd.presets import Preset
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_precision
 from neural_polarizer.model_files.record import ModelRecord
@@ -109,7 +110,9 @@ def chosen_defense(asked: PurifyOptions, profile: str | None, device: torch.devi
     if method not in DEFENSES and ":" not in method:
         raise typer.BadParameter(f"--method {method!r}: choose one of {', '.join(DEFENSES)}, or give MODULE:CLASS")
     options.look_in_current_folder(method)
-    defense = make_defense(method, name=asked.preset, scale=asked.scale, profile=profile, target=_target(asked.target))
+    # any class, to check the other options with; ``purify`` puts the audit's in its place
+    target = 0 if asked.target == AUTO else parse_label(asked.target, "--target", "a class number, 'next' or 'auto'")
+    defense = make_defense(method, name=asked.preset, scale=asked.scale, profile=profile, target=target)
     given = {
         "site": asked.site,
         "epochs": asked.epochs,
@@ -128,14 +131,3 @@ def profile_of(record: ModelRecord) -> str | None:
     """The data set with the model's normalisation, if only one has it."""
     names = [name for name, statistics in PROFILES.items() if statistics == (record.mean, record.std)]
     return names[0] if len(names) == 1 else None
-
-
-def _target(text: str | None) -> Target:
-    if text is None or text == "next":
-        return "next" if text else None
-    if text == AUTO:
-        return 0  # any class, to check the other options with; ``purify`` puts the audit's in its place
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"--target {text!r}: expected a class number, 'next' or 'auto'") from None

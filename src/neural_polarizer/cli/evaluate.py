@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import classes_of, parse_poison_label, read_evidence, triggered_path
+from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading
 from neural_polarizer.cli.output import console, right, show, show_table
 from neural_polarizer.cli.progress import bars
@@ -50,7 +50,7 @@ def evaluate(asked: EvaluateOptions) -> None:
         size=asked.reading.image_size(loaded),
         num_classes=loaded.record.num_classes,
         classes=classes_of(loaded, asked.classes),
-        poison_label=parse_poison_label(asked.poison_label),
+        poison_label=parse_label(asked.poison_label, "--poison-label"),
     )
     if evidence.test is not None:
         check_takes(loaded, evidence.test.image_size)

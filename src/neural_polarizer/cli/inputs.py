@@ -37,8 +37,8 @@ def classes_of(loaded: LoadedModel, given: Path | None) -> ClassNames | None:
     return None if loaded.record.classes is None else ClassNames(loaded.record.classes, said_by=str(loaded.path))
 
 
-def parse_poison_label(text: str | None) -> PoisonLabel | None:
-    """A class number or "next".
+def parse_label(text: str | None, option: str, expected: str = "a class number or 'next'") -> PoisonLabel | None:
+    """A class number or "next", as ``option`` has it.
 
     Raises:
         typer.BadParameter: it is neither.
@@ -48,7 +48,7 @@ def parse_poison_label(text: str | None) -> PoisonLabel | None:
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"--poison-label {text!r}: expected a class number or 'next'") from None
+        raise typer.BadParameter(f"{option} {text!r}: expected {expected}") from None
 
 
 def read_evidence(

@@ -9,7 +9,7 @@ import torch
 from neural_polarizer.audit import choose_target
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.defense import AUTO, PurifyOptions, chosen_defense, profile_of
-from neural_polarizer.cli.inputs import classes_of, given_words, parse_poison_label, read_evidence, triggered_path
+from neural_polarizer.cli.inputs import classes_of, given_words, parse_label, read_evidence, triggered_path
 from neural_polarizer.cli.output import console, show_report, show_warnings
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.cli.result import show_result
@@ -74,7 +74,7 @@ def _read(asked: PurifyOptions, defense: Defense) -> Purification:
     check_takes(loaded, pool.image_size)
     triggered = triggered_path(asked.model, asked.triggered)
     poisoned = None if asked.mixture is None else read_images(asked.mixture, size=pool.image_size, **form)
-    label = parse_poison_label(asked.poison_label)
+    label = parse_label(asked.poison_label, "--poison-label")
     evidence = read_evidence(asked.test, triggered, size=pool.image_size, poison_label=label, **form)
     sources = {
         "clean": asked.clean,

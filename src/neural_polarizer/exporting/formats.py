@@ -35,11 +35,9 @@ class Format(Protocol):
 
     def encode(self, portable: Portable, about: Mapping[str, Any]) -> bytes:
         """The bytes of the file."""
-        ...
 
     def reader(self, path: Path, portable: Portable) -> Run:
         """The model in a file that ``encode`` made."""
-        ...
 
 
 FORMATS: Mapping[FormatName, Format] = MappingProxyType(

@@ -62,7 +62,6 @@ class Accomplice(Protocol):
 
     def assemble(self, images: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Assembled:
         """The batch to train on, from uint8 images and labels."""
-        ...
 
 
 def fit(

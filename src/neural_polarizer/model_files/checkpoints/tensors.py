@@ -41,15 +41,12 @@ class Storages(Protocol):
     @property
     def little_endian(self) -> bool:
         """The order of the bytes of a number."""
-        ...
 
     def storage_bytes(self, key: str) -> int:
         """The size of a storage, without reading it; a BadInputError where there is none of that key."""
-        ...
 
     def storage(self, key: str) -> bytearray:
         """The bytes of a storage, writable because tensors are."""
-        ...
 
 
 def check_records(records: dict[str, TensorRecord], archive: Storages) -> None:
