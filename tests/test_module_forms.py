@@ -194,6 +194,30 @@ class Locked(TinyNet):
         self.kept = self.head.weight * 2  # still part of a computation
 
 
+class Keeping(TinyNet):
+    """Keeps what it has computed, as code that looks at features does."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.kept = self.features(images)
+        return self.head(self.pool(self.kept).flatten(1))
+
+
+class InHalf(TinyNet):
+    """Computes in bfloat16, whatever it is given."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(images)
+
+
+@pytest.mark.parametrize("kind", [Keeping, InHalf])
+@pytest.mark.parametrize("method", ["npd", "ft"])
+def test_networks_that_keep_what_they_compute_or_choose_its_type_are_purified(kind: type[TinyNet], method: str) -> None:
+    settings: dict[str, Any] = {"epochs": 1} if method == "npd" else {}
+    found = npz.purify(made(kind()), CLEAN, method, device="cpu", force=True, **settings)
+    assert npz.evaluate(found, CLEAN, device="cpu").n_test == len(CLEAN)
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a dict": (lambda: tiny_model().state_dict(), "must be a torch.nn.Module.*, got OrderedDict; build the network"),
     "a function": (lambda: torch.relu, r"must be a torch.nn.Module from pixels to logits, got builtin_function"),

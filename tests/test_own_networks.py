@@ -75,6 +75,14 @@ def lazy(num_classes):
 def leaving(num_classes):
     raise SystemExit(2)
 
+class TwoHeads(Net):
+    def __init__(self):
+        super().__init__(5)
+        self.spare = nn.Linear(4, 9)
+
+    def forward(self, pixels):
+        return nn.Sequential(*list(self)[:5])(pixels)
+
 class Unkind(Net):
     def forward(self, pixels):
         return {"scores": super().forward(pixels)}["logits"]
@@ -260,6 +268,14 @@ def test_whatever_the_code_raises_at_an_image_is_told_in_one_line(file: Path, tm
     net = defined(f"{file}:Unkind")
     with pytest.raises(BadInputError, match=r"cannot take images of 8x8 pixels \(KeyError: 'logits'\); give --size"):
         check_takes(load_model(weights(tmp_path / "m.pt", net), architecture=net), (8, 8))
+
+
+def test_the_user_knows_the_number_of_classes_where_the_last_layer_is_not_the_head(file: Path, tmp_path: Path) -> None:
+    net = defined(f"{file}:TwoHeads")
+    path = weights(tmp_path / "m.pt", net)
+    with pytest.raises(BadInputError, match="gives no 9 logits for an image, but 2 x 5 for two; give --num-classes 5"):
+        check_takes(load_model(path, architecture=net), (8, 8))
+    check_takes(load_model(path, architecture=net, num_classes=5), (8, 8))
 
 
 def test_one_logit_stands_for_two_classes(tmp_path: Path) -> None:

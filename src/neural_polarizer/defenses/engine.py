@@ -16,6 +16,7 @@ from neural_polarizer.layer.polarizer import Polarizer, Structure, shifted
 from neural_polarizer.layer.sites import Candidate, candidates, choose_site, features_at
 from neural_polarizer.layer.structures import make_polarizer
 from neural_polarizer.layer.surgery import Cut, Site, cut, insert
+from neural_polarizer.models.forms import let_go
 from neural_polarizer.rng import stream
 
 Values = tuple[Tensor, ...]
@@ -94,7 +95,7 @@ class Engine:
             self.site = Site.parse(site)
         self.features = features_at(frozen, self.site, probe)
         self.polarizer = make_polarizer(structure, self.features, stream(seed, "structure")).to(self.device).eval()
-        self.model = insert(frozen, self.site, self.polarizer).to(memory_format=torch.channels_last)
+        self.model = insert(let_go(frozen), self.site, self.polarizer).to(memory_format=torch.channels_last)
         self.num_classes = _num_classes(self.model, probe)
         highest = int(self.labels.max())
         if highest >= self.num_classes:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, class_counts, to_pixels
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.forms import in_float32
+from neural_polarizer.models.forms import copied, in_float32
 from neural_polarizer.models.normalize import described, outputs, two_logits
 
 FEWEST_IMAGES = 10
@@ -54,21 +54,16 @@ def check_gradients(working: nn.Module, images: ImageSet) -> None:
     """Refuse a network whose logits do not depend on its weights in a way that could be learned from.
 
     Args:
-        working: its flags are as before afterwards.
+        working: left as it is.
         images: two are tried.
 
     Raises:
         BadInputError: they do not.
     """
-    flags = {each: each.requires_grad for each in working.parameters()}
-    try:
-        working.requires_grad_(True)
-        with torch.enable_grad():
-            learns = bool(working(to_pixels(images.images[:2])).requires_grad)
-    finally:
-        for each, flag in flags.items():
-            each.requires_grad_(flag)
-    if flags and not learns:
+    tried = copied(working).requires_grad_(True)  # networks that keep what they compute could not be copied afterwards
+    with torch.enable_grad():
+        learns = bool(tried(to_pixels(images.images[:2])).requires_grad)
+    if any(True for _ in tried.parameters()) and not learns:
         raise BadInputError(
             "the model gives logits without gradients, from which nothing can be learned; take torch.no_grad, "
             "torch.inference_mode or detach out of its forward"

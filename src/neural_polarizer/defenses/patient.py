@@ -10,7 +10,7 @@ from neural_polarizer.defenses.base import MOST_AT_ONCE, Defense, Repaired
 from neural_polarizer.defenses.fitting import check_classes, understood
 from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.metrics import predict
-from neural_polarizer.models.forms import check_module, in_float32
+from neural_polarizer.models.forms import check_module, in_float32, let_go
 from neural_polarizer.models.normalize import two_logits
 from neural_polarizer.plausibility import Finding, examine, harm_done
 from neural_polarizer.train import Progress, silent
@@ -61,7 +61,7 @@ class Patient:
         """
         images = self.clean if shown is None else shown
         found = defense.repair(self.original, images, seed=seed, device=device, progress=progress)
-        result = in_float32(found.model)
+        result = in_float32(let_go(found.model))
         result = two_logits(result) if self.yes_no else result
         answers = predict(result, self.clean, device=device, batch_size=defense.at_once)
         hits = int((answers == self.clean.labels).sum())

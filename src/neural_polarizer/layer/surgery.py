@@ -1,6 +1,5 @@
 """Putting the polarizer into a network, and cutting the network there; always on a copy."""
 
-import copy
 import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.by_class import ByClass
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.models.adapted import replace_module
+from neural_polarizer.models.forms import copied
 from neural_polarizer.models.normalize import Normalized
 
 
@@ -98,9 +98,9 @@ def insert(model: nn.Module, site: Site, polarizer: nn.Module) -> nn.Module:
     With layers by class the copy is run twice in each call.
 
     Raises:
-        BadInputError: the site does not exist.
+        BadInputError: the site does not exist, or the model cannot be copied.
     """
-    polarized = copy.deepcopy(model)
+    polarized = copied(model)
     module = polarized.get_submodule(full_name(model, site))
     replace_module(polarized, module, PolarizedModule(module, polarizer, site.side))
     if isinstance(polarizer, ByClass):
@@ -150,7 +150,7 @@ def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]
         return f"the network cannot be traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if not all(isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1] for value in values):
         return "a value that crosses the cut does not belong to single images"
-    if not torch.allclose(logits, expected, rtol=1e-4, atol=1e-4):
+    if not torch.allclose(logits.float(), expected.float(), rtol=1e-4, atol=1e-4):
         return "the traced network gives other logits than the network itself"
     return parts
 

@@ -46,7 +46,12 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
             f"{proposed}"
         )
     if logits.shape != (2, loaded.record.num_classes):
-        raise BadInputError(f"{said}: it gives no {loaded.record.num_classes} logits for an image")
+        shape = " x ".join(map(str, logits.shape))
+        more = logits.ndim == 2 and len(logits) == 2 and logits.shape[1] > 1
+        remedy = f"give --num-classes {logits.shape[1]}" if more else "give one that gives N x K"
+        raise BadInputError(
+            f"{said}: it gives no {loaded.record.num_classes} logits for an image, but {shape} for two; {remedy}"
+        )
     if not bool(logits.isfinite().all()):
         raise BadInputError(
             f"{loaded.path}: gives NaN or infinite logits for a black or a white image; its weights or normalisation "

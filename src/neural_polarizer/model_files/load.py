@@ -98,7 +98,7 @@ def load_model(
         architecture: needed for files that neither are ours nor lie in a folder that says it; the weights never
             choose it. A text is only a name: code of the user's own comes as what ``models.definition.network_named``
             made of it, and is needed for our own files of such networks, too.
-        num_classes: only checked, as the file's head tells it.
+        num_classes: only checked, as the file's head tells it; but code of the user's that does not take it may not.
         profile: normalisation, a name of ``PROFILES`` or MEAN/STD. Where a file that is not ours comes without one,
             that of the library's own configuration is taken, or none; a remark says which.
         weights: which entry of a file that holds several sets of weights; None takes the one that fits.
@@ -194,7 +194,8 @@ def _sized(
     classes = num_classes or found or record.num_classes
     if not classes:
         raise BadInputError(f"{file}: {unlike(tensors, kind, record.config)}")
-    if found is not None and num_classes is not None and found != num_classes:
+    guessed = isinstance(kind, Definition) and not kind.takes_num_classes
+    if found is not None and num_classes is not None and found != num_classes and not guessed:
         raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
     named = record.classes if ours or record.classes is None or len(record.classes) == classes else None
     return replace(record, num_classes=classes, width=width, classes=named), told

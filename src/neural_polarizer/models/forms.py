@@ -69,6 +69,18 @@ def copied(model: nn.Module) -> nn.Module:
         ) from None
 
 
+def let_go(model: nn.Module) -> nn.Module:
+    """``model`` itself, a copy of ours that has run: where it keeps what it computed, it keeps the values alone.
+
+    What is still part of a computation can neither be copied nor leaves the memory.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[name] = value.detach()
+    return model
+
+
 def in_float32(model: nn.Module) -> nn.Module:
     """A copy in float32 on the CPU, in evaluation mode; ``model`` stays as it is.
 
