@@ -3,9 +3,9 @@
     python benchmarks/published_table.py [--suite real] [--results results] [--n-clean 500]
 
 One row a model: ACC / ASR in percent before, after our default method (the mean of the seeds that are there, and the
-largest ASR of them) and after each rival (the mean of its seeds). Implants have RA5 as a third value; the one before is
-that of the clean network, into which the trigger is planted anew. A last row has the mean DER of the backdoored models.
-Cells that are not computed show "-".
+largest ASR of them), after it with 50 clean images where that was computed, and after each rival (the mean of its
+seeds). Implants have RA5 as a third value; the one before is that of the clean network, into which the trigger is
+planted anew. A last row has the mean DER of the backdoored models. Cells that are not computed show "-".
 """
 
 import argparse
@@ -70,8 +70,8 @@ def pair(each: Sequence[Mapping[str, Any]]) -> str:
     return " / ".join(mean(each, value) for value in ("acc", "asr", "ra5") if each[0].get(value) is not None)
 
 
-def row(victim: str, found: Results, rivals: Sequence[str]) -> list[str]:
-    """One model's."""
+def row(victim: str, found: Results, few: Results, rivals: Sequence[str]) -> list[str]:
+    """One model's; ``few`` are the results with 50 clean images, if there is a column for them."""
     ours = found.get((victim, OURS), [])
     attacked = bool(ours) and ours[0]["asr"] is not None
     worst = f"{100 * max(each['asr'] for each in ours):.1f}" if attacked else ""
@@ -82,20 +82,22 @@ def row(victim: str, found: Results, rivals: Sequence[str]) -> list[str]:
         f"**{pair(ours)}**",
         worst,
         *rest,
+        *([pair(few.get((victim, OURS), []))] if few else []),
         *(pair(found.get((victim, each), [])) for each in rivals),
     ]
 
 
-def last_row(victims: Sequence[str], found: Results, rivals: Sequence[str]) -> list[str]:
+def last_row(victims: Sequence[str], found: Results, few: Results, rivals: Sequence[str]) -> list[str]:
     """The mean DER of the models that have a backdoor."""
 
-    def der(defense: str) -> str:
+    def der(defense: str, found: Results = found) -> str:
         each = [found.get((victim, defense), []) for victim in victims]
         known = [[run["der"] for run in runs if run["der"] is not None] for runs in each if runs]
         means = [sum(runs) / len(runs) for runs in known if runs]
         return f"{100 * sum(means) / len(means):.1f}" if means else NONE
 
-    return ["mean DER", "", "", "", "", f"**{der(OURS)}**", *(der(each) for each in rivals)]
+    ours = [f"**{der(OURS)}**", *([der(OURS, few)] if few else [])]
+    return ["mean DER", "", "", "", "", *ours, *(der(each) for each in rivals)]
 
 
 def main() -> None:
@@ -105,11 +107,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--n-clean", type=int, default=500)
     options = parser.parse_args()
-    found, rivals = results(options.suite, Store(str(options.results)), options.n_clean), RIVALS[options.suite]
+    store, rivals = Store(str(options.results)), RIVALS[options.suite]
+    found = results(options.suite, store, options.n_clean)
+    few = results(options.suite, store, 50) if options.suite == "published" and options.n_clean != 50 else {}
     victims = list(dict.fromkeys(victim for victim, _ in found))
-    heads = ["model", "before", f"`{OURS}`", "worst ASR", "RA", "DER", *(f"`{each}`" for each in rivals)]
-    rows = [row(each, found, rivals) for each in victims]
-    for cells in (heads, ["---"] * len(heads), *rows, last_row(victims, found, rivals)):
+    heads = ["model", "before", f"`{OURS}`", "worst ASR", "RA", "DER", *(["50 images"] if few else [])]
+    heads += [f"`{each}`" for each in rivals]
+    rows = [row(each, found, few, rivals) for each in victims]
+    for cells in (heads, ["---"] * len(heads), *rows, last_row(victims, found, few, rivals)):
         print("| " + " | ".join(cells) + " |")
 
 
