@@ -335,7 +335,11 @@ def test_splits_go_by_longer_names_too(tmp_path: Path, splits: tuple[str, str]) 
 
 
 def test_classes_that_are_called_like_splits_stay_classes(tmp_path: Path) -> None:
-    assert read_images(str(folder(tmp_path, bullet_train=1, steam_train=1))).classes == ("bullet_train", "steam_train")
+    two = folder(tmp_path / "two", bullet_train=1, steam_train=1)
+    assert read_images(str(two)).classes == ("bullet_train", "steam_train")
+    for name in ("bullet_train", "bus", "steam_train"):
+        folder(tmp_path / "three" / name, camera_1=1, camera_2=1)
+    assert read_images(str(tmp_path / "three")).classes == ("bullet_train", "bus", "steam_train")
 
 
 @pytest.mark.parametrize(

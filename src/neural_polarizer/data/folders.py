@@ -138,7 +138,8 @@ def _check_layout(root: Path, classes: list[str]) -> None:
             "with the columns file_name and label beside the images"
         )
     splits = [name for name in classes if _SPLIT_OF.fullmatch(name)]
-    alike = [name for name in classes if name in splits or _LIKE_A_SPLIT.fullmatch(name)]
+    # Among classes, one that is called like a split may be a class, too, as passenger_train.
+    alike = classes if all(name in splits or _LIKE_A_SPLIT.fullmatch(name) for name in classes) else splits
     nested = [name for name in alike if next(_folders(root / name), None) is not None or _is_annotated(root / name)]
     if nested and (len(alike) == len(classes) or len(alike) > 1):
         listed = " or ".join(shown(root / name) for name in alike[:6])
