@@ -18,7 +18,7 @@ from neural_polarizer.data.parquet import write_images
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
 from neural_polarizer.defenses.stand_ins import looks, seen
 from neural_polarizer.defenses.stand_ins.defense import LeastStandIns
-from neural_polarizer.defenses.stand_ins.least import least_stand_ins
+from neural_polarizer.defenses.stand_ins.least import Space, least_stand_ins
 from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
 from neural_polarizer.models.preact_resnet import PreActResNet18
@@ -76,12 +76,12 @@ def test_the_looks_say_how_many_of_many_classes_they_look_at(monkeypatch: pytest
     spent: list[int] = []
     search: Callable[..., Any] = least_stand_ins
 
-    def counted(forward: Callable[[Tensor, Tensor], Tensor], *rest: Any, **more: Any) -> Any:
+    def counted(space: Space, *rest: Any, **more: Any) -> Any:
         def noted(rows: Tensor, deltas: Tensor) -> Tensor:
             spent.append(len(rows))
-            return forward(rows, deltas)
+            return space.forward(rows, deltas)
 
-        return search(noted, *rest, **more)
+        return search(replace(space, forward=noted), *rest, **more)
 
     for module in (looks, seen):
         monkeypatch.setattr(module, "least_stand_ins", counted)
