@@ -121,6 +121,20 @@ def test_sites_are_listed_with_the_one_that_purify_takes(runs: Path, tmp_path: P
     assert by_site.keys() == {site for site, around in bypassed.items() if not around}
 
 
+@pytest.mark.parametrize("command", ["sites", "evaluate"])
+def test_a_file_for_figures_replaces_nothing_but_json(runs: Path, tmp_path: Path, capsys: Capsys, command: str) -> None:
+    words = (command, runs / "attack", *(("--test", runs / "test.parquet") if command == "evaluate" else ()))
+    model = tmp_path / "model.pt"
+    model.write_bytes(b"PK, as a model begins")
+    for there in (model, tmp_path):
+        done = run(capsys, *words, "--json", there)
+        message = f"error: --json {there}: is there already and no file of JSON; choose another name\n"
+        assert (done.code, done.err) == (2, message)
+    assert model.read_bytes() == b"PK, as a model begins"
+    for _ in range(2):
+        assert run(capsys, *words, "--json", tmp_path / "a.json").code == 0
+
+
 def test_sites_of_a_foreign_file_need_the_size_of_its_images(tmp_path: Path, capsys: Capsys) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(PreActResNet18(3, 2).state_dict(), path)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
-from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading
+from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading, json_file
 from neural_polarizer.cli.output import console, right, show, show_table
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
@@ -32,7 +32,7 @@ class EvaluateOptions:
             help="Images with the trigger, for ASR and RA; triggered.parquet, or a folder with --poison-label."
         ),
     ] = None
-    json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.")] = None
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.", callback=json_file)] = None
     reading: Reading
     classes: Classes = None
     poison_label: PoisonLabelText = None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from neural_polarizer.data.decode import MAX_PIXELS
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models import definition
 from neural_polarizer.models.architecture import FORMS
@@ -30,6 +30,21 @@ def known_profile(text: str | None) -> str | None:
     except BadInputError as error:
         raise typer.BadParameter(str(error)) from None
     return text
+
+
+def json_file(path: Path | None) -> Path | None:
+    """``path`` as it is.
+
+    Raises:
+        WrongUsageError: something else than JSON would be lost there.
+    """
+    if path is None or not path.exists():
+        return path
+    if path.is_file():  # a pipe would make us wait
+        with path.open("rb") as file:
+            if file.read(1) in (b"", b"{"):
+                return path
+    raise WrongUsageError(f"--json {path}: is there already and no file of JSON; choose another name")
 
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.")]

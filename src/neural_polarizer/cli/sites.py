@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.options import Quiet, Reading
+from neural_polarizer.cli.options import Quiet, Reading, json_file
 from neural_polarizer.cli.output import right, show_table, show_whole
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
@@ -25,7 +25,7 @@ class SitesOptions:
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack.")]
     reading: Reading
     everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False
-    json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.")] = None
+    json: Annotated[Path | None, typer.Option(help="Write the list to this file, too.", callback=json_file)] = None
     quiet: Quiet = False
 
 
