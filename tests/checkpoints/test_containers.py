@@ -229,6 +229,12 @@ def test_an_average_that_lies_deeper_is_named_too(tmp_path: Path, place: tuple[s
     assert same(load(path, weights=name), average)
 
 
+def test_a_file_of_one_set_needs_no_name_of_it(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pt", network().state_dict())
+    with pytest.raises(BadInputError, match="it has no weights 'ema'; it has one set of weights: leave --weights out"):
+        load(path, weights="ema")
+
+
 def test_a_safetensors_file_has_one_set(tmp_path: Path) -> None:
     import safetensors.torch
 

@@ -165,7 +165,9 @@ def _inside(found: dict[str, Any], entry: str) -> tuple[str, str]:
             places.append((path, inner))
     if len(places) == 1:
         return places[0]
-    raise BadInputError(f"it has no weights {printable(entry)!r}; --weights takes one of {listing(found)}")
+    named = [path for path in found if path]
+    remedy = f"--weights takes one of {listing(named)}" if named else "it has one set of weights: leave --weights out"
+    raise BadInputError(f"it has no weights {printable(entry)!r}; {remedy}")
 
 
 def _names(holder: Any) -> set[str]:
