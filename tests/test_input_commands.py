@@ -1,6 +1,7 @@
 """Commands with data and systems as users have them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_a_folder_of_triggered_images_by_true_class_is_measured_with_a_poison_la
     assert run(capsys, *words, *more, "--poison-label", "cat").code == 2
     shuffled = run(capsys, *words, *more, "--poison-label", "next", "--json", found)
     assert (shuffled.code, json.loads(found.read_text())["n_triggered"]) == (0, len(images))
+
+
+def test_a_poison_label_without_triggered_images_is_no_usage(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "attack", tmp_path / "attack")
+    (tmp_path / "attack" / "triggered.parquet").unlink()
+    words = ("evaluate", tmp_path / "attack", "--test", runs / "test.parquet", "--device", "cpu")
+    assert run(capsys, *words).code == 0
+    refused = run(capsys, *words, "--poison-label", 0)
+    assert (refused.code, "give --triggered, too" in " ".join(refused.err.split())) == (2, True)
 
 
 def test_a_purification_of_mapped_and_numbered_classes_can_be_verified(

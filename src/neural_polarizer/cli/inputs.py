@@ -8,6 +8,7 @@ import typer
 from neural_polarizer.data.classes import ClassNames, read_class_names
 from neural_polarizer.data.poison import PoisonLabel, read_triggered
 from neural_polarizer.data.sources import read_images
+from neural_polarizer.errors import WrongUsageError
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.runs.attack import TRIGGERED
 from neural_polarizer.runs.inspect import Evidence
@@ -64,7 +65,10 @@ def read_evidence(
 
     Raises:
         BadInputError: a set is missing, damaged, or does not fit the model.
+        WrongUsageError: there is a label for images with the trigger, but there are none.
     """
+    if triggered is None and poison_label is not None:
+        raise WrongUsageError("--poison-label is for images with the trigger; give --triggered, too")
     images = None if test is None else read_images(test, size=size, num_classes=num_classes, classes=classes)
     shape = size if images is None else images.image_size
     stamped = None
