@@ -1,7 +1,7 @@
 """Least stand-ins: perturbations that images share, of the smallest norm that still leads them to a class."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -103,14 +103,16 @@ def least_stand_ins(
     images = min(search.images, batch_size)
     groups = torch.arange(len(aims)).split(max(1, batch_size // images))
     parts = [(begin.select(group), forms.select(group)) for group in groups]
-    last, radii = _searched(space, parts, images, search, generator, told)
+    others = {aim: space.others(aim) for aim in set(aims.tolist())}
+    last, radii = _searched(space, others, parts, images, search, generator, told)
     norms = torch.stack(radii[-max(1, round(search.averaged * search.steps)) :]).log().mean(dim=0).exp()
-    idle = torch.tensor([len(space.others(aim)) == 0 for aim in aims.tolist()], dtype=torch.bool, device=norms.device)
+    idle = torch.tensor([len(others[aim]) == 0 for aim in aims.tolist()], dtype=torch.bool, device=norms.device)
     return StandIns(_of_length(last.deltas, norms), norms, last.success.masked_fill(idle, 0.0), aims)
 
 
 def _searched(
     space: Space,
+    others: Mapping[int, Tensor],
     parts: Sequence[tuple[StandIns, "Forms"]],
     images: int,
     search: Search,
@@ -121,7 +123,7 @@ def _searched(
     now, radii = [part for part, _ in parts], []
     for step in range(search.steps):
         for place, (_, forms) in enumerate(parts):
-            rows = [_drawn(space.others(aim), images, generator) for aim in now[place].aims.tolist()]
+            rows = [_drawn(others[aim], images, generator) for aim in now[place].aims.tolist()]
             if rows:
                 now[place] = _stepped(space, now[place], forms, torch.stack(rows), step, search)
             told(step * len(parts) + place + 1, search.steps * len(parts))
