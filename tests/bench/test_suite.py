@@ -1,5 +1,9 @@
 """Suites: what their files may say, and which cells come of it."""
 
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from neural_polarizer.defenses import DEFENSES, NPD, EntropyPruning, FineTuning
 from neural_polarizer.defenses.npd.presets import VARIANTS, preset
 from neural_polarizer.errors import BadInputError
 
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "paper_scale.sh"
 PAPER = {
     *(f"table{number:02}" for number in range(1, 16)),
     *("fig03", "fig04", "fig05-07", "lemma1"),
@@ -27,7 +32,7 @@ def test_every_table_and_figure_of_the_paper_has_its_suite() -> None:
 
 
 @pytest.mark.parametrize("name", suite_names())
-@pytest.mark.parametrize("scale", ["paper", "laptop", "smoke"])
+@pytest.mark.parametrize("scale", ["paper", "short", "laptop", "smoke"])
 def test_every_suite_can_be_planned_at_every_scale(name: str, scale: str) -> None:
     suite = load_suite(name)
     cells = planned(suite, scale)  # type: ignore[arg-type]
@@ -62,7 +67,7 @@ def test_suites_share_cells_and_a_changed_option_makes_others() -> None:
     }
 
 
-def test_a_network_can_be_trained_in_its_own_way_but_not_at_paper_scale() -> None:
+def test_a_network_can_be_trained_in_its_own_way_only_at_laptop_scale() -> None:
     text = """
 scale = "laptop"
 [[grid]]
@@ -80,9 +85,10 @@ lr = 0.001
     assert (second.images, second.victim.schedule.optimizer, second.victim.schedule.lr) == (700, "adamw", 0.001)
     assert "optimizer" not in first.request["victim"]["schedule"]
     assert second.request["victim"]["schedule"]["optimizer"] == "adamw"
-    third = cells_of(text.replace("laptop", "paper"))[2]
-    assert isinstance(third, VictimCell)
-    assert (third.images, third.victim.schedule.optimizer) == (None, "sgd")
+    for scale, epochs in (("paper", 100), ("short", 10)):
+        third = cells_of(text.replace("laptop", scale))[2]
+        assert isinstance(third, VictimCell)
+        assert (third.images, third.victim.schedule.optimizer, third.victim.schedule.epochs) == (None, "sgd", epochs)
     with pytest.raises(BadInputError, match="did you mean 'optimizer'"):
         cells_of(text.replace("optimizer =", "optimiser ="))
 
@@ -263,3 +269,14 @@ def test_the_parsed_suite_is_what_the_text_says() -> None:
     assert suite.scale == "smoke"
     assert suite.layout.rows == ("attack",)
     assert suite.grids[0]["seed"] == (0, 1, 2)
+
+
+@pytest.mark.process
+def test_the_script_for_a_gpu_plans_the_whole_first_table(tmp_path: Path) -> None:
+    where = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    words = ["bash", str(SCRIPT), "cifar10=digits:train,digits:test", str(tmp_path / "out"), "--dry-run"]
+    done = subprocess.run(words, env=where, capture_output=True, text=True, timeout=300, check=True)
+    planned_cells = re.findall(r"(victim|purification) +. +(\d+) ", done.stdout)
+    steps = [8, 8 * 3, 8 * (6 + 4), 8 * (6 + 4 * 3)]
+    assert [int(count) for kind, count in planned_cells if kind == "purification"] == steps
+    assert planned_cells[-2] == ("victim", "8")

@@ -1,4 +1,4 @@
-"""How the victims are trained: the paper's recipe, and one for a laptop without a GPU."""
+"""How the victims are trained: the paper's recipe, a short one for a GPU, and one for a laptop without."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import nn
 from neural_polarizer.attacks.base import Attack, LearnedTrigger, Workshop
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.models.forms import copied
-from neural_polarizer.scales import Scale, mirrored
+from neural_polarizer.scales import VictimScale, mirrored
 from neural_polarizer.settings import check_choice
 from neural_polarizer.train import Progress, Schedule, silent
 
@@ -34,22 +34,23 @@ class Recipe:
     pgd_steps: int
 
 
-def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none", implant: bool = False) -> Recipe:
+def recipe(kind: type[Attack], *, scale: VictimScale = "paper", profile: str = "none", implant: bool = False) -> Recipe:
     """The recipe of one attack for one kind of images.
 
     "paper" is 100 epochs (GTSRB 50, Tiny ImageNet 200) of SGD at full width. "laptop" is a network of
     width 16 in few epochs of one-cycle training with small crops: minutes on two cores (docs/research/attacks.md).
+    "short" is the full width in twice as many epochs, with the paper's crops.
 
     Args:
         kind: the attack's class; its ``recipe``, ``laptop`` and ``laptop_epochs`` say what it needs otherwise.
-        scale: "paper" or "laptop".
+        scale: "paper", "short" or "laptop".
         profile: which data set the images are like, a name of ``PROFILES``.
         implant: fine-tune a trained network, in few epochs at a low rate whatever the scale.
 
     Raises:
         BadInputError: unknown scale.
     """
-    check_choice("scale", scale, get_args(Scale))
+    check_choice("scale", scale, get_args(VictimScale))
     flip = mirrored(profile)
     if scale == "paper" and not implant:
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
@@ -58,8 +59,10 @@ def recipe(kind: type[Attack], *, scale: Scale = "paper", profile: str = "none",
     if implant:
         rest = Schedule(epochs=kind.implant_epochs, policy="one-cycle", lr=0.02, crop_padding=2, flip=flip)
         return Recipe(settings=settings, schedule=rest, width=None, pgd_steps=2)
-    schedule = Schedule(epochs=kind.laptop_epochs, policy="one-cycle", lr=0.1, crop_padding=2, flip=flip)
-    return Recipe(settings=settings, schedule=schedule, width=16, pgd_steps=2)
+    short = scale == "short"
+    epochs, crops = (2 * kind.laptop_epochs, 4) if short else (kind.laptop_epochs, 2)
+    schedule = Schedule(epochs=epochs, policy="one-cycle", lr=0.1, crop_padding=crops, flip=flip)
+    return Recipe(settings=settings, schedule=schedule, width=None if short else 16, pgd_steps=2)
 
 
 class Implanted(NamedTuple):

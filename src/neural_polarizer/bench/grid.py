@@ -19,7 +19,7 @@ from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.report.bench.results import Label
 from neural_polarizer.runs.attack import Victim
-from neural_polarizer.scales import Scale
+from neural_polarizer.scales import Scale, VictimScale
 from neural_polarizer.settings import changed
 from neural_polarizer.train import AdversarialTraining
 
@@ -107,7 +107,8 @@ def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> Vic
     init = suite.given.get(str(labels["init"]))
     kind, data = attack_class(name), str(labels["data"]) if scale != "smoke" or init is not None else SMOKE_DATA
     profile = data if data in PROFILES else "none"
-    plan = recipe(kind, scale=_recipes(scale), profile=profile, implant=init is not None)
+    trained: VictimScale = "laptop" if scale == "smoke" else scale
+    plan = recipe(kind, scale=trained, profile=profile, implant=init is not None)
     settings = {**plan.settings, **suite.attack_options.get(name, {})}
     spared = bool(settings.pop("spare_triggered", False))
     pgd_steps = int(settings.pop("pgd_steps", plan.pgd_steps))
@@ -115,7 +116,7 @@ def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> Vic
     hardening = AdversarialTraining(eps=eps / 255, steps=pgd_steps, spare_triggered=spared)
     attack = changed(kind(poison_rate=float(labels["poison_rate"]), label_rule=rule), settings)
     architecture = str(labels["model"])
-    own = {} if scale == "paper" and init is None else dict(suite.victims.get(architecture, {}))
+    own = {} if _recipes(scale) == "paper" and init is None else dict(suite.victims.get(architecture, {}))
     images, width = own.pop("images", None), own.pop("width", None)
     schedule = replace(changed(plan.schedule, own), precision=suite.precision)
     victim = Victim(
@@ -175,7 +176,7 @@ def _by_name(method: str, scale: BenchScale, victim: VictimCell | GivenCell, nam
     profile = victim.data if victim.data in PROFILES else "none"
     if method not in VARIANTS:
         return make_defense(method, scale=_recipes(scale), profile=profile)
-    name = name or ("paper" if scale == "paper" else "shipped")
+    name = name or ("paper" if _recipes(scale) == "paper" else "shipped")
     return make_defense(method, name=name, profile=profile, target=_target(victim) if method in KNOWS_TARGET else None)
 
 
@@ -193,4 +194,4 @@ def _target(victim: VictimCell | GivenCell) -> Target:
 
 
 def _recipes(scale: BenchScale) -> Scale:
-    return "paper" if scale == "paper" else "laptop"
+    return "paper" if scale in ("paper", "short") else "laptop"

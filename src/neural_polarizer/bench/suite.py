@@ -18,8 +18,9 @@ else:  # the same parser, from its own package
     import tomli as tomllib
 
 Kind = Literal["purification", "reactivation", "gradcam", "distances", "lemma1"]
-BenchScale = Literal["paper", "laptop", "smoke"]
-"""The paper's settings; minutes a cell on one core; or a moment, on digits, to see that everything works."""
+BenchScale = Literal["paper", "short", "laptop", "smoke"]
+"""The paper's settings; the same but for victims of fewer epochs; minutes a cell on one core; or a moment, on digits,
+to see that everything works."""
 
 AXES: Mapping[str, tuple[type, Label]] = {
     "data": (str, "cifar10"),
@@ -71,7 +72,7 @@ class Suite:
         grids: each is the product of its axes; the suite is all of them.
         variants: settings of defenses, by the name that the axis "variant" has for them.
         sites: insertion sites by model and by the name that the axis "site" has for them.
-        victims: settings of the schedule by model, and "images" to train on and "width"; not at paper scale.
+        victims: settings of the schedule by model, and "images" to train on and "width"; at laptop scale.
         attack_options: settings of attacks, by name.
         defense_options: settings of defenses, by name.
         layout: of the table.

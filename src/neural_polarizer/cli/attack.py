@@ -22,7 +22,7 @@ from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.runs.attack import Planting, Victim, deliver_attack
-from neural_polarizer.scales import Scale
+from neural_polarizer.scales import VictimScale
 from neural_polarizer.train import AdversarialTraining, Schedule
 
 FEW_EPOCHS = 30
@@ -40,7 +40,7 @@ class AttackOptions:
     out: Annotated[Path | None, typer.Option(help="Folder for the results; made if need be.")] = None
     dotted: Annotated[str | None, typer.Option("--attack", help="Another way to give the name.")] = None
     listed: Annotated[bool, typer.Option("--list", help="Show all attacks and leave.")] = False
-    scale: Annotated[Scale, typer.Option(help="The paper's recipe, or minutes on two cores.")] = "paper"
+    scale: Annotated[VictimScale, typer.Option(help="The paper's recipe, or a shorter one.")] = "paper"
     arch: options.GivenArchitecture = None
     width: Annotated[
         int | None,
