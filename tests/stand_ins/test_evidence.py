@@ -161,8 +161,16 @@ def test_the_form_of_a_trigger_is_the_one_in_which_its_class_stands_out() -> Non
     assert not smooth.beyond_pixels(3.0)
     assert usual([low], [calm, calm, low], torch.zeros(0)).beyond_pixels(3.0)
     assert not usual([low], [calm, calm, calm], torch.zeros(0)).beyond_pixels(3)
-    assert smooth.judging(3.0)[0].tolist() == [*smooth.forms[0, :2].tolist(), 0.0]  # a length in features tells less
-    assert smooth.judging(3.0)[1].tolist() == smooth.forms[1].tolist()
+
+
+def test_only_forms_in_which_a_class_stands_out_judge() -> None:
+    calm = torch.linspace(-1, 1, 10)
+    low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
+    smooth, everywhere = usual([low], [calm, low, low], torch.zeros(9)), usual([low], [low, low, low], torch.zeros(9))
+    assert smooth.judging(3.0)[0].tolist() == [0.0, float(smooth.forms[0, 1]), 0.0]  # the features' length tells less
+    assert smooth.judging(3.0)[1].tolist() == smooth.forms[1].tolist()  # it stands out in none
+    assert everywhere.judging(3.0)[0].tolist() == [*everywhere.forms[0, :2].tolist(), 0.0]
+    assert usual([low], [calm, calm, low], torch.zeros(9)).judging(3.0)[0, 2] > 3  # in features only: all as they are
 
 
 def test_next_is_an_aim_like_a_class_and_other_shifts_are_its_crowd() -> None:

@@ -53,12 +53,15 @@ class Belief:
         return bool(of_likeliest[-1] >= clear) and bool(of_likeliest[:-1].max() < clear)
 
     def judging(self, clear: float) -> Float[Tensor, "a f"]:
-        """``forms`` for what is to judge: where one in pixels stands out, by ``clear``, those in pixels only.
+        """``forms`` for what is to judge: where some in pixels stand out, by ``clear``, only these.
 
-        What stands out there does so at the layer's input, too, and a length there says little of a trigger's.
+        In any other form stand-ins are what the class has by nature, and a layer that stops the trigger leaves them.  At
+        the layer's input a class stands out wherever it does in pixels, but a length there says little of a trigger's.
         """
-        seen = self.forms[:, :-1].amax(dim=1) >= clear
-        return torch.cat([self.forms[:, :-1], self.forms[:, -1:].masked_fill(seen[:, None], 0.0)], dim=1)
+        clearly = torch.cat(
+            [self.forms[:, :-1] >= clear, torch.zeros_like(self.forms[:, -1:], dtype=torch.bool)], dim=1
+        )
+        return torch.where(clearly.any(dim=1, keepdim=True), self.forms.masked_fill(~clearly, 0.0), self.forms)
 
     def knowing(self, aim: int, floor: float) -> "Belief":
         """The same where somebody has told the attacker's aim; every aim keeps its share of ``floor``."""

@@ -74,7 +74,8 @@ class Judge:
         left = self.led(held)
         mean = sum(share * count for share, count in left.values()) / max(1, sum(count for _, count in left.values()))
         suspect, _ = left.get(likeliest, (mean, 0))
-        return Point(dial, acc, drop, drop - errors * error, mean, suspect)
+        excused = errors * math.hypot(error, self._guard.systematic)
+        return Point(dial, acc, drop, drop - excused, mean, suspect)
 
     def lengths(self, count: int) -> Float[Tensor, " n"]:
         """How many times its own length a held-out stand-in has on each of ``count`` images."""

@@ -157,6 +157,8 @@ class Guard:
         views: as many harder copies of the images (``views.harder``) judge, at least one of each.
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
             tell it no better; times ``Belief.certainty``, as only a backdoor is worth the risk.
+        systematic: error of an expected loss that more images do not lower, as a fraction, beside the standard error.
+            Images that a network was trained on lose more than others, by so much on average (measured).
         dials: how far beyond the learned layer (1) the result may go; points that are measured.
         enough: a share of images that held-out stand-ins may lead over; nothing more is tried below it.
         beyond: how much further the dial goes than held-out stand-ins need, within the budget: a real trigger is no
@@ -167,6 +169,7 @@ class Guard:
     folds: int = 4
     views: int = 1500
     errors: float = 2.0
+    systematic: float = 0.0025
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
     enough: float = 0.02
     beyond: float = 0.5
