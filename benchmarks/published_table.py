@@ -3,8 +3,8 @@
     python benchmarks/published_table.py [--suite real] [--results results] [--n-clean 500]
 
 One row a model: ACC / ASR in percent before, after our default method (the mean of the seeds that are there, and the
-largest ASR of them), after it with 50 clean images where that was computed, and after each rival (the mean of its
-seeds). Implants have RA5 as a third value; the one before is that of the clean network, into which the trigger is
+largest ASR of them), after it with 50 and 2,500 clean images where that was computed, and after each rival (the mean of
+its seeds). Implants have RA5 as a third value; the one before is that of the clean network, into which the trigger is
 planted anew. A last row has the mean DER of the backdoored models. Cells that are not computed show "-".
 """
 
@@ -23,6 +23,8 @@ RIVALS = {
     "published": ("npd", "npd reference", "ft", "ft-sam", "fst", "i-bau", "clp"),
     "real": ("npd", "ft", "ft-sam", "fst", "i-bau", "clp"),
 }
+OTHER_COUNTS = (50, 2500)
+"""Of clean images, with which our method has a column of its own."""
 NONE = "-"
 TITLES = {
     "wrn-16-1-grid": "WRN-16-1, grid trigger, CIFAR-10",
@@ -70,8 +72,8 @@ def pair(each: Sequence[Mapping[str, Any]]) -> str:
     return " / ".join(mean(each, value) for value in ("acc", "asr", "ra5") if each[0].get(value) is not None)
 
 
-def row(victim: str, found: Results, few: Results, rivals: Sequence[str]) -> list[str]:
-    """One model's; ``few`` are the results with 50 clean images, if there is a column for them."""
+def row(victim: str, found: Results, others: Mapping[int, Results], rivals: Sequence[str]) -> list[str]:
+    """One model's; ``others`` are the results by number of clean images that have a column of their own."""
     ours = found.get((victim, OURS), [])
     attacked = bool(ours) and ours[0]["asr"] is not None
     worst = f"{100 * max(each['asr'] for each in ours):.1f}" if attacked else ""
@@ -82,12 +84,12 @@ def row(victim: str, found: Results, few: Results, rivals: Sequence[str]) -> lis
         f"**{pair(ours)}**",
         worst,
         *rest,
-        *([pair(few.get((victim, OURS), []))] if few else []),
+        *(pair(each.get((victim, OURS), [])) for each in others.values()),
         *(pair(found.get((victim, each), [])) for each in rivals),
     ]
 
 
-def last_row(victims: Sequence[str], found: Results, few: Results, rivals: Sequence[str]) -> list[str]:
+def last_row(victims: Sequence[str], found: Results, others: Mapping[int, Results], rivals: Sequence[str]) -> list[str]:
     """The mean DER of the models that have a backdoor."""
 
     def der(defense: str, found: Results = found) -> str:
@@ -96,7 +98,7 @@ def last_row(victims: Sequence[str], found: Results, few: Results, rivals: Seque
         means = [sum(runs) / len(runs) for runs in known if runs]
         return f"{100 * sum(means) / len(means):.1f}" if means else NONE
 
-    ours = [f"**{der(OURS)}**", *([der(OURS, few)] if few else [])]
+    ours = [f"**{der(OURS)}**", *(der(OURS, each) for each in others.values())]
     return ["mean DER", "", "", "", "", *ours, *(der(each) for each in rivals)]
 
 
@@ -109,12 +111,14 @@ def main() -> None:
     options = parser.parse_args()
     store, rivals = Store(str(options.results)), RIVALS[options.suite]
     found = results(options.suite, store, options.n_clean)
-    few = results(options.suite, store, 50) if options.suite == "published" and options.n_clean != 50 else {}
+    counts = [count for count in OTHER_COUNTS if options.suite == "published" and count != options.n_clean]
+    each = {count: results(options.suite, store, count) for count in counts}
+    others = {count: found for count, found in each.items() if any(defense == OURS for _, defense in found)}
     victims = list(dict.fromkeys(victim for victim, _ in found))
-    heads = ["model", "before", f"`{OURS}`", "worst ASR", "RA", "DER", *(["50 images"] if few else [])]
+    heads = ["model", "before", f"`{OURS}`", "worst ASR", "RA", "DER", *(f"{count:,} images" for count in others)]
     heads += [f"`{each}`" for each in rivals]
-    rows = [row(each, found, few, rivals) for each in victims]
-    for cells in (heads, ["---"] * len(heads), *rows, last_row(victims, found, few, rivals)):
+    rows = [row(each, found, others, rivals) for each in victims]
+    for cells in (heads, ["---"] * len(heads), *rows, last_row(victims, found, others, rivals)):
         print("| " + " | ".join(cells) + " |")
 
 
