@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from neural_polarizer.analysis.inputs import check_pairs, frozen_copy
+from neural_polarizer.analysis.inputs import check_pairs, frozen_copy, share
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.sites import default_site
@@ -27,75 +27,47 @@ PIXELS = "pixels"
 
 @dataclass(frozen=True)
 class Search:
-    """What both kinds of perturbation have in common.
+    """What both kinds of perturbation have in common."""
 
-    Args:
-        ball: the constraint on each perturbation.
-        steps: of projected gradient descent.
-        step_size: in pixel units of [0, 1].
-        rule: how a step follows from the gradient; see ``perturb``.
-    """
-
-    ball: Ball
-    steps: int
-    step_size: float
-    rule: StepRule = "sign"
+    ball: Ball  # the constraint on each perturbation
+    steps: int  # of projected gradient descent
+    step_size: float  # in pixel units of [0, 1]
+    rule: StepRule = "sign"  # how a step follows from the gradient; see ``perturb``
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Mean L2 distances from the triggered images, over the images.
+    """Mean L2 distances from the triggered images, over the images."""
 
-    Args:
-        space: PIXELS, or the site whose feature map is compared, such as ``after:layer4``.
-        clean: of the clean images.
-        targeted: of those perturbed towards the target.
-        untargeted: of those perturbed away from their class.
-        ratio: ``untargeted / targeted``, above 1 if targeted perturbations are the better stand-in for the trigger;
-            None if they hit the triggered images exactly.
-    """
-
-    space: str
-    clean: float
-    targeted: float
-    untargeted: float
+    space: str  # PIXELS, or the site whose feature map is compared, such as ``after:layer4``
+    clean: float  # of the clean images
+    targeted: float  # of those perturbed towards the target
+    untargeted: float  # of those perturbed away from their class
+    # ``untargeted / targeted``, above 1 if targeted perturbations are the better stand-in for the trigger; None if they
+    # hit the triggered images exactly.
     ratio: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class Scatter:
-    """The first two principal components of one space, of all versions together.
+    """The first two principal components of one space, of all versions together."""
 
-    Args:
-        points: float64 ``(4, m, 2)``, in the order of VERSIONS.
-        explained: the share of the variance along each.
-    """
-
-    points: Tensor
-    explained: tuple[float, float]
+    points: Tensor  # float64 ``(4, m, 2)``, in the order of VERSIONS
+    explained: tuple[float, float]  # the share of the variance along each
 
 
 @dataclass(frozen=True, eq=False)
 class PerturbationStudy:
-    """What two kinds of perturbation have in common with a trigger.
+    """What two kinds of perturbation have in common with a trigger."""
 
-    Args:
-        n: number of images.
-        distances: one for the pixels, then one for each site.
-        triggered_reached: share of the triggered images that are classified as their target.
-        targeted_reached: the same of the targeted perturbations.
-        untargeted_reached: share of the untargeted perturbations that are not classified as their true class.
-        scatters: for the space of each of ``distances``.
-        rows: for a contact sheet, uint8 ``(m, 3, h, w)`` each: the four VERSIONS, then what the last three change,
-            each row amplified by its own largest change.
-    """
-
-    n: int
-    distances: tuple[Distance, ...]
-    triggered_reached: float
-    targeted_reached: float
-    untargeted_reached: float
-    scatters: Mapping[str, Scatter]
+    n: int  # number of images
+    distances: tuple[Distance, ...]  # one for the pixels, then one for each site
+    triggered_reached: float  # share of the triggered images that are classified as their target
+    targeted_reached: float  # the same of the targeted perturbations
+    untargeted_reached: float  # share of the untargeted perturbations that are not classified as their true class
+    scatters: Mapping[str, Scatter]  # for the space of each of ``distances``
+    # For a contact sheet, uint8 ``(m, 3, h, w)`` each: the four VERSIONS, then what the last three change, each row
+    # amplified by its own largest change.
     rows: tuple[Tensor, ...]
 
 
@@ -138,9 +110,9 @@ def study_perturbations(
     return PerturbationStudy(
         n=len(clean),
         distances=tuple(_distance(space, lengths) for space, lengths in seen.lengths.items()),
-        triggered_reached=_share(seen.answers[1] == targets),
-        targeted_reached=_share(seen.answers[2] == targets),
-        untargeted_reached=_share(seen.answers[3] != labels),
+        triggered_reached=share(seen.answers[1] == targets),
+        targeted_reached=share(seen.answers[2] == targets),
+        untargeted_reached=share(seen.answers[3] != labels),
         scatters={space: scatter(each) for space, each in _look(frozen, places, seen.versions[:, :plotted])[1].items()},
         rows=_rows(seen.versions[:, :shown].cpu()),
     )
@@ -148,17 +120,11 @@ def study_perturbations(
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """All images as they are, triggered, perturbed towards their targets and away from their labels.
+    """All images as they are, triggered, perturbed towards their targets and away from their labels."""
 
-    Args:
-        versions: float pixels ``(4, n, 3, h, w)``, on the device.
-        answers: the network's classes, int64 ``(4, n)``, on the CPU.
-        lengths: distances from the triggered image in each space, ``(4, n)``, on the CPU.
-    """
-
-    versions: Tensor
-    answers: Tensor
-    lengths: Mapping[str, Tensor]
+    versions: Tensor  # float pixels ``(4, n, 3, h, w)``, on the device
+    answers: Tensor  # the network's classes, int64 ``(4, n)``, on the CPU
+    lengths: Mapping[str, Tensor]  # distances from the triggered image in each space, ``(4, n)``, on the CPU
 
 
 def _by_batches(
@@ -276,7 +242,3 @@ def _distance(space: str, lengths: Float[Tensor, "4 n"]) -> Distance:
 def _rows(versions: Float[Tensor, "4 n 3 h w"]) -> tuple[Tensor, ...]:
     pictures = (versions * 255).round().to(torch.uint8)
     return (*pictures, *(amplify(version - versions[0]) for version in versions[1:]))
-
-
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())

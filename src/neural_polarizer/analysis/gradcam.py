@@ -18,55 +18,38 @@ _INFERNO = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 1
 
 @dataclass(frozen=True, eq=False)
 class Cams:
-    """Class activation maps.
+    """Class activation maps."""
 
-    Args:
-        maps: float ``(n, h, w)`` of the images' size, in [0, 1]; all 0 where no place speaks for the class more than
-            another does.
-        classes: int64 ``(n,)``, the predicted class that each map explains.
-        grid: rows and columns of the layer's own map.
-    """
-
+    # Float ``(n, h, w)`` of the images' size, in [0, 1]; all 0 where no place speaks for the class more than another
+    # does.
     maps: Tensor
-    classes: Tensor
-    grid: tuple[int, int]
+    classes: Tensor  # int64 ``(n,)``, the predicted class that each map explains
+    grid: tuple[int, int]  # rows and columns of the layer's own map
 
 
 @dataclass(frozen=True)
 class Focus:
-    """How much of what a network looks at is the trigger.
+    """How much of what a network looks at is the trigger."""
 
-    Args:
-        classes: the predicted class of each triggered image.
-        shares: the share of each map's energy inside the trigger, in [0, 1]; None for a map that is 0 everywhere.
-        mean: of all shares that there are; None if there are none.
-    """
-
-    classes: tuple[int, ...]
+    classes: tuple[int, ...]  # the predicted class of each triggered image
+    # The share of each map's energy inside the trigger, in [0, 1]; None for a map that is 0 everywhere.
     shares: tuple[float | None, ...]
-    mean: float | None
+    mean: float | None  # of all shares that there are; None if there are none
 
 
 @dataclass(frozen=True, eq=False)
 class CamComparison:
-    """Two networks' maps of the same triggered images.
+    """Two networks' maps of the same triggered images."""
 
-    Args:
-        layer: whose maps they are.
-        stride: pixels of the image for each cell of the layer's map, down and right.
-        areas: the share of each image that counts as trigger: the ``shares`` of a network that looks everywhere alike.
-            Near 1 for a trigger that changes all of the image; the shares tell nothing then.
-        before: the backdoored network.
-        after: the purified one.
-        rows: for a contact sheet, uint8 ``(m, 3, h, w)`` each: clean images, triggered images, the maps of the
-            backdoored network over the latter, and those of the purified one.
-    """
-
-    layer: str
-    stride: tuple[float, float]
+    layer: str  # whose maps they are
+    stride: tuple[float, float]  # pixels of the image for each cell of the layer's map, down and right
+    # The share of each image that counts as trigger: the ``shares`` of a network that looks everywhere alike. Near 1
+    # for a trigger that changes all of the image; the shares tell nothing then.
     areas: tuple[float, ...]
-    before: Focus
-    after: Focus
+    before: Focus  # the backdoored network
+    after: Focus  # the purified one
+    # For a contact sheet, uint8 ``(m, 3, h, w)`` each: clean images, triggered images, the maps of the backdoored
+    # network over the latter, and those of the purified one.
     rows: tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -127,17 +110,8 @@ def grad_cam(
 ) -> Cams:
     """Grad-CAM for the predicted classes: ``relu(sum_k w_k A_k)`` with ``w_k`` the mean of ``d logit / d A_k``.
 
-    Source: Selvaraju et al., ICCV 2017, by captum; enlarged to the image bilinearly, then stretched to [0, 1].
-
-    Args:
-        model: pixels in [0, 1] to logits; a copy in evaluation mode is looked at.
-        images: n > 0.
-        layer: as in ``compare_cams``; it is found behind an inserted polarizer, too.
-        device: where to compute; the result is on the CPU.
-        batch_size: images a pass.
-
-    Raises:
-        BadInputError: no such layer, a layer that gives no map with several places, or captum is not installed.
+    Source: Selvaraju et al., ICCV 2017, by captum; enlarged to the image bilinearly, then stretched to [0, 1]. A copy
+    of ``model`` in evaluation mode is looked at; ``layer`` is found behind an inserted polarizer, too.
     """
     try:
         from captum.attr import LayerAttribution, LayerGradCam
@@ -179,15 +153,10 @@ def _stretched(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
 def trigger_mask(
     clean: UInt8[Tensor, "n c h w"], triggered: UInt8[Tensor, "n c h w"], grid: tuple[int, int]
 ) -> Bool[Tensor, "n h w"]:
-    """Where the trigger is, as coarsely as a layer can tell: all pixels of every cell in which a pixel differs.
+    """Where the trigger is, as coarsely as a layer of such a ``grid`` can tell: every cell in which a pixel differs.
 
     Maps are enlarged bilinearly, so one that is 1 in a single corner cell and 0 elsewhere has 49/64 of its energy
     inside that cell (in 8 x 8 pixels).
-
-    Args:
-        clean: the images.
-        triggered: the same with the trigger.
-        grid: rows and columns of the layer's map.
     """
     differs = (clean != triggered).any(dim=1, keepdim=True).float()
     cells = F.adaptive_max_pool2d(differs, grid)

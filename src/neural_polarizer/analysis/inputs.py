@@ -21,9 +21,6 @@ def last_convolution(model: nn.Module) -> str:
 
     Give it the network as it was: an inserted polarizer has a convolution, too. A normalisation around the network
     is not counted in the name.
-
-    Raises:
-        BadInputError: there is none.
     """
     network = model.network if isinstance(model, Normalized) else model
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
@@ -35,11 +32,8 @@ def last_convolution(model: nn.Module) -> str:
 def name_in(model: nn.Module, layer: str) -> str:
     """What ``model`` calls the module ``layer`` of the network as it was before a polarizer was put into it.
 
-    Where the polarizer sits at this very module, the name is that of the two together, whose output is what the rest
-    of the network receives in the module's place.
-
-    Raises:
-        BadInputError: there is no such module; the nearest names are listed.
+    Where the polarizer sits at this very module, the name is that of the two together, whose output is what the rest of
+    the network receives in the module's place.
     """
     network = model.network if isinstance(model, Normalized) else model
     module, path = network, [] if network is model else ["network"]
@@ -58,11 +52,7 @@ def name_in(model: nn.Module, layer: str) -> str:
 
 
 def check_pairs(clean: Tensor, triggered: Tensor) -> None:
-    """Refuse images that are not the same ones with and without the trigger.
-
-    Raises:
-        BadInputError: not uint8 ``(n, 3, h, w)`` with at least one image, of different shapes, or all alike.
-    """
+    """Refuse images that are not the same ones, uint8 ``(n, 3, h, w)``, with and without the trigger."""
     for name, images in (("clean", clean), ("triggered", triggered)):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise BadInputError(
@@ -76,3 +66,8 @@ def check_pairs(clean: Tensor, triggered: Tensor) -> None:
         )
     if torch.equal(clean, triggered):
         raise BadInputError("the triggered images equal the clean ones; stamp them first")
+
+
+def share(hits: Tensor) -> float:
+    """The share that is True."""
+    return float(hits.double().mean())

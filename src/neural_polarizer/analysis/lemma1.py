@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from neural_polarizer.analysis.inputs import share
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 
@@ -24,72 +25,43 @@ class CurvePoint:
 
     Uncorrelated outputs do not promise a low ``success``: at t = 1 poisoned and clean samples have the same outputs on
     average, but the target's may be the largest of these.
-
-    Args:
-        t: the part, in [0, 1].
-        covariance: the largest ``|Cov(<P_t phi, h>, m)|`` of all classes.
-        accuracy: the share of clean samples whose class is told.
-        target_clean: the mean output of the target for clean samples.
-        target_poisoned: the same for poisoned ones.
-        success: the share of poisoned samples of other classes that are taken for the target; None without any.
     """
 
-    t: float
-    covariance: float
-    accuracy: float
-    target_clean: float
-    target_poisoned: float
+    t: float  # the part, in [0, 1]
+    covariance: float  # the largest ``|Cov(<P_t phi, h>, m)|`` of all classes
+    accuracy: float  # the share of clean samples whose class is told
+    target_clean: float  # the mean output of the target for clean samples
+    target_poisoned: float  # the same for poisoned ones
+    # The share of poisoned samples of other classes that are taken for the target; None without any.
     success: float | None
 
 
 @dataclass(frozen=True)
 class Lemma1:
-    """The check of one random problem.
+    """The check of one random problem."""
 
-    Args:
-        poisoned: share of poisoned samples.
-        rank: of the projection; one less than ``features``.
-        features: D, the number of random features.
-        idempotence: the largest entry of ``|P P - P|``.
-        symmetry: the largest entry of ``|P - P^T|``.
-        change: the largest entry of ``|P - I|``; 0 would be the trivial projection.
-        before: of the backdoored predictor, t = 0.
-        after: of the same behind the projection, t = 1.
-        kernel_before: the largest covariance of the kernel predictor.
-        kernel_after: the same behind the projection in the kernel's own feature space.
-        curve: from ``before`` to ``after``.
-    """
-
-    poisoned: float
-    rank: int
-    features: int
-    idempotence: float
-    symmetry: float
-    change: float
-    before: CurvePoint
-    after: CurvePoint
-    kernel_before: float
-    kernel_after: float
-    curve: tuple[CurvePoint, ...]
+    poisoned: float  # share of poisoned samples
+    rank: int  # of the projection; one less than ``features``
+    features: int  # D, the number of random features
+    idempotence: float  # the largest entry of ``|P P - P|``
+    symmetry: float  # the largest entry of ``|P - P^T|``
+    change: float  # the largest entry of ``|P - I|``; 0 would be the trivial projection
+    before: CurvePoint  # of the backdoored predictor, t = 0
+    after: CurvePoint  # of the same behind the projection, t = 1
+    kernel_before: float  # the largest covariance of the kernel predictor
+    kernel_after: float  # the same behind the projection in the kernel's own feature space
+    curve: tuple[CurvePoint, ...]  # from ``before`` to ``after``
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A backdoored classification problem with n samples.
+    """A backdoored classification problem with n samples."""
 
-    Args:
-        samples: float64 ``(n, d + 1)``, the images x with the indicator m beside them.
-        features: float64 ``(n, D)``, phi(x, m).
-        poisoned: float64 ``(n,)``, m, 0 or 1.
-        classes: int64 ``(n,)``, the true classes y.
-        wanted: float64 ``(n, K)``, the labels to be learned, one-hot: the target if m = 1, otherwise y.
-    """
-
-    samples: Tensor
-    features: Tensor
-    poisoned: Tensor
-    classes: Tensor
-    wanted: Tensor
+    samples: Tensor  # float64 ``(n, d + 1)``, the images x with the indicator m beside them
+    features: Tensor  # float64 ``(n, D)``, phi(x, m)
+    poisoned: Tensor  # float64 ``(n,)``, m, 0 or 1
+    classes: Tensor  # int64 ``(n,)``, the true classes y
+    wanted: Tensor  # float64 ``(n, K)``, the labels to be learned, one-hot: the target if m = 1, otherwise y
 
 
 def check_lemma1(seed: int, *, samples: int = 600, rate: float = 0.3, points: int = 21) -> Lemma1:
@@ -156,8 +128,7 @@ def covariance(values: Float[Tensor, "n d"], poisoned: Float[Tensor, " n"]) -> F
 def projection(features: Float[Tensor, "n d"], poisoned: Float[Tensor, " n"]) -> Float[Tensor, "d d"]:
     """``P = I - c c^T / |c|^2`` with ``c = Cov(phi, m)``, the whole cross-covariance of a binary m.
 
-    Raises:
-        BadInputError: c is zero, as it is if all samples are clean or all are poisoned.
+    Refused where c is zero, as it is if all samples are clean or all are poisoned.
     """
     shared = covariance(features, poisoned)
     length = shared.square().sum()
@@ -180,11 +151,7 @@ def gaussian_gram(samples: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
 def projected_values(
     gram: Float[Tensor, "n n"], poisoned: Float[Tensor, " n"], weights: Float[Tensor, "n k"]
 ) -> Float[Tensor, "n k"]:
-    """``<P phi(z), h>`` at the samples for ``h = sum_j a_j k(., z_j)``, by the kernel alone.
-
-    Raises:
-        BadInputError: as ``projection``.
-    """
+    """``<P phi(z), h>`` at the samples for ``h = sum_j a_j k(., z_j)``, by the kernel alone."""
     centred = (poisoned - poisoned.mean()) / len(poisoned)
     shared = gram @ centred  # <phi(z), c> at each sample, for c = Cov(phi, m)
     length = centred @ shared
@@ -208,16 +175,12 @@ def _point(problem: Problem, part: Tensor, readout: Tensor, t: float) -> CurvePo
     return CurvePoint(
         t,
         covariance=_largest(covariance(outputs, problem.poisoned)),
-        accuracy=_share(found[clean] == problem.classes[clean]),
+        accuracy=share(found[clean] == problem.classes[clean]),
         target_clean=float(outputs[clean, _TARGET].mean()),
         target_poisoned=float(outputs[~clean, _TARGET].mean()),
-        success=_share(found[attacked] == _TARGET) if attacked.any() else None,
+        success=share(found[attacked] == _TARGET) if attacked.any() else None,
     )
 
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().max())
-
-
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())
