@@ -24,41 +24,27 @@ BLIND = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Audited:
-    """What the clean images say of one model.
+    """What the clean images say of one model."""
 
-    Args:
-        verdict: "backdoor" where ``p_value`` is below ``level``; otherwise "none seen", or "cannot say" with a reason.
-        suspect: the class that is named, or "next" for all-to-all; None unless the verdict is "backdoor".
-        likeliest: the same, whether it stands out or not.
-        p_value: how often a model whose classes are alike would show a class that stands out as much.
-        level: of the test, the share of false alarms among such models.
-        posterior: probability of a backdoor, which was ``prior`` before the evidence; an upper bound, as p-values
-            become the largest factors that they allow.
-        prior: see there.
-        nameable: for each measure how near a class would have to be, as a share of the others' norm, to be named by it
-            only; None where it was not measured.
-        accuracy: of the model on the clean images, in [0, 1].
-        makes_sense: whether it knows these images at all (``plausibility.examine``).
-        site: where the layer's input was.
-        reason: why nothing can be said; None where something is said.
-        by_class: what was measured, a value for each class.
-        found: the evidence itself.
-    """
-
+    # "backdoor" where ``p_value`` is below ``level``; otherwise "none seen", or "cannot say" with a reason.
     verdict: Verdict
-    suspect: Suspect | None
-    likeliest: Suspect
-    p_value: float
-    level: float
+    suspect: Suspect | None  # the class that is named, or "next" for all-to-all; None unless the verdict is "backdoor"
+    likeliest: Suspect  # the same, whether it stands out or not
+    p_value: float  # how often a model whose classes are alike would show a class that stands out as much
+    level: float  # of the test, the share of false alarms among such models
+    # Probability of a backdoor, which was ``prior`` before the evidence; an upper bound, as p-values become the largest
+    # factors that they allow.
     posterior: float
-    prior: float
+    prior: float  # see there
+    # For each measure how near a class would have to be, as a share of the others' norm, to be named by it only; None
+    # where it was not measured.
     nameable: Mapping[str, float | None]
-    accuracy: float
-    makes_sense: bool
-    site: str
-    reason: str | None
-    by_class: Mapping[str, Sequence[float | None]]
-    found: Found
+    accuracy: float  # of the model on the clean images, in [0, 1]
+    makes_sense: bool  # whether it knows these images at all (``plausibility.examine``)
+    site: str  # where the layer's input was
+    reason: str | None  # why nothing can be said; None where something is said
+    by_class: Mapping[str, Sequence[float | None]]  # what was measured, a value for each class
+    found: Found  # the evidence itself
 
 
 def audited(

@@ -11,20 +11,14 @@ from neural_polarizer.layer.polarizer import Polarizer
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The layer's linear part A, channels by channels, against the identity I.
+    """The layer's linear part A, channels by channels, against the identity I."""
 
-    Args:
-        gains: singular values of A, falling; the identity has ones.
-        changes: singular values of A - I, falling; the identity has zeros. A direction of the features that is taken
-            out whole has a 1.
-        directions: how many directions make up 90 % of the squared change.
-        distance: Frobenius norm of A - I over that of I.
-    """
-
-    gains: tuple[float, ...]
+    gains: tuple[float, ...]  # singular values of A, falling; the identity has ones
+    # Singular values of A - I, falling; the identity has zeros. A direction of the features that is taken out whole has
+    # a 1.
     changes: tuple[float, ...]
-    directions: int
-    distance: float
+    directions: int  # how many directions make up 90 % of the squared change
+    distance: float  # Frobenius norm of A - I over that of I
 
 
 def spectrum(model: nn.Module) -> Spectrum | None:

@@ -16,17 +16,11 @@ FALLBACK = "npd"
 
 @dataclass(frozen=True)
 class ChosenTarget:
-    """What ``--target auto`` came to.
+    """What ``--target auto`` came to."""
 
-    Args:
-        method: the one that was asked for, or ``FALLBACK``, which needs no target.
-        target: the attacker's class, or "next"; None with ``FALLBACK``.
-        reason: in a sentence.
-    """
-
-    method: str
-    target: Suspect | None
-    reason: str
+    method: str  # the one that was asked for, or ``FALLBACK``, which needs no target
+    target: Suspect | None  # the attacker's class, or "next"; None with ``FALLBACK``
+    reason: str  # in a sentence
 
 
 def choose_target(
