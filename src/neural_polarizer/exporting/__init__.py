@@ -43,11 +43,7 @@ class Exported:
 
 
 def format_of(path: Path, wanted: FormatName | None = None) -> FormatName:
-    """The format of a file of that name.
-
-    Raises:
-        WrongUsageError: no format has such files, or not the one that is ``wanted``.
-    """
+    """The format of a file of that name."""
     if wanted is not None and path.suffix not in FORMATS[wanted].suffixes:
         endings = " or ".join(FORMATS[wanted].suffixes)
         raise WrongUsageError(f"{path}: a file of format {wanted} must end in {endings}, as its readers go by that")
@@ -106,11 +102,7 @@ def export_model(
 
 
 def _usable(name: FormatName, images: ImageSet) -> Format:
-    """The format of that name.
-
-    Raises:
-        BadInputError: a package is missing that it needs, or there is no image to compare the logits on.
-    """
+    """The format of that name, if its packages are there, and an image to compare the logits on."""
     kind = FORMATS[name]
     kind.require()
     if len(images) == 0:
@@ -123,8 +115,7 @@ def _checked(
 ) -> tuple[float, float]:
     """(largest difference of the logits, largest logit) of what was written, which is to become ``path``.
 
-    Raises:
-        BadInputError: it cannot be read back, or gives other logits.
+    Refused where it cannot be read back, or gives other logits.
     """
     try:
         deviation, largest = _compare(portable.reference, kind.reader(written, portable), to_pixels(images.images))

@@ -1,50 +1,56 @@
 """The formats by name: how a file of each is written and how it is run again."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from torch import Tensor
 
-from neural_polarizer.exporting.graphs import ExportedProgramFile, OnnxFile
+from neural_polarizer.exporting.graphs import onnx_bytes, program_bytes, read_onnx, read_program, require_onnx
 from neural_polarizer.exporting.portable import Portable
-from neural_polarizer.exporting.weights import SafetensorsFile, StateDictFile
+from neural_polarizer.exporting.weights import read_safetensors, read_state_dict, safetensors_bytes, state_dict_bytes
 
 FormatName = Literal["safetensors", "state-dict", "onnx", "pt2"]
 Run = Callable[[Tensor], Tensor]
 """Float pixels in [0, 1], ``(n, c, h, w)``, to logits ``(n, k)``."""
 
 
-@runtime_checkable
-class Format(Protocol):
-    """One kind of file.
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One kind of file."""
 
-    Args:
-        suffixes: what its readers expect a file's name to end in.
-        is_graph: whether it holds the computation, normalisation included; otherwise it holds the network's weights.
-        holds_metadata: whether the description goes into the file itself.
-    """
-
-    suffixes: ClassVar[tuple[str, ...]]
-    is_graph: ClassVar[bool]
-    holds_metadata: ClassVar[bool]
-
-    def require(self) -> None:
-        """Raise a BadInputError if a package that the format needs is missing."""
-
-    def encode(self, portable: Portable, about: Mapping[str, Any]) -> bytes:
-        """The bytes of the file."""
-
-    def reader(self, path: Path, portable: Portable) -> Run:
-        """The model in a file that ``encode`` made."""
+    suffixes: tuple[str, ...]  # what its readers expect a file's name to end in
+    is_graph: bool  # whether it holds the computation, normalisation included; otherwise the network's weights
+    holds_metadata: bool = True  # whether the description goes into the file itself
+    encode: Callable[[Portable, Mapping[str, Any]], bytes]  # the bytes of the file, from a model and its description
+    reader: Callable[[Path, Portable], Run]  # the model in a file that ``encode`` made
+    require: Callable[[], None] = lambda: None  # refuses early where a package that it needs is missing
 
 
 FORMATS: Mapping[FormatName, Format] = MappingProxyType(
     {
-        "safetensors": SafetensorsFile(),
-        "state-dict": StateDictFile(),
-        "onnx": OnnxFile(),
-        "pt2": ExportedProgramFile(),
+        "safetensors": Format(
+            suffixes=(".safetensors",),
+            is_graph=False,
+            encode=safetensors_bytes,
+            reader=read_safetensors,
+        ),
+        "state-dict": Format(
+            suffixes=(".pt", ".pth"),
+            is_graph=False,
+            holds_metadata=False,
+            encode=state_dict_bytes,
+            reader=read_state_dict,
+        ),
+        "onnx": Format(
+            suffixes=(".onnx",),
+            is_graph=True,
+            encode=onnx_bytes,
+            reader=read_onnx,
+            require=require_onnx,
+        ),
+        "pt2": Format(suffixes=(".pt2",), is_graph=True, encode=program_bytes, reader=read_program),
     }
 )

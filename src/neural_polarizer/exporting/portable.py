@@ -23,23 +23,14 @@ from neural_polarizer.models.normalize import Normalized
 
 @dataclass(frozen=True, eq=False)
 class Portable:
-    """A model that is ready to be written.
+    """A model that is ready to be written."""
 
-    Args:
-        model: in evaluation mode, float32, on the CPU.
-        reference: the same with its polarizer, for comparison.
-        record: what is known about it.
-        buildable: whether ``models.build`` knows the architecture that the record names, and needs no code for it.
-        layer: what became of the polarizer, in one line; None if there was none.
-        image_shape: ``(c, h, w)`` of the images.
-    """
-
-    model: nn.Module
-    reference: nn.Module
-    record: ModelRecord
-    buildable: bool
-    layer: str | None
-    image_shape: tuple[int, int, int]
+    model: nn.Module  # in evaluation mode, float32, on the CPU
+    reference: nn.Module  # the same with its polarizer, for comparison
+    record: ModelRecord  # what is known about it
+    buildable: bool  # whether ``models.build`` knows the architecture that the record names, and needs no code for it
+    layer: str | None  # what became of the polarizer, in one line; None if there was none
+    image_shape: tuple[int, int, int]  # ``(c, h, w)`` of the images
 
     @property
     def network(self) -> nn.Module:
@@ -55,11 +46,7 @@ class Portable:
         return f"folding has changed the form of {', '.join(changed)}" if changed else None
 
     def description(self, *, inside: bool) -> dict[str, Any]:
-        """What a user of the file must know, as JSON has it.
-
-        Args:
-            inside: whether the file holds the normalisation, too.
-        """
+        """What a user of the file must know, as JSON has it; ``inside`` a file of a graph is the normalisation, too."""
         pixels = f"float32 pixels in [0, 1], N x {' x '.join(map(str, self.image_shape))}"
         known = {name: value for name, value in asdict(self.record).items() if value not in (None, ())}
         if _wrapped(self.model) is None:
@@ -74,11 +61,7 @@ class Portable:
         }
 
     def refilled(self, tensors: Mapping[str, Tensor], source: Path) -> nn.Module:
-        """A new network, or a copy where no architecture is known, filled with ``tensors``, behind the normalisation.
-
-        Raises:
-            BadInputError: they do not fit.
-        """
+        """A new network, or a copy where no architecture is known, with ``tensors`` behind the normalisation."""
         if self.buildable:
             return assemble(self.record, tensors, source)
         model = copy.deepcopy(self.model)
@@ -89,12 +72,9 @@ class Portable:
 
 
 def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None) -> Portable:
-    """A copy of ``model`` whose polarizer is folded, if it has one that can be.
+    """A copy of ``model`` whose polarizer is folded, if it has one that can be, which is checked on ``images``.
 
-    Args:
-        model: left as it was.
-        images: on which folding is checked.
-        record: what is known about the model; None for one that was never in a file of ours.
+    ``record`` is None for a model that was never in a file of ours.
     """
     reference = copy.deepcopy(model).cpu().float().eval()
     for tensor in (*reference.parameters(), *reference.buffers()):  # torch.export wants the plain memory format

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -16,49 +16,33 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.save import model_bytes, network_tensors
 
 
-class SafetensorsFile:
+def safetensors_bytes(portable: Portable, about: Mapping[str, Any]) -> bytes:
     """safetensors; its metadata hold the description, and our own record so that this package can load it too."""
-
-    is_graph: ClassVar[bool] = False
-    suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
-    holds_metadata: ClassVar[bool] = True
-
-    def require(self) -> None:
-        """Nothing beyond what is always there."""
-
-    def encode(self, portable: Portable, about: Mapping[str, Any]) -> bytes:
-        metadata = {"format": "pt", **as_texts(about)}  # transformers demands a word on the framework
-        if portable.buildable:
-            return model_bytes(portable.model, portable.record, metadata)
-        return save(network_tensors(portable.network), metadata=metadata)
-
-    def reader(self, path: Path, portable: Portable) -> nn.Module:
-        if portable.buildable:
-            return load_model(path).model
-        return portable.refilled(read_checkpoint(path).tensors, path)
+    metadata = {"format": "pt", **as_texts(about)}  # transformers demands a word on the framework
+    if portable.buildable:
+        return model_bytes(portable.model, portable.record, metadata)
+    return save(network_tensors(portable.network), metadata=metadata)
 
 
-class StateDictFile:
+def read_safetensors(path: Path, portable: Portable) -> nn.Module:
+    """The model in such a file: by its own record, where that names a network that can be built."""
+    return load_model(path).model if portable.buildable else read_state_dict(path, portable)
+
+
+def state_dict_bytes(portable: Portable, _about: Mapping[str, Any]) -> bytes:
     """What ``torch.save(network.state_dict(), path)`` writes; nothing else may be in it for ``strict=True``."""
+    state = portable.network.state_dict()  # knows the versions of its modules, for which some of them ask
+    tensors = network_tensors(portable.network)
+    state.clear()
+    state.update(tensors)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
-    is_graph: ClassVar[bool] = False
-    suffixes: ClassVar[tuple[str, ...]] = (".pt", ".pth")
-    holds_metadata: ClassVar[bool] = False
 
-    def require(self) -> None:
-        """Nothing beyond what is always there."""
-
-    def encode(self, portable: Portable, about: Mapping[str, Any]) -> bytes:  # noqa: ARG002
-        state = portable.network.state_dict()  # knows the versions of its modules, for which some of them ask
-        tensors = network_tensors(portable.network)
-        state.clear()
-        state.update(tensors)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        return buffer.getvalue()
-
-    def reader(self, path: Path, portable: Portable) -> nn.Module:
-        return portable.refilled(read_checkpoint(path).tensors, path)
+def read_state_dict(path: Path, portable: Portable) -> nn.Module:
+    """A network like ``portable``'s with the weights of a file."""
+    return portable.refilled(read_checkpoint(path).tensors, path)
 
 
 def as_texts(about: Mapping[str, Any]) -> dict[str, str]:
