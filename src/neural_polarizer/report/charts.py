@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from neural_polarizer.report.values import number, percent
@@ -62,16 +63,10 @@ class Axis:
 def line_chart(
     title: str, history: Sequence[Mapping[str, Any]], labels: Mapping[str, str], *, shares: bool = False
 ) -> Chart | None:
-    """Lay out the values of ``history`` over its epochs.
+    """Lay out the values of ``history``, a mapping for each epoch, over its epochs; None if there is nothing to draw.
 
-    Args:
-        title: what the chart shows.
-        history: one mapping per epoch; missing and non-finite values leave a gap.
-        labels: the keys to draw, each with its name in the legend.
-        shares: the values are shares in [0, 1] and are labelled as percentages.
-
-    Returns:
-        The chart, or ``None`` if there is nothing to draw.
+    Missing and non-finite values leave a gap. ``labels`` are the keys to draw, each with its name in the legend; with
+    ``shares``, values lie in [0, 1] and are labelled as percentages.
     """
     epochs = [_epoch(row, index) for index, row in enumerate(history, start=1)]
     columns = {key: [_plottable(row.get(key)) for row in history] for key in labels}
@@ -81,7 +76,7 @@ def line_chart(
         return None
     levels = [0.0, 0.25, 0.5, 0.75, 1.0] if shares else nice_ticks(min(0.0, *values), max(values))
     x, y = Axis(min(epochs), max(epochs), LEFT, RIGHT), Axis(levels[0], levels[-1], BOTTOM, TOP)
-    show = percent if shares else _three_digits
+    show = percent if shares else "{:.3g}".format
     return Chart(
         title=title,
         x_label="epoch",
@@ -98,12 +93,9 @@ def dial_chart(
 ) -> Chart:
     """Lay out shares over the places of a dial, one of which was chosen.
 
-    Args:
-        title: what the chart shows.
-        x_label: what the dial sets.
-        dials: its places, from low to high; all finite, as the shares are.
-        columns: the shares in [0, 1] at each place, by their name in the legend; the axis covers their range only.
-        chosen: index of the place that is marked, and whose shares the legend has.
+    ``dials`` rise, and all numbers are finite. ``columns`` are the shares in [0, 1] at each place, by their name in the
+    legend, whose range alone the axis covers. The place of the index ``chosen`` is marked, and the legend has its
+    shares.
     """
     values = [value for column in columns.values() for value in column]
     levels = nice_ticks(min(values), max(values))
@@ -155,26 +147,22 @@ def _places(x: Axis, y: Axis, across: Sequence[float], column: Sequence[float | 
     return [None if value is None else (x(at), y(value)) for at, value in zip(across, column, strict=True)]
 
 
-def _three_digits(value: float) -> str:
-    return f"{value:.3g}"
-
-
 def _last(column: Sequence[float | None]) -> float:
     return next(value for value in reversed(column) if value is not None)
 
 
+def unbroken(places: Sequence[Point | None]) -> list[tuple[Point, ...]]:
+    """The points between the gaps."""
+    return [tuple(place for place in run if place is not None) for there, run in groupby(places, key=bool) if there]
+
+
 def _line(label: str, places: Sequence[Point | None], latest: str) -> Line:
-    runs: list[list[Point]] = [[]]
-    for place in places:
-        if place is not None:
-            runs[-1].append(place)
-        elif runs[-1]:
-            runs.append([])
+    runs = unbroken(places)
     known = tuple(place for place in places if place is not None)
     alone = tuple(run[0] for run in runs if len(run) == 1)  # a run of one point has no line to be seen by
     return Line(
         label=label,
-        runs=tuple(tuple(run) for run in runs if len(run) > 1),
+        runs=tuple(run for run in runs if len(run) > 1),
         markers=known if len(known) <= _MARKERS_UP_TO else alone,
         latest=latest,
     )

@@ -16,13 +16,8 @@ _MID_GREY = 128
 def contact_sheet(rows: Sequence[UInt8[Tensor, "_ 3 _ _"]], *, scale: int, gap: int = 2) -> bytes:
     """A PNG with one row of enlarged images per tensor; what no image covers is transparent.
 
-    Args:
-        rows: images of one common size, ``(n, 3, h, w)``; ``n`` may differ from row to row.
-        scale: the side of the square, in pixels, that each pixel of an image becomes.
-        gap: pixels between neighbouring images; there is none around the sheet.
-
-    Raises:
-        BadInputError: nothing to show, images of several sizes, or a scale or gap out of range.
+    All images are of one size, ``(n, 3, h, w)``, where ``n`` may differ from row to row. Each of their pixels becomes a
+    square of ``scale`` pixels a side; ``gap`` pixels lie between neighbouring images, none around the sheet.
     """
     height, width = _common_size(rows)
     if scale < 1 or gap < 0:
@@ -43,13 +38,9 @@ def contact_sheet(rows: Sequence[UInt8[Tensor, "_ 3 _ _"]], *, scale: int, gap: 
 
 
 def amplify(difference: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
-    """Differences of images as pictures: no change is mid grey, the batch's largest change is full range.
+    """Differences of images, in [-1, 1], as pictures: no change is mid grey, the batch's largest change is full range.
 
-    Args:
-        difference: values in [-1, 1]; one factor is used for the whole batch, so its images compare.
-
-    Raises:
-        BadInputError: a value is NaN or infinite.
+    One factor is used for the whole batch, so that its images compare. NaN and infinite values are refused.
     """
     values = difference.detach().float()
     if not values.isfinite().all():

@@ -65,8 +65,5 @@ def class_name(record: Mapping[str, Any], label: int) -> str:
 
 def visible(text: str) -> str:
     r"""``text`` with hidden characters spelled out as ``\uXXXX``, so that they cannot mislead the reader."""
-    return "".join(_spelled(char) if unicodedata.category(char) in _HIDDEN else char for char in text)
-
-
-def _spelled(char: str) -> str:
-    return char if char in "\n\t" else f"\\u{ord(char):04x}"
+    hidden = {char for char in text if char not in "\n\t" and unicodedata.category(char) in _HIDDEN}
+    return "".join(f"\\u{ord(char):04x}" if char in hidden else char for char in text)

@@ -8,17 +8,11 @@ from neural_polarizer.report.bench.tables import Key, Table
 
 @dataclass(frozen=True)
 class Span:
-    """A head above neighbouring columns.
+    """A head above neighbouring columns."""
 
-    Args:
-        text: what it says.
-        first: the index of the first of these columns, not counting those of the values.
-        length: how many columns there are.
-    """
-
-    text: str
-    first: int
-    length: int
+    text: str  # what it says
+    first: int  # the index of the first of these columns, not counting those of the values
+    length: int  # how many columns there are
 
 
 def row_texts(table: Table, row: Key) -> tuple[str, ...]:

@@ -27,10 +27,7 @@ def labels_on(cells: Sequence[Cell], axis: str) -> tuple[Label, ...]:
 def grouped(table: Table, cells: Sequence[Cell], *, along: str | None = None) -> Groups:
     """Compare methods within a plot and let all else tell the plots apart; without rivals, compare all in one.
 
-    Args:
-        table: says which axes there are.
-        cells: what to draw.
-        along: the axis of a curve, whose labels belong to one line.
+    ``along`` is the axis of a curve, whose labels belong to one line.
     """
     drawn = [cell for cell in cells if along is None or not _apart(cell, along)]
     axes = [axis for axis in table.axes if axis != along and len({cell.labels.get(axis) for cell in drawn}) > 1]

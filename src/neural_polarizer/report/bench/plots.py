@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from neural_polarizer.report.bench.names import RATES, axis_text, label_text, labels_text, number_text, value_text
 from neural_polarizer.report.bench.plot_groups import Groups, grouped, labels_on, sweep_of, text_of
 from neural_polarizer.report.bench.results import Label
 from neural_polarizer.report.bench.tables import Cell, Table
-from neural_polarizer.report.charts import Axis, Point, Tick, nice_ticks
+from neural_polarizer.report.charts import Axis, Point, Tick, nice_ticks, unbroken
 from neural_polarizer.report.values import number
 from neural_polarizer.report.values import table as inner
 
@@ -31,21 +30,13 @@ class Spot:
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn in one colour.
+    """What is drawn in one colour."""
 
-    Args:
-        label: its name in the legend.
-        style: the number of its colour and mark.
-        runs: unbroken lines; a missing value leaves a gap.
-        spots: our numbers.
-        paper: the paper's numbers.
-    """
-
-    label: str
-    style: int
-    runs: tuple[tuple[Point, ...], ...]
-    spots: tuple[Spot, ...]
-    paper: tuple[Spot, ...]
+    label: str  # its name in the legend
+    style: int  # the number of its colour and mark
+    runs: tuple[tuple[Point, ...], ...]  # unbroken lines; a missing value leaves a gap
+    spots: tuple[Spot, ...]  # our numbers
+    paper: tuple[Spot, ...]  # the paper's numbers
 
 
 @dataclass(frozen=True)
@@ -163,28 +154,21 @@ def _amount(cells: Sequence[Cell], axis: str, label: Label) -> float | None:
 
 
 def _along(cells: Sequence[Cell], axis: str, places: dict[Label, float], value: str) -> list[_Dot]:
-    dots = []
-    for cell in sorted(
-        (cell for cell in cells if cell.labels[axis] in places), key=lambda cell: places[cell.labels[axis]]
-    ):
-        figure, place = cell.figures[value], places[cell.labels[axis]]
-        dots.append(
-            _Dot(
-                ours=None if figure.mean is None else (place, figure.mean),
-                paper=None if figure.paper is None else (place, figure.paper),
-                text=labels_text(cell.labels)[axis],
-            )
-        )
-    return dots
+    known = [(places[cell.labels[axis]], cell) for cell in cells if cell.labels[axis] in places]
+    return [
+        _dot(place, cell.figures[value].mean, place, cell.figures[value].paper, labels_text(cell.labels)[axis])
+        for place, cell in sorted(known, key=lambda pair: pair[0])
+    ]
 
 
 def _against(cell: Cell, text: str) -> _Dot:
     x, y = cell.figures["asr"], cell.figures["acc"]
-    return _Dot(
-        ours=None if x.mean is None or y.mean is None else (x.mean, y.mean),
-        paper=None if x.paper is None or y.paper is None else (x.paper, y.paper),
-        text=text,
-    )
+    return _dot(x.mean, y.mean, x.paper, y.paper, text)
+
+
+def _dot(x: float | None, y: float | None, paper_x: float | None, paper_y: float | None, text: str) -> _Dot:
+    ours = None if x is None or y is None else (x, y)
+    return _Dot(ours, None if paper_x is None or paper_y is None else (paper_x, paper_y), text)
 
 
 def _rates(cells: Sequence[Cell], value: str, start: float, stop: float) -> tuple[Axis, tuple[Tick, ...]]:
@@ -206,11 +190,11 @@ def _series(name: str, style: int, dots: Sequence[_Dot], x: Axis, y: Axis, *, jo
         return Spot((x(at[0]), y(at[1])), f"{name}, {text}: {number_text('acc', at[1])}%")
 
     ours = [None if dot.ours is None else spot(dot.ours, dot.text) for dot in dots]
-    runs = [[one.at for one in run if one is not None] for known, run in groupby(ours, key=bool) if known and joined]
+    runs = unbroken([None if one is None else one.at for one in ours]) if joined else []
     return Series(
         label=name,
         style=style,
-        runs=tuple(tuple(run) for run in runs if len(run) > 1),
+        runs=tuple(run for run in runs if len(run) > 1),
         spots=tuple(one for one in ours if one is not None),
         paper=tuple(spot(dot.paper, f"{dot.text} in the paper") for dot in dots if dot.paper is not None),
     )

@@ -14,61 +14,38 @@ what came out, ``request`` all that it depends on, ``provenance`` where and when
 
 @dataclass(frozen=True)
 class Layout:
-    """How a suite's table is laid out.
+    """How a suite's table is laid out."""
 
-    Args:
-        rows: axes whose values make the rows.
-        columns: axes whose values make the columns.
-        values: what is shown of each cell: "acc", "asr", "ra", "der", "seconds" or another number of its result.
-    """
-
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
+    rows: tuple[str, ...]  # axes whose values make the rows
+    columns: tuple[str, ...]  # axes whose values make the columns
+    # What is shown of each cell: "acc", "asr", "ra", "der", "seconds" or another number of its result.
     values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell of a suite.
+    """A cell of a suite."""
 
-    Args:
-        labels: its values on the axes; "seed" is among them.
-        record: what is stored of it; None if it has not been computed.
-    """
-
-    labels: Mapping[str, Label]
-    record: Record | None
+    labels: Mapping[str, Label]  # its values on the axes; "seed" is among them
+    record: Record | None  # what is stored of it; None if it has not been computed
 
 
 @dataclass(frozen=True)
 class PaperValue:
-    """A cell of the paper's table, in our names.
+    """A cell of the paper's table, in our names."""
 
-    Args:
-        labels: its values on the axes that the paper's table has.
-        values: "acc", "asr" and "der" as fractions, "seconds"; what is illegible there is left out.
-    """
-
-    labels: Mapping[str, Label]
-    values: Mapping[str, float]
+    labels: Mapping[str, Label]  # its values on the axes that the paper's table has
+    values: Mapping[str, float]  # "acc", "asr" and "der" as fractions, "seconds"; what is illegible there is left out
 
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """A suite with all that is known of it.
+    """A suite with all that is known of it."""
 
-    Args:
-        name: as in ``table05``.
-        title: a heading.
-        about: the comment at the head of its file: command, expected time, expected result.
-        layout: of its table.
-        entries: its cells, in the order of the suite; undefended models have "none" on the axis "defense".
-        paper: the numbers to stand beside ours; none for suites of our own.
-    """
-
-    name: str
-    title: str
-    about: str
-    layout: Layout
+    name: str  # as in ``table05``
+    title: str  # a heading
+    about: str  # the comment at the head of its file: command, expected time, expected result
+    layout: Layout  # of its table
+    # Its cells, in the order of the suite; undefended models have "none" on the axis "defense".
     entries: tuple[Entry, ...]
-    paper: tuple[PaperValue, ...]
+    paper: tuple[PaperValue, ...]  # the numbers to stand beside ours; none for suites of our own

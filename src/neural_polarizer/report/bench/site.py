@@ -64,15 +64,10 @@ class _Page:
 def render_site(
     results: Sequence[SuiteResult], pictures: Mapping[str, Sequence[Picture]] = _NO_PICTURES
 ) -> dict[str, str]:
-    """All files of the site, by name.
+    """All files of the site by name: ``index.html``, and of each suite a page and its table as CSV, Markdown, LaTeX.
 
-    Args:
-        results: the suites, in the order of the overview.
-        pictures: to be shown on the pages of the suites of these names.
-
-    Returns:
-        ``index.html`` and, for each suite, a page and its table as CSV, Markdown and LaTeX.  Every page holds all that
-        it needs: it loads nothing, and only its own script and style may run.
+    Every page holds all that it needs: it loads nothing, and only its own script and style may run. ``pictures`` are
+    shown on the pages of the suites of these names.
     """
     pages = [_Page(stem, suite, make_table(suite)) for stem, suite in zip(_stems(results), results, strict=True)]
     environment = make_environment()

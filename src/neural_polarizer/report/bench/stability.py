@@ -10,26 +10,18 @@ from neural_polarizer.report.values import number, table
 
 @dataclass(frozen=True)
 class Stability:
-    """What changed settings do to one defense.
+    """What changed settings do to one defense."""
 
-    Args:
-        change: mean absolute change of DER, as a fraction.
-        largest: the largest one.
-        pairs: how many cells were compared with the same cell at the usual settings.
-    """
-
-    change: float
-    largest: float
-    pairs: int
+    change: float  # mean absolute change of DER, as a fraction
+    largest: float  # the largest one
+    pairs: int  # how many cells were compared with the same cell at the usual settings
 
 
 def stability(entries: Iterable[Entry]) -> dict[str, Stability]:
     """For each defense how far DER moves between its usual settings (variant "") and each of its variants.
 
-    Cells that are not computed, or whose usual form is not, have no part in it.
-
-    Args:
-        entries: of a suite, whose variants each change one setting, to half and to twice (suite "stability").
+    The variants each change one setting, to half and to twice (suite "stability"). Cells that are not computed, or
+    whose usual form is not, have no part in it.
     """
     found = {_key(entry.labels): der for entry in entries if (der := _der(entry)) is not None}
     changes: dict[str, list[float]] = {}

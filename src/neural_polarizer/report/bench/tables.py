@@ -24,21 +24,13 @@ REPEATS = ("victim_seed", "seed")
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a cell; rates are fractions in [0, 1].
+    """One number of a cell; rates are fractions in [0, 1]."""
 
-    Args:
-        mean: over the runs that have the number; None where none has, or for an average that lacks a part.
-        spread: sample standard deviation over these runs; None for fewer than two.
-        n: how many runs, or how many attacks in an average.
-        paper: the paper's number.
-        rank: among the methods that it competes with.
-    """
-
-    mean: float | None
-    spread: float | None
-    n: int
-    paper: float | None
-    rank: Rank | None = None
+    mean: float | None  # over the runs that have the number; None where none has, or for an average that lacks a part
+    spread: float | None  # sample standard deviation over these runs; None for fewer than two
+    n: int  # how many runs, or how many attacks in an average
+    paper: float | None  # the paper's number
+    rank: Rank | None = None  # among the methods that it competes with
 
     @property
     def delta(self) -> float | None:
@@ -48,19 +40,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cell:
-    """What was planned and what came out at one place of a table.
+    """What was planned and what came out at one place of a table."""
 
-    Args:
-        labels: what its runs have in common, on all axes but the seeds.
-        figures: by the name of the value.
-        entries: its runs; none for an average.
-        attack_failed: the victim is none (``failed_attacks``); no average counts this cell.
-    """
-
-    labels: Mapping[str, Label]
-    figures: Mapping[str, Figure]
-    entries: tuple[Entry, ...]
-    attack_failed: bool = False
+    labels: Mapping[str, Label]  # what its runs have in common, on all axes but the seeds
+    figures: Mapping[str, Figure]  # by the name of the value
+    entries: tuple[Entry, ...]  # its runs; none for an average
+    attack_failed: bool = False  # the victim is none (``failed_attacks``); no average counts this cell
 
     @property
     def failed(self) -> tuple[Entry, ...]:
@@ -75,22 +60,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A suite's cells by row and column.
+    """A suite's cells by row and column."""
 
-    Args:
-        name: of the suite.
-        title: of the suite.
-        row_axes: the axes of the rows.
-        column_axes: the axes of the columns.
-        values: what each cell shows, in this order.
-        cells: in the order of the suite, then the averages over the attacks; places that were not planned are absent.
-    """
-
-    name: str
-    title: str
-    row_axes: tuple[str, ...]
-    column_axes: tuple[str, ...]
-    values: tuple[str, ...]
+    name: str  # of the suite
+    title: str  # of the suite
+    row_axes: tuple[str, ...]  # the axes of the rows
+    column_axes: tuple[str, ...]  # the axes of the columns
+    values: tuple[str, ...]  # what each cell shows, in this order
+    # In the order of the suite, then the averages over the attacks; places that were not planned are absent.
     cells: Mapping[Place, Cell]
 
     @property

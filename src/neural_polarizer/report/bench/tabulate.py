@@ -94,15 +94,14 @@ def _measured(suite: SuiteResult, runs: Sequence[Entry], *, attack_failed: bool)
     done = [run.record for run in runs if run.record is not None and run.record.get("status") == "done"]
     figures = {}
     for value in suite.layout.values:
-        found = [number(table(record, "result").get(value)) for record in done]
-        known = [amount for amount in found if amount is not None]
-        figures[value] = Figure(
-            mean=fmean(known) if known else None,
-            spread=stdev(known) if len(known) > 1 else None,
-            n=len(known),
-            paper=_published(suite.paper, labels, value),
-        )
+        known = _known(number(table(record, "result").get(value)) for record in done)
+        mean, spread = fmean(known) if known else None, stdev(known) if len(known) > 1 else None
+        figures[value] = Figure(mean, spread, len(known), _published(suite.paper, labels, value))
     return Cell(labels, figures, tuple(runs), attack_failed)
+
+
+def _known(numbers: Iterable[float | None]) -> list[float]:
+    return [each for each in numbers if each is not None]
 
 
 def _shared(labels: Sequence[Mapping[str, Label]]) -> dict[str, Label]:
@@ -150,14 +149,9 @@ def _average(suite: SuiteResult, cells: Sequence[Cell], *, wanted: int) -> Cell:
     labels = _shared([cell.labels for cell in cells]) | {"attack": MEAN}
     figures = {}
     for value in suite.layout.values:
-        found = [cell.figures[value].mean for cell in cells]
-        known = [mean for mean in found if mean is not None]
-        figures[value] = Figure(
-            mean=fmean(known) if len(known) == wanted else None,
-            spread=None,
-            n=len(known),
-            paper=_published(suite.paper, labels, value),
-        )
+        known = _known(cell.figures[value].mean for cell in cells)
+        mean = fmean(known) if len(known) == wanted else None
+        figures[value] = Figure(mean, None, len(known), _published(suite.paper, labels, value))
     return Cell(labels, figures, ())
 
 

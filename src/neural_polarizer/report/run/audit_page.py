@@ -28,14 +28,10 @@ def judge_audit(record: Mapping[str, Any]) -> Verdict:
 
 
 def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
-    """The page about one audit.
+    """The page about one audit, HTML that loads nothing and runs nothing.
 
-    Args:
-        record: the content of ``audit.json``; anything may be missing or null.
-        pictures: shown in this order, groups in the order of their first picture.
-
-    Returns:
-        HTML that loads nothing and runs nothing.
+    ``record`` is the content of ``audit.json``, of which anything may be missing or null. Pictures are shown in their
+    order, groups in the order of their first picture.
     """
     purified = table(record, "purified")
     context = {

@@ -28,17 +28,10 @@ _SHARES = {"clean_accuracy": "clean images named correctly", "surrogate_success"
 
 
 def render_run(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
-    """The page about one run.
+    """The page about one run: HTML that loads and runs nothing, and reads the same in a browser, on a phone, on paper.
 
-    Args:
-        record: the content of ``run.json``; metrics are shares in [0, 1]; anything may be missing or null.
-        pictures: shown in this order, groups in the order of their first picture.
-
-    Returns:
-        HTML that loads nothing, runs nothing and reads the same in a browser, on a phone and on paper.
-
-    Raises:
-        BadInputError: the record was written in a schema that this version does not read.
+    ``record`` is the content of ``run.json``: metrics are shares in [0, 1]; anything may be missing or null; one of
+    another schema is refused. Pictures are shown in their order, groups in the order of their first picture.
     """
     schema = record.get("schema")
     if schema not in (None, _SCHEMA):
