@@ -42,21 +42,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class VictimCell(Cell):
-    """A backdoored model.
+    """A backdoored model."""
 
-    Args:
-        data: name of the data set.
-        images: use only so many training images; None: all.
-        attack: its settings.
-        victim: the network and how it is trained.
-        init: the published network that the backdoor is planted into; None: random weights.
-    """
-
-    data: str
-    images: int | None
-    attack: Attack
-    victim: Victim
-    init: GivenVictim | None = None
+    data: str  # name of the data set
+    images: int | None  # use only so many training images; None: all
+    attack: Attack  # its settings
+    victim: Victim  # the network and how it is trained
+    init: GivenVictim | None = None  # the published network that the backdoor is planted into; None: random weights
     kind: str = "victim"
 
     @cached_property
@@ -72,11 +64,7 @@ class VictimCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class GivenCell(Cell):
-    """A model that somebody has published, with a backdoor or without.
-
-    Args:
-        given: what the manifest says of it.
-    """
+    """A model that somebody has published, with a backdoor or without, as the manifest tells of it."""
 
     given: GivenVictim
     kind: str = "given"
@@ -106,23 +94,14 @@ def _told_of(given: GivenVictim) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class PurificationCell(Cell):
-    """A victim after a defense; with another ``kind``, an analysis of the two.
+    """A victim after a defense; with another ``kind``, an analysis of the two."""
 
-    Args:
-        victim: what is purified.
-        method: the defense's name.
-        defense: its settings.
-        n_clean: number of clean images; 0: 5 % of the training images, the same number for each class.
-        seed: fixes the clean images and the run.
-        kind: "purification", or the analysis that is made of it.
-    """
-
-    victim: VictimCell | GivenCell
-    method: str
-    defense: Defense
-    n_clean: int
-    seed: int
-    kind: str = "purification"
+    victim: VictimCell | GivenCell  # what is purified
+    method: str  # the defense's name
+    defense: Defense  # its settings
+    n_clean: int  # number of clean images; 0: 5 % of the training images, the same number for each class
+    seed: int  # fixes the clean images and the run
+    kind: str = "purification"  # "purification", or the analysis that is made of it
 
     @property
     def needs(self) -> VictimCell | GivenCell:
@@ -141,11 +120,7 @@ class PurificationCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class LemmaCell(Cell):
-    """The numerical check of Lemma 1, which needs no images.
-
-    Args:
-        seed: of its samples.
-    """
+    """The numerical check of Lemma 1 with samples of a seed, which needs no images."""
 
     seed: int
     kind: str = "lemma1"
@@ -157,12 +132,7 @@ class LemmaCell(Cell):
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell at its place in a suite.
+    """A cell at its place in a suite."""
 
-    Args:
-        cell: what is computed.
-        labels: its values on the suite's axes.
-    """
-
-    cell: Cell
-    labels: Mapping[str, Label]
+    cell: Cell  # what is computed
+    labels: Mapping[str, Label]  # its values on the suite's axes

@@ -21,17 +21,11 @@ RETRIES = 3
 
 @dataclass(frozen=True)
 class Resources:
-    """What one cell needs of a machine.
+    """What one cell needs of a machine."""
 
-    Args:
-        cpus: threads of torch as well.
-        gpus: may be a fraction.
-        memory: in bytes; 0 leaves it open.
-    """
-
-    cpus: int = 1
-    gpus: float = 0.0
-    memory: int = 0
+    cpus: int = 1  # threads of torch as well
+    gpus: float = 0.0  # may be a fraction
+    memory: int = 0  # in bytes; 0 leaves it open
 
 
 class InlineEngine:
@@ -101,17 +95,10 @@ def _computed(compute: Compute, cell: Cell) -> Record:
 def ray_engine(
     compute: Compute, store: Store, resources: Resources, *, address: str | None, workers: int | None
 ) -> Iterator[Engine]:
-    """Ray on this machine, or the cluster at ``address``; started and stopped with the block.
+    """Ray on this machine, or the cluster at ``address`` ("auto" finds one); started and stopped with the block.
 
-    Args:
-        compute: what is done with a cell.
-        store: for the records of lost cells; a folder must be one that all machines see.
-        resources: of one cell.
-        address: of a running cluster, or "auto"; None starts one here.
-        workers: CPUs of a cluster started here; None takes all.
-
-    Raises:
-        BadInputError: Ray is not installed, there is no cluster at the address, or it is too small.
+    ``store`` gets the records of lost cells: a folder must be one that all machines see. ``workers`` are the CPUs of a
+    cluster started here; None takes all.
     """
     try:
         import ray

@@ -1,7 +1,7 @@
 """Victims that are given, not trained: what a manifest says of published files, and the triggers that go with them."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,23 +27,14 @@ _KINDS = ("pixels", "add", "replace")
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerRule:
-    """How a published trigger is stamped; one of ``pixels``, ``add`` and ``replace`` is set.
+    """How a published trigger is stamped; one of ``pixels``, ``add`` and ``replace`` is set."""
 
-    Args:
-        name: for tables.
-        target: the attacker's class; all images are relabelled to it.
-        pixels: (row, column, value) of the pixels that are set, in all channels.
-        add: a picture that is added to the image's bytes, clamped to [0, 255].
-        replace: a picture that is added to what ``mask`` leaves: ``x * (1 - mask) + picture``, clamped likewise.
-        mask: a NumPy file of values in [0, 1], ``(3, h, w)``, read without unpickling.
-    """
-
-    name: str
-    target: int
-    pixels: tuple[tuple[int, int, int], ...] = ()
-    add: str = ""
-    replace: str = ""
-    mask: str = ""
+    name: str  # for tables
+    target: int  # the attacker's class; all images are relabelled to it
+    pixels: tuple[tuple[int, int, int], ...] = ()  # (row, column, value) of the pixels that are set, in all channels
+    add: str = ""  # a picture that is added to the image's bytes, clamped to [0, 255]
+    replace: str = ""  # a picture that is added to what ``mask`` leaves: ``x * (1 - mask) + picture``, clamped likewise
+    mask: str = ""  # a NumPy file of values in [0, 1], ``(3, h, w)``, read without unpickling
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -53,27 +44,16 @@ class TriggerRule:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenVictim:
-    """A published classifier, as a manifest names it.
+    """A published classifier, as a manifest names it."""
 
-    Args:
-        name: in suites and tables.
-        file: of the weights, below the folder of the models.
-        network: ``FILE.py:NAME`` beside the manifest.
-        home: the manifest's folder.
-        profile: normalisation, a name of ``PROFILES`` or MEAN/STD.
-        data: name of the data set.
-        trigger: None for a clean model.
-        hashes: SHA-256 of all its files, and of ``network``'s.
-    """
-
-    name: str
-    file: str
-    network: str
-    home: Path
-    profile: str
-    data: str
-    trigger: TriggerRule | None
-    hashes: Mapping[str, str]
+    name: str  # in suites and tables
+    file: str  # of the weights, below the folder of the models
+    network: str  # ``FILE.py:NAME`` beside the manifest
+    home: Path  # the manifest's folder
+    profile: str  # normalisation, a name of ``PROFILES`` or MEAN/STD
+    data: str  # name of the data set
+    trigger: TriggerRule | None  # None for a clean model
+    hashes: Mapping[str, str]  # SHA-256 of all its files, and of ``network``'s
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -88,8 +68,7 @@ class GivenVictim:
     def load(self, models: Path) -> LoadedModel:
         """The model, in the network of the manifest's folder, whose code is run.
 
-        Raises:
-            BadInputError: a file is missing, not the one of the manifest, or does not fit the network.
+        A file that is missing, not the one of the manifest, or does not fit the network is refused.
         """
         for name in self.files:
             _check(models / name, self.hashes[name])
@@ -117,24 +96,14 @@ class GivenVictim:
 
 @dataclass(frozen=True, eq=False)
 class PublishedTrigger:
-    """A trigger that stamps and relabels (``data.poison.Trigger``).
+    """A trigger that stamps and relabels (``data.poison.Trigger``)."""
 
-    Args:
-        rule: what is done.
-        picture: uint8 ``(3, h, w)``, if it needs one.
-        mask: float32 ``(3, h, w)`` in [0, 1], if it needs one.
-    """
-
-    rule: TriggerRule
-    picture: Tensor | None
-    mask: Tensor | None
+    rule: TriggerRule  # what is done
+    picture: Tensor | None  # uint8 ``(3, h, w)``, if it needs one
+    mask: Tensor | None  # float32 ``(3, h, w)`` in [0, 1], if it needs one
 
     def stamp(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
-        """The triggered form of ``images``.
-
-        Raises:
-            BadInputError: the images are of another size than the trigger.
-        """
+        """The triggered form of ``images``, which must be of the size that the trigger is for."""
         if self.picture is None:
             stamped = images.clone()
             for row, column, value in self.rule.pixels:
@@ -150,41 +119,30 @@ class PublishedTrigger:
         return (left + self.picture).round().clamp(0, 255).to(torch.uint8)
 
     def relabel(self, labels: Int64[Tensor, " n"], num_classes: int) -> Int64[Tensor, " n"]:
-        """The attacker's class for all.
-
-        Raises:
-            BadInputError: the data has no such class.
-        """
+        """The attacker's class for all, which the data must have."""
         if self.rule.target >= num_classes:
             raise BadInputError(f"trigger {self.rule.name}: there is no class {self.rule.target} of {num_classes}")
         return attacked_labels(labels, num_classes, "all-to-one", self.rule.target)
 
 
 def read_manifest(found: Mapping[str, Any], home: Path) -> dict[str, GivenVictim]:
-    """The victims of a manifest, by name.
+    """The victims of a parsed manifest (tables ``victims`` and ``sha256``), by name; ``home`` is its folder.
 
-    Args:
-        found: the manifest, parsed: tables ``victims`` and ``sha256``.
-        home: its folder.
-
-    Raises:
-        BadInputError: something in it is missing, unknown or of another type.
+    What is missing in it, unknown or of another type is refused.
     """
-    for key in found:
-        check_choice("a key of the manifest", key, ("victims", "sha256"))
-    hashes, victims = _table(found, "sha256"), _table(found, "victims")
-    return {name: _victim(name, _table(victims, name), hashes, home) for name in victims}
+    check_keys("a key of the manifest", found, ("victims", "sha256"))
+    hashes, victims = table_at(found, "sha256"), table_at(found, "victims")
+    return {name: _victim(name, table_at(victims, name), hashes, home) for name in victims}
 
 
 def _victim(name: str, told: Mapping[str, Any], hashes: Mapping[str, Any], home: Path) -> GivenVictim:
-    for key in told:
-        check_choice(f"a key of {name}", key, _VICTIM)
+    check_keys(f"a key of {name}", told, _VICTIM)
     texts = {key: told.get(key) for key in _VICTIM if key != "trigger"}
     for key, value in texts.items():
         if not isinstance(value, str):
             raise BadInputError(f"victim {name}: {key} must be a text, got {value!r}")
     normalisation_named(str(texts["profile"]))
-    trigger = _trigger(name, _table(told, "trigger")) if "trigger" in told else None
+    trigger = _trigger(name, table_at(told, "trigger")) if "trigger" in told else None
     victim = GivenVictim(name=name, home=home, trigger=trigger, hashes={}, **{key: str(texts[key]) for key in texts})
     code = home / victim.network.partition(":")[0]
     if not code.is_file():
@@ -197,8 +155,7 @@ def _victim(name: str, told: Mapping[str, Any], hashes: Mapping[str, Any], home:
 
 
 def _trigger(name: str, told: Mapping[str, Any]) -> TriggerRule:
-    for key in told:
-        check_choice(f"a key of {name}'s trigger", key, _TRIGGER)
+    check_keys(f"a key of {name}'s trigger", told, _TRIGGER)
     texts = {key: told.get(key, "") for key in ("name", "add", "replace", "mask")}
     target, pixels = told.get("target"), told.get("pixels", [])
     if type(target) is not int or target < 0 or not all(isinstance(value, str) for value in texts.values()):
@@ -215,8 +172,15 @@ def _trigger(name: str, told: Mapping[str, Any]) -> TriggerRule:
     return TriggerRule(target=target, pixels=tuple((row, column, value) for row, column, value in pixels), **texts)
 
 
-def _table(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = found.get(key)
+def check_keys(what: str, found: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse a table of a TOML file with a key that is not ``known``, naming the nearest one."""
+    for key in found:
+        check_choice(what, key, known)
+
+
+def table_at(found: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """The table under ``key`` of a TOML file; one that is missing is refused where there is no default."""
+    value = found.get(key, default)
     if not isinstance(value, Mapping):
         raise BadInputError(f"{key} must be a table, got {value!r}")
     return value

@@ -35,12 +35,7 @@ DEFENSE_AXES = ("defense", "variant", "site")
 def planned(suite: Suite, scale: BenchScale | None = None) -> list[Planned]:
     """All cells of a suite, each once, in its order; a victim stands before those that need it.
 
-    Args:
-        suite: what to plan.
-        scale: instead of the suite's own.
-
-    Raises:
-        BadInputError: a name or a setting in the suite makes no sense.
+    ``scale`` takes the place of the suite's own. A name or a setting in the suite that makes no sense is refused.
     """
     scale = scale or suite.scale
     if suite.kind == "lemma1":
@@ -68,7 +63,16 @@ def _planned(suite: Suite, scale: BenchScale) -> list[Planned]:
             of_defense = (*of_victim, *(labels[axis] for axis in DEFENSE_AXES))
             if of_defense not in defenses:
                 defenses[of_defense] = _defense(suite, scale, labels, victim)
-            cells.append((_purification(suite, scale, labels, victim, defenses[of_defense]), labels))
+            n_clean = int(labels["n_clean"])
+            purified = PurificationCell(
+                victim=victim,
+                method=str(labels["defense"]),
+                defense=defenses[of_defense],
+                n_clean=min(n_clean, SMOKE_CLEAN) if scale == "smoke" else n_clean,
+                seed=int(labels["seed"]),
+                kind=suite.kind,
+            )
+            cells.append((purified, labels))
         for cell, own in cells:
             told = {axis: label for axis, label in own.items() if axis not in ("victim", "init") or label}
             found.setdefault((cell.id, tuple(told.values())), Planned(cell, told))
@@ -139,24 +143,6 @@ def split_rule(name: str) -> tuple[str, LabelRule]:
     return name, "all-to-one"
 
 
-def _purification(
-    suite: Suite,
-    scale: BenchScale,
-    labels: Mapping[str, Label],
-    victim: VictimCell | GivenCell,
-    defense: Defense,
-) -> PurificationCell:
-    n_clean = int(labels["n_clean"])
-    return PurificationCell(
-        victim=victim,
-        method=str(labels["defense"]),
-        defense=defense,
-        n_clean=min(n_clean, SMOKE_CLEAN) if scale == "smoke" else n_clean,
-        seed=int(labels["seed"]),
-        kind=suite.kind,
-    )
-
-
 def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victim: VictimCell | GivenCell) -> Defense:
     method = str(labels["defense"])
     variant = dict(suite.variants[str(labels["variant"])])
@@ -181,11 +167,7 @@ def _by_name(method: str, scale: BenchScale, victim: VictimCell | GivenCell, nam
 
 
 def _target(victim: VictimCell | GivenCell) -> Target:
-    """What a method is told that knows the attacker's class.
-
-    Raises:
-        BadInputError: the victim is clean.
-    """
+    """What a method is told that knows the attacker's class; a clean victim has none, and is refused."""
     if isinstance(victim, VictimCell):
         return "next" if victim.attack.label_rule == "all-to-all" else victim.attack.target
     if victim.given.trigger is None:

@@ -26,14 +26,7 @@ _LABELS: Mapping[str, Callable[[str], tuple[str, Label]]] = {
 
 
 def paper_values(name: str) -> tuple[PaperValue, ...]:
-    """The cells of a table.
-
-    Args:
-        name: the beginning of its file's name, such as "table05".
-
-    Raises:
-        BadInputError: the paper has no such table.
-    """
+    """The cells of a table, by the beginning of its file's name, such as "table05"."""
     folder = files("neural_polarizer.bench") / "paper"
     found = [item for item in folder.iterdir() if item.name.startswith(name) and item.name.endswith(".csv")]
     if not name or len(found) != 1:

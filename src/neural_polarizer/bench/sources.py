@@ -16,23 +16,14 @@ _SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Sources:
-    """Data specs by the names that suites use.
+    """Data specs by the names that suites use."""
 
-    Args:
-        specs: (training images, test images) by name.
-    """
-
-    specs: Mapping[str, tuple[str, str]]
+    specs: Mapping[str, tuple[str, str]]  # (training images, test images) by name
 
     def read(self, name: str, images: int | None = None) -> tuple[ImageSet, ImageSet]:
         """Training and test images; the last data set read is kept in memory.
 
-        Args:
-            name: as in a suite.
-            images: only so many training images, and half as many test images, from all classes alike.
-
-        Raises:
-            BadInputError: nobody has said where it lies, or it cannot be read.
+        ``images`` takes only so many training images, and half as many test images, from all classes alike.
         """
         if name not in self.specs:
             raise BadInputError(
@@ -42,11 +33,7 @@ class Sources:
         return _read(*self.specs[name], images)
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuse data sets that nobody has named, before anything is computed.
-
-        Raises:
-            BadInputError: one is missing.
-        """
+        """Refuse data sets that nobody has named, before anything is computed."""
         for name in names:
             if name not in self.specs:
                 self.read(name)
@@ -66,11 +53,7 @@ def _part(images: ImageSet, count: int) -> ImageSet:
 
 
 def parse_sources(texts: Sequence[str]) -> Sources:
-    """From the command line: folders with one folder a data set, or NAME=TRAIN,TEST; the digits are always there.
-
-    Raises:
-        BadInputError: neither form.
-    """
+    """From the command line: folders with one folder a data set, or NAME=TRAIN,TEST; the digits are always there."""
     found = {DIGITS: (f"{DIGITS}:train", f"{DIGITS}:test")}
     for text in texts:
         name, equals, specs = text.partition("=")

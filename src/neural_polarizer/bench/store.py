@@ -26,12 +26,9 @@ class Store:
     Every file is written whole or not at all: under another name and then renamed in a folder, in one request
     elsewhere. What has been damaged since is found by its hash and counts as missing; in a folder it is set aside when
     it is computed again.
-
-    Args:
-        url: a folder, or an address such as ``s3://bucket/results`` (the package for its protocol must be installed).
     """
 
-    url: str
+    url: str  # a folder, or an address such as ``s3://bucket/results`` (the package for its protocol must be installed)
 
     @cached_property
     def folder(self) -> Path | None:
@@ -46,11 +43,7 @@ class Store:
             raise BadInputError(f"{self.url}: {error}") from None
 
     def prepare(self) -> None:
-        """Make sure that records can be written.
-
-        Raises:
-            BadInputError: they cannot.
-        """
+        """Make sure that records can be written."""
         if self.folder is not None:
             output_folder(self.folder / RECORDS)
             return
@@ -62,11 +55,7 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other runs away from the folder; at other addresses nobody can.
-
-        Raises:
-            EnvironmentFaultError: another run is at work in it.
-        """
+        """Keep other runs away from the folder (``files.sole_use``); at other addresses nobody can."""
         with nullcontext() if self.folder is None else sole_use(self.folder / RECORDS):
             yield
 
@@ -124,11 +113,7 @@ class Store:
         return {name for name in names if all(files.exists(f"{root}/{ARTEFACTS}/{name}/{each}") for each in listed)}
 
     def fetch(self, name: str) -> Path:
-        """A folder of this machine with the artefacts of the cell ``name``.
-
-        Raises:
-            BadInputError: there are none.
-        """
+        """A folder of this machine with the artefacts of the cell ``name``."""
         if self.folder is not None:
             place = self.folder / ARTEFACTS / name
             if not place.is_dir():

@@ -1,13 +1,13 @@
 """A suite: the TOML file that names the cells of a table or figure."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from neural_polarizer.bench.given import GivenVictim, read_manifest
+from neural_polarizer.bench.given import GivenVictim, check_keys, read_manifest, table_at
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report.bench.results import Label, Layout
 from neural_polarizer.settings import check_choice
@@ -59,41 +59,24 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """The cells of one table or figure, as its file names them.
+    """The cells of one table or figure, as its file names them."""
 
-    Args:
-        name: the file's name without its ending.
-        title: a heading.
-        about: the comment at the head of the file: command, expected time, expected result.
-        kind: what is done to every victim.
-        paper: name of the paper's table to stand beside ours; "" for none.
-        scale: what the settings are for.
-        precision: of training and purification, "bf16" autocast or "fp32".
-        grids: each is the product of its axes; the suite is all of them.
-        variants: settings of defenses, by the name that the axis "variant" has for them.
-        sites: insertion sites by model and by the name that the axis "site" has for them.
-        victims: settings of the schedule by model, and "images" to train on and "width"; at laptop scale.
-        attack_options: settings of attacks, by name.
-        defense_options: settings of defenses, by name.
-        layout: of the table.
-        given: victims that are not trained, by the name that the axis "victim" has for them.
-    """
-
-    name: str
-    title: str
-    about: str
-    kind: Kind
-    paper: str
-    scale: BenchScale
-    precision: Literal["bf16", "fp32"]
-    grids: tuple[Mapping[str, tuple[Label, ...]], ...]
-    variants: Mapping[str, Settings]
-    sites: Mapping[str, Mapping[str, str]]
+    name: str  # the file's name without its ending
+    title: str  # a heading
+    about: str  # the comment at the head of the file: command, expected time, expected result
+    kind: Kind  # what is done to every victim
+    paper: str  # name of the paper's table to stand beside ours; "" for none
+    scale: BenchScale  # what the settings are for
+    precision: Literal["bf16", "fp32"]  # of training and purification, "bf16" autocast or "fp32"
+    grids: tuple[Mapping[str, tuple[Label, ...]], ...]  # each is the product of its axes; the suite is all of them
+    variants: Mapping[str, Settings]  # settings of defenses, by the name that the axis "variant" has for them
+    sites: Mapping[str, Mapping[str, str]]  # insertion sites by model and by the name that the axis "site" has for them
+    # Settings of the schedule by model, and "images" to train on and "width"; at laptop scale.
     victims: Mapping[str, Settings]
-    attack_options: Mapping[str, Settings]
-    defense_options: Mapping[str, Settings]
-    layout: Layout
-    given: Mapping[str, GivenVictim]
+    attack_options: Mapping[str, Settings]  # settings of attacks, by name
+    defense_options: Mapping[str, Settings]  # settings of defenses, by name
+    layout: Layout  # of the table
+    given: Mapping[str, GivenVictim]  # victims that are not trained, by the name that the axis "victim" has for them
 
 
 def suite_names() -> list[str]:
@@ -105,8 +88,7 @@ def suite_names() -> list[str]:
 def load_suite(name: str) -> Suite:
     """The suite called ``name``, or the one in the TOML file at that path.
 
-    Raises:
-        BadInputError: there is none, or a key or value in it makes no sense; the nearest valid one is named.
+    Where a key or value in it makes no sense, the nearest valid one is named.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -120,31 +102,18 @@ def load_suite(name: str) -> Suite:
 
 
 def parse_suite(text: str, name: str, folder: Path | None = None) -> Suite:
-    """The suite that a file's text describes.
-
-    Args:
-        text: TOML.
-        name: of the suite.
-        folder: of the file, where its ``manifest`` is looked for.
-
-    Raises:
-        BadInputError: see ``load_suite``.
-    """
+    """The suite that a file's text, TOML, describes; in its ``folder``, its ``manifest`` is looked for."""
     try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadInputError(f"suite {name}: {error}") from None
-    try:
-        return _suite(found, text, name, folder)
-    except BadInputError as error:
+        return _suite(tomllib.loads(text), text, name, folder)
+    except (tomllib.TOMLDecodeError, BadInputError) as error:
         raise BadInputError(f"suite {name}: {error}") from None
 
 
 def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> Suite:
-    _check_keys("a key", found, (*_KEYS, _MANIFEST))
-    options, table = _table(found, "options"), _table(found, "table")
-    _check_keys("a key of options", options, _OPTIONS)
-    _check_keys("a key of table", table, _TABLE)
+    check_keys("a key", found, (*_KEYS, _MANIFEST))
+    options, table = table_at(found, "options", {}), table_at(found, "table", {})
+    check_keys("a key of options", options, _OPTIONS)
+    check_keys("a key of table", table, _TABLE)
     kind, scale, precision = found.get("kind", "purification"), found.get("scale", "laptop"), found.get("precision")
     check_choice("kind", kind, get_args(Kind))
     check_choice("scale", scale, get_args(BenchScale))
@@ -201,7 +170,7 @@ def _manifest(named: Any, folder: Path | None) -> dict[str, GivenVictim]:
 def _grid(block: Any) -> Mapping[str, tuple[Label, ...]]:
     if not isinstance(block, dict):
         raise BadInputError("write grids as [[grid]], with the axes below")
-    _check_keys("an axis", block, AXES)
+    check_keys("an axis", block, AXES)
     found: dict[str, tuple[Label, ...]] = {}
     for axis, given in block.items():
         wanted, _ = AXES[axis]
@@ -215,21 +184,9 @@ def _grid(block: Any) -> Mapping[str, tuple[Label, ...]]:
     return found
 
 
-def _check_keys(what: str, found: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str]) -> None:
-    for key in found:
-        check_choice(what, key, known)
-
-
-def _table(found: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = found.get(key, {})
-    if not isinstance(value, dict):
-        raise BadInputError(f"{key} must be a table, got {value!r}")
-    return value
-
-
-def _tables(found: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
-    value = _table(found, key)
-    return {name: _table(value, name) for name in value}
+def _tables(found: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    value = table_at(found, key, {})
+    return {name: table_at(value, name) for name in value}
 
 
 def _words(table: Mapping[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:

@@ -31,9 +31,6 @@ def verify_results(folder: Path, given: Given, measuring: Measuring) -> list[Che
 
     Purified models are not kept by the benchmark, so of a purification the victim and the arithmetic are checked. The
     figures of victims are measured anew on ``given.test``, those victims' alone that were tested on it.
-
-    Raises:
-        BadInputError: there are no records, or the test images cannot be read.
     """
     paths = sorted((folder / RECORDS).glob("*.json"))
     if not paths:

@@ -46,27 +46,18 @@ _RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
 
 @dataclass(frozen=True)
 class Bench:
-    """What every cell is computed with.
+    """What every cell is computed with."""
 
-    Args:
-        store: where records and artefacts go.
-        sources: where the data sets lie.
-        models: the folder with the files of victims that are given.
-        device: where to compute; None chooses one.
-        threads: of torch; None leaves them alone.
-    """
-
-    store: Store
-    sources: Sources
-    models: Path | None = None
-    device: str | None = None
-    threads: int | None = None
+    store: Store  # where records and artefacts go
+    sources: Sources  # where the data sets lie
+    models: Path | None = None  # the folder with the files of victims that are given
+    device: str | None = None  # where to compute; None chooses one
+    threads: int | None = None  # of torch; None leaves them alone
 
     def compute(self, cell: Cell) -> dict[str, Any]:
         """Compute a cell and keep its record, which is returned; an error becomes a record with its text.
 
-        Raises:
-            EnvironmentFaultError: something cannot be written.
+        Only what the machine fails in (``EnvironmentFaultError``) is raised, as it would fail all cells alike.
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -157,11 +148,7 @@ class Bench:
         return self.models
 
     def _scene(self, cell: PurificationCell) -> "_Scene":
-        """The victim, as it was measured, and its images.
-
-        Raises:
-            BadInputError: the images are others than those that the victim was measured on.
-        """
+        """The victim, as it was measured, and its images; others than those that it was measured on are refused."""
         train, test = self.sources.read(cell.victim.data, cell.victim.images)
         hashes = {"train": train.sha256(), "test": test.sha256()}
         if isinstance(cell.victim, GivenCell):
