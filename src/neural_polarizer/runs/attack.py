@@ -49,21 +49,13 @@ SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Victim:
-    """What is to be trained, poisoned or clean.
+    """What is to be trained, poisoned or clean."""
 
-    Args:
-        architecture: a name that ``models.build`` knows; of an implant, that of its record.
-        width: of the first stage, for architectures that have one.
-        profile: normalisation, a name of ``PROFILES`` or MEAN/STD.
-        schedule: how to train it.
-        seed: of weights, order and poison.
-    """
-
-    architecture: str
-    width: int | None
-    profile: str
-    schedule: Schedule
-    seed: int
+    architecture: str  # a name that ``models.build`` knows; of an implant, that of its record
+    width: int | None  # of the first stage, for architectures that have one
+    profile: str  # normalisation, a name of ``PROFILES`` or MEAN/STD
+    schedule: Schedule  # how to train it
+    seed: int  # of weights, order and poison
 
     def build(self, num_classes: int) -> Normalized:
         """The untrained network behind its normalisation."""
@@ -87,29 +79,16 @@ class Victim:
 
 @dataclass(frozen=True, eq=False)
 class Planting:
-    """One attack: all that its result depends on.
+    """One attack: all that its result depends on."""
 
-    Args:
-        attack: what is planted.
-        train: the attacker's training images.
-        test: what the victim is measured on.
-        victim: what is trained.
-        init: the network that an implant begins with; None: random weights.
-    """
-
-    attack: Attack
-    train: ImageSet
-    test: ImageSet
-    victim: Victim
-    init: LoadedModel | None = None
+    attack: Attack  # what is planted
+    train: ImageSet  # the attacker's training images
+    test: ImageSet  # what the victim is measured on
+    victim: Victim  # what is trained
+    init: LoadedModel | None = None  # the network that an implant begins with; None: random weights
 
     def request(self) -> dict[str, Any]:
-        """All of it, for the record and the cache.
-
-        Raises:
-            BadInputError: the two sets do not go together, the attack cannot work on them, or ``init`` has other
-                classes.
-        """
+        """All of it, for the record and the cache; what does not go together is refused."""
         train, test, init = self.train, self.test, self.init
         if test.num_classes != train.num_classes or test.image_size != train.image_size:
             raise BadInputError(
@@ -175,11 +154,7 @@ def cached_attack(job: Planting, *, device: torch.device, progress: Progress = s
 
 
 def deliver_attack(job: Planting, out: Path, *, device: torch.device, progress: Progress = silent) -> dict[str, Any]:
-    """``cached_attack``, its files copied to ``out``, the record last; returns the record.
-
-    Raises:
-        BadInputError: ``out`` holds another attack, or the settings do not fit the data.
-    """
+    """``cached_attack``, its files copied to ``out``, the record last; returns the record."""
     request = job.request()
     output_folder(out)
     if (out / RECORD).exists():
@@ -196,12 +171,9 @@ def deliver_attack(job: Planting, out: Path, *, device: torch.device, progress: 
 def run_attack(job: Planting, out: Path, *, device: torch.device, progress: Progress = silent) -> dict[str, Any]:
     """Train a victim in ``out``; returns the record that ``out/attack.json`` holds.
 
-    A run that was killed goes on after its last finished epoch; a finished one is returned as it is. What a trigger
-    learns is kept in ``out/trigger.safetensors``; clean classifiers and encoders that it needs are kept in the cache.
-
-    Raises:
-        BadInputError: the folder holds a run with other settings or data, or the settings do not fit the data.
-        EnvironmentFaultError: a file cannot be written.
+    A run that was killed goes on after its last finished epoch; a finished one is returned as it is, and one with other
+    settings or data refused. What a trigger learns is kept in ``out/trigger.safetensors``; clean classifiers and
+    encoders that it needs are kept in the cache.
     """
     attack, train, test, request = job.attack, job.train, job.test, job.request()
     output_folder(out)
@@ -221,17 +193,14 @@ def run_attack(job: Planting, out: Path, *, device: torch.device, progress: Prog
     write_bytes(out / PICTURE, trigger_picture(attack, test, planted.state))
     keep_tensors(out / TRIGGER, planted.state, {"run": f"{key_of(request)} planted"})
     counts = {**asdict(metrics), "n_train": len(train), "n_poisoned": planted.n_poisoned}
-    result = {**request, "data": train.source, "test": test.source, **counts, **_hashes(out)}
+    files = {name: sha256_of_file(out / name) for name in FILES if name != RECORD}
+    result = {**request, "data": train.source, "test": test.source, **counts}
+    result |= {"model_sha256": files[MODEL], "files": files}
     result["seconds"] = _seconds(trigger=started, train=prepared, evaluate=trained)
     result |= {"device": str(device), "versions": versions()}
     write_json(out / RECORD, result)
     (out / TRAINING_STATE).unlink(missing_ok=True)
     return result
-
-
-def _hashes(out: Path) -> dict[str, Any]:
-    files = {name: sha256_of_file(out / name) for name in FILES if name != RECORD}
-    return {"model_sha256": files[MODEL], "files": files}
 
 
 def _seconds(**begun: float) -> dict[str, float]:
@@ -258,13 +227,8 @@ def clean_model(train: ImageSet, victim: Victim, *, device: torch.device, progre
 def load_attack(folder: Path, own: type[Attack] | None = None) -> tuple[Attack, TriggerState]:
     """The attack of a finished run and what its trigger learned: ``attack.stamp(images, state)`` triggers anew.
 
-    Args:
-        folder: of the run; its record may come from someone else, so no code that it names is imported.
-        own: the class of an attack of one's own; those of ``ATTACKS`` need none.
-
-    Raises:
-        BadInputError: the folder holds no finished attack, its files are damaged, or it is an attack of one's own of
-            another class.
+    The record may come from someone else, so no code that it names is imported: an attack that is none of ``ATTACKS``
+    needs its class as ``own``.
     """
     record = read_json(folder / RECORD)
     try:

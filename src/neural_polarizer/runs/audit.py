@@ -45,21 +45,9 @@ def run_audit(
 ) -> dict[str, Any]:
     """Audit ``loaded``, and ``purified`` if there is one, into the folder ``out``; returns what ``audit.json`` holds.
 
-    Args:
-        loaded: the suspicious model.
-        pool: clean images; ``n_clean`` of them are used (all if None), balanced over the classes.
-        out: folder for ``audit.json`` and ``report.html``.
-        purified: the same model after a defense.
-        n_clean: number of clean images to use.
-        seed: fixes the choice of the images, and all that is drawn.
-        settings: of the default defense, whose evidence it is.
-        device: where to compute.
-        sources: data specs, for the record.
-        progress: told about every step.
-
-    Raises:
-        BadInputError: ``out`` holds something else, or model and images do not go together.
-        EnvironmentFaultError: a file cannot be written.
+    Of the clean images in ``pool``, ``n_clean`` are used (all if None), balanced over the classes. The ``seed`` fixes
+    their choice, and all that is drawn; ``settings`` are those of the default defense, whose evidence it is;
+    ``sources`` are the data specs, for the record.
     """
     _check(loaded, purified, out)
     started = time.perf_counter()
@@ -73,16 +61,15 @@ def run_audit(
     record |= {"n_clean": len(clean), "clean_sha256": clean.sha256(), "data": dict(sources), "seed": seed}
     record |= {"config": told(settings), "device": str(device), "versions": versions()}
     record["seconds"] = time.perf_counter() - started
-    _write(out, record, pictures)
+    write_text(out / REPORT, render_audit(record, pictures))
+    write_json(out / VERDICT, audit_verdict(record))
+    write_json(out / SARIF, audit_sarif(record))
+    write_json(out / RECORD, record)  # the last: where it is, all is there
     return record
 
 
 def _check(loaded: LoadedModel, purified: LoadedModel | None, out: Path) -> None:
-    """Refuse a folder that holds something else, and a purified model with other classes.
-
-    Raises:
-        BadInputError: it is one of these.
-    """
+    """Refuse a folder that holds something else, and a purified model with other classes."""
     output_folder(out)
     other = [path.name for path in sorted(out.iterdir()) if path.name in ("run.json", "attack.json")]
     if other:
@@ -92,14 +79,6 @@ def _check(loaded: LoadedModel, purified: LoadedModel | None, out: Path) -> None
             f"{purified.path}: knows {purified.record.num_classes} classes, but {loaded.path} knows "
             f"{loaded.record.num_classes}; is it the same model?"
         )
-
-
-def _write(out: Path, record: dict[str, Any], pictures: list[Picture]) -> None:
-    """All files, the record last."""
-    write_text(out / REPORT, render_audit(record, pictures))
-    write_json(out / VERDICT, audit_verdict(record))
-    write_json(out / SARIF, audit_sarif(record))
-    write_json(out / RECORD, record)
 
 
 def _after(purified: LoadedModel, found: Audited) -> dict[str, Any]:

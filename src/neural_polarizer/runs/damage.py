@@ -8,13 +8,9 @@ from neural_polarizer.files import damage_in, set_aside
 
 
 def set_damaged_aside(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether weights of a finished run have been damaged; they and the record are set aside then, with the reason.
+    """Whether weights of a finished run, whose record lies at ``path``, have been damaged.
 
-    Other files, such as the report, are the user's to change.
-
-    Args:
-        path: of the record, in the folder of the run.
-        record: what it holds.
+    They and the record are set aside then, with the reason. Other files, such as the report, are the user's to change.
     """
     folder, hashes = path.parent, record.get("files", {})
     weights = {name: hashes[name] for name in hashes if name.endswith(".safetensors") and Path(name).name == name}

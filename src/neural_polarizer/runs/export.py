@@ -20,16 +20,10 @@ RANDOM = 16
 
 
 def comparison_images(loaded: LoadedModel, spec: str | None, size: tuple[int, int] | None) -> ImageSet:
-    """At most 64 images; their ``source`` says what they are.
+    """At most 64 images, of ``size`` or of that which the model's record says; their ``source`` tells what they are.
 
-    Args:
-        loaded: the model, from a file.
-        spec: a data spec; None takes the clean images of the purification in whose folder the file lies, where they
-            can be read here, and else random pixels.
-        size: of the images; None takes what the model's record says.
-
-    Raises:
-        BadInputError: the named images cannot be read, or nothing tells their size.
+    Without a data spec: the clean images of the purification in whose folder the model's file lies, where they can be
+    read here, and else random pixels.
     """
     shape, classes = size or loaded.record.image_size, loaded.record.num_classes
     known = None if loaded.record.classes is None else ClassNames(loaded.record.classes)
@@ -50,11 +44,7 @@ def comparison_images(loaded: LoadedModel, spec: str | None, size: tuple[int, in
 
 
 def note_export(exported: Exported, loaded: LoadedModel) -> None:
-    """Give the record of the run in whose folder both the model and its export lie the hashes of what was written.
-
-    Raises:
-        EnvironmentFaultError: the record cannot be written.
-    """
+    """Give the record of the run in whose folder both the model and its export lie the hashes of what was written."""
     folder = exported.path.parent
     if folder.resolve() != loaded.path.parent.resolve():
         return
@@ -67,11 +57,7 @@ def note_export(exported: Exported, loaded: LoadedModel) -> None:
 
 
 def _clean_images_of(folder: Path) -> str:
-    """The data spec of a purification's clean images.
-
-    Raises:
-        BadInputError: there is no such run, or its images would be fetched from elsewhere.
-    """
+    """The data spec of a purification's clean images, unless they would be fetched from elsewhere."""
     data = read_json(folder / RECORD).get("data")
     spec = data.get("clean") if isinstance(data, dict) else None
     if not isinstance(spec, str) or spec.startswith("hf:"):  # which may use the network

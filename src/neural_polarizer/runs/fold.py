@@ -32,18 +32,10 @@ def fold_run(
 ) -> dict[str, Any]:
     """Fold the purified model in ``out``, write ``folded.safetensors``, and return the record with its ``fold``.
 
-    A model that cannot be folded leaves a remark in the record and no file; the purification stands as it is. A
-    folder that has been folded already is left alone.
-
-    Args:
-        out: the folder of a finished purification.
-        pool: the images that its clean ones were chosen from.
-        evidence: test data, for the accuracy that folding costs.
-        device: where to compute.
-        architecture: of the model, where its file does not say it.
-
-    Raises:
-        EnvironmentFaultError: a file cannot be written.
+    A model that cannot be folded leaves a remark in the record and no file; the purification stands as it is. A folder
+    that has been folded already is left alone. ``pool`` are the images that the clean ones were chosen from;
+    ``evidence`` tells the accuracy that folding costs; ``architecture`` is needed where the model's file does not say
+    it.
     """
     record = read_json(out / RECORD)
     if "fold" in record:

@@ -42,40 +42,26 @@ def algorithm_of(defense: Defense) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Purification:
-    """One run: the model, the images, the defense and the seed.
+    """One run: the model, the images, the defense and the seed."""
 
-    Args:
-        loaded: the suspicious model.
-        pool: clean images; the defender's are ``n_clean`` of them (all if None), balanced over the classes.
-        defense: its settings.
-        method: the defense's name, for the record.
-        n_clean: number of clean images to use.
-        seed: fixes the choice of the images, the order of the batches and the random starts.
-        evidence: test data, only for the figures before and after.
-        sources: data specs, for the record.
-        mixture: poisoned training images, for a defense whose setting ``data`` is "mixture": it gets these instead of
-            the clean ones, and the record says so.
-        force: go on where the model does no better than guessing on the clean images, with a warning.
-    """
-
-    loaded: LoadedModel
-    pool: ImageSet
-    defense: Defense
-    method: str
-    n_clean: int | None
-    seed: int
-    evidence: Evidence
-    sources: Mapping[str, str | int | None]
+    loaded: LoadedModel  # the suspicious model
+    pool: ImageSet  # clean images; the defender's are ``n_clean`` of them (all if None), balanced over the classes
+    defense: Defense  # its settings
+    method: str  # the defense's name, for the record
+    n_clean: int | None  # number of clean images to use
+    seed: int  # fixes the choice of the images, the order of the batches and the random starts
+    evidence: Evidence  # test data, only for the figures before and after
+    sources: Mapping[str, str | int | None]  # data specs, for the record
+    # Poisoned training images, for a defense whose setting ``data`` is "mixture": it gets these instead of the clean
+    # ones, and the record says so.
     mixture: ImageSet | None = None
-    force: bool = False
+    force: bool = False  # go on where the model does no better than guessing on the clean images, with a warning
 
     def check(self) -> None:
         """Refuse what does not go together.
 
-        Raises:
-            BadInputError: the model has a layer already and the defense would insert a second one, whose file could
-                not tell the two apart; or poisoned images are given to a defense that is not declared to see them, or
-                the other way round.
+        A file could not tell a second layer from the first one, and only a defense that is declared to see poisoned
+        images may be given some.
         """
         wanted = getattr(self.defense, "data", "clean") == "mixture"
         if wanted and self.mixture is None:
@@ -141,11 +127,7 @@ class Purification:
 
 
 def chosen_images(pool: ImageSet, n_clean: int | None, seed: int) -> tuple[Int64[Tensor, " n"], ImageSet]:
-    """The defender's images, and their places in the pool: ``n_clean`` of them, balanced over the classes, or all.
-
-    Raises:
-        BadInputError: there are fewer.
-    """
+    """The defender's images, and their places in the pool: ``n_clean``, balanced over the classes, or all if None."""
     rows = torch.arange(len(pool)) if n_clean is None else clean_subset(pool, n_clean, seed=seed)
     return rows, pool.select(rows)
 
@@ -153,10 +135,7 @@ def chosen_images(pool: ImageSet, n_clean: int | None, seed: int) -> tuple[Int64
 def finished(out: Path, identity: str) -> dict[str, Any] | None:
     """The record of this very run, if ``out`` holds it already; None if it holds none that is whole.
 
-    A run whose files have been damaged since is set aside.
-
-    Raises:
-        BadInputError: it holds an attack or another run.
+    A run whose files have been damaged since is set aside; an attack or another run is refused.
     """
     if (out / ATTACK_RECORD).exists():
         raise BadInputError(f"{out}: holds an attack, which would be mixed up with the result; choose another --out")

@@ -44,23 +44,10 @@ def run_purify(
 ) -> dict[str, Any]:
     """Purify a model into the folder ``out`` and return the record that ``out/run.json`` holds.
 
-    Nothing is written before the model has been purified and measured, and the record comes last. A folder that
-    holds this very run already (same model, images, settings, seed and versions) is returned as it is.
-
-    Args:
-        job: what to purify, how and with what.
-        out: folder for the results.
-        device: where to compute.
-        before: the suspicious model's figures on the test data, if known already.
-        notes: what else the reader must know, for the record.
-        load_seconds: time spent on reading model and data, for the record.
-        command: arguments with which to repeat the run, for the record.
-        progress: told about every step.
-
-    Raises:
-        BadInputError: the folder holds another run, model, data or settings cannot be used, or the model does no better
-            than guessing on the clean images.
-        EnvironmentFaultError: a file cannot be written.
+    Nothing is written before the model has been purified and measured, and the record comes last. A folder that holds
+    this very run already (same model, images, settings, seed and versions) is returned as it is. ``before`` are the
+    suspicious model's figures on the test data, if known already. For the record: ``notes`` that the reader must know,
+    ``load_seconds`` spent on reading model and data, and the ``command`` with which to repeat the run.
     """
     job.check()
     output_folder(out)

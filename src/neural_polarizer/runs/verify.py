@@ -42,48 +42,29 @@ TOLERANCE = 0.001  # of a rate: another machine may tip a few images in ten thou
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What is named, instead of what the record names.
+    """What is named, instead of what the record names."""
 
-    Args:
-        clean: a data spec: the clean images of a purification, the training images of an attack.
-        test: a data spec.
-        triggered: ``triggered.parquet``.
-        architecture: code of the user's own that builds the network, which a record never leads to.
-    """
-
-    clean: str | None = None
-    test: str | None = None
-    triggered: Path | None = None
+    clean: str | None = None  # a data spec: the clean images of a purification, the training images of an attack
+    test: str | None = None  # a data spec
+    triggered: Path | None = None  # ``triggered.parquet``
+    # Code of the user's own that builds the network, which a record never leads to.
     architecture: str | Definition | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """How figures are measured anew.
+    """How figures are measured anew."""
 
-    Args:
-        device: where to compute.
-        tolerance: by how much a rate in [0, 1] may differ from the recorded one.
-        progress: told about every batch.
-    """
-
-    device: torch.device
-    tolerance: float = TOLERANCE
-    progress: Progress = silent
+    device: torch.device  # where to compute
+    tolerance: float = TOLERANCE  # by how much a rate in [0, 1] may differ from the recorded one
+    progress: Progress = silent  # told about every batch
 
 
 def verify_run(folder: Path, given: Given, measuring: Measuring) -> list[Check]:
     """Check the folder of an attack or of a purification against its record.
 
-    The record itself is taken at its word: who changes a file and its hash alike is not found out here.
-
-    Args:
-        folder: of the run.
-        given: data to measure on, instead of those that the record names, which are used where this machine has them.
-        measuring: how.
-
-    Raises:
-        BadInputError: the folder holds no run or a damaged record, or data that were named cannot be read.
+    The record itself is taken at its word: who changes a file and its hash alike is not found out here. Data that are
+    not given are those that the record names, where this machine has them.
     """
     if (folder / ATTACK_RECORD).is_file():
         return _attack(folder, read_json(folder / ATTACK_RECORD), given, measuring)
@@ -214,11 +195,7 @@ def _original(
 
 
 def _form(folder: Path, num_classes: Any, size: Any, classes: Any) -> dict[str, Any]:
-    """What images are read with.
-
-    Raises:
-        BadInputError: the record does not say how many classes there are.
-    """
+    """What images are read with."""
     if type(num_classes) is not int:
         raise BadInputError(f"{folder}: the record is damaged: it does not say how many classes there are")
     known = isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int for side in size)
@@ -233,11 +210,7 @@ def _form(folder: Path, num_classes: Any, size: Any, classes: Any) -> dict[str, 
 def _images(
     given: str | None, recorded: Any, option: str, form: Mapping[str, Any], limit: int | None = None
 ) -> ImageSet | str:
-    """The images that were named, else those that the record names; or why there are none.
-
-    Raises:
-        BadInputError: those that were named cannot be read.
-    """
+    """The images that were named, else those that the record names; or why there are none of the latter."""
     if given is not None:
         return read_images(given, limit=limit, **form)
     if not isinstance(recorded, str) or recorded.startswith("hf:"):  # which may use the network

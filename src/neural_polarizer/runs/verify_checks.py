@@ -19,21 +19,13 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that a record says, beside what was found.
+    """One thing that a record says, beside what was found."""
 
-    Args:
-        what: the file, the images or the figure.
-        recorded: as the record has it, in short; None where it says nothing.
-        found: likewise; None where nothing was found.
-        holds: None if it could not be checked.
-        remark: one line, why it does not hold or could not be checked.
-    """
-
-    what: str
-    recorded: str | None = None
-    found: str | None = None
-    holds: bool | None = None
-    remark: str = ""
+    what: str  # the file, the images or the figure
+    recorded: str | None = None  # as the record has it, in short; None where it says nothing
+    found: str | None = None  # likewise; None where nothing was found
+    holds: bool | None = None  # None if it could not be checked
+    remark: str = ""  # one line, why it does not hold or could not be checked
 
 
 def or_why(make: Callable[[], Made], remedy: str = "") -> Made | str:
@@ -47,16 +39,9 @@ def or_why(make: Callable[[], Made], remedy: str = "") -> Made | str:
 def file_checks(
     folder: Path, hashes: Mapping[str, Any], needed: Sequence[str], extra: Sequence[str] = ()
 ) -> list[Check]:
-    """Compare the files of ``folder`` with their recorded hashes.
+    """Compare the files of ``folder`` with their SHA-256 in its record: those ``needed``, and ``extra`` that some have.
 
-    Args:
-        folder: of the run.
-        hashes: SHA-256 by name, as the record has them; records of older versions have few or none.
-        needed: files that every such run has.
-        extra: files that some have.
-
-    Raises:
-        BadInputError: the record names a file outside of the folder.
+    Records of older versions have few hashes or none. One that names a file outside of the folder is refused.
     """
     outside = [name for name in hashes if PurePath(name).name != name or name in ("", "..") or "\\" in name]
     if outside:
@@ -95,14 +80,9 @@ def rate_checks(
     suffix: str = "",
     unmeasured: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Check]:
-    """ACC, ASR and RA beside those measured anew.
+    """ACC, ASR and RA, in [0, 1], beside those measured anew; or why none, or why some (``unmeasured``), were not.
 
-    Args:
-        recorded: rates in [0, 1] by name.
-        found: likewise, or why nothing was measured.
-        tolerance: by how much they may differ.
-        suffix: for the names.
-        unmeasured: why some rates were not.
+    ``suffix`` is for the names; rates may differ by the ``tolerance``.
     """
     checks = []
     for name in RATES:
