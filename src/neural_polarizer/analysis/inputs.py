@@ -1,13 +1,12 @@
 """What the analyses are given: networks, the names of their layers, and images with and without the trigger."""
 
 import copy
-import difflib
 
 import torch
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.layer.surgery import PolarizedModule
+from neural_polarizer.layer.surgery import PolarizedModule, nearest
 from neural_polarizer.models.normalize import Normalized
 
 
@@ -44,8 +43,7 @@ def name_in(model: nn.Module, layer: str) -> str:
         child = module._modules.get(part)
         if child is None:
             names = [name for name, _ in network.named_modules() if name]
-            near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or names[-5:]
-            raise BadInputError(f"layer {layer!r}: no such module; the nearest names are {', '.join(near)}")
+            raise BadInputError(f"layer {layer!r}: no such module; {nearest(layer, names)}")
         module = child
         path.append(part)
     return ".".join(path)

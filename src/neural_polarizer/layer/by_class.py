@@ -15,9 +15,8 @@ from neural_polarizer.models.normalize import Converted, Normalized, picked
 class FirstPass:
     """What a network says without its layer, computed in front of each call of the network by a hook on it.
 
-    Attributes:
-        running: whether this is the first pass, in which the layer lets everything through.
-        classes: what the first pass says, int64 ``(n,)``; None outside of a call.
+    While it is ``running``, the layer lets everything through. Then ``classes`` are what it said, int64 ``(n,)``; None
+    outside of a call.
     """
 
     def __init__(self) -> None:
@@ -50,16 +49,13 @@ class FirstPass:
 
 
 class ByClass(Polarizer):
-    """A layer for each class; each image takes that of the class which the network says without any layer.
+    """A layer for each class, in their order; each image takes that of the class which the network says without any.
 
-    So the network is run twice (``FirstPass``, which ``surgery.insert`` hooks in).  It is saved and exported as other
+    So the network is run twice (``FirstPass``, which ``surgery.insert`` hooks in). It is saved and exported as other
     layers are, but cannot be folded.
 
     Source: Zhu et al., "Class-Conditional Neural Polarizer", arXiv 2502.18520, r-CNPD.
     Shape: as ``Polarizer``, with the images first.
-
-    Args:
-        layers: of the classes in their order, all for features of one layout.
     """
 
     structure: Structure = "by-class"

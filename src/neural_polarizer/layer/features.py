@@ -24,15 +24,10 @@ _MAPS = (
 
 @dataclass(frozen=True)
 class Features:
-    """The values at a place in a network.
+    """The values at a place in a network."""
 
-    Args:
-        shape: of one image, without the batch: ``(c, h, w)``, ``(h, w, c)``, ``(l, c)`` or ``(c,)``.
-        layout: which of these.
-    """
-
-    shape: tuple[int, ...]
-    layout: Layout
+    shape: tuple[int, ...]  # of one image, without the batch: ``(c, h, w)``, ``(h, w, c)``, ``(l, c)`` or ``(c,)``
+    layout: Layout  # which of these
 
     @property
     def channels(self) -> int:
@@ -51,12 +46,7 @@ class Features:
 
 
 def features_of(value: Any, neighbours: Iterable[nn.Module]) -> Features | None:
-    """What ``value`` is, judged by its shape and by the layers that give or read it; None if it is nothing usable.
-
-    Args:
-        value: as it passes from layer to layer, with the batch first.
-        neighbours: modules whose input or output it is.
-    """
+    """What ``value``, the batch first, is, by its shape and by the layers that give or read it; None if unusable."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or 0 in value.shape[1:]:
         return None
     shape = tuple(value.shape[1:])

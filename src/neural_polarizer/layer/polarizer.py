@@ -62,11 +62,9 @@ class Polarizer(nn.Module):
     def calibrate(self, mean: Float[Tensor, " c"], var: Float[Tensor, " c"]) -> None:
         """Take over a channel's statistics and make the layer the exact identity in evaluation mode.
 
-        The running statistics become ``mean`` and ``var``, and ``gamma = sqrt(var + eps)``, ``beta = mean`` undo
-        them. Only the norm changes.
-
-        Raises:
-            BadInputError: the linear map has been trained already, so no norm can restore the identity.
+        The running statistics become ``mean`` and ``var``, and ``gamma = sqrt(var + eps)``, ``beta = mean`` undo them.
+        Only the norm changes; once the linear map has been trained, no norm can restore the identity, and this is
+        refused.
         """
         weight = self.mix.weight.flatten(1)
         if not torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device)):

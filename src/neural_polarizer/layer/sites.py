@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from graphlib import TopologicalSorter
 from typing import Any
 
 import torch
@@ -37,27 +39,18 @@ LEFT_BEHIND, MOST_BEHIND = 0.05, 0.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A place for the polarizer.
+    """A place for the polarizer."""
 
-    Args:
-        site: its name; of several names for one place, the shortest.
-        features: what the layer would read there.
-        behind: the share of the network's floating point operations that come after it, from 0 to 1.
-        bypassed: whether some path from the pixels to the logits leads around it.
-    """
-
-    site: Site
-    features: Features
-    behind: float
-    bypassed: bool
+    site: Site  # its name; of several names for one place, the shortest
+    features: Features  # what the layer would read there
+    behind: float  # the share of the network's floating point operations that come after it, from 0 to 1
+    bypassed: bool  # whether some path from the pixels to the logits leads around it
 
 
 def features_at(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h w"]) -> Features:
     """What a polarizer at ``site`` would read, found by one forward pass in evaluation mode.
 
-    Raises:
-        BadInputError: the site does not exist, never runs, runs more than once, is behind the head, or has no features
-            that a polarizer fits.
+    The site must run once, lie in front of the head, and have features that a polarizer fits.
     """
     full_name(model, site)  # refuses an unknown one
     passed = _Pass(model, pixels)
@@ -84,12 +77,8 @@ def candidates(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> list[Candi
     one place, such as behind a block and in front of the next, one is listed; places with poolings and the like alone
     next to them are left out.
 
-    Args:
-        model: float pixels to logits, in evaluation mode; left as it is.
-        pixels: at least one image, of the size that the network is used with.
-
-    Raises:
-        BadInputError: no gradient leads from the logits to the pixels.
+    ``model`` is in evaluation mode and left as it is; ``pixels`` are at least one image, of the size that it is used
+    with.
     """
     passed = _Pass(model, pixels)
     through, total = passed.paths()
@@ -109,15 +98,10 @@ def candidates(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> list[Candi
 
 @dataclass(frozen=True)
 class Choice:
-    """The site that a network gets by itself.
+    """The site that a network gets by itself."""
 
-    Args:
-        site: where.
-        reason: why there, in one line.
-    """
-
-    site: Site
-    reason: str
+    site: Site  # where
+    reason: str  # why there, in one line
 
 
 def choose_site(found: Sequence[Candidate]) -> Choice:
@@ -131,12 +115,6 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     Operations on flat features do not count where there are others: the large head of a VGG is no depth. A map of one
     pixel, where a network for large images sees small ones, is taken only where there is no other, and flat features
     only where there is nothing else.
-
-    Args:
-        found: what ``candidates`` returns, from shallow to deep.
-
-    Raises:
-        BadInputError: every place is bypassed.
     """
     free = [each for each in found if not each.bypassed]
     flat = min((each.behind for each in found if each.features.layout != "NC"), default=0.0)
@@ -167,20 +145,12 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
 
 
 def last_map(found: Sequence[Candidate]) -> Site | None:
-    """The last place that nothing bypasses with several pixels or tokens; None where there is none.
-
-    Args:
-        found: what ``candidates`` returns, from shallow to deep.
-    """
+    """The last place that nothing bypasses with several pixels or tokens; None where there is none."""
     return next((each.site for each in reversed(found) if not each.bypassed and each.features.positions > 1), None)
 
 
 def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
-    """``choose_site`` of all candidates.
-
-    Raises:
-        BadInputError: there is no place for a polarizer.
-    """
+    """``choose_site`` of all candidates."""
     return choose_site(candidates(model, pixels)).site
 
 
@@ -227,27 +197,21 @@ class _Pass:
         try:
             for name, module in network.named_modules():
                 if name:
-                    handles.append(module.register_forward_pre_hook(self._entering(name)))
-                    handles.append(module.register_forward_hook(self._leaving(name)))
+                    handles.append(module.register_forward_pre_hook(partial(self._entering, name)))
+                    handles.append(module.register_forward_hook(partial(self._leaving, name)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _entering(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if not args or not isinstance(args[0], Tensor):
-                return None
-            return (self._marked(Site("before", name), module, args[0]), *args[1:])
+    def _entering(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or not isinstance(args[0], Tensor):
+            return None
+        return (self._marked(Site("before", name), module, args[0]), *args[1:])
 
-        return hook
-
-    def _leaving(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:  # noqa: ARG001
-            self.runs[name] += 1
-            return self._marked(Site("after", name), module, output) if isinstance(output, Tensor) else None
-
-        return hook
+    def _leaving(self, name: str, module: nn.Module, _args: tuple[Any, ...], output: Any) -> Tensor | None:
+        self.runs[name] += 1
+        return self._marked(Site("after", name), module, output) if isinstance(output, Tensor) else None
 
     def _marked(self, site: Site, module: nn.Module, value: Tensor) -> Tensor:
         copy = value.clone()
@@ -288,18 +252,11 @@ def _sources(node: Node) -> Sequence[Node]:
 
 def _topological(end: Node | None) -> list[Node]:
     """All nodes that ``end`` depends on, each before those that it depends on."""
-    if end is None:
-        return []
-    done: dict[Node, None] = {}
-    stack = [(end, iter(_sources(end)))]
-    opened = {end}
-    while stack:
-        node, rest = stack[-1]
-        following = next((source for source in rest if source not in opened), None)
-        if following is None:
-            done[node] = None
-            stack.pop()
-        else:
-            opened.add(following)
-            stack.append((following, iter(_sources(following))))
-    return list(reversed(done))
+    graph: dict[Node, Sequence[Node]] = {}
+    found = [] if end is None else [end]
+    while found:
+        node = found.pop()
+        if node not in graph:
+            graph[node] = _sources(node)
+            found += graph[node]
+    return list(TopologicalSorter(graph).static_order())[::-1]

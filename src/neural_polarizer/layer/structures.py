@@ -1,6 +1,6 @@
 """Other layers in the polarizer's place, for comparison (paper Table 13)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -29,16 +29,9 @@ _SIZED_BY: Mapping[Structure, str] = {
 def make_polarizer(structure: Structure, features: Features, generator: torch.Generator) -> Polarizer:
     """A new layer; all but "osdn" begin as the identity ("mlp" where no feature is negative).
 
-    Args:
-        structure: which.
-        features: that it is put on.
-        generator: draws the weights of "osad" and "osdn"; the others draw nothing.
-
-    Raises:
-        BadInputError: the structure is made for feature maps N x C x H x W alone, and these are others; or it is
-            "by-class", which is made of learned layers.
+    The generator draws the weights of "osad" and "osdn"; the others draw nothing. All but "conv-bn" are made for
+    feature maps N x C x H x W alone.
     """
-    channels, shape = features.channels, features.shape
     if structure == "by-class":
         raise BadInputError("structure by-class is made of a learned layer for each class: take the method cnpd")
     if features.layout != "NCHW" and structure != "conv-bn":
@@ -46,23 +39,7 @@ def make_polarizer(structure: Structure, features: Features, generator: torch.Ge
             f"structure {structure} needs a feature map N x C x H x W, and the site has features {features.layout}; "
             "take another site or conv-bn"
         )
-    match structure:
-        case "conv-bn":
-            return Polarizer(channels, channels_last=features.layout != "NCHW")
-        case "conv-bn-x2":
-            return StackedPolarizer(channels)
-        case "linear":
-            return ElementwiseAffine(shape)
-        case "linear-light":
-            return ChannelAffine(channels)
-        case "conv":
-            return PointwiseConv(channels)
-        case "mlp":
-            return ElementwiseMLP(shape)
-        case "osad":
-            return SelfAttentionDenoiser(channels, generator)
-        case "osdn":
-            return DualAttentionDenoiser(channels, generator)
+    return _MADE[structure](features, generator)
 
 
 def polarizer_for(structure: Structure, tensors: Mapping[str, Tensor]) -> Polarizer | None:
@@ -133,13 +110,10 @@ class StackedPolarizer(OtherStructure):
 
 
 class ElementwiseAffine(OtherStructure):
-    """A factor and a summand for each value of a feature map, so for images of one size only.
+    """A factor and a summand for each value of a feature map ``(c, h, w)``, so for images of one size only.
 
-    Source: paper Table 13, "Linear".  Departures: begins as the identity, as in the authors' code; the
-    paper says "randomly".
-
-    Args:
-        shape: of one image's feature map, ``(c, h, w)``.
+    Source: paper Table 13, "Linear". Departures: begins as the identity, as in the authors' code; the paper says
+    "randomly".
     """
 
     structure: Structure = "linear"
@@ -213,10 +187,6 @@ class SelfAttentionDenoiser(OtherStructure):
 
     Source: paper Table 13, "OSAD".  Departures: weights that the paper leaves open are drawn as torch
     does.
-
-    Args:
-        channels: C.
-        generator: draws the weights.
     """
 
     structure: Structure = "osad"
@@ -255,10 +225,6 @@ class DualAttentionDenoiser(OtherStructure):
 
     Source: paper Table 13, "OSDN", which leaves open that the gate of positions reads the update behind the
     gate of channels.  Departures: weights are drawn as torch does.
-
-    Args:
-        channels: C.
-        generator: draws the weights.
     """
 
     structure: Structure = "osdn"
@@ -303,3 +269,15 @@ def _draw(layer: nn.Conv2d, generator: torch.Generator) -> None:
     bound = layer.weight[0].numel() ** -0.5
     for parameter in layer.parameters():
         parameter.uniform_(-bound, bound, generator=generator)
+
+
+_MADE: Mapping[Structure, Callable[[Features, torch.Generator], Polarizer]] = {
+    "conv-bn": lambda features, _: Polarizer(features.channels, channels_last=features.layout != "NCHW"),
+    "conv-bn-x2": lambda features, _: StackedPolarizer(features.channels),
+    "linear": lambda features, _: ElementwiseAffine(features.shape),
+    "linear-light": lambda features, _: ChannelAffine(features.channels),
+    "conv": lambda features, _: PointwiseConv(features.channels),
+    "mlp": lambda features, _: ElementwiseMLP(features.shape),
+    "osad": lambda features, generator: SelfAttentionDenoiser(features.channels, generator),
+    "osdn": lambda features, generator: DualAttentionDenoiser(features.channels, generator),
+}

@@ -1,6 +1,7 @@
 """Putting the polarizer into a network, and cutting the network there; always on a copy."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,11 +29,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """Read ``before:NAME`` or ``after:NAME``.
-
-        Raises:
-            BadInputError: any other form.
-        """
+        """Read ``before:NAME`` or ``after:NAME``."""
         side, _, name = text.partition(":")
         if side == "before" and name:
             return cls("before", name)
@@ -79,26 +76,23 @@ class PolarizedModule(nn.Module):
 
 
 def full_name(model: nn.Module, site: Site) -> str:
-    """The site's module name as ``model`` itself spells it.
-
-    Raises:
-        BadInputError: there is no such module; the nearest names are listed.
-    """
+    """The site's module name as ``model`` itself spells it; where there is none, the nearest names are listed."""
     network = model.network if isinstance(model, Normalized) else model
     names = [name for name, _ in network.named_modules() if name]
     if site.name not in names:
-        near = difflib.get_close_matches(site.name, names, n=5, cutoff=0.3) or names[-5:]
-        raise BadInputError(f"site {str(site)!r}: no such module; the nearest names are {', '.join(near)}")
+        raise BadInputError(f"site {str(site)!r}: no such module; {nearest(site.name, names)}")
     return f"network.{site.name}" if network is not model else site.name
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Which of ``names`` could be meant, in words."""
+    return f"the nearest names are {', '.join(difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names[-5:])}"
 
 
 def insert(model: nn.Module, site: Site, polarizer: nn.Module) -> nn.Module:
     """A copy of ``model`` with ``polarizer`` (the very object) at ``site``; ``model`` is untouched.
 
     With layers by class the copy is run twice in each call.
-
-    Raises:
-        BadInputError: the site does not exist, or the model cannot be copied.
     """
     polarized = copied(model)
     module = polarized.get_submodule(full_name(model, site))
@@ -130,8 +124,7 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module) -> fx.Graph:
     """The graph of ``model``, in which polarizers and torch's own modules are single nodes.
 
-    Raises:
-        Exception: whatever a network that cannot be traced raises.
+    Raises whatever a network that cannot be traced raises.
     """
     return _Tracer().trace(model)
 

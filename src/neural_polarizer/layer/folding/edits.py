@@ -48,19 +48,13 @@ class _OfLinear(_Exact):
 
 @dataclass(frozen=True, eq=False)
 class BehindConv(_Exact):
-    """The polarizer behind a convolution: ``A (W * x + c) + b = (A W) * x + (A c + b)``, whatever its padding.
+    """The polarizer behind a convolution: ``A (W * x + c) + b = (A W) * x + (A c + b)``, whatever its padding."""
 
-    Args:
-        conv: its weights change.
-        norm: a batch norm between the two; becomes the identity with a bias.
-        following: a batch norm behind the polarizer, which takes the shift if the convolution has no bias.
-        shifted: whether this is the summand that takes b.
-    """
-
-    conv: nn.Conv2d
-    norm: nn.BatchNorm2d | None = None
+    conv: nn.Conv2d  # its weights change
+    norm: nn.BatchNorm2d | None = None  # a batch norm between the two; becomes the identity with a bias
+    # A batch norm behind the polarizer, which takes the shift if the convolution has no bias.
     following: nn.BatchNorm2d | None = None
-    shifted: bool = True
+    shifted: bool = True  # whether this is the summand that takes b
 
     def told(self, names: Mapping[nn.Module, str]) -> str:
         return f"into {names[self.conv]}" + (f" and {names[self.norm]}" if self.norm is not None else "")
@@ -82,13 +76,10 @@ class BehindConv(_Exact):
 
 @dataclass(frozen=True, eq=False)
 class ShiftInto(_Exact):
-    """The b of the polarizer alone, which came through sums and averages, in layers that add a constant anyway.
+    """The b of the polarizer alone, which came through sums and averages, in layers that add a constant anyway."""
 
-    Args:
-        layers: batch norms, whose means change, and convolutions and linear layers with a bias; a linear layer may have
-            several columns a channel.
-    """
-
+    # Batch norms, whose means change, and convolutions and linear layers with a bias; a linear layer may have several
+    # columns a channel.
     layers: tuple[nn.BatchNorm2d | nn.Conv2d | nn.Linear, ...]
 
     def told(self, names: Mapping[nn.Module, str]) -> str:
@@ -121,16 +112,12 @@ class IntoConv:
     """The polarizer in front of a convolution: ``W * (A x + b) = (W A) * x + W * b``.
 
     ``W * b`` is one number a channel, except where zeros are padded: there the taps outside must not count.
-
-    Args:
-        conv: its weights change.
-        following: a batch norm behind it, which takes the constant if the convolution has no bias.
-        border: whether to keep the taps' shares of the constant apart, exact on the border too.
     """
 
-    conv: nn.Conv2d
+    conv: nn.Conv2d  # its weights change
+    # A batch norm behind it, which takes the constant if the convolution has no bias.
     following: nn.BatchNorm2d | None = None
-    border: bool = False
+    border: bool = False  # whether to keep the taps' shares of the constant apart, exact on the border too
 
     @property
     def exact(self) -> bool:
@@ -180,15 +167,10 @@ class InsteadOfNorm(_Exact):
 
 @dataclass(frozen=True, eq=False)
 class InPlace(_Exact):
-    """The polarizer's linear map and batch norm as one layer with bias, where they are.
+    """The polarizer's linear map and batch norm as one layer with bias, where they are."""
 
-    Args:
-        wrapped: holds the polarizer.
-        channels_last: whether that layer is a linear one instead of a 1x1 convolution.
-    """
-
-    wrapped: PolarizedModule
-    channels_last: bool
+    wrapped: PolarizedModule  # holds the polarizer
+    channels_last: bool  # whether that layer is a linear one instead of a 1x1 convolution
 
     def told(self, names: Mapping[nn.Module, str]) -> str:  # noqa: ARG002
         return f"into one {'linear layer' if self.channels_last else '1x1 convolution'} at its own site"

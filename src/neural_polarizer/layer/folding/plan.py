@@ -2,7 +2,8 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import TypeVar
 
 from torch import fx, nn
 
@@ -29,14 +30,9 @@ class UnfoldableError(Exception):
 
 
 class Plan:
-    """A polarized network as a graph, and what may be changed in it.
+    """A polarized network as a graph, and what may be changed in it; one that cannot be traced is unfoldable.
 
-    Args:
-        root: in evaluation mode, with one polarizer; the edits change it in place.
-        wrapped: the module in ``root`` that holds the polarizer.
-
-    Raises:
-        UnfoldableError: the network cannot be traced.
+    ``root`` is in evaluation mode, with one polarizer, held by ``wrapped``; the edits change it in place.
     """
 
     def __init__(self, root: nn.Module, wrapped: PolarizedModule) -> None:
@@ -52,7 +48,7 @@ class Plan:
         self.holders = Counter(
             id(value) for module in root.modules() for value in module._parameters.values() if value is not None
         )
-        self.holders.update(id(_attribute(root, node.target)) for node in graph.nodes if node.op == "get_attr")
+        self.holders.update(id(attrgetter(node.target)(root)) for node in graph.nodes if node.op == "get_attr")
         (self.site,) = [node for node, module in self.modules.items() if module is wrapped.polarizer]
         self.channels = len(next(wrapped.polarizer.parameters()))
         self.last = isinstance(wrapped.polarizer, Polarizer) and wrapped.polarizer.channels_last
@@ -60,8 +56,7 @@ class Plan:
     def backwards(self) -> list[Edit]:
         """Fold into the layers whose outputs, or their sum, the polarizer reads.
 
-        Raises:
-            UnfoldableError: something else than convolutions gives that value, or it is read elsewhere too.
+        They must all be convolutions, or one linear layer, and read by nothing else.
         """
         (source,) = self.site.all_input_nodes
         if self.last:
@@ -142,14 +137,7 @@ class Plan:
         return [BehindConv(conv, norm)]
 
     def forwards(self, *, border: bool) -> list[Edit]:
-        """Fold into the layers that read the polarizer's output, directly or after an average.
-
-        Args:
-            border: be exact where convolutions pad zeros.
-
-        Raises:
-            UnfoldableError: something else reads it.
-        """
+        """Fold into the layers that read the polarizer's output, directly or after an average."""
         edits = self._readers(self.site, border=border, flat=False)
         if not edits:
             raise UnfoldableError("nothing reads the layer's output")
@@ -184,11 +172,7 @@ class Plan:
         return picks_rows(node) if self.last else averages(node, self.modules) or flattens(node, self.modules)
 
     def instead_of_norm(self) -> list[Edit]:
-        """Merge the polarizer and the batch norm that alone reads it.
-
-        Raises:
-            UnfoldableError: it is read by something else.
-        """
+        """Merge the polarizer and the batch norm that alone reads it."""
         norm = self._norm_behind(self.site)
         if norm is None:
             raise UnfoldableError("no batch norm alone reads the layer's output")
@@ -219,10 +203,7 @@ class Plan:
 def beside(root: nn.Module, wrapped: PolarizedModule, *, border: bool) -> list[Edit]:
     """Fold into the very layer that the polarizer was put before or after, which takes no graph; or nothing.
 
-    Args:
-        root: in evaluation mode; holds the other layers.
-        wrapped: the module in ``root`` that holds the polarizer.
-        border: be exact where a convolution pads zeros.
+    ``border``: be exact where a convolution pads zeros.
     """
     layer, before = wrapped.module, wrapped.side == "before"
     last = isinstance(wrapped.polarizer, Polarizer) and wrapped.polarizer.channels_last
@@ -250,8 +231,3 @@ def layer_names(root: nn.Module, wrapped: PolarizedModule | None = None) -> dict
 
 def _has_statistics(norm: nn.BatchNorm2d) -> bool:
     return norm.running_mean is not None and norm.weight is not None
-
-
-def _attribute(root: nn.Module, name: str) -> Any:
-    path, _, last = name.rpartition(".")
-    return getattr(root.get_submodule(path), last)
