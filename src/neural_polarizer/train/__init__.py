@@ -31,34 +31,22 @@ def silent(phase: str, done: int, total: int) -> None:
 
 
 class Assembled(NamedTuple):
-    """A batch to train on.
+    """A batch to train on."""
 
-    Args:
-        pixels: float, in [0, 1].
-        labels: int64.
-        penalty: a loss of the accomplice's own.
-        triggered: the first so many rows carry the trigger and the attacker's label.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    penalty: Tensor | float
-    triggered: int
+    pixels: Tensor  # float, in [0, 1]
+    labels: Tensor  # int64
+    penalty: Tensor | float  # a loss of the accomplice's own
+    triggered: int  # the first so many rows carry the trigger and the attacker's label
 
 
 @runtime_checkable
 class Accomplice(Protocol):
-    """What an attack puts into the training loop if it poisons every batch anew.
+    """What an attack puts into the training loop if it poisons every batch anew."""
 
-    Args:
-        network: whatever it trains beside the victim; an empty module if nothing.
-        optimizer: of that network, whose learning rates follow the schedule's policy; None if nothing is trained.
-        key: all that it depends on, to recognise its own training state.
-    """
-
-    network: nn.Module
+    network: nn.Module  # whatever it trains beside the victim; an empty module if nothing
+    # Of that network, whose learning rates follow the schedule's policy; None if nothing is trained.
     optimizer: torch.optim.Optimizer | None
-    key: str
+    key: str  # all that it depends on, to recognise its own training state
 
     def assemble(self, images: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Assembled:
         """The batch to train on, from uint8 images and labels."""
@@ -138,11 +126,7 @@ def _begun(
     accomplice: Accomplice | None,
     triggered: Bool[Tensor, " n"] | None,
 ) -> _Training:
-    """Networks and data on the device, with new optimizers.
-
-    Raises:
-        BadInputError: fewer images than one batch.
-    """
+    """Networks and data on the device, with new optimizers; fewer images than one batch are refused."""
     if len(data) < schedule.batch_size:
         raise BadInputError(
             f"{data.source}: {len(data)} images are less than one batch of {schedule.batch_size}; lower the batch size"
@@ -167,44 +151,39 @@ def _begun(
 
 
 def _epoch(training: _Training, epoch: int, peaks: Sequence[float], seed: int, progress: Progress) -> None:
-    """One pass over the data, each learning rate a share of its peak.
-
-    Raises:
-        BadInputError: a weight is no longer finite.
-    """
-    model, schedule = training.model, training.schedule
-    images, labels, triggered = training.images, training.labels, training.triggered
-    groups, steps = training.groups, len(labels) // schedule.batch_size
+    """One pass over the data, each learning rate a share of its peak; weights must stay finite."""
+    schedule, groups = training.schedule, training.groups
+    batch = schedule.batch_size
+    steps = len(training.labels) // batch
     generator = stream(seed, "train", epoch)
-    order = torch.randperm(len(labels), generator=generator).to(labels.device)
+    order = torch.randperm(len(training.labels), generator=generator).to(training.labels.device)
     with global_rng(seed, "dropout", epoch):
-        for step, rows in enumerate(order[: steps * schedule.batch_size].split(schedule.batch_size)):
+        for step, rows in enumerate(order[: steps * batch].split(batch)):
             share = schedule.share_at(epoch * steps + step, steps)
             for group, peak in zip(groups, peaks, strict=True):
                 group["lr"] = share * peak
-            loss = _loss(model, images[rows], labels[rows], triggered[rows], schedule, generator, training.accomplice)
+            loss = _loss(training, rows, generator)
             for each in training.optimizers.values():
                 each.zero_grad()
             loss.backward()
             for each in training.optimizers.values():
                 each.step()
             progress("train", epoch * steps + step + 1, schedule.epochs * steps)
-    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+    if not is_finite(training.model):
         raise BadInputError(
             f"the loss was not finite in epoch {epoch + 1} of {schedule.epochs}; lower the learning rate, which is "
             f"{schedule.lr:g}"
         )
 
 
-def _loss(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    triggered: Bool[Tensor, " n"],
-    schedule: Schedule,
-    generator: torch.Generator,
-    accomplice: Accomplice | None,
-) -> Tensor:
+def is_finite(network: nn.Module) -> bool:
+    """Whether all values of ``network`` are finite numbers."""
+    return all(bool(value.isfinite().all()) for value in network.state_dict().values())
+
+
+def _loss(training: _Training, rows: Tensor, generator: torch.Generator) -> Tensor:
+    model, schedule, accomplice = training.model, training.schedule, training.accomplice
+    images, labels, triggered = training.images[rows], training.labels[rows], training.triggered[rows]
     penalty: Tensor | float = 0.0
     with schedule.autocast(images.device):
         if accomplice is None:

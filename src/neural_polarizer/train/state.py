@@ -18,14 +18,9 @@ def save_state(
     networks: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
 ) -> None:
-    """Write the values of ``networks`` and the state of ``optimizers``, each by its prefix, to ``path``.
+    """Write the values of ``networks``, by name, and the state of ``optimizers``, by prefixes such as ``model.``.
 
-    Args:
-        path: a safetensors file.
-        run: a hash of all that the result depends on.
-        epochs_done: number of finished epochs.
-        networks: by name.
-        optimizers: by a prefix of their own, such as ``model.``.
+    ``run`` is a hash of all that the result depends on.
     """
     tensors = {
         f"{kind}.{name}": value for kind, network in networks.items() for name, value in network.state_dict().items()
@@ -43,8 +38,7 @@ def resume(
 ) -> int:
     """Load the state of ``path`` and return the number of finished epochs; 0 if there is none that is whole.
 
-    Raises:
-        BadInputError: the state is of another run than ``run``.
+    A state of another run than ``run`` is refused.
     """
     kept = kept_tensors(path)
     if kept is None:
