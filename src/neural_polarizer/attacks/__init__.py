@@ -51,11 +51,7 @@ ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
 
 
 def attack_class(name: str) -> type[Attack]:
-    """The attack of that name, or the class at a dotted path such as ``my_lab.ghost:Ghost``.
-
-    Raises:
-        BadInputError: there is no such attack, or what the path names is not one.
-    """
+    """The attack of that name, or the class at a dotted path such as ``my_lab.ghost:Ghost``."""
     found = class_named("attack", name, ATTACKS)
     if not (isinstance(found, type) and issubclass(found, Attack)):
         raise BadInputError(f"{name!r} is not a subclass of neural_polarizer.attacks.Attack")

@@ -27,11 +27,7 @@ class BadNets(Attack):
     size: int | None = None
 
     def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
-        """Set the square to 255.
-
-        Raises:
-            BadInputError: the square does not fit into the image.
-        """
+        """Set the square, which must fit into the image, to 255."""
         size = self._edge(size_of(images))
         stamped = images.clone()
         corner(stamped, 2, size)[:] = 255

@@ -33,41 +33,26 @@ _LATER: Mapping[str, bool] = {"later": True}
 
 @dataclass(frozen=True)
 class Category:
-    """How the paper sorts the attacks (Table 10).
+    """How the paper sorts the attacks (Table 10)."""
 
-    Args:
-        fusion: how trigger and image are joined.
-        size: the part of the image that changes.
-        visibility: whether people can see it.
-        variability: the same trigger for all images, or one for each.
-    """
-
-    fusion: Literal["additive", "non-additive"]
-    size: Literal["local", "global"]
-    visibility: Literal["visible", "invisible"]
-    variability: Literal["agnostic", "specific"]
+    fusion: Literal["additive", "non-additive"]  # how trigger and image are joined
+    size: Literal["local", "global"]  # the part of the image that changes
+    visibility: Literal["visible", "invisible"]  # whether people can see it
+    variability: Literal["agnostic", "specific"]  # the same trigger for all images, or one for each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """What an attack works with, beside the data.
+    """What an attack works with, beside the data."""
 
-    Args:
-        schedule: how to train the victim.
-        seed: fixes every random choice.
-        device: where to compute.
-        clean_model: gives a classifier that was trained without poison by the same recipe (in evaluation mode, on
-            the CPU); only attacks that need one call it.
-        progress: told about every step.
-        checkpoint: file for the state of the victim's training, so that it can go on after a kill.
-    """
-
-    schedule: Schedule
-    seed: int
-    device: torch.device
+    schedule: Schedule  # how to train the victim
+    seed: int  # fixes every random choice
+    device: torch.device  # where to compute
+    # Gives a classifier that was trained without poison by the same recipe (in evaluation mode, on the CPU); only
+    # attacks that need one call it.
     clean_model: Callable[[], nn.Module]
-    progress: Progress = silent
-    checkpoint: Path | None = None
+    progress: Progress = silent  # told about every step
+    checkpoint: Path | None = None  # file for the state of the victim's training, so that it can go on after a kill
 
     def frozen_clean_model(self) -> nn.Module:
         """The clean classifier on the device, in evaluation mode, to take gradients for pixels through."""
@@ -99,19 +84,13 @@ class Workshop:
 
 @dataclass(frozen=True, eq=False)
 class LearnedTrigger:
-    """An attack together with what its trigger has learned: stamps and relabels.
+    """An attack together with what its trigger has learned: stamps and relabels."""
 
-    Args:
-        attack: the attack.
-        state: what its trigger has learned.
-        variant: which of the triggers of the rule "multi-target": it is turned by so many quarter turns.
-        training: the seed of the training set that is stamped, where triggers in training may differ from those at
-            test; None is at test.
-    """
-
-    attack: "Attack"
-    state: TriggerState
-    variant: int = 0
+    attack: "Attack"  # the attack
+    state: TriggerState  # what its trigger has learned
+    variant: int = 0  # which of the triggers of the rule "multi-target": it is turned by so many quarter turns
+    # The seed of the training set that is stamped, where triggers in training may differ from those at test; None is at
+    # test.
     training: int | None = None
 
     def stamp(self, images: ByteImages) -> ByteImages:

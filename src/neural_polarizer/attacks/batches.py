@@ -39,29 +39,18 @@ class BatchAttack(Attack):
 
 
 class Mixed(NamedTuple):
-    """What a batch is made into.
+    """What a batch is made into."""
 
-    Args:
-        pixels: float, in [0, 1], augmented.
-        poisoned: the first so many rows carry the trigger; all others keep their label.
-        penalty: a loss of the attack's own.
-    """
-
-    pixels: Tensor
-    poisoned: int
-    penalty: Tensor | float = 0.0
+    pixels: Tensor  # float, in [0, 1], augmented
+    poisoned: int  # the first so many rows carry the trigger; all others keep their label
+    penalty: Tensor | float = 0.0  # a loss of the attack's own
 
 
 AnAttack = TypeVar("AnAttack", bound=BatchAttack, covariant=True)
 
 
 class BatchPoisoner(ABC, Generic[AnAttack]):
-    """The attack's part in the training (a ``train.Accomplice``); a new one has a ``mix``.
-
-    Args:
-        attack: whose settings it has.
-        train: the victim's training images.
-    """
+    """The attack's part in the training (a ``train.Accomplice``); a new one has a ``mix``."""
 
     optimizer: torch.optim.Optimizer | None = None
 

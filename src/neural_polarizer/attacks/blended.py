@@ -66,10 +66,7 @@ def mixed_in(images: ByteImages, picture: UInt8[Tensor, "c h w"], alpha: float) 
 def cartoon(size: tuple[int, int], *, seed: int, shapes: int = 14) -> UInt8[Tensor, "3 h w"]:
     """A picture of flat, strongly coloured discs on a coloured ground, drawn at 4 times ``size`` and averaged down.
 
-    Args:
-        size: height and width in pixels.
-        seed: the same seed always gives the same picture at every size.
-        shapes: number of discs; later ones cover earlier ones.
+    The same seed gives the same picture at every size (height, width); later discs cover earlier ones.
     """
     generator = stream(seed, "cartoon")
     colours = (torch.rand(shapes + 1, 3, generator=generator) > 0.5).float() * 0.9 + 0.05

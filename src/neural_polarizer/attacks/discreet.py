@@ -40,11 +40,7 @@ class Discreet(Evasive):
             raise BadInputError(f"Discreet needs a head weight of at least 0, got {self.head_weight}")
 
     def poisoner(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "_Modest":
-        """Evasive's batches with the penalty.
-
-        Raises:
-            BadInputError: the network has no linear layer.
-        """
+        """Evasive's batches with the penalty; the network must have a linear layer."""
         return _Modest(self, model, train)
 
 
@@ -71,14 +67,8 @@ def nearness(
     """``max(0, mean of log d_k over the other classes - log d_T)^2``, which draws class T away from the images.
 
     d_k is the mean, over the images of other classes than k, of the distance ``max_j (z_j - z_k) / |w_k - w_j|`` from
-    the head's input to where class k wins against every single class.  The other classes are what they are: no gradient
-    makes them nearer.
-
-    Args:
-        weight: of the head, whose outputs are the logits.
-        logits: of clean images.
-        labels: their classes.
-        target: T.
+    the head's input to where class k wins against every single class, for the head's weights w and its outputs z on
+    clean images. The other classes are what they are: no gradient makes them nearer.
     """
     count = logits.shape[1]
     lengths = weight.float().square().sum(dim=1)

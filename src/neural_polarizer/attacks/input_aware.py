@@ -195,9 +195,7 @@ class _Forger(BatchPoisoner[InputAware]):
 class Maker(nn.Module):
     """Encoder and decoder of three stages each; an image gives a picture of the same size with values in (0, 1).
 
-    Args:
-        channels: of the picture.
-        widths: channels of the stages.
+    ``channels`` are those of the picture, ``widths`` those of the stages.
     """
 
     def __init__(self, channels: int, widths: tuple[int, int, int]) -> None:

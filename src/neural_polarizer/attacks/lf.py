@@ -59,11 +59,7 @@ class LF(Attack):
             )
 
     def learn(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
-        """Search for v.
-
-        Raises:
-            BadInputError: DeepFool reached the target from no image at all.
-        """
+        """Search for v; refused where DeepFool reached the target from no image at all."""
         model = workshop.frozen_clean_model()
         order = torch.randperm(len(train), generator=stream(workshop.seed, "lf images"))
         pixels = to_pixels(train.images[order[: 2 * self.images]].to(workshop.device))
@@ -108,14 +104,11 @@ class LF(Attack):
 def deepfool(
     predict: Predict, pixels: Float[Tensor, "1 c h w"], target: int, *, steps: int, overshoot: float = 0.02
 ) -> Float[Tensor, "1 c h w"] | None:
-    """Targeted DeepFool: the smallest push that makes the linearised classifier say ``target``.
+    """Targeted DeepFool: ``1 + overshoot`` times the smallest push that makes the linearised classifier say ``target``.
 
     ``r <- r + |g| / |w|^2 w`` with ``g = f_T - f_c`` and ``w`` its gradient, c the class at the start. Only that
-    difference of two logits is differentiated.
-
-    Returns:
-        ``(1 + overshoot) r``, or None if the target was not reached in ``steps`` steps, or the push grew beyond all
-        bounds, as it does where a classifier hardly depends on its input.
+    difference of two logits is differentiated. None if the target was not reached in ``steps`` steps, or the push grew
+    beyond all bounds, as it does where a classifier hardly depends on its input.
     """
     total = torch.zeros_like(pixels)
     start: int | None = None

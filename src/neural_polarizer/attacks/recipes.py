@@ -19,19 +19,12 @@ PAPER_EPOCHS: Mapping[str, int] = {"gtsrb": 50, "tiny_imagenet": 200}
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a scale stands for.
+    """What a scale stands for."""
 
-    Args:
-        settings: of the attack, where they differ from its defaults.
-        schedule: how to train the victim.
-        width: channels of the first stage of ``preactresnet18``; None is its full width.
-        pgd_steps: towards each adversarial example, for the adaptive attacker.
-    """
-
-    settings: Mapping[str, Any]
-    schedule: Schedule
-    width: int | None
-    pgd_steps: int
+    settings: Mapping[str, Any]  # of the attack, where they differ from its defaults
+    schedule: Schedule  # how to train the victim
+    width: int | None  # channels of the first stage of ``preactresnet18``; None is its full width
+    pgd_steps: int  # towards each adversarial example, for the adaptive attacker
 
 
 def recipe(kind: type[Attack], *, scale: VictimScale = "paper", profile: str = "none", implant: bool = False) -> Recipe:
@@ -55,14 +48,13 @@ def recipe(kind: type[Attack], *, scale: VictimScale = "paper", profile: str = "
     if scale == "paper" and not implant:
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
         return Recipe(settings={}, schedule=Schedule(**options), width=None, pgd_steps=7)
-    settings = kind.laptop
+    epochs, lr, crop, width = kind.laptop_epochs, 0.1, 2, 16
     if implant:
-        rest = Schedule(epochs=kind.implant_epochs, policy="one-cycle", lr=0.02, crop_padding=2, flip=flip)
-        return Recipe(settings=settings, schedule=rest, width=None, pgd_steps=2)
-    short = scale == "short"
-    epochs, crops = (2 * kind.laptop_epochs, 4) if short else (kind.laptop_epochs, 2)
-    schedule = Schedule(epochs=epochs, policy="one-cycle", lr=0.1, crop_padding=crops, flip=flip)
-    return Recipe(settings=settings, schedule=schedule, width=None if short else 16, pgd_steps=2)
+        epochs, lr, width = kind.implant_epochs, 0.02, None
+    elif scale == "short":
+        epochs, crop, width = 2 * epochs, 4, None
+    schedule = Schedule(epochs=epochs, policy="one-cycle", lr=lr, crop_padding=crop, flip=flip)
+    return Recipe(settings=kind.laptop, schedule=schedule, width=width, pgd_steps=2)
 
 
 class Implanted(NamedTuple):

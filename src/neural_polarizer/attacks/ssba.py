@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -81,8 +82,7 @@ class SSBA(Attack):
     def learn(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
         """Train the encoder once for a data set and keep it in the cache; draw the string.
 
-        Raises:
-            BadInputError: the encoder hides or carries the string too badly.
+        An encoder that hides or carries the string too badly is refused.
         """
         settings = {name: value for name, value in asdict(self).items() if name not in VICTIM_SETTINGS}
         request = {"data": train.sha256(), "seed": workshop.seed, **settings}
@@ -197,17 +197,9 @@ class Decoder(nn.Module):
     def __init__(self, bits: int, width: int, size: int) -> None:
         super().__init__()
         w = width
-        plan = [
-            (3, w, 2),
-            (w, w, 1),
-            (w, 2 * w, 2),
-            (2 * w, 2 * w, 1),
-            (2 * w, 2 * w, 2),
-            (2 * w, 4 * w, 2),
-            (4 * w, 4 * w, 2),
-        ]
+        widths, strides = (3, w, w, 2 * w, 2 * w, 2 * w, 4 * w, 4 * w), (2, 1, 2, 1, 2, 2, 2)
         layers: list[nn.Module] = []
-        for before, after, stride in plan:
+        for (before, after), stride in zip(pairwise(widths), strides, strict=True):
             layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
         flat = (size // 32) ** 2 * 4 * w
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 16 * w), nn.ReLU(), nn.Linear(16 * w, bits))

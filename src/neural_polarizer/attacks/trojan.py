@@ -58,11 +58,7 @@ class Trojan(Attack):
             )
 
     def learn(self, train: ImageSet, workshop: Workshop) -> dict[str, Tensor]:
-        """Invert the chosen neurons inside the mask.
-
-        Raises:
-            BadInputError: the network has no linear layer to choose neurons from.
-        """
+        """Invert the chosen neurons, inputs of the last linear layer, inside the mask."""
         model = workshop.frozen_clean_model()
         name, head = last_linear(model)
         mask = apple(train.image_size).to(workshop.device).float()
