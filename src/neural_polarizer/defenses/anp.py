@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.passes import descend
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import replace_layer
@@ -82,16 +83,7 @@ class ANP(Defense):
         return Outcome(model, Audit(summary, {}))
 
     def masks(self, model: nn.Module, clean: ImageSet, run: Run) -> dict[str, Float[Tensor, " c"]]:
-        """The learned mask of each batch norm, by its name; in [0, 1].
-
-        Args:
-            model: on the run's device; left as it is.
-            clean: the images.
-            run: seed, device and progress.
-
-        Raises:
-            BadInputError: the network has no batch norms with weights.
-        """
+        """The learned mask of each batch norm of ``model``, which is left as it is, by its name; in [0, 1]."""
         network = copy.deepcopy(model).requires_grad_(False)
         noisy = masked_norms(network, "ANP")
         network.train()
@@ -114,10 +106,7 @@ class ANP(Defense):
                 loss = (1 - self.alpha) * loss_on(pixels, wanted)
                 for noise in noises:
                     noise.data.zero_()
-                loss = loss + self.alpha * loss_on(pixels, wanted)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                descend(optimizer, loss + self.alpha * loss_on(pixels, wanted))
                 for norm in noisy.values():
                     norm.mask.data.clamp_(0, 1)
                 run.progress("masks", done + 1, self.iterations)
@@ -156,14 +145,9 @@ class MaskedNorm(nn.Module):
 
 
 def masked_norms(model: nn.Module, method: str) -> dict[str, MaskedNorm]:
-    """Replace every batch norm of ``model`` by one with a mask, and with noise that is zero; those, by name.
+    """Replace every batch norm of ``model``, in place, by one with a mask, and with noise that is zero; those, by name.
 
-    Args:
-        model: changed in place.
-        method: which defense asks, for the message.
-
-    Raises:
-        BadInputError: there are none.
+    A network without any is refused in the name of the ``method``.
     """
     names = [
         name

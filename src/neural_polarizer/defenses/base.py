@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import reduce
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar, final
 
@@ -21,7 +21,7 @@ from neural_polarizer.models.forms import check_module, in_float32
 from neural_polarizer.models.normalize import one_logit
 from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import check_values, places
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.train import Progress, is_finite, silent
 
 MOST_AT_ONCE = 256
 """Images in a forward pass without gradients, where the settings of a method do not say less."""
@@ -62,20 +62,13 @@ class Run:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Repaired(Outcome):
-    """A repaired classifier, in the dtype, on the device and in the modes of the original, and how it came about.
+    """A repaired classifier, in the dtype, on the device and in the modes of the original, and how it came about."""
 
-    Args:
-        defense: with its settings.
-        seed: its randomness.
-        seconds: wall-clock by phase.
-        device: where it was computed.
-        clean_acc: accuracy on the clean images before and after, in [0, 1]; None straight from a defense.
-    """
-
-    defense: "Defense"
-    seed: int
-    seconds: Mapping[str, float]
-    device: str
+    defense: "Defense"  # with its settings
+    seed: int  # its randomness
+    seconds: Mapping[str, float]  # wall-clock by phase
+    device: str  # where it was computed
+    # Accuracy on the clean images before and after, in [0, 1]; None straight from a defense.
     clean_acc: tuple[float, float] | None = None
 
 
@@ -137,11 +130,11 @@ class Defense(ABC):
         check_one_layer(check_module(model), inserts=self.inserts)
         working = in_float32(model)
         found = self._fitting(working, clean)
-        place, sound = torch.device(device), _is_finite(working)
+        place, sound = torch.device(device), is_finite(working)
         run = Run(seed=seed, device=place, progress=progress)
         with global_rng(seed, "defense"), torch.enable_grad(), _spread_missing(found.images):
             outcome = self._run(found.model.to(place), found.images, run)
-        if sound and not _is_finite(outcome.model):
+        if sound and not is_finite(outcome.model):
             raise BadInputError("the training diverged: weights are NaN or infinite; use a lower learning rate")
         result = one_logit(outcome.model, working) if found.yes_no else outcome.model
         take_form(result, model)
@@ -151,11 +144,7 @@ class Defense(ABC):
         return Repaired(**told, defense=self, seed=seed, seconds=run.seconds, device=str(place))
 
     def _fitting(self, model: nn.Module, clean: ImageSet) -> Understood:
-        """Model and images as they go together.
-
-        Raises:
-            BadInputError: they do not, or there are too few images.
-        """
+        """Model and images as they go together; too few images are refused."""
         name = self.title or type(self).__name__
         if len(clean) < self.least_images:
             least = f"{self.least_images} image{'' if self.least_images == 1 else 's'}"
@@ -195,18 +184,13 @@ class Defense(ABC):
     @property
     def at_once(self) -> int:
         """The most images that anything around the method should send through the model in one pass."""
-        return min([MOST_AT_ONCE, *(value_at(self, place) for place in places(self, "batch_size"))])
+        return min([MOST_AT_ONCE, *(attrgetter(place)(self) for place in places(self, "batch_size"))])
 
     @property
     def precision_used(self) -> str:
         """What it computes in: "fp32", "bf16", or "mixed" if its parts differ."""
-        found = {str(value_at(self, place)) for place in places(self, "precision")}
+        found = {str(attrgetter(place)(self)) for place in places(self, "precision")}
         return "mixed" if len(found) > 1 else next(iter(found), "fp32")
-
-
-def value_at(settings: Any, place: str) -> Any:
-    """The setting at a place such as ``schedule.epochs``."""
-    return reduce(getattr, place.split("."), settings)
 
 
 def _check_seed(seed: object) -> None:
@@ -226,7 +210,3 @@ def _spread_missing(images: ImageSet) -> Iterator[None]:
             f"{images.source}: {len(images)} image{'' if len(images) == 1 else 's'} in a batch give the features "
             "at this site a single value per channel, which has no spread; use more images, or another --site"
         ) from None
-
-
-def _is_finite(model: nn.Module) -> bool:
-    return all(bool(value.isfinite().all()) for value in model.state_dict().values())

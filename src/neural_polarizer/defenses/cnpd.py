@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.base import MANY_CLASSES, Defense, Run
 from neural_polarizer.defenses.npd.aims import Known
 from neural_polarizer.defenses.npd.algorithm import engine_of, initialise, optimise
 from neural_polarizer.defenses.npd.settings import NPDSettings
@@ -19,9 +19,6 @@ from neural_polarizer.layer.by_class import ByClass
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import insert
 from neural_polarizer.perturb import StepRule
-
-MANY_CLASSES = 20
-"""From here on the number of classes is worth a word."""
 
 
 @dataclass(frozen=True, kw_only=True)

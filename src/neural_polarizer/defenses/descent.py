@@ -7,18 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.train import is_finite
 
 
 class Descent:
-    """SGD on a polarizer.
+    """SGD on a polarizer, with momentum and weight decay as ``torch.optim.SGD`` has them.
 
-    Args:
-        polarizer: the layer; what it is at first is kept (``keep``).
-        momentum: as ``torch.optim.SGD`` has it.
-        weight_decay: likewise.
-        max_gradient: a gradient of all parameters together that is longer is shortened to this length; None: never.
-        unit_rate: share of the learning rate for the parameters that have the unit of the features
-            (``schedule.feature_units_rate``).
+    A gradient of all parameters together that is longer than ``max_gradient`` is shortened to this length.
+    ``unit_rate`` is the share of the learning rate for the parameters that have the unit of the features
+    (``schedule.feature_units_rate``). What the layer is at first is kept (``keep``).
     """
 
     def __init__(
@@ -66,4 +63,4 @@ class Descent:
 
     def is_finite(self) -> bool:
         """Whether the layer holds finite numbers only."""
-        return all(bool(tensor.isfinite().all()) for tensor in self._polarizer.state_dict().values())
+        return is_finite(self._polarizer)

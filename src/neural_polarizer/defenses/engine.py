@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
+from neural_polarizer.defenses.fitting import check_classes
 from neural_polarizer.defenses.schedule import batches, steps_an_epoch
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.polarizer import Polarizer, Structure, shifted
@@ -28,37 +29,13 @@ Precision = Literal["fp32", "bf16"]
 class Engine:
     """A polarized copy of a network, and what its frozen part gives for the clean images, computed once.
 
-    The copy is in evaluation mode; only the polarizer takes gradients.  Where the network cannot be cut
+    The copy is in evaluation mode; only the polarizer takes gradients. Where the network cannot be cut
     (``surgery.cut``), the values are the pixels themselves and the rest is the whole network, which ``notes`` says.
 
-    Args:
-        model: float pixels in [0, 1] to logits ``(n, k)``; left as it is.
-        clean: the defender's images.
-        seed: of the first weights of structures that need random ones, the only randomness here.
-        site: ``before:NAME`` or ``after:NAME``; None takes ``layer.sites.choose_site``.
-        structure: what the layer is made of.
-        batch_size: images in a batch.
-        precision: "fp32", or "bf16" autocast.
-        compile: use torch.compile for ``predict``.
-        device: where to compute.
-
-    Attributes:
-        model: the polarized copy, on the device.
-        polarizer: the layer in it.
-        site: where the layer is.
-        site_reason: why there, if nobody named the site.
-        sites: all candidates, if nobody named the site.
-        features: the layout of the layer's input.
-        num_classes: K.
-        images: of the clean set, uint8 ``(n, c, h, w)``, on the device.
-        labels: of these, int64 ``(n,)``, on the device.
-        values: of these, what ``front`` gives; not to be changed.
-        steps: batches in an epoch.
-        notes: what the user should be warned of, in words.
-        device: where it computes.
-
-    Raises:
-        BadInputError: no images, an unknown or unusable site, a model without logits ``(n, k)``, or labels beyond K.
+    ``model``, from float pixels in [0, 1] to logits ``(n, k)``, is left as it is. ``seed`` draws the first weights of
+    structures that need random ones, the only randomness here. ``site`` is ``before:NAME`` or ``after:NAME``; None
+    takes ``layer.sites.choose_site``. ``batch_size`` is the images in a batch; ``compile`` uses torch.compile for
+    ``predict``.
     """
 
     def __init__(
@@ -77,14 +54,15 @@ class Engine:
         if len(clean) == 0:
             raise BadInputError(f"{clean.source}: the clean set is empty; NPD needs at least a few images a class")
         self.device = torch.device(device)
-        self.images = clean.images.to(self.device)
-        self.labels = clean.labels.to(self.device)
+        self.images = clean.images.to(self.device)  # uint8 ``(n, c, h, w)``
+        self.labels = clean.labels.to(self.device)  # int64 ``(n,)``
         self.steps = steps_an_epoch(len(clean), batch_size)
-        self.notes: list[str] = []
+        self.notes: list[str] = []  # what the user should be warned of, in words
         self._batch_size = batch_size
         self._half = precision == "bf16"
         frozen = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         probe = to_pixels(self.images[:4])
+        # Why the layer is where it is, and where else it could be; nothing if somebody named the site.
         self.site_reason: str | None = None
         self.sites: Sequence[Candidate] = ()
         if site is None:
@@ -97,15 +75,10 @@ class Engine:
         self.polarizer = make_polarizer(structure, self.features, stream(seed, "structure")).to(self.device).eval()
         self.model = insert(let_go(frozen), self.site, self.polarizer).to(memory_format=torch.channels_last)
         self.num_classes = _num_classes(self.model, probe)
-        highest = int(self.labels.max())
-        if highest >= self.num_classes:
-            raise BadInputError(
-                f"{clean.source}: has label {highest}, but the model knows {self.num_classes} classes (0 to "
-                f"{self.num_classes - 1}); is this the right data set?"
-            )
+        check_classes(clean, self.num_classes)
         self._prefix, self._tail, self._entry = self._parts(probe)
         self._predict = torch.compile(self._whole) if compile else self._whole
-        self.values = self._cached()
+        self.values = self._cached()  # what ``front`` gives for the images; not to be changed
 
     def front(self, pixels: Float[Tensor, "n c h w"]) -> Values:
         """What the network makes of ``pixels`` in front of the layer."""
@@ -115,9 +88,7 @@ class Engine:
     def logits(self, values: Values, shift: Float[Tensor, "m ..."] | None = None) -> Float[Tensor, "n k"]:
         """What the rest of the network makes of ``values``, which stay as they are.
 
-        Args:
-            values: as ``front`` gives them.
-            shift: what is added to the layer's input, ``(n, *features.shape)`` or ``(1, *features.shape)``.
+        ``shift`` is added to the layer's input: ``(n, *features.shape)``, or ``(1, *features.shape)`` for all images.
         """
         moved = nullcontext() if shift is None else shifted(self.polarizer, shift)
         with self._autocast(), moved:
@@ -145,8 +116,7 @@ class Engine:
     def calibrate(self) -> tuple[Float64[Tensor, " c"], Float64[Tensor, " c"]]:
         """Give the layer the clean images' statistics, with which it is the exact identity if it ever is.
 
-        Returns:
-            Mean and variance of each channel of the layer's input.
+        Returns mean and variance of each channel of the layer's input.
         """
         mean, var = self._statistics(self.polarizer)
         self.polarizer.calibrate(mean, var)

@@ -18,27 +18,16 @@ FEWEST_IMAGES = 10
 
 @dataclass(frozen=True, eq=False)
 class Understood:
-    """A model and images that go together.
+    """A model and images that go together."""
 
-    Args:
-        model: with at least two logits.
-        images: with as many channels as the model takes.
-        logits: of two images, ``(n, k)``.
-        yes_no: whether the original gives one logit z, for which ``model`` gives (0, z).
-    """
-
-    model: nn.Module
-    images: ImageSet
-    logits: Tensor
-    yes_no: bool
+    model: nn.Module  # with at least two logits
+    images: ImageSet  # with as many channels as the model takes
+    logits: Tensor  # of two images, ``(n, k)``
+    yes_no: bool  # whether the original gives one logit z, for which ``model`` gives (0, z)
 
 
 def understood(working: nn.Module, clean: ImageSet) -> Understood:
-    """What a model in float32 and images have to say to each other.
-
-    Raises:
-        BadInputError: the model takes no images, or gives no logits.
-    """
+    """What a model in float32 and images have to say to each other."""
     images, logits = fitting(working, clean)
     if logits.shape[1] > 1:
         return Understood(working, images, logits, False)
@@ -51,15 +40,7 @@ def is_too_little(images: ImageSet) -> bool:
 
 
 def check_gradients(working: nn.Module, images: ImageSet) -> None:
-    """Refuse a network whose logits do not depend on its weights in a way that could be learned from.
-
-    Args:
-        working: left as it is.
-        images: two are tried.
-
-    Raises:
-        BadInputError: they do not.
-    """
+    """Refuse a network whose logits, tried on two images, have no gradients to learn its weights from."""
     tried = copied(working).requires_grad_(True)  # networks that keep what they compute could not be copied afterwards
     with torch.enable_grad():
         learns = bool(tried(to_pixels(images.images[:2])).requires_grad)
@@ -73,12 +54,7 @@ def check_gradients(working: nn.Module, images: ImageSet) -> None:
 def measurable(model: nn.Module, images: ImageSet) -> tuple[nn.Module, ImageSet]:
     """``model`` as one that gives a logit for each class, and ``images`` with as many channels as it takes.
 
-    Args:
-        model: in float32; its modes stay as they are.
-        images: any number.
-
-    Raises:
-        BadInputError: the model does not take them, or gives no logits.
+    The model is in float32, and its modes stay as they are; there may be no images.
     """
     if len(images) == 0:
         return model, images
@@ -87,28 +63,15 @@ def measurable(model: nn.Module, images: ImageSet) -> tuple[nn.Module, ImageSet]
 
 
 def fitting_images(model: nn.Module, images: ImageSet) -> ImageSet:
-    """``images`` with as many channels as the model takes: one of grey ones or three equal ones.
-
-    Args:
-        model: in float32; its modes stay as they are.
-        images: any number.
-
-    Raises:
-        BadInputError: the model does not take them, or gives no logits.
-    """
+    """``images``, if any, with as many channels as the model takes: one of grey ones or three equal ones."""
     return fitting(in_float32(model), images)[0] if len(images) else images
 
 
 def check_classes(images: ImageSet, known: int, *, forgets: str | None = None) -> None:
-    """Refuse, before any time is spent, labels that a method cannot work with.
+    """Refuse, before any time is spent, labels beyond the ``known`` K classes, and classes without an image.
 
-    Args:
-        images: the defender's.
-        known: K, the number of classes that the model knows.
-        forgets: the name of a method that trains all weights, and would make the model forget a class without an image.
-
-    Raises:
-        BadInputError: labels that the model does not know, or a class without an image.
+    The latter only for a method that trains all weights and would make the model forget them, whose name is
+    ``forgets``.
     """
     highest = int(images.labels.max())
     if highest >= known:
@@ -128,11 +91,7 @@ def check_classes(images: ImageSet, known: int, *, forgets: str | None = None) -
 
 @torch.no_grad()
 def fitting(model: nn.Module, clean: ImageSet) -> tuple[ImageSet, Tensor]:
-    """The images in a form that the model takes (grey ones with one or three channels), and two images' logits.
-
-    Raises:
-        BadInputError: it takes none, or gives no logits.
-    """
+    """The images in a form that the model takes (grey ones with one or three channels), and two images' logits."""
     if len(clean) == 0:
         raise BadInputError(f"{clean.source}: holds no images")
     forms = [clean, *_other_channels(clean)]
@@ -176,11 +135,7 @@ def _takes_channels_last(model: nn.Module, clean: ImageSet) -> bool:
 
 
 def _checked(logits: object, images: ImageSet) -> Tensor:
-    """The logits of two images, of shape n x k; of a yes/no model n x 1.
-
-    Raises:
-        BadInputError: it is something else.
-    """
+    """The logits of two images, n x k; of a yes/no model n x 1. Anything else is refused."""
     said = "the model must give logits N x K, one for every class"
     count = min(2, len(images))
     if not isinstance(logits, Tensor):

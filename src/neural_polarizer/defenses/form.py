@@ -9,15 +9,7 @@ from neural_polarizer.models.forms import float_type, value_like
 
 
 def check_one_layer(model: nn.Module, *, inserts: bool) -> None:
-    """One model holds one polarizer: neither its file nor a fold could tell two of them apart.
-
-    Args:
-        model: as the caller has it.
-        inserts: whether the defense puts a layer into it.
-
-    Raises:
-        BadInputError: the defense would insert a second one.
-    """
+    """Refuse a second polarizer: neither the model's file nor a fold could tell two of them apart."""
     if inserts and any(isinstance(module, PolarizedModule) for module in model.modules()):
         raise BadInputError(
             "the model has been purified already and holds a polarizer; fold it first (neural_polarizer.fold) and "

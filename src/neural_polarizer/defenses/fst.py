@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE
-from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.passes import all_passes, descend, logits_by
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import last_linear
@@ -60,26 +60,20 @@ class FST(Defense):
             raise BadInputError(f"FST needs an alpha of at least 0, got {self.alpha}")
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
-        with run.timed("fine_tune"):
-            self._tune(model.train().requires_grad_(True), clean, run)
-        return Outcome(model)
-
-    def _tune(self, network: nn.Module, clean: ImageSet, run: Run) -> None:
+        network = model.train().requires_grad_(True)
         _, head = last_linear(network)
         old = head.weight.detach().clone()
         redraw(head, run.stream("fst head"))
         optimizer = self.schedule.optimize(network)
 
         def step(pixels: Tensor, labels: Tensor) -> None:
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
-                logits = network(pixels)
-            loss = F.cross_entropy(logits.float(), labels) + self.alpha * (head.weight * old).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            logits = logits_by(network, pixels, self.schedule)
+            descend(optimizer, F.cross_entropy(logits, labels) + self.alpha * (head.weight * old).sum())
             rescale(head.weight, old.norm())
 
-        all_passes(clean, self.schedule, optimizer, step, run, use="fst", phase="train")
+        with run.timed("fine_tune"):
+            all_passes(clean, self.schedule, optimizer, step, run, use="fst", phase="train")
+        return Outcome(model)
 
 
 @torch.no_grad()

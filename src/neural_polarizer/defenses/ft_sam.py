@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import LAPTOP, RECIPE
-from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.passes import all_passes, logits_by
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.train import Schedule
@@ -58,26 +58,22 @@ class FTSAM(Defense):
             )
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
-        with run.timed("fine_tune"):
-            self._tune(model.train().requires_grad_(True), clean, run)
-        return Outcome(model)
-
-    def _tune(self, network: nn.Module, clean: ImageSet, run: Run) -> None:
+        network = model.train().requires_grad_(True)
         weights = list(network.parameters())
         optimizer = self.schedule.optimize(network)
 
         def step(pixels: Tensor, labels: Tensor) -> None:
             def loss() -> Tensor:
-                with torch.autocast(run.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
-                    logits = network(pixels)
-                return smoothed_cross_entropy(logits.float(), labels, self.smoothing)
+                return smoothed_cross_entropy(logits_by(network, pixels, self.schedule), labels, self.smoothing)
 
             with worst_case(weights, loss, self.rho), fixed_statistics(network):
                 optimizer.zero_grad()
                 loss().backward()
             optimizer.step()
 
-        all_passes(clean, self.schedule, optimizer, step, run, use="ft-sam", phase="train")
+        with run.timed("fine_tune"):
+            all_passes(clean, self.schedule, optimizer, step, run, use="ft-sam", phase="train")
+        return Outcome(model)
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -93,10 +89,8 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
 def worst_case(weights: Sequence[Tensor], loss: Callable[[], Tensor], rho: float) -> Iterator[None]:
     """While the block runs, ``weights`` are where adaptive SAM supposes the loss to be worst; then as they were.
 
-    Args:
-        weights: leaves that need a gradient; their ``.grad`` is left alone.
-        loss: at the weights as they are; called once.
-        rho: length of ``eps / |w|``, so that ``eps = rho w^2 g / |w g|``.
+    Each is moved by ``eps = rho w^2 g / |w g|``, so that ``eps / |w|`` has the length rho. ``loss``, at the weights as
+    they are, is called once; their ``.grad`` is left alone.
     """
     gradients = torch.autograd.grad(loss(), list(weights), allow_unused=True)
     pairs = [(weight, slope) for weight, slope in zip(weights, gradients, strict=True) if slope is not None]

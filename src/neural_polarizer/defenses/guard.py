@@ -11,59 +11,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Point:
-    """The network at one point of the dial.
+    """The network at one point of the dial."""
 
-    Args:
-        dial: 0 is the network as it was, 1 the learned layer, beyond 1 more of the same change.
-        acc: accuracy on the images that judge, as a fraction.
-        drop: expected loss of accuracy (``expected_drop``), as a fraction.
-        least_drop: the same less what its error excuses; what the budget is compared with.
-        stand_ins: share of images that held-out stand-ins still lead to their class.
-        suspect: likewise, of those for the likeliest class only.
-    """
-
-    dial: float
-    acc: float
-    drop: float
-    least_drop: float
-    stand_ins: float
-    suspect: float
+    dial: float  # 0 is the network as it was, 1 the learned layer, beyond 1 more of the same change
+    acc: float  # accuracy on the images that judge, as a fraction
+    drop: float  # expected loss of accuracy (``expected_drop``), as a fraction
+    least_drop: float  # the same less what its error excuses; what the budget is compared with
+    stand_ins: float  # share of images that held-out stand-ins still lead to their class
+    suspect: float  # likewise, of those for the likeliest class only
 
     def harm(self, backdoor: float, enough: float) -> float:
         """The share of images that are expected to be answered wrongly: by a trigger, and by the loss of accuracy.
 
-        Args:
-            backdoor: probability that there is one.
-            enough: a share of stand-ins that works by chance, too.
+        ``backdoor`` is the probability that there is one, ``enough`` a share of stand-ins that works by chance, too.
         """
         return backdoor * max(self.stand_ins - enough, 0.0) + max(self.drop, 0.0)
 
 
 @dataclass(frozen=True)
 class Guarded:
-    """What the guard let through.
+    """What the guard let through."""
 
-    Args:
-        points: the dial's curve, from weak to strong, up to the first point that loses more than the budget.
-        chosen: the dial of the result; 0 where nothing helps within the budget.
-        judges: number of clean images that judge, each a layer that was not learned from it.
-        held: number of stand-ins that judge; with none, nothing tells how strong the layer has to be.
-        budget: the loss of accuracy that was allowed.
-        backdoor: probability that there is one.
-        enough: a share of stand-ins that works by chance, too.
-        weight: of the stand-ins in what was chosen.
-        rounds: of renewed stand-ins in what was chosen.
-    """
-
+    # The dial's curve, from weak to strong, up to the first point that loses more than the budget.
     points: tuple[Point, ...]
-    chosen: float
-    judges: int
-    held: int
-    budget: float
-    backdoor: float
-    enough: float
-    weight: float
-    rounds: int
+    chosen: float  # the dial of the result; 0 where nothing helps within the budget
+    judges: int  # number of clean images that judge, each a layer that was not learned from it
+    held: int  # number of stand-ins that judge; with none, nothing tells how strong the layer has to be
+    budget: float  # the loss of accuracy that was allowed
+    backdoor: float  # probability that there is one
+    enough: float  # a share of stand-ins that works by chance, too
+    weight: float  # of the stand-ins in what was chosen
+    rounds: int  # of renewed stand-ins in what was chosen
 
     @property
     def point(self) -> Point:
@@ -117,18 +95,14 @@ def margins(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Float[
 def expected_drop(before: Float[Tensor, "v n"], after: Float[Tensor, "v n"]) -> tuple[float, float]:
     """By how much the accuracy falls, from margins of a few images, with less chance in it than a count has.
 
-    A count moves in steps of 1 / n, and its error is that of the few images whose answer changes.  Instead each image
+    A count moves in steps of 1 / n, and its error is that of the few images whose answer changes. Instead each image
     counts by the probability that its margin would be positive if it were moved by chance as much as the change moves
     margins (a normal distribution with the standard deviation of the change): images near the boundary count in part.
     As no answer depends on how large all logits are, margins are compared at the same root mean square.
 
-    Args:
-        before: margins of the network as it was, for v copies of n images.
-        after: margins of the changed one.
-
-    Returns:
-        The loss of accuracy as a fraction, negative for a gain, and its standard error, for which the copies of an
-        image count as one; infinite and 0 if a margin is not finite.
+    Of v copies of n images; ``before`` are margins of the network as it was, ``after`` of the changed one. Returns the
+    loss of accuracy as a fraction, negative for a gain, and its standard error, for which the copies of an image count
+    as one; infinite and 0 if a margin is not finite.
     """
     if not bool(after.isfinite().all()):
         return math.inf, 0.0
@@ -150,14 +124,10 @@ def allowed(points: Sequence[Point], budget: float) -> Sequence[Point]:
 
 
 def chosen_dial(points: Sequence[Point], budget: float, *, backdoor: float, enough: float, beyond: float) -> float:
-    """The allowed dial of the least harm, and a little more.
+    """The allowed dial of the least harm (``Point.harm``), and at most ``beyond`` more.
 
-    Args:
-        points: from weak to strong, beginning with 0.
-        budget: the loss of accuracy that is allowed.
-        backdoor: probability that there is one.
-        enough: a share of stand-ins that works by chance, too.
-        beyond: the little more, as a real trigger goes further than stand-ins do.
+    The little more is there as a real trigger goes further than stand-ins do. ``points`` go from weak to strong,
+    beginning with 0.
     """
     free = allowed(points, budget)
     needed = min(free, key=lambda point: point.harm(backdoor, enough)).dial

@@ -127,18 +127,9 @@ def hypergradient(
     """``d outer(delta*(w), w) / dw`` where ``delta*`` is the minimiser of ``inner``, without any Jacobian.
 
     The map ``Phi = delta - lr * d inner / d delta`` has the minimiser as its fixed point, so the implicit part is
-    ``(dPhi / dw)^T v`` with ``v = (dPhi / d delta)^T v + d outer / d delta``, iterated from 0.
-
-    Args:
-        outer: of (delta, weights).
-        inner: likewise, twice differentiable.
-        delta: the (approximate) minimiser of ``inner``.
-        weights: what to differentiate for; leaves that need a gradient.
-        lr: small enough for Phi to contract.
-        iterations: K.
-
-    Returns:
-        One tensor for each of ``weights``; zeros where nothing depends on it.
+    ``(dPhi / dw)^T v`` with ``v = (dPhi / d delta)^T v + d outer / d delta``, iterated K times from 0; ``lr`` is small
+    enough for Phi to contract. ``delta`` is the approximate minimiser of ``inner``, which is twice differentiable.
+    Gives one tensor for each of ``weights``, leaves that need a gradient; zeros where nothing depends on it.
     """
     point = delta.detach().clone().requires_grad_()
     found = torch.autograd.grad(outer(point, weights), [point, *weights], allow_unused=True)

@@ -17,21 +17,13 @@ SHOWN = 10
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """What the inversion found.
+    """What the inversion found."""
 
-    Args:
-        masks: how much each pixel belongs to the trigger, ``(k, 1, h, w)`` in [0, 1].
-        patterns: its colours, ``(k, 3, h, w)`` in [0, 1].
-        reached: which classes were reached at the wanted rate.
-        anomaly: index of each class; more than 2 is suspicious where the mask is smaller than the median.
-        flagged: the suspicious classes.
-    """
-
-    masks: Tensor
-    patterns: Tensor
-    reached: Tensor
-    anomaly: Tensor
-    flagged: tuple[int, ...]
+    masks: Tensor  # how much each pixel belongs to the trigger, ``(k, 1, h, w)`` in [0, 1]
+    patterns: Tensor  # its colours, ``(k, 3, h, w)`` in [0, 1]
+    reached: Tensor  # which classes were reached at the wanted rate
+    anomaly: Tensor  # index of each class; more than 2 is suspicious where the mask is smaller than the median
+    flagged: tuple[int, ...]  # the suspicious classes
 
     @property
     def sizes(self) -> Float[Tensor, " k"]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
-from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.passes import all_passes, descend
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import watching
@@ -78,15 +78,12 @@ class NAD(Defense):
         )
 
         def step(pixels: Tensor, labels: Tensor) -> None:
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            with recipe.autocast(run.device):
                 with torch.no_grad():
                     _, wanted = with_maps(teacher, names, pixels)
                 logits, maps = with_maps(student, names, pixels)
             gap = self.distance([one.float() for one in maps], [other.float() for other in wanted])
-            loss = F.cross_entropy(logits.float(), labels) + gap
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, F.cross_entropy(logits.float(), labels) + gap)
 
         student.train().requires_grad_(True)
         all_passes(clean, recipe, optimizer, step, run, use="nad", phase="distil")
@@ -110,11 +107,7 @@ def attention(features: Float[Tensor, "n c h w"], power: float) -> Float[Tensor,
 
 @torch.no_grad()
 def attention_sites(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> list[str]:
-    """The last module of each resolution larger than one pixel, in the order in which they run.
-
-    Raises:
-        BadInputError: there is none.
-    """
+    """The last module of each resolution larger than one pixel, in the order in which they run."""
     seen: list[tuple[str, tuple[int, ...]]] = []
 
     def note(name: str, _inputs: Any, output: Any) -> None:

@@ -14,6 +14,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import MANY_CLASSES, Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
 from neural_polarizer.defenses.inverted_triggers import Inversion, anomalies, squash, stamp
+from neural_polarizer.defenses.passes import descend
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_literals
@@ -114,14 +115,9 @@ class NeuralCleanse(Defense):
         device: torch.device | str = "cpu",
         progress: Progress = silent,
     ) -> Inversion:
-        """A trigger for every class, and which of them are suspicious.
+        """A trigger for every class, and which of them are suspicious; ``model`` is left as it is.
 
-        Args:
-            model: left as it is.
-            clean: the images.
-            seed: fixes the order of the images, the only randomness.
-            device: where to compute.
-            progress: told about every class.
+        The seed fixes the order of the images, the only randomness.
         """
         run = Run(seed=seed, device=torch.device(device), progress=progress)
         shown = torch.randperm(len(clean), generator=run.stream("nc images"))[: self.images]
@@ -162,10 +158,8 @@ class NeuralCleanse(Defense):
                     logits = model(stamped.flatten(0, 1)).float()
                 wanted = targets.repeat_interleave(len(rows))
                 losses = F.cross_entropy(logits, wanted, reduction="none").view(count, -1).mean(dim=1)
-                loss = (losses + cost * mask.flatten(1).sum(dim=1)).sum()  # the classes do not touch one another
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                # the classes do not touch one another
+                descend(optimizer, (losses + cost * mask.flatten(1).sum(dim=1)).sum())
                 hits += (logits.argmax(dim=1) == wanted).view(count, -1).float().sum(dim=1)
             with torch.no_grad():
                 mask, pattern = squash(raw_mask), squash(raw_pattern)

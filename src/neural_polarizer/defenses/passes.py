@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Run
@@ -28,17 +28,9 @@ def all_passes(
     """Call ``step(pixels, labels)`` for each batch, as ``train.fit`` makes them: in random order, augmented.
 
     Order, augmentation and dropout come from the seed, ``use`` and the epoch; torch's global generators are left as
-    they were.  Batches are never larger than the clean set; the last, smaller one is dropped.
-
-    Args:
-        clean: the images.
-        schedule: how often, batch size, learning rates and augmentation.
-        optimizer: whose learning rate follows the schedule.
-        step: one update.
-        run: seed, device and progress.
-        use: names the random streams.
-        phase: what ``progress`` is told.
-        enough: asked after each epoch whether to stop.
+    they were. Batches are never larger than the clean set; the last, smaller one is dropped. The optimizer's learning
+    rate follows the schedule. ``phase`` is what ``progress`` is told; ``enough`` is asked after each epoch whether to
+    stop.
     """
     images, labels = clean.images.to(run.device), clean.labels.to(run.device)
     batch = min(schedule.batch_size, len(labels))
@@ -54,3 +46,16 @@ def all_passes(
                 run.progress(phase, epoch * steps + number + 1, schedule.epochs * steps)
         if enough():
             return
+
+
+def logits_by(network: nn.Module, pixels: Tensor, schedule: Schedule) -> Tensor:
+    """Float32 logits, computed in the schedule's precision."""
+    with schedule.autocast(pixels.device):
+        return network(pixels).float()
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down the gradient of ``loss``."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

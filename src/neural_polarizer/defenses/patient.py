@@ -18,23 +18,14 @@ from neural_polarizer.train import Progress, silent
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """A model that is ready to be repaired.
+    """A model that is ready to be repaired."""
 
-    Args:
-        original: as the caller has it; never changed.
-        working: the same in float32 on the CPU, in evaluation mode.
-        clean: the clean images, with as many channels as the model takes.
-        finding: what the model makes of them.
-        notes: what the user should know.
-        yes_no: whether the original gives one logit z, for which the working model gives (0, z).
-    """
-
-    original: nn.Module
-    working: nn.Module
-    clean: ImageSet
-    finding: Finding
-    notes: tuple[str, ...]
-    yes_no: bool = False
+    original: nn.Module  # as the caller has it; never changed
+    working: nn.Module  # the same in float32 on the CPU, in evaluation mode
+    clean: ImageSet  # the clean images, with as many channels as the model takes
+    finding: Finding  # what the model makes of them
+    notes: tuple[str, ...]  # what the user should know
+    yes_no: bool = False  # whether the original gives one logit z, for which the working model gives (0, z)
 
     def repaired(
         self,
@@ -47,17 +38,8 @@ class Patient:
     ) -> Repaired:
         """What ``defense`` makes of the model (``Defense.repair``), with the accuracy on the clean images.
 
-        If it ruined the model, or lost more than its guard's budget, the first of the notes says so.
-
-        Args:
-            defense: any.
-            seed: its randomness.
-            device: where to compute.
-            shown: the images that the defense sees; None are the clean ones.
-            progress: told about every step.
-
-        Raises:
-            BadInputError: model, images and defense do not go together.
+        If it ruined the model, or lost more than its guard's budget, the first of the notes says so. ``shown`` are the
+        images that the defense sees; None are the clean ones.
         """
         images = self.clean if shown is None else shown
         found = defense.repair(self.original, images, seed=seed, device=device, progress=progress)
@@ -85,17 +67,9 @@ def admitted(
 ) -> Patient:
     """Check that a model can be repaired with these images, and that it makes sense of them.
 
-    Args:
-        model: in any floating-point type, on any device, in any mode; left as it was.
-        clean: clean images.
-        device: where to compute.
-        force: go on where the model does no better than guessing, with a note.
-        batch_size: the most images in a forward pass.
-        progress: told about every step.
-
-    Raises:
-        BadInputError: the module is of no usable kind, does not take the images, gives no logits, or (without
-            ``force``) does no better than guessing.
+    The model may be in any floating-point type, on any device, in any mode, and is left as it was. With ``force``, one
+    that does no better than guessing is admitted with a note, and not refused. ``batch_size`` is the most images in a
+    forward pass.
     """
     found = understood(in_float32(check_module(model)), clean)
     images, logits = found.images, found.logits

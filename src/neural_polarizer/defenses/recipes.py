@@ -77,14 +77,8 @@ def _of_the_data(defense: Defense, profile: str | None) -> dict[str, Any]:
 def with_options(defense: Defense, method: str, options: Mapping[str, Any]) -> Defense:
     """The defense with what the user asked for.
 
-    Args:
-        defense: any.
-        method: its name, for messages.
-        options: values by "site", "radius", "epochs", "batch-size", "precision" or "mixture"; None: not asked for.
-
-    Raises:
-        WrongUsageError: the method has no such setting.
-        BadInputError: a value is out of its range.
+    ``options`` are values by "site", "radius", "epochs", "batch-size", "precision" or "mixture"; None: not asked for.
+    ``method`` is its name, for messages. What it has no setting for is refused.
     """
     changes: dict[str, Any] = {}
     for option, value in options.items():

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.anp import masked_norms, prune
 from neural_polarizer.defenses.base import Defense, Run
-from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.passes import all_passes, descend, logits_by
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Schedule
+from neural_polarizer.train import Schedule, is_finite
 
 LARGEST_GRADIENT = 20.0
 """Norm to which the gradient is cut while the copy forgets, as nothing bounds its loss."""
@@ -88,7 +88,7 @@ class RNP(Defense):
         network = copy.deepcopy(model)
         with run.timed("unlearn"):
             left = self._forget(network, some, run)
-        if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        if not is_finite(network):
             raise BadInputError("the unlearning diverged: weights are NaN or infinite; use a lower unlearn.lr")
         with run.timed("recover"):
             masks = self._regain(network, some, run)
@@ -111,7 +111,7 @@ class RNP(Defense):
         reached = [1.0]
 
         def step(pixels: Tensor, labels: Tensor) -> None:
-            logits = _logits(network, pixels, self.unlearn.precision)
+            logits = logits_by(network, pixels, self.unlearn)
             right.append(logits.argmax(dim=1) == labels)
             optimizer.zero_grad()
             (-F.cross_entropy(logits, labels)).backward()
@@ -144,10 +144,7 @@ class RNP(Defense):
         )
 
         def step(pixels: Tensor, labels: Tensor) -> None:
-            loss = self.weight * F.cross_entropy(_logits(network, pixels, recipe.precision), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, self.weight * F.cross_entropy(logits_by(network, pixels, recipe), labels))
             for norm in norms.values():
                 norm.mask.data.clamp_(0, 1)
 
@@ -165,19 +162,11 @@ def prune_within(
     step: float,
     batch: int,
 ) -> tuple[float, int]:
-    """Prune ``model``, in place, at the highest threshold 0, step, 2 step, ... that accuracy allows.
+    """Prune ``model``, in place, at the highest threshold 0, step, 2 step, ... up to ``highest`` that accuracy allows.
 
-    Args:
-        model: in evaluation mode.
-        masks: of its batch norms, by name.
-        clean: the images that accuracy is measured on.
-        max_drop: how much of it may be lost, relative.
-        highest: bound of the thresholds.
-        step: from one to the next.
-        batch: images in a forward pass.
-
-    Returns:
-        The threshold, and the number of channels.
+    At most the share ``max_drop`` of the accuracy on ``clean`` may be lost. The model is in evaluation mode, ``masks``
+    are those of its batch norms by name, ``batch`` is the images in a forward pass. Returns the threshold, and the
+    number of channels.
     """
     lowest = (1 - max_drop) * accuracy(model, clean, batch)
     kept, count = 0.0, 0
@@ -199,8 +188,3 @@ def accuracy(model: nn.Module, clean: ImageSet, batch: int) -> float:
     device = next(model.parameters()).device
     said = torch.cat([model(to_pixels(images.to(device))).argmax(dim=1).cpu() for images in clean.images.split(batch)])
     return float((said == clean.labels.cpu()).float().mean())
-
-
-def _logits(network: nn.Module, pixels: Tensor, precision: str) -> Tensor:
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return network(pixels).float()

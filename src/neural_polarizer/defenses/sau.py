@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
-from neural_polarizer.defenses.passes import all_passes
+from neural_polarizer.defenses.passes import all_passes, descend, logits_by
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import log_one_minus
@@ -74,15 +74,9 @@ class SAU(Defense):
             )
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
-        with run.timed("unlearn"):
-            self._unlearn(model, clean, run)
-        return Outcome(model)
-
-    def _unlearn(self, network: nn.Module, clean: ImageSet, run: Run) -> None:
-        """Change the weights of ``network`` in place."""
-        original = copy.deepcopy(network).requires_grad_(False)
-        network.requires_grad_(True)
-        optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        original = copy.deepcopy(model).requires_grad_(False)
+        model.requires_grad_(True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
         schedule = Schedule(
             epochs=self.rounds,
             batch_size=self.batch_size,
@@ -93,15 +87,11 @@ class SAU(Defense):
             precision=self.precision,
         )
 
-        def answers(of: nn.Module, pixels: Tensor) -> Tensor:
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                return of(pixels).float()
-
         def step(pixels: Tensor, labels: Tensor) -> None:
-            network.requires_grad_(False)
+            model.requires_grad_(False)
             delta = shared_perturbation(
-                lambda x: answers(network, x),
-                lambda x: answers(original, x),
+                lambda x: logits_by(model, x, schedule),
+                lambda x: logits_by(original, x, schedule),
                 pixels,
                 labels,
                 radius=self.radius,
@@ -110,18 +100,17 @@ class SAU(Defense):
                 fooling=self.fooling,
                 agreement=self.agreement,
             )
-            network.requires_grad_(True)
+            model.requires_grad_(True)
             moved = pixels + delta
-            logits, perturbed = answers(network, torch.cat([pixels, moved])).split(len(pixels))
+            logits, perturbed = logits_by(model, torch.cat([pixels, moved]), schedule).split(len(pixels))
             with torch.no_grad():
-                before, wrong = (answers(original, x).argmax(dim=1) for x in (pixels, moved))
+                before, wrong = (logits_by(original, x, schedule).argmax(dim=1) for x in (pixels, moved))
             shared = shared_loss(perturbed, labels, before, wrong)
-            loss = F.cross_entropy(logits, labels) + self.unlearning * shared
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, F.cross_entropy(logits, labels) + self.unlearning * shared)
 
-        all_passes(clean, schedule, optimizer, step, run, use="sau", phase="unlearn")
+        with run.timed("unlearn"):
+            all_passes(clean, schedule, optimizer, step, run, use="sau", phase="unlearn")
+        return Outcome(model)
 
 
 def shared_perturbation(
@@ -138,19 +127,13 @@ def shared_perturbation(
 ) -> Float[Tensor, "n c h w"]:
     """Perturbations that lead both models to the same wrong answers: sign steps from ``+radius`` everywhere.
 
-    An image is fooled if a model's answer is no longer its own on the clean image.  Images that do not yet fool a
-    model count with its cross-entropy, those that do not yet fool both alike with the divergence of the answers.
+    An image is fooled if a model's answer is no longer its own on the clean image. Images that do not yet fool a model
+    count with its cross-entropy, those that do not yet fool both alike with the divergence of the answers, weighted by
+    ``fooling`` and ``agreement``.
 
-    Args:
-        ours: pixels to logits, of the model that is purified.
-        theirs: likewise, of the original.
-        pixels: the clean images, in [0, 1].
-        labels: their true labels.
-        radius: L_inf bound, in pixel units.
-        steps: at most so many; fewer once all images fool both models alike.
-        step_size: in pixel units.
-        fooling: weight of the cross-entropy.
-        agreement: weight of the divergence.
+    ``ours`` and ``theirs`` are pixels to logits of the model that is purified and of the original; ``pixels`` lie in
+    [0, 1]; the bound ``radius`` (L_inf) and ``step_size`` are in pixel units. There are at most ``steps`` steps, fewer
+    once all images fool both models alike.
     """
     delta = torch.full_like(pixels, radius)
     with torch.no_grad():
@@ -183,11 +166,8 @@ def shared_loss(
 ) -> Float[Tensor, ""]:
     """``-log(1 - p)`` of the original's answer to the perturbed image, where it is a fooled one; over all n.
 
-    Args:
-        logits: of the model that is purified, on the perturbed images.
-        labels: the true ones.
-        before: the original's answers to the clean images.
-        wrong: its answers to the perturbed ones; it is fooled where they differ from both label and ``before``.
+    ``logits`` are those of the model that is purified, on the perturbed images; the original is fooled where its
+    answers to these, ``wrong``, differ from both the true labels and its answers ``before``, to the clean images.
     """
     fooled = (wrong != labels) & (wrong != before)
     return log_one_minus(logits, wrong)[fooled].sum() / len(labels)

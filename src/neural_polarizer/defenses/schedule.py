@@ -31,14 +31,10 @@ def cosine(done: int, total: int) -> float:
 
 
 def feature_units_rate(var: Float[Tensor, " c"], small: float) -> float:
-    """The learning rate of gamma and beta, as a share of that of the other parameters.
+    """The learning rate of gamma and beta, as a share of that of the other parameters, from each channel's variance.
 
-    A calibrated layer has them in the unit of the features.  In features a tenth as large their gradients are ten times
+    A calibrated layer has them in the unit of the features. In features a tenth as large their gradients are ten times
     as large, and the same step is ten times as long by comparison: without this share they would be lost at once where
-    features are small, as in a VGG without batch norm.
-
-    Args:
-        var: of each channel for the clean images.
-        small: features of a smaller standard deviation get a smaller share.
+    features are small, as in a VGG without batch norm. It is below 1 for a standard deviation below ``small``.
     """
     return min(1.0, float(var.mean()) / small**2)
