@@ -41,11 +41,7 @@ class Perturbed:
 class Learner:
     """The state of one run; all that is chosen, shuffled or looked up is the PyTorch implementation's.
 
-    Args:
-        settings: with a site; structure, precision and ``compile`` are ignored.
-        cell: the network; left as it is.
-        clean: the defender's images.
-        seed: of all randomness.
+    ``settings`` have a site; structure, precision and ``compile`` are ignored.
     """
 
     def __init__(self, settings: NPDSettings, cell: nn.Cell, clean: ImageSet, seed: int) -> None:

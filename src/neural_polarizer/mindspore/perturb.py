@@ -28,24 +28,11 @@ def perturb(
     rule: StepRule = "sign",
     stop_above: float | None = None,
 ) -> ms.Tensor:
-    """Projected gradient steps on the cross-entropy (eqs. 7, 8, 10).
+    """Projected gradient steps on the cross-entropy (eqs. 7, 8, 10), with the settings of ``neural_polarizer.perturb``.
 
-    Targeted ones descend towards ``labels``, others ascend; no parameter takes part in the gradient.
-
-    Args:
-        predict: pixels to logits; deterministic, in evaluation mode. It sees ``clip(pixels + delta)``.
-        pixels: float32 ``(n, c, h, w)`` in [0, 1].
-        labels: int64 ``(n,)``, targets (targeted) or true labels.
-        ball: the constraint on each perturbation.
-        steps: number of steps, 0 or more.
-        step_size: alpha, in pixel units.
-        targeted: descend or ascend.
-        universal: one perturbation for the whole batch, from the summed gradient.
-        rule: "sign", or "gradient" for normalised steps of the same length.
-        stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only).
-
-    Returns:
-        The perturbations ``(n, c, h, w)``, or ``(1, c, h, w)`` if universal.
+    ``predict`` is deterministic, in evaluation mode, and sees ``clip(pixels + delta)``; no parameter takes part in the
+    gradient. ``pixels`` are float32 ``(n, c, h, w)`` in [0, 1]; the result is of their shape, or ``(1, c, h, w)`` if
+    universal.
     """
     delta = ops.zeros_like(pixels[:1] if universal else pixels)
     for step in range(steps):

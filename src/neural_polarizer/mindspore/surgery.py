@@ -1,14 +1,13 @@
 """Putting the polarizer into a MindSpore network; always on a copy."""
 
 import copy
-import difflib
 from typing import Any, Literal
 
 import mindspore as ms
 from mindspore import nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.layer.surgery import Site
+from neural_polarizer.layer.surgery import Site, nearest
 from neural_polarizer.mindspore.polarizer import Polarizer
 
 
@@ -30,16 +29,8 @@ class PolarizedCell(nn.Cell):
 def insert(cell: nn.Cell, site: str, polarizer: Polarizer) -> nn.Cell:
     """A copy of ``cell`` with ``polarizer`` (the very object) at ``site``; ``cell`` is untouched.
 
-    Parameters keep their names and those of the layer begin with "polarizer.": a checkpoint of one such network fits
-    any other.
-
-    Args:
-        cell: the network.
-        site: ``before:NAME`` or ``after:NAME`` of a cell in it, spelt as in ``cells_and_names()``.
-        polarizer: the layer.
-
-    Raises:
-        BadInputError: the site does not exist, or the network holds a polarizer already.
+    The site is ``before:NAME`` or ``after:NAME`` of a cell in it, spelt as in ``cells_and_names()``. Parameters keep
+    their names and those of the layer begin with "polarizer.": a checkpoint of one such network fits any other.
     """
     place = Site.parse(site)
     polarized = copy.deepcopy(cell)
@@ -64,11 +55,7 @@ def insert(cell: nn.Cell, site: str, polarizer: Polarizer) -> nn.Cell:
 
 
 def feature_shape(cell: nn.Cell, site: str, pixels: ms.Tensor) -> tuple[int, ...]:
-    """``(c, h, w)`` of the feature map at ``site``, found by one forward pass in evaluation mode.
-
-    Raises:
-        BadInputError: the site does not exist, runs other than once, or holds no N x C x H x W tensor.
-    """
+    """``(c, h, w)`` of the feature map at ``site``, found by one forward pass in evaluation mode."""
     place = Site.parse(site)
     chosen, seen = cell_named(cell, place), []
     if place.side == "before":
@@ -88,13 +75,8 @@ def feature_shape(cell: nn.Cell, site: str, pixels: ms.Tensor) -> tuple[int, ...
 
 
 def cell_named(cell: nn.Cell, site: Site) -> nn.Cell:
-    """The cell that the site names.
-
-    Raises:
-        BadInputError: there is no such cell; the nearest names are listed.
-    """
+    """The cell that the site names; where there is none, the nearest names are listed."""
     cells = {name: inner for name, inner in cell.cells_and_names() if name}
     if site.name not in cells:
-        near = difflib.get_close_matches(site.name, cells, n=5, cutoff=0.3) or list(cells)[-5:]
-        raise BadInputError(f"site {str(site)!r}: no such cell; the nearest names are {', '.join(near)}")
+        raise BadInputError(f"site {str(site)!r}: no such cell; {nearest(site.name, list(cells))}")
     return cells[site.name]
