@@ -8,7 +8,7 @@ import torch
 from checkpoint_files import saved
 from loading_cases import ONE, load, network, same
 
-from neural_polarizer.model_files.foreign import normalisation_inside
+from neural_polarizer.model_files.checkpoints.normalisation import normalisation_inside
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.normalize import Normalized
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.model_files.checkpoints.naming import fit_names, fits, unpruned
+from neural_polarizer.model_files.checkpoints.normalisation import check_left_out, normalisation_inside
 from neural_polarizer.model_files.checkpoints.reader import Checkpoint
 from neural_polarizer.model_files.checkpoints.wording import listing, printable
 from neural_polarizer.model_files.record import ModelRecord
@@ -168,12 +169,18 @@ def renamed_back(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dic
 
 
 def fitted(
-    tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None, file: Path
+    tensors: Mapping[str, Tensor],
+    architecture: str | Definition,
+    config: str | None,
+    file: Path,
+    *,
+    normalised: bool,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors by the names of the network, if a known renaming leads there, and remarks on it.
 
     Raises:
-        BadInputError: they are those of the same network with other options.
+        BadInputError: they are those of the same network with other options, or there may be a normalisation among
+            them that cannot be read, while the user gave none (``normalised``).
     """
     wanted = skeleton(architecture, 2, config=config).state_dict()
     numbers = [name for name, value in tensors.items() if not value.ndim and "." not in name and name not in wanted]
@@ -193,6 +200,8 @@ def fitted(
     if other is not None:
         raise BadInputError(f"{file}: its tensors are those of another form of this network: --arch '{other}'")
     found, told = fit_names(tensors, wanted)
+    if not normalised:
+        check_left_out(tensors, found, wanted)
     return found, (*merged, *told)
 
 
@@ -230,59 +239,6 @@ def fitting(architecture: str | Definition, config: str | None) -> Callable[[Col
         return fits(names, kept["wanted"])
 
     return fit
-
-
-@dataclass(frozen=True)
-class Inside:
-    """A normalisation that a file holds: mean and deviation in units of [0, 1], and the names of its tensors."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    names: frozenset[str]
-
-
-def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> Inside | None:
-    """Mean and deviation in a file of a network behind its normalisation, such as ``0.mean`` and ``0.std``.
-
-    None where the file has no such pair, several that differ, or the network itself has tensors of these names.
-    """
-    if any(spread in wanted for name in wanted for spread in _spreads(name)):
-        return None
-    pairs = {
-        (name, spread): (_three(value), _three(tensors[spread]))
-        for name, value in tensors.items()
-        for spread in _spreads(name)
-        if spread in tensors
-    }
-    if len(set(pairs.values())) != 1:
-        return None
-    ((mean, std),) = set(pairs.values())
-    if mean is None or std is None or min(std) <= 0:
-        return None
-    scale = 255.0 if max(map(abs, mean)) > 1 else 1.0  # of pixels of 0 to 255
-    mean, std = (tuple(float(f"{value / scale:.7g}") for value in values) for values in (mean, std))
-    return Inside(mean, std, frozenset(name for pair in pairs for name in pair))
-
-
-_MEAN = re.compile(r"((?:\w{0,40}_)?)(mean|mu)(s?(?:_\w{0,40})?)", re.IGNORECASE)
-
-
-def _spreads(name: str) -> tuple[str, ...]:
-    """What the deviation may be called where the mean is called ``name``, as pixel_std beside pixel_mean."""
-    place, dot, last = name.rpartition(".")
-    found = _MEAN.fullmatch(last)
-    if found is None:
-        return ()
-    words = [word.upper() if found[2].isupper() else word for word in ("std", "sigma", "stdev", "stddev", "std_dev")]
-    return tuple(f"{place}{dot}{found[1]}{word}{found[3]}" for word in words)
-
-
-def _three(value: Tensor) -> tuple[float, ...] | None:
-    """A number a channel; None where it is something else."""
-    if value.numel() not in (1, 3) or not value.is_floating_point():
-        return None
-    numbers = tuple(map(float, value.flatten().tolist())) * (3 // value.numel())
-    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def architecture_in(architecture: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:

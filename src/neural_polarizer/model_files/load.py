@@ -148,7 +148,7 @@ def _read_model(
     names = names_in_files(record.architecture, record.config)
     tensors = renamed_back({key: value for key, value in checkpoint.tensors.items() if key not in used}, names)
     if not ours:
-        tensors, told = fitted(tensors, kind, record.config, file)
+        tensors, told = fitted(tensors, kind, record.config, file, normalised=profile is not None)
         taken = channels_taken(skeleton(kind, 2, config=record.config), tensors)
         if channels == 1 and taken == 3:
             raise BadInputError(f"{file}: its first convolution takes 3 channels, not 1; leave --channels out")

@@ -62,7 +62,7 @@ def fit_names(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[di
 
 def _fitting(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dict[str, Value], tuple[str, ...]] | None:
     """What ``fit_names`` returns, if a rule leads to the ``wanted`` names."""
-    spare = [name for name in tensors if name not in wanted and _SPARE.search(name)]
+    spare = [name for name in tensors if name not in wanted and is_spare(name)]
     kept = {name: value for name, value in tensors.items() if name not in spare}
     prefixes = ["", *_prefixes(kept, wanted)]
     inside = {
@@ -91,6 +91,11 @@ def _fitting(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dic
             told += [f"its head {printable(_module(head[0]))} lay in a Sequential; it was renamed"] if head else []
             return fitting[prefix], (*_left_out(spare), *told, *_left_out(outside))
     return None
+
+
+def is_spare(name: str) -> bool:
+    """Whether a tensor of this name is of no use to a network that has none."""
+    return _SPARE.search(name) is not None
 
 
 def fits(names: Collection[str], wanted: Collection[str]) -> bool:

@@ -19,6 +19,7 @@ _RESAVE = "save the state_dict alone"
 _QUANTISED = re.compile(r"(^|\.)(_packed_params(\.|$)|(SCB|qweight|zero_point)$)")
 _FLOAT = "give the float model that it was made from"
 _EXTRA = "._extra_state"  # of a module's get_extra_state, which may be anything
+_STATISTIC = re.compile(r"(\w{0,40}_)?(mean|std)s?")
 _QUANTISED_CALL = "torch._utils._rebuild_qtensor"
 
 Fits = Callable[[Collection[str]], bool]
@@ -51,8 +52,8 @@ def find_state_dict(
     if others:
         remarks.append(f"it holds other weights, too: {listing(others)}; --weights takes those of another entry")
     if isinstance(holder, Opaque):
-        remarks.append(f"a whole pickled module of class {printable(holder.name)}; only its weights were read")
-        weights = _module_weights(holder)
+        weights, told = _module_weights(holder)
+        remarks += [f"a whole pickled module of class {printable(holder.name)}; only its weights were read", *told]
     else:
         weights, beside = _split(holder)
         if beside:
@@ -66,8 +67,8 @@ def find_state_dict(
     if prefix:
         remarks.append(f"the prefix {prefix} was removed from all names")
     if inner:
-        stripped, told = behind(stripped, inner)
-        remarks.append(told)
+        stripped, said = behind(stripped, inner)
+        remarks.append(said)
     return stripped, tuple(remarks)
 
 
@@ -173,7 +174,7 @@ def _inside(found: dict[str, Any], entry: str) -> tuple[str, str]:
 def _names(holder: Any) -> set[str]:
     """The names of the weights in it; none where they could not be read."""
     try:
-        weights = _module_weights(holder) if isinstance(holder, Opaque) else _split(holder)[0]
+        weights = (_module_weights if isinstance(holder, Opaque) else _split)(holder)[0]
     except BadInputError:
         return set()
     return set(strip_wrappers(weights)[0])
@@ -243,9 +244,10 @@ def _is_module(value: Any) -> bool:
     )
 
 
-def _module_weights(module: Opaque) -> dict[str, Any]:
-    """What ``state_dict()`` of the module would have returned."""
+def _module_weights(module: Any) -> tuple[dict[str, Any], list[str]]:
+    """What ``state_dict()`` of the module would have returned, and a remark on attributes that may normalise."""
     weights: dict[str, Any] = {}
+    statistics: list[str] = []
     queue: list[tuple[str, Any]] = [("", module)]
     letters = 0  # of all names: a module that holds itself, or one thousand times the same, would never end
     for prefix, part in queue:
@@ -254,13 +256,19 @@ def _module_weights(module: Opaque) -> dict[str, Any]:
         state = part.state
         hidden = state.get("_non_persistent_buffers_set", [])
         names = [str(name) for kind in ("_parameters", "_buffers", "_modules") for name in state[kind]]
-        letters += 1 + len(hidden) + sum(len(prefix) + len(name) + 1 for name in names)
+        letters += 1 + len(hidden) + len(state) + sum(len(prefix) + len(name) + 1 for name in names)
         if letters > _MAX_LETTERS:
             raise BadInputError(f"its module contains itself or far too many others; {_RESAVE}")
         hidden = {name for name in hidden if isinstance(name, str)}
+        plain = [name for name in (*state, *sorted(hidden)) if isinstance(name, str) and _STATISTIC.fullmatch(name)]
+        statistics += [printable(prefix + name) for name in plain]
         kept = {name: value for name, value in state["_buffers"].items() if name not in hidden}
         for name, value in (*state["_parameters"].items(), *kept.items()):
             if value is not None:
                 weights[f"{prefix}{name}"] = value
         queue += [(f"{prefix}{name}.", child) for name, child in state["_modules"].items() if child is not None]
-    return weights
+    told = (
+        f"its attributes {listing(statistics)} are no weights and were not read; if images are normalised by them, and "
+        "not by --arch, say it with --profile"
+    )
+    return weights, [told] if statistics else []
