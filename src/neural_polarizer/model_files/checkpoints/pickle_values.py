@@ -23,11 +23,12 @@ class Number:
 
 @dataclass(eq=False, repr=False)  # the repr of nested records can be endless
 class Opaque:
-    """A call that was not made: its name, its arguments and the state given to its result."""
+    """A call that was not made: its name, its arguments, and the state and items given to its result."""
 
     name: str
     args: tuple[Any, ...]
     state: Any = None
+    items: dict[Any, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +81,18 @@ def result_of(name: str, args: tuple[Any, ...]) -> Any:
             pass
         case (("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state"), (data, *_)):
             return data
+        case "torch._utils._rebuild_device_tensor_from_cpu_tensor", (TensorRecord() as data, *_):  # of a TPU
+            return data
+        case "torch._tensor._rebuild_from_type_v2", (Global(name=inner), _, tuple(inner_args), _) if inner.startswith(
+            "torch._utils."
+        ):  # a tensor of a class of its own, or with attributes
+            return made if isinstance(made := result_of(inner, inner_args), TensorRecord) else Opaque(name, args)
         case "collections.OrderedDict", ():
             return {}
+        case "collections.OrderedDict", (list(pairs),):  # of Python 2
+            return _dict_of(pairs)
         case (
-            ("builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset"),
+            "builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset",
             (list(items),),
         ):
             return items
@@ -95,6 +104,13 @@ def result_of(name: str, args: tuple[Any, ...]) -> Any:
     if any(extra) or not all(_is_integers(value) for value in ((offset,), shape, stride)):
         return Opaque(name, args)
     return TensorRecord(storage, offset, shape, stride, dtype_name)
+
+
+def _dict_of(pairs: list[Any]) -> dict[Any, Any]:
+    """Keys with values; the list ends empty, as a stranger could have one long list read again for hours."""
+    made = {safe_key(pair[0]): pair[1] for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2}
+    pairs.clear()
+    return made
 
 
 def _is_integers(value: Any) -> bool:

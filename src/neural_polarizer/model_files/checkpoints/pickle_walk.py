@@ -11,6 +11,7 @@ from neural_polarizer.model_files.checkpoints.pickle_values import (
     Global,
     Opaque,
     StorageRecord,
+    TensorRecord,
     result_of,
     safe_key,
 )
@@ -227,6 +228,9 @@ class _Machine:
         target = self.stack[-1]
         if len(items) % 2:
             raise IndexError(len(items))
+        if isinstance(target, Opaque):
+            target.items = {} if target.items is None else target.items
+            target = target.items
         if isinstance(target, dict):
             target.update((safe_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
 
@@ -242,10 +246,11 @@ class _Machine:
         name = function.name if isinstance(function, (Global, Opaque)) else type(function).__name__
         if isinstance(function, Opaque):
             name = name if name.startswith("the result of ") else f"the result of {name}"
+        value = result_of(name, args if isinstance(args, tuple) else (args,))
         harmless = name in _HARMLESS or (verb == "build" and name.startswith("torch.nn.modules."))
-        if not harmless and self._verbs.get(name) != "run":
+        if not (harmless or isinstance(value, TensorRecord)) and self._verbs.get(name) != "run":
             self._verbs[name] = verb
-        self.stack.append(result_of(name, args if isinstance(args, tuple) else (args,)))
+        self.stack.append(value)
 
     def _build(self, _: Any) -> None:
         target, state = self._take(2)

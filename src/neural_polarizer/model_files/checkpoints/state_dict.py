@@ -12,7 +12,7 @@ from neural_polarizer.model_files.checkpoints.wording import listing, printable
 _NOT_THE_MODEL = re.compile("optim|sched|scaler")
 _WRAPPERS = ("module.", "_orig_mod.")
 _MAX_WRAPPERS = 8  # one before another; a name that is nothing but a million of them would never end
-_MAX_LEVELS = 4
+_MAX_LEVELS = 8
 _MAX_RIVALS = 20
 _MAX_LETTERS = 4_000_000
 _RESAVE = "save the state_dict alone"
@@ -61,7 +61,7 @@ def find_state_dict(
     for name, record in weights.items():
         if not isinstance(record, TensorRecord):
             kind = printable(record.name) if isinstance(record, Opaque) else type(record).__name__
-            remedy = _FLOAT if kind == _QUANTISED_CALL else _RESAVE
+            remedy = _FLOAT if kind == _QUANTISED_CALL else "save it as an ordinary tensor, dense and with its values"
             raise BadInputError(f"tensor {printable(name)} is of a kind that cannot be read ({kind}); {remedy}")
     stripped, prefix = strip_wrappers(weights)
     if prefix:
@@ -107,7 +107,7 @@ def _common_wrapper(names: Iterable[str]) -> str | None:
 
 def _candidates(value: Any) -> list[dict[str, Any]]:
     """All state dicts and modules by path, level by level; levels without any are left out."""
-    level = {"": value}
+    level = {"": _opened(value)}
     levels: list[dict[str, Any]] = []
     seen: set[int] = set()  # a dict that holds itself, or one thousand times the same, is looked at once
     for _ in range(_MAX_LEVELS):
@@ -116,12 +116,20 @@ def _candidates(value: Any) -> list[dict[str, Any]]:
             levels.append(found)
         below = {}
         for path, item in level.items():
-            for key, child in _entries(item):
+            for key, held in _entries(item):
+                child = _opened(held)
                 if id(child) not in seen:
                     seen.add(id(child))
                     below[f"{path}.{printable(key)}".lstrip(".")] = child
         level = below
     return levels
+
+
+def _opened(item: Any) -> Any:
+    """What may lead to weights in an object that is no module: what it holds as a dict, its attributes or arguments."""
+    if not isinstance(item, Opaque) or _is_module(item):
+        return item
+    return item.items or (item.state if isinstance(item.state, dict) and item.state else item.args)
 
 
 def _entries(item: Any) -> Iterable[tuple[str, Any]]:
