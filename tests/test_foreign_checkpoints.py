@@ -186,7 +186,10 @@ def test_a_resnet_of_trojanzoo_loads(tmp_path: Path, small: bool, option: str) -
     torch.save(state, tmp_path / "resnet18.pth")
     loaded = load_model(tmp_path / "resnet18.pth", architecture=f"torchvision:resnet18{option}", profile="cifar10")
     assert same_logits(loaded, network)
-    assert loaded.findings == ("its tensors were named as TrojanZoo names a ResNet; they were renamed",)
+    assert loaded.findings == (
+        "the prefix features. was removed from the names that have it",
+        "its layer classifier.fc was taken for fc and renamed",
+    )
     if small:
         with pytest.raises(BadInputError, match=r"1 wrong shape: conv1\.weight is \(64, 3, 3, 3\)"):
             load_model(tmp_path / "resnet18.pth", architecture="torchvision:resnet18")

@@ -1,5 +1,6 @@
 """Names as other tools have them, of weights and of networks."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,50 @@ def test_names_of_other_tools_are_known(theirs: str, ours: str, prefix: str) -> 
     assert "renamed" in remarks[-1]
 
 
+@pytest.mark.parametrize("body", ["", "backbone.", "encoder.net.", "trunk._feature_blocks."])
+@pytest.mark.parametrize("head", ["fc", "last_linear", "classifier.1", "heads.0.clf.0", "model.head.fc"])
+def test_a_head_of_another_name_and_a_body_behind_a_prefix_are_known(tmp_path: Path, body: str, head: str) -> None:
+    net = network()
+    state = {
+        name.replace("linear", head) if "linear" in name else body + name: value
+        for name, value in net.state_dict().items()
+    }
+    loaded = load(saved(tmp_path / "m.pt", {"state_dict": state}))
+    assert same(loaded, net)
+    assert f"its layer {head} was taken for linear and renamed" in loaded.findings
+    assert any(f"the prefix {body} was removed" in each for each in loaded.findings) == bool(body)
+
+
+@pytest.mark.parametrize(
+    "more", [{"other.weight": ONE}, {"head.2.bias": ONE}, {"head.2.weight": ONE, "head.3.bias": ONE}]
+)
+def test_a_layer_is_renamed_only_where_it_is_the_only_one_left(more: dict[str, torch.Tensor]) -> None:
+    for names in ({"body.weight": ONE, "head.1.weight": ONE} | more, {"body.weight": ONE} | more):
+        assert fit_names(names, ("body.weight", "fc.weight", "fc.bias")) == (names, ())
+    assert fit_names({"proj.weight": ONE}, ("fc.weight",)) == ({"proj.weight": ONE}, ())
+
+
+@pytest.mark.parametrize("body", ["", "features."])
+def test_a_resnet_in_a_sequential_of_its_layers_is_known(body: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    net = torchvision.models.resnet18(num_classes=4)
+    layers = nn.Sequential(*[*net.children()][:-1]).state_dict()
+    state = {body + name: value for name, value in layers.items()} | {"head.weight": ONE, "head.bias": ONE}
+    found, remarks = fit_names(state, net.state_dict())
+    assert found.keys() == net.state_dict().keys()
+    assert found["layer4.1.bn2.bias"] is layers["7.1.bn2.bias"]
+    assert "its tensors were named by their places among the layers of a ResNet; they were renamed" in remarks
+
+
+def test_the_names_of_an_early_densenet_are_known() -> None:
+    pytest.importorskip("torchvision")
+    wanted = build("torchvision:densenet121", 4).state_dict()
+    theirs = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): value for name, value in wanted.items()}
+    found, remarks = fit_names(theirs, wanted)
+    assert found.keys() == wanted.keys()
+    assert remarks == ("its tensors were named as torchvision once named a DenseNet; they were renamed",)
+
+
 def test_a_head_of_two_layers_stays_as_it_is() -> None:
     names = {"body.weight": 1, "fc.0.weight": 2, "fc.2.weight": 3}
     assert fit_names(names, ("body.weight", "fc.weight")) == (names, ())
@@ -115,7 +160,8 @@ def test_a_file_of_mmpretrain_loads_with_its_normalisation(tmp_path: Path) -> No
     plain = load_model(path, architecture="torchvision:resnet18", profile="none")
     assert same(plain, net)
     assert any("in the file was not taken, as --profile says another" in remark for remark in plain.findings)
-    assert "its tensors were named as mmpretrain does; they were renamed" in loaded.findings
+    assert "the prefix backbone. was removed from the names that have it" in loaded.findings
+    assert "its layer head.fc was taken for fc and renamed" in loaded.findings
 
 
 def test_the_library_of_a_bare_name_is_proposed() -> None:

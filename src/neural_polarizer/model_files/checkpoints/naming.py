@@ -16,10 +16,12 @@ USUAL = frozenset(("state_dict", "model_state_dict", "model", "net", "network", 
 # Of each rule, the first pattern that a name fits is replaced.
 _RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "": (),
-    "as TrojanZoo names a ResNet": ((r"^features\.", ""), (r"^classifier\.", "")),
-    "as TrojanZoo names a DenseNet": ((r"^classifier\.fc\.", "classifier."),),
-    "as pytorch-cifar names a ResNet": ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc.")),
-    "as mmpretrain does": ((r"^backbone\.", ""), (r"^head\.", "")),
+    "as pytorch-cifar names a ResNet": ((r"\.shortcut\.", ".downsample."),),
+    "as torchvision once named a DenseNet": ((r"(\.denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2"),),
+    "by their places among the layers of a ResNet": (
+        *((r"^0\.", "conv1."), (r"^1\.", "bn1.")),
+        *((rf"^{place}\.", f"layer{place - 3}.") for place in range(4, 8)),
+    ),
     "without the position in a Sequential": ((r"^", "1."),),
     "without the DataParallel of the network": ((r"^", "module."),),
 }
@@ -30,6 +32,7 @@ _SPARE = re.compile(
 )
 _MAX_PREFIXES = 16  # that are tried
 _MAX_DEPTH = 6  # of modules in a prefix
+_OF_HEAD = 2  # tensors: weight and bias
 _COUNTS = "num_batches_tracked"
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # inside names
 _ORIGINAL, _MASK = "_orig", "_mask"
@@ -72,7 +75,7 @@ def _fitting(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dic
     for description, rule in _RULES.items():
         fitting = {}
         for prefix, values in inside.items():
-            renamed = _with_plain_head({_renamed(name, rule): value for name, value in values.items()}, wanted)
+            renamed = _with_own_head({_renamed(name, rule): value for name, value in values.items()}, wanted)
             if len(renamed) == len(values) and _fits(renamed, wanted):
                 fitting[prefix] = renamed
         if fitting:
@@ -84,13 +87,32 @@ def _fitting(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dic
             taken = {prefix + name for name in inside[prefix]}
             outside = [name for name in kept if name not in taken]
             told = [f"the prefix {printable(prefix)} was removed from all names"] if prefix else []
-            if description:
-                told.append(f"its tensors were named {description}; they were renamed")
-            before = {_renamed(name, rule) for name in inside[prefix]}
-            head = [name for name in fitting[prefix] if name not in before]
-            told += [f"its head {printable(_module(head[0]))} lay in a Sequential; it was renamed"] if head else []
+            told += _told(description, {_renamed(name, rule) for name in inside[prefix]}, fitting[prefix])
             return fitting[prefix], (*_left_out(spare), *told, *_left_out(outside))
+    return _without_body(kept, wanted, _left_out(spare))
+
+
+def _without_body(
+    tensors: Mapping[str, Value], wanted: Collection[str], told: tuple[str, ...]
+) -> tuple[dict[str, Value], tuple[str, ...]] | None:
+    """What ``fit_names`` returns, if all but the head stands behind a prefix, as in ``backbone.conv1``, ``head.fc``."""
+    for prefix in _prefixes(tensors, wanted, without=_OF_HEAD):
+        plain = {name.removeprefix(prefix): value for name, value in tensors.items()}
+        for description, rule in _RULES.items():
+            before = {_renamed(name, rule): value for name, value in plain.items()}
+            renamed = _with_own_head(before, wanted)
+            if len(renamed) == len(tensors) and _fits(renamed, wanted):
+                removed = f"the prefix {printable(prefix)} was removed from the names that have it"
+                return renamed, (*told, removed, *_told(description, before, renamed))
     return None
+
+
+def _told(description: str, before: Collection[str], after: Collection[str]) -> list[str]:
+    """Remarks on a rule that was followed, and on the head."""
+    rule = [f"its tensors were named {description}; they were renamed"] if description else []
+    theirs = [printable(_module(name)) for name in before if name not in after]
+    ours = [_module(name) for name in after if name not in before]
+    return [*rule, *([f"its layer {theirs[0]} was taken for {ours[0]} and renamed"] if ours else [])]
 
 
 def is_spare(name: str) -> bool:
@@ -144,9 +166,9 @@ def _without(parts: Collection[str], name: str) -> str:
     return first + dot + ".".join(part for part in rest.split(".") if part not in parts)
 
 
-def _prefixes(names: Collection[str], wanted: Collection[str]) -> list[str]:
-    """The prefixes behind which there are as many names as are wanted, the shortest first."""
-    needed = sum(name.rpartition(".")[2] != _COUNTS for name in wanted)
+def _prefixes(names: Collection[str], wanted: Collection[str], *, without: int = 0) -> list[str]:
+    """The prefixes behind which there are as many names as are wanted, or a few less, the shortest first."""
+    needed = sum(name.rpartition(".")[2] != _COUNTS for name in wanted) - without
     found: Counter[str] = Counter()
     for name in names:
         parts = name.split(".", _MAX_DEPTH)[:-1]
@@ -166,21 +188,16 @@ def _meant(prefixes: list[str]) -> str:
     )
 
 
-def _with_plain_head(tensors: dict[str, Value], wanted: Collection[str]) -> dict[str, Value]:
-    """With the only layer that has weights in a Sequential (``fc.1.weight``) under the name of the Sequential."""
-    missing = {name for name in wanted if name not in tensors and name.rpartition(".")[2] != _COUNTS}
-    if not 1 <= len(missing) <= 2 or len({_module(name) for name in missing}) != 1:
+def _with_own_head(tensors: dict[str, Value], wanted: Collection[str]) -> dict[str, Value]:
+    """With the only layer that is not the network's (``head.1``) under the name of the only one that it lacks."""
+    missing = {name.rpartition(".")[2]: name for name in wanted if name not in tensors}
+    missing = {kind: name for kind, name in missing.items() if kind != _COUNTS}
+    extra = {name: name.rpartition(".")[2] for name in tensors if name not in wanted}
+    layers = [{_module(name) for name in names} for names in (missing.values(), extra)]
+    rest = any(name in tensors for name in wanted)
+    if not rest or sorted(missing) != sorted(extra.values()) or [*map(len, layers)] != [1, 1]:
         return tensors
-    extra = {name: _without_position(name) for name in tensors if name not in wanted}
-    if len(extra) != len(missing) or set(extra.values()) != missing:
-        return tensors
-    return {extra.get(name, name): value for name, value in tensors.items()}
-
-
-def _without_position(name: str) -> str:
-    """``fc.weight`` of ``fc.1.weight``."""
-    layer, _, kind = name.rpartition(".")
-    return f"{_module(layer)}.{kind}"
+    return {missing[extra[name]] if name in extra else name: value for name, value in tensors.items()}
 
 
 def _module(name: str) -> str:
