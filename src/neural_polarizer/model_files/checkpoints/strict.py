@@ -14,13 +14,14 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str
 
     Args:
         module: receives the values, in its own dtypes and on its own devices.
-        tensors: by the names of ``module.state_dict()``; ``num_batches_tracked`` may be missing.
+        tensors: by the names of ``module.state_dict()``; ``num_batches_tracked`` may be missing, or of another form.
         source: the file's name, for the error.
 
     Raises:
         BadInputError: names, shapes or kinds do not match, or a value is not finite or not possible.
     """
     targets = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in tensors.items() if not _is_other_count(name, value, targets)}
     mismatch = _mismatch(targets, tensors)
     if mismatch:
         raise BadInputError(
@@ -36,6 +37,12 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str
     with torch.no_grad():
         for name, value in converted.items():
             targets[name].copy_(value)
+
+
+def _is_other_count(name: str, value: Tensor, targets: Mapping[str, Tensor]) -> bool:
+    """Whether it is a count of batches in another form, as averages of models have it; no evaluation uses it."""
+    own = targets.get(name) if name.rpartition(".")[2] == "num_batches_tracked" else None
+    return own is not None and (own.shape != value.shape or _family(own) != _family(value))
 
 
 def _mismatch(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
