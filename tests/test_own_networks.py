@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.record import KEY, ModelRecord
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition, network_named
+from neural_polarizer.models.normalize import described, picked
 from neural_polarizer.models.preact_resnet import PreActResNet18
 
 CODE = """
@@ -128,6 +130,19 @@ def test_the_number_of_classes_is_passed_where_it_is_taken(file: Path, tmp_path:
         path = weights(tmp_path / f"{name}.pt", net)
         assert load_model(path, architecture=net).record.num_classes == 5
     assert not defined(f"{file}:Net?num_classes=5").takes_num_classes
+
+
+@pytest.mark.parametrize("called", ["n_classes", "nb_classes", "num_class", "num_labels"])
+@pytest.mark.parametrize("form", ["{}", "{}=10, **other", "*, {}"])
+def test_the_number_of_classes_goes_by_several_names(tmp_path: Path, called: str, form: str) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        f"from torch import nn\n\ndef make({form.format(called)}):\n"
+        f"    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, {called}))\n"
+    )
+    net = defined(f"{file}:make")
+    assert load_model(weights(tmp_path / "m.pt", net, 7), architecture=net).record.num_classes == 7
+    assert not defined(f"{file}:make?{called}=7").takes_num_classes
 
 
 def test_the_same_code_in_another_folder_is_that_folders(file: Path, tmp_path: Path) -> None:
@@ -262,6 +277,21 @@ def test_the_output_that_is_meant_is_named(file: Path, tmp_path: Path, kind: str
     assert torch.equal(again.model(pixels), loaded.model(pixels))
     with pytest.raises(BadInputError, match="says itself what goes in and out"):
         load_model(tmp_path / "ours.safetensors", architecture=net, output="other")
+
+
+class Fields(NamedTuple):
+    logits: torch.Tensor
+    maps: torch.Tensor
+
+
+def test_outputs_go_by_their_fields_and_from_the_end() -> None:
+    given = Fields(torch.ones(1), torch.zeros(1))
+    assert described(given) == "a Fields of logits (1), maps (1)"
+    assert picked(given, "logits") is picked(given, "0") is picked(given, "-2") is given.logits
+    assert picked([given.logits, given.maps], "-1") is given.maps
+    for key in ("2", "-3", "_fields"):
+        with pytest.raises(BadInputError, match=f"gives no output '{key}'; it gives a Fields of logits"):
+            picked(given, key)
 
 
 def test_whatever_the_code_raises_at_an_image_is_told_in_one_line(file: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from neural_polarizer.models.architecture import OPTIONS
 from neural_polarizer.models.forms import check_module
 
 NUM_CLASSES = "num_classes"
+_CALLED = (NUM_CLASSES, "n_classes", "nb_classes", "nclasses", "num_class", "n_class", "nclass", "num_labels")
+"""What code may call the number of classes."""
 _LIBRARIES = ("", "transformers", *OPTIONS)
 
 
@@ -48,12 +50,20 @@ class Definition:
     @property
     def takes_num_classes(self) -> bool:
         """Whether the number of classes is passed to it; arguments of the user's own go first."""
+        return self._number is not None
+
+    @property
+    def _number(self) -> str | None:
+        """The argument that the number of classes is passed as."""
         try:
             known = inspect.signature(self.make).parameters.values()
         except (TypeError, ValueError):
-            return False
-        accepted = any(each.name == NUM_CLASSES or each.kind is each.VAR_KEYWORD for each in known)
-        return accepted and NUM_CLASSES not in self.arguments
+            return None
+        if not self.arguments.keys().isdisjoint(_CALLED):
+            return None
+        names = [each.name for each in known if each.name in _CALLED and each.kind is not each.POSITIONAL_ONLY]
+        names += [NUM_CLASSES] if any(each.kind is each.VAR_KEYWORD for each in known) else []
+        return next(iter(names), None)
 
     def build(self, num_classes: int) -> nn.Module:
         """The network, with random weights; torch's random numbers are left as they were.
@@ -61,7 +71,7 @@ class Definition:
         Raises:
             BadInputError: the code fails, or gives something else.
         """
-        more = {NUM_CLASSES: num_classes} if self.takes_num_classes else {}
+        more = {} if self._number is None else {self._number: num_classes}
         try:
             with torch.random.fork_rng(devices=[]):
                 network = self.make(**self.arguments, **more)

@@ -176,6 +176,8 @@ def picked(found: Any, key: str) -> Any:
     parts = outputs(found)
     if parts is None:  # an object whose attributes tell nothing before they are asked, or while it is traced
         parts = {} if key.startswith("_") or not hasattr(found, key) else {key: getattr(found, key)}
+    if isinstance(found, (tuple, list)):  # a namedtuple's by place as well, and the last one as -1
+        parts |= {str(place): found[place] for place in range(-len(found), len(found))}
     if key not in parts:
         raise BadInputError(f"the network gives no output {key!r}; it gives {described(found)}")
     return parts[key]
@@ -185,7 +187,9 @@ def outputs(found: Any) -> dict[str, Any] | None:
     """The parts of a dict, tuple or list by the text that ``--output`` takes; None for anything else."""
     if isinstance(found, Mapping):
         return {str(key): value for key, value in found.items()}
-    return {str(index): value for index, value in enumerate(found)} if isinstance(found, (tuple, list)) else None
+    if not isinstance(found, (tuple, list)):
+        return None
+    return {str(name): value for name, value in zip(getattr(found, "_fields", range(len(found))), found, strict=True)}
 
 
 def described(found: Any) -> str:
