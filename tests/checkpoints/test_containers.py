@@ -45,6 +45,31 @@ def test_the_beginning_of_the_names_says_which_network_is_meant(tmp_path: Path, 
         load(path, weights="nobody")
 
 
+@pytest.mark.parametrize("form", ["safetensors", "torch", "entry"])
+def test_the_beginning_of_the_names_may_have_what_wraps_all_of_them(tmp_path: Path, form: str) -> None:
+    import safetensors.torch
+
+    query, key = network(0), network(1)
+    state = {f"module.encoder_q.{name}": value for name, value in query.state_dict().items()}
+    state |= {f"module.encoder_k.{name}": value for name, value in key.state_dict().items()}
+    path = tmp_path / "m"
+    if form == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state if form == "torch" else {"state_dict": state}, path)
+    for entry in ("encoder_q", "module.encoder_q", *(["state_dict.module.encoder_q"] if form == "entry" else [])):
+        assert same(load(path, weights=entry), query)
+
+
+def test_a_state_dict_counts_before_the_module_that_it_is_for(tmp_path: Path) -> None:
+    net = network(0)
+    loaded = load(saved(tmp_path / "m.pt", {"model": network(1), "state_dict": net.state_dict(), "epoch": 3}))
+    assert same(loaded, net)
+    assert any("it holds other weights, too: model" in each for each in loaded.findings)
+    path = saved(tmp_path / "n.pt", {"model_state": net.state_dict(), "ema_state": network(1).state_dict()})
+    assert same(load(path), net)
+
+
 def test_the_model_without_a_prefix_counts_beside_copies_of_it_behind_prefixes(tmp_path: Path) -> None:
     net, average = network(0), network(1)
     state = {**net.state_dict(), **{f"ema.{name}": value for name, value in average.state_dict().items()}}
@@ -183,6 +208,12 @@ def test_weights_under_a_parametrization_are_refused_with_the_remedy(tmp_path: P
     wrap(net.linear)
     with pytest.raises(BadInputError, match=r"under weight_norm, spectral_norm .*linear\..*take that off"):
         load(saved(tmp_path / "m.pt", net.state_dict()))
+
+
+@pytest.mark.parametrize("name", ["linear.lora_A", "base_model.model.linear.lora_B.default.weight"])
+def test_a_network_with_lora_is_refused_with_the_remedy(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInputError, match=rf"LoRA .*\({name}\); take that off before saving .*merge_and_unload"):
+        load(saved(tmp_path / "m.pt", {**network().state_dict(), name: ONE}))
 
 
 def test_code_that_has_the_parametrization_takes_its_weights(tmp_path: Path) -> None:

@@ -192,9 +192,9 @@ def fitted(
     normed = [printable(name) for name in tensors if _NORMED.search(name)]
     if normed and not any(map(_NORMED.search, wanted)):
         raise BadInputError(
-            f"{file}: its weights were saved under weight_norm, spectral_norm or another parametrization ("
-            f"{listing(normed)}); take that off with torch.nn.utils before saving, or give the network as code of your "
-            "own that has it, --arch FILE.py:NAME"
+            f"{file}: its weights were saved under weight_norm, spectral_norm or another parametrization such as LoRA ("
+            f"{listing(normed)}); take that off before saving (torch.nn.utils, or merge_and_unload of peft), or give "
+            "the network as code of your own that has it, --arch FILE.py:NAME"
         )
     other = None if isinstance(architecture, Definition) else architecture_in(architecture, wanted, tensors)
     if other is not None:
@@ -205,7 +205,7 @@ def fitted(
     return found, (*merged, *told)
 
 
-_NORMED = re.compile(r"\.weight_(g|u)$|\.parametrizations\.\w+\.original")
+_NORMED = re.compile(r"\.weight_(g|u)$|\.parametrizations\.\w+\.original|(^|\.)lora_\w+(\.|$)")
 
 
 def unlike(tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None) -> str:

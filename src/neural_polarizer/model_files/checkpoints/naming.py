@@ -10,7 +10,7 @@ from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 Value = TypeVar("Value")
 
-USUAL = frozenset(("state_dict", "model_state_dict", "model", "net", "network", "weights"))
+USUAL = frozenset(("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"))
 """What the model itself is called where other weights lie beside it."""
 
 # Of each rule, the first pattern that a name fits is replaced.

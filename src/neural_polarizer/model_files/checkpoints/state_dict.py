@@ -78,7 +78,7 @@ def behind(tensors: Mapping[str, Value], prefix: str) -> tuple[dict[str, Value],
     Raises:
         BadInputError: nothing does.
     """
-    start = f"{prefix}."
+    start = f"{_in_names(prefix, tensors)}."
     inside = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
     if not inside:
         raise BadInputError(
@@ -86,6 +86,14 @@ def behind(tensors: Mapping[str, Value], prefix: str) -> tuple[dict[str, Value],
             "give the beginning of the names"
         )
     return inside, f"of its weights only those behind {printable(start)} were taken"
+
+
+def _in_names(prefix: str, names: Collection[str]) -> str:
+    """``prefix`` as it stands in names from which ``strip_wrappers`` took what was before all of them."""
+    wrapper = next((each for each in _WRAPPERS if prefix.startswith(each)), None)
+    if wrapper is None or any(name.startswith(f"{prefix}.") for name in names):
+        return prefix
+    return _in_names(prefix.removeprefix(wrapper), names)
 
 
 def strip_wrappers(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
@@ -155,6 +163,8 @@ def _choose(levels: list[dict[str, Any]], top: Any, entry: str | None, fits: Fit
     if len(found) == 1:
         return next(iter(found)), ""
     usual = [path for path in found if path.rpartition(".")[2] in USUAL]
+    # Beside its state dict a whole module is what the weights are loaded into.
+    usual = [path for path in usual if isinstance(found[path], dict)] or usual
     if len(usual) == 1 and len(found) <= _MAX_RIVALS:
         names = _names(found[usual[0]])
         if fits is not None or not any(names & _names(item) for path, item in found.items() if path != usual[0]):
@@ -169,7 +179,7 @@ def _inside(found: dict[str, Any], entry: str) -> tuple[str, str]:
     """The one set of weights that has names behind ``entry``, with or without its own path in front, and the prefix."""
     places = []
     for path, item in [*found.items()][:_MAX_RIVALS]:
-        inner = entry.removeprefix(f"{path}.") if path else entry
+        inner = _in_names(entry.removeprefix(f"{path}.") if path else entry, _names(item))
         if any(name.startswith(f"{inner}.") for name in _names(item)):
             places.append((path, inner))
     if len(places) == 1:
