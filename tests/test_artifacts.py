@@ -344,6 +344,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_folder_without_a_model_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "gone.pt", r"gone\.pt: no such file")
     refused(tmp_path, r"the folder holds none of purified\.safetensors, model\.safetensors")
+    (tmp_path / "logs").mkdir()
+    for name in ("notes.txt", "logs/epoch=3.ckpt"):
+        (tmp_path / name).touch()
+    refused(tmp_path, r"model\.safetensors; name the checkpoint file itself, as \S*logs/epoch=3\.ckpt$")
     refused(tmp_path / ("x" * 300), "cannot be read")
 
 

@@ -1,6 +1,8 @@
 """Files that are no checkpoints get a reason and a remedy of their own."""
 
+import bz2
 import gzip
+import lzma
 import os
 import pickle
 import random
@@ -33,7 +35,17 @@ def _refuse(path: Path, message: str) -> None:
         (b"\xef\xbb\xbf\n <html><head>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (gzip.compress(b"x", mtime=0), "compressed with gzip; unpack it"),
+        (bz2.compress(b"x"), "compressed; unpack it"),
+        (lzma.compress(b"x"), "compressed; unpack it"),
+        (b"7z\xbc\xaf\x27\x1c", "compressed; unpack it"),
         (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
+        (b"\x93NUMPY\x01\0", "a NumPy array; make tensors of it with torch.from_numpy"),
+        (
+            b"PAR1" + bytes(8),
+            "a parquet file, not a model; the model comes first, and data with",
+        ),
+        (b"\x89PNG\r\n", "an image, not a model"),
+        (b'{"weight_map": {}}', "a text file of JSON, not of weights; give the file of weights"),
         (b"\x08\x07\x12\x07pytorch\x1a\x053", "an ONNX model"),
         (pickle.dumps({"a": 1}), "a bare pickle, which can only be run"),
         (pickle.dumps({"a": 1}, protocol=2), "a bare pickle"),
@@ -54,6 +66,11 @@ def test_a_tar_archive(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "m.pt", "w") as archive:
         archive.add(tmp_path / "x")
     _refuse(tmp_path / "m.pt", "a tar archive")
+
+
+def test_a_zip_file_of_something_else_is_told_by_what_is_in_it(tmp_path: Path) -> None:
+    zipped(tmp_path / "m.npz", {"conv1.weight.npy": b"", "a\nb": b""})
+    _refuse(tmp_path / "m.npz", r"no data\.pkl, but conv1\.weight\.npy, a\\nb\); if one of these is the model file")
 
 
 @pytest.mark.parametrize("member", ["archive/constants.pkl", "archive/code/__torch__.py"])

@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from neural_polarizer.data.parquet import write_images
+from neural_polarizer.errors import BadInputError
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model
@@ -34,6 +35,20 @@ def test_a_folder_gives_the_logits_of_its_own_library(tmp_path: Path, transforme
     assert loaded.record.architecture == f"transformers:{kind}ForImageClassification"
     assert (loaded.record.num_classes, loaded.record.classes) == (3, ("kind 0", "kind 1", "kind 2"))
     assert torch.equal(logits(load_model(f"transformers:{folder}").model), logits(loaded.model))
+
+
+def test_files_as_other_programs_leave_them(tmp_path: Path, transformers: Any) -> None:
+    folder = stored(tmp_path, classifier(transformers, "ViT"), **PLAIN)
+    usual = load_model(folder)
+    config, processor = folder / "config.json", folder / "preprocessor_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())  # as editors on Windows do
+    (folder / "processor_config.json").write_text(f'{{"image_processor": {processor.read_text()}}}')
+    processor.unlink()
+    loaded = load_model(folder)
+    assert loaded.record == usual.record
+    assert any("of its processor_config.json was taken" in each for each in loaded.findings)
+    with pytest.raises(BadInputError, match=r"name it with --arch .*, or give its folder, whose config\.json does"):
+        load_model(folder / "model.safetensors")
 
 
 def test_weights_of_an_older_folder_are_read_without_unpickling(tmp_path: Path, transformers: Any) -> None:

@@ -61,6 +61,7 @@ def foreign_record(
     else:
         raise BadInputError(
             f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
+            f"{', or give its folder, whose config.json does' if is_classifier_folder(file.parent) else ''}"
             f"{suggestion(checkpoint.metadata)}"
         )
     record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config, definition=definition)

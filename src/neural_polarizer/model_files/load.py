@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from neural_polarizer.layer.structures import polarizer_for
 from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.model_files.assemble import assemble, check_size
 from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint
-from neural_polarizer.model_files.checkpoints.wording import printable
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
 from neural_polarizer.model_files.foreign import (
     fitted,
     fitting,
@@ -30,6 +31,8 @@ from neural_polarizer.models.hub_folder import HubFolder
 from neural_polarizer.models.normalize import channels_taken, normalisation_named
 
 FILES = ("purified.safetensors", "model.safetensors")
+_SUFFIXES = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors"))
+_MAX_FILES = 10_000  # that are looked through for one to propose
 _GREY = "the network takes one channel: it gets the mean of the three"
 
 
@@ -72,7 +75,11 @@ def locate(path: Path) -> Path:
             for name in FILES:
                 if (path / name).is_file():
                     return path / name
-            raise BadInputError(f"{path}: the folder holds none of {', '.join(FILES)}; name the checkpoint file itself")
+            inside = [file for file in islice(path.rglob("*"), _MAX_FILES) if file.suffix in _SUFFIXES]
+            named = f", as {listing(sorted(printable(str(file)) for file in inside))}" if inside else ""
+            raise BadInputError(
+                f"{path}: the folder holds none of {', '.join(FILES)}; name the checkpoint file itself{named}"
+            )
         if not path.exists():
             raise BadInputError(f"{path}: no such file")
     except OSError as error:

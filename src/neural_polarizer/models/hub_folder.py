@@ -14,6 +14,7 @@ from neural_polarizer.models.timm_folder import is_timm_config, timm_architectur
 
 PREFIX = "transformers:"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+ALL_PROCESSORS = "processor_config.json"  # that of the images among others, since transformers 5
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MAX_JSON_BYTES = 8 << 20  # the names of 21,000 classes, twice, need 2 MB
 MAX_SIDE = 2048
@@ -74,7 +75,7 @@ def read_folder(folder: Path) -> HubFolder:
         config=text,
         weights=weights,
         classes=_classes(config.get("id2label")),
-        preprocessing=_preprocessing(folder / PROCESSOR),
+        preprocessing=_preprocessing(folder),
     )
 
 
@@ -108,10 +109,14 @@ def _classes(names: Any) -> tuple[str, ...] | None:
     return tuple(str(names[str(index)]) for index in range(len(names)))
 
 
-def _preprocessing(path: Path) -> Preprocessing | None:
-    if not path.exists():
+def _preprocessing(folder: Path) -> Preprocessing | None:
+    path, among = folder / PROCESSOR, folder / ALL_PROCESSORS
+    if path.exists():
+        told = _read(path)
+    elif among.exists() and isinstance(found := _read(among).get("image_processor"), dict):
+        path, told = among, found
+    else:
         return None
-    told = _read(path)
     if told.get("do_flip_channel_order"):
         raise BadInputError(f"{path}: swaps the channels (do_flip_channel_order), which is not supported")
     crop = told.get("crop_size") if told.get("do_center_crop") else None
@@ -119,7 +124,7 @@ def _preprocessing(path: Path) -> Preprocessing | None:
     try:
         mean, std = _normalisation(told)
         return Preprocessing(
-            source=f"its {PROCESSOR}",
+            source=f"its {path.name}",
             mean=mean,
             std=std,
             image_size=_size(crop or size),
@@ -173,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise BadInputError(f"{path}: no such file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise BadInputError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, too large for a configuration")
-        return strict_json(path.read_text(encoding="utf-8"))
+        return strict_json(path.read_text(encoding="utf-8-sig"))  # as editors on Windows save it
     except (OSError, ValueError) as error:
         if isinstance(error, BadInputError) and str(error).startswith(str(path)):
             raise

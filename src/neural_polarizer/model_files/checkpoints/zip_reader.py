@@ -6,7 +6,7 @@ import zipfile
 from typing import TypeAlias
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.wording import printable
+from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 Source: TypeAlias = io.BytesIO | io.BufferedReader
 
@@ -132,7 +132,10 @@ def _root(names: list[str]) -> str:
         raise BadInputError(f"an exported program (.pt2), which carries its own graph; {_RESAVE}")
     pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
     if not pickles:
-        raise BadInputError("a zip file that torch.save did not write (no data.pkl); give the model file itself")
+        raise BadInputError(
+            f"a zip file that torch.save did not write (no data.pkl, but {listing([*map(printable, names)])}); if one "
+            "of these is the model file, unpack it and give that"
+        )
     if len(pickles) > 1 or pickles[0].count("/") != 1:
         raise BadInputError(f"a zip file whose data.pkl is not the one that torch.save writes; {_RESAVE}")
     return pickles[0].removesuffix("data.pkl")
