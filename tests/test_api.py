@@ -114,6 +114,25 @@ def test_evaluate_reads_triggered_sets_from_memory_and_file(tmp_path: Path) -> N
     assert found[0].asr is not None
 
 
+def test_a_triggered_file_counts_as_the_test_set_and_the_model_do(tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    test = ImageSet(CLEAN.images, CLEAN.labels, names)
+    triggered = BadNets(target=2, size=2).triggered(test)
+    turned = ImageSet(triggered.images.images, 3 - triggered.images.labels, names[::-1])
+    write_images(tmp_path / "x.parquet", turned, true_label=3 - triggered.true_labels)
+    found = evaluate(tiny_model(), test, tmp_path / "x.parquet", device="cpu")
+    assert found == evaluate(tiny_model(), test, triggered, device="cpu")
+    few = TensorDataset(CLEAN.images[CLEAN.labels < 2], CLEAN.labels[CLEAN.labels < 2])  # classes 2 and 3 are not there
+    write_images(tmp_path / "x.parquet", triggered.images, true_label=triggered.true_labels)
+    assert evaluate(tiny_model(), few, tmp_path / "x.parquet", device="cpu").asr == found.asr
+
+
+@pytest.mark.parametrize("triggered", [CLEAN, TensorDataset(CLEAN.images, CLEAN.labels), 5])
+def test_what_is_no_triggered_set_is_refused(triggered: Any) -> None:
+    with pytest.raises(BadInputError, match=r"triggered: expected the path of .* got"):
+        evaluate(tiny_model(), CLEAN, triggered, device="cpu")
+
+
 def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
     return [(image, label)]
 

@@ -109,7 +109,7 @@ CASES: dict[str, tuple[str, Case]] = {
         lambda r, h, o: purify_words(r / "attack", r, o, "--triggered", h / "gone.parquet"),
     ),
     "triggered data without true labels": (
-        "no integer column 'true_label'",
+        "needs one column true_label; found",
         lambda r, h, o: purify_words(r / "attack", r, o, "--triggered", r / "test.parquet"),
     ),
     "empty folder": (

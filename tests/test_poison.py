@@ -1,7 +1,9 @@
 """Which images an attack changes: counts, labels, seeds."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neural_polarizer.attacks import BadNets
+from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.poison import LabelRule, attacked_labels, poison, read_triggered, triggered_test
@@ -113,5 +116,18 @@ def test_a_triggered_set_comes_back_from_its_file(tmp_path_factory: pytest.TempP
     assert torch.equal(again.true_labels, triggered.true_labels)
     assert again.images.sha256() == triggered.images.sha256()
     write_images(path, triggered.images, true_label=triggered.true_labels + 3)
-    with pytest.raises(BadInputError, match=r"triggered.parquet: column true_label must lie in 0..3"):
+    with pytest.raises(BadInputError, match=r"triggered.parquet: column true_label: labels must lie in 0..3"):
         read_triggered(path, size=None, num_classes=4)
+
+
+def test_both_labels_of_a_triggered_set_count_as_the_model_counts(tmp_path: Path) -> None:
+    images = ImageSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0]), ("dog", "cat", "ant"))
+    write_images(tmp_path / "names.parquet", images, true_label=torch.tensor([1, 2]))
+    model = ClassNames(("ant", "cat", "dog"))
+    found = read_triggered(tmp_path / "names.parquet", size=None, num_classes=3, classes=model)
+    assert (found.images.labels.tolist(), found.true_labels.tolist()) == ([2, 2], [1, 0])
+    table = pq.read_table(tmp_path / "names.parquet").drop_columns("true_label")
+    for true in (["cat", "ant"], [1.0, 0.0], ["1", "0"], [[0, 1, 0], [1, 0, 0]]):
+        pq.write_table(table.append_column("true_label", [true]).replace_schema_metadata(), tmp_path / "x.parquet")
+        again = read_triggered(tmp_path / "x.parquet", size=None, num_classes=3, classes=model)
+        assert again.true_labels.tolist() == [1, 0]

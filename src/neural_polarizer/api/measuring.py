@@ -11,11 +11,13 @@ from neural_polarizer.api.data import Classes, Images
 from neural_polarizer.api.progress import told, warn
 from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.audit import Audited, audited
+from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses.fitting import fitting_images, measurable, understood
 from neural_polarizer.devices import choose_device
+from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import user_path
 from neural_polarizer.layer.sites import Candidate, candidates
 from neural_polarizer.metrics import Metrics
@@ -105,7 +107,13 @@ def evaluate(
     module, images = measurable(plain, as_image_set(test, classes=classes))
     warn(images.notes)
     if isinstance(triggered, (str, PathLike)):
-        triggered = read_triggered(user_path(triggered), size=images.image_size, num_classes=images.num_classes)
+        known = ClassNames(images.classes, said_by=images.source)
+        triggered = read_triggered(user_path(triggered), size=images.image_size, num_classes=None, classes=known)
     if triggered is not None:
+        if not isinstance(triggered, TriggeredSet):
+            raise BadInputError(
+                f"triggered: expected the path of a triggered.parquet, an attack's triggered(test), or a TriggeredSet("
+                f"images with the attacker's labels, true_labels), got {type(triggered).__name__}"
+            )
         triggered = replace(triggered, images=fitting_images(plain, triggered.images))
     return metrics.evaluate(module, images, triggered, device=place)

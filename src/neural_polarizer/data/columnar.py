@@ -3,26 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtyping import Int64
 from torch import Tensor
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.rows import Rows
+from neural_polarizer.data.rows import LABEL_COLUMNS, Rows
 from neural_polarizer.errors import needing
 
 
-def parquet_rows(paths: Sequence[Path]) -> Rows:
+def parquet_rows(paths: Sequence[Path], label_columns: Sequence[str] = LABEL_COLUMNS) -> Rows:
     """``data.parquet.parquet_rows``, or which extra brings it."""
     with needing("parquet", "parquet files"):
         from neural_polarizer.data import parquet
-    return parquet.parquet_rows(paths)
-
-
-def read_column(path: Path, name: str) -> Int64[Tensor, " n"]:
-    """``data.parquet.read_column``, or which extra brings it."""
-    with needing("parquet", "parquet files"):
-        from neural_polarizer.data import parquet
-    return parquet.read_column(path, name)
+    return parquet.parquet_rows(paths, label_columns)
 
 
 def write_images(path: Path, images: ImageSet, **extra: Tensor) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
@@ -32,7 +31,7 @@ def write_images(path: Path, images: ImageSet, **extra: Tensor) -> None:
     Args:
         path: the file; its name must end in ``.parquet`` to be read again.
         images: three channels; stored as PNG.
-        extra: further int64 columns ``(n,)``, such as ``true_label``; see ``read_column``.
+        extra: further int64 columns ``(n,)``, such as ``true_label``.
 
     Raises:
         BadInputError: not three channels, or an extra column of another shape, dtype or a name in use.
@@ -61,18 +60,12 @@ def write_images(path: Path, images: ImageSet, **extra: Tensor) -> None:
         pq.write_table(table, temporary, compression="none")  # PNG bytes do not shrink further
 
 
-def read_column(path: Path, name: str) -> Int64[Tensor, " n"]:
-    """One integer column of a parquet file.
-
-    Raises:
-        BadInputError: no such file or column, not integers, or empty cells.
-    """
-    with _parquet(path) as file:
-        return torch.from_numpy(_integers(file, name, path))
-
-
-def parquet_rows(paths: Sequence[Path]) -> Rows:
+def parquet_rows(paths: Sequence[Path], label_columns: Sequence[str] = LABEL_COLUMNS) -> Rows:
     """The rows of all files, one file after the other.
+
+    Args:
+        paths: of the files.
+        label_columns: which columns may be the labels; the first that is there counts.
 
     Raises:
         BadInputError: a file, its columns or its labels cannot be used, or the files name different classes.
@@ -81,10 +74,11 @@ def parquet_rows(paths: Sequence[Path]) -> Rows:
     for path in paths:
         with _parquet(path) as file:
             image = pick(file.schema_arrow.names, IMAGE_COLUMNS, path)
-            label = pick(file.schema_arrow.names, LABEL_COLUMNS, path)
+            label = pick(file.schema_arrow.names, label_columns, path)
             leaf = image_leaf(file.schema_arrow, image, path)
             labels.append(_labels(file, label, path))
-            names.add(names_in_metadata(file.schema_arrow.metadata, label, path))
+            named = (names_in_metadata(file.schema_arrow.metadata, column, path) for column in (label, "label"))
+            names.add(next(filter(None, named), None))  # a second column of labels counts by the names of the first
             images.append((path, leaf, largest_page(path, file, leaf)))
     if len(names) > 1:
         raise BadInputError(f"{shown(paths[0].parent)}: its parquet files name different classes; read them one by one")
@@ -103,20 +97,6 @@ def _parquet(path: Path) -> pq.ParquetFile:
         file.close()
         raise BadInputError(f"{shown(path)}: holds more than {MAX_ROWS:,} rows; split it, or use fewer")
     return file
-
-
-def _integers(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
-    columns = file.schema_arrow.names
-    if columns.count(name) != 1 or not pa.types.is_integer(file.schema_arrow.field(name).type):
-        raise BadInputError(f"{shown(path)}: no integer column {name!r}; found {shown(columns[:10])}")
-    largest_page(path, file, name)
-    try:
-        column = file.read(columns=[name], use_threads=False).column(name)
-        if column.null_count:
-            raise BadInputError(f"{shown(path)}: column {name!r} has {column.null_count} empty cells")
-        return column.cast(pa.int64()).to_numpy().copy()
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(f"{shown(path)}: column {name!r} cannot be read", error) from None
 
 
 def _labels(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:

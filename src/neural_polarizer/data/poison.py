@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from neural_polarizer.data.classes import ClassNames
-from neural_polarizer.data.columnar import read_column
+from neural_polarizer.data.classes import ClassNames, numbered
+from neural_polarizer.data.columnar import parquet_rows
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
@@ -154,7 +154,7 @@ def read_triggered(
     path: Path,
     *,
     size: tuple[int, int] | None,
-    num_classes: int,
+    num_classes: int | None,
     classes: ClassNames | None = None,
     poison_label: PoisonLabel | None = None,
 ) -> TriggeredSet:
@@ -165,7 +165,7 @@ def read_triggered(
             With a ``poison_label``, any folder or file of triggered images under their true labels, such as
             BackdoorBench's ``bd_test_dataset``.
         size: height and width to resize to.
-        num_classes: K.
+        num_classes: K; None takes the file's own.
         classes: the names of the model's classes.
         poison_label: the attacker's class, or "next" for all-to-all.
 
@@ -179,18 +179,24 @@ def read_triggered(
     if path.is_dir() and poison_label is None:
         raise BadInputError(
             f"{path}: {told}; for a folder of them by true class, as BackdoorBench's bd_test_dataset, say the "
-            "attacker's class with --poison-label (next for all-to-all)"
+            "attacker's class with --poison-label (next for all-to-all), or in Python make a TriggeredSet of them"
         )
     images = read_images(str(path), size=size, num_classes=num_classes, classes=classes)
     if poison_label is not None:
-        return _attacked(images, num_classes, poison_label)
+        return _attacked(images, images.num_classes, poison_label)
     try:
-        true_labels = read_column(path, "true_label")
+        rows = parquet_rows([path], ("true_label",))
     except BadInputError as error:
         raise BadInputError(f"{error}; {told}, or give --poison-label where label is the true one") from None
-    if len(true_labels) and not 0 <= int(true_labels.min()) <= int(true_labels.max()) < num_classes:
-        raise BadInputError(f"{path}: column true_label must lie in 0..{num_classes - 1}")
-    return TriggeredSet(images, true_labels)
+    found = numbered(
+        rows.labels,
+        rows.classes,
+        in_order_of_names=False,
+        known=classes,
+        num_classes=num_classes,
+        source=f"{path}: column true_label",
+    )
+    return TriggeredSet(images, torch.from_numpy(found.labels.copy()))
 
 
 def _attacked(images: ImageSet, num_classes: int, poison_label: PoisonLabel) -> TriggeredSet:
