@@ -91,6 +91,19 @@ def test_labels_in_words_need_the_models_names() -> None:
         number(None, None, ["a", "b"])
 
 
+@pytest.mark.parametrize("known", [None, ANIMALS, ClassNames(("0", "1", "2"))])
+def test_labels_in_words_that_have_numbers_go_by_these_as_folders_do(known: ClassNames | None) -> None:
+    assert number(None, known, ["class_2", "class_0"], num_classes=3).labels.tolist() == [2, 0]
+    assert number(None, known, ["2: cat", "3: dog", "1: ant"], num_classes=3).labels.tolist() == [1, 2, 0]
+    many = [f"class_{i}" for i in (2, 10, 0)]
+    assert "ordered by value" in number(None, known, many, num_classes=12).notes[0]
+
+
+def test_a_few_words_with_numbers_do_not_tell_that_they_are_counted_from_one() -> None:
+    assert number(None, None, ["class_1", "class_1"]).labels.tolist() == [1, 1]
+    assert number(None, None, ["class_3", "class_1", "class_2"]).labels.tolist() == [3, 1, 2]
+
+
 def test_what_the_user_says_binds() -> None:
     said = class_names(["moose", "zebra", "ant"], said_by="order.txt")
     assert number(("ant", "moose", "zebra"), said).labels.tolist() == [2, 0, 1]
@@ -172,6 +185,7 @@ def test_labels_that_are_numbers_in_some_form(labels: Any, expected: list[int]) 
         ([[0, 0]], "is not one-hot"),
         (np.array([2**64 - 1], dtype=np.uint64), "is no class number"),
         ([["a", "b"]], "got 2 texts an image"),
+        (["3", "a", " ", ""], "the label of image 2 is empty"),
         (["a", "b" * 1001], "texts of up to 1,001 letters, too long for class names"),
     ],
 )

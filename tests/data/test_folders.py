@@ -299,7 +299,7 @@ def test_numbers_within_the_names_of_folders_order_them_too(
 ) -> None:
     got = read_images(str(folder(tmp_path, **dict.fromkeys(names, 1))), num_classes=12)
     assert got.labels.tolist() == labels
-    assert got.notes[0].startswith("the class folders are numbered, so they were ordered by value, and not as text")
+    assert got.notes[0].startswith("the classes are numbered, so they were ordered by value, and not as text")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from neural_polarizer.errors import BadInputError
 MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
 MAX_BYTES = 8 << 20  # of a file of class names
 LISTED = 6  # names that a message lists
-_NUMBERED = re.compile(r"([^0-9]{0,40})([0-9]{1,9})(?:[^0-9].*)?")
+_NUMBERED = re.compile(r"([^0-9]{0,40})([0-9]{1,9})(?!\.0*[1-9])(?:[^0-9].*)?")  # 1.5 is no class
 _AT_THE_END = re.compile(r".*?([0-9]{1,9})[^0-9A-Za-z]?")
 _PLACEHOLDER = re.compile(r"(?:LABEL_|class[ _]?)?(\d{1,9})", re.IGNORECASE)
 
@@ -50,15 +50,15 @@ def numbered(
     labels: np.ndarray,
     names: tuple[str, ...] | None,
     *,
-    in_order_of_names: bool,
+    in_order_of_names: bool = False,
     known: ClassNames | None,
     num_classes: int | None,
     source: str,
 ) -> Numbered:
     """Number the classes of the data as the model does.
 
-    Names on both sides are mapped by name. Names of folders that are whole numbers are class numbers, in the order of
-    their values. Else the order of the data's own names counts, and their count must be the model's.
+    Names on both sides are mapped by name. Folders and labels in words whose names are or have whole numbers are those
+    class numbers. Else the order of the data's own names counts, and their count must be the model's.
 
     Args:
         labels: int64 ``(n,)``, places in ``names`` if there are any; or texts ``(n,)``.
@@ -79,30 +79,32 @@ def numbered(
             raise BadInputError(f"{source}: has more than {MAX_CLASSES:,} different labels")
     labels = labels.astype(np.int64)
     _check_range(labels, len(names) if names is not None else num_classes, source)
+    in_order = in_order_of_names or spoken
     if known is not None and (known.binding or not _only_numbers(known.names)):
-        return _as_known(labels, names, known, num_classes, source, in_order=in_order_of_names, must=spoken)
-    if spoken:
-        raise BadInputError(
-            f"{source}: its labels are names ({_listed(names or ())}), but nothing says which number each class has in "
-            "the model; give --classes FILE with the names in the model's order (Python: classes=)"
-        )
+        return _as_known(labels, names, known, num_classes, source, in_order=in_order, must=spoken)
     if names is None:
         count = num_classes if num_classes is not None else int(labels.max()) + 1
         return Numbered(labels, tuple(map(str, range(count))))
-    return _by_own_names(labels, names, num_classes, source, in_order=in_order_of_names)
+    return _by_own_names(labels, names, num_classes, source, in_order=in_order, must=spoken)
 
 
 def _by_own_names(
-    labels: np.ndarray, names: tuple[str, ...], num_classes: int | None, source: str, *, in_order: bool
+    labels: np.ndarray, names: tuple[str, ...], num_classes: int | None, source: str, *, in_order: bool, must: bool
 ) -> Numbered:
     """The labels in the order of the data's own names, or by their numbers; nothing is known of the model's names.
 
     Raises:
-        BadInputError: the names are not as many as the model's classes.
+        BadInputError: the names are not as many as the model's classes, or (``must``) have no numbers.
     """
-    values = _numbers_in(names, num_classes) if in_order else None
+    guessed = must and num_classes is None  # a few words do not tell K, so not whether they are counted from 1
+    values = _numbers_in(names, MAX_CLASSES if guessed else num_classes) if in_order else None
     if values is not None:
-        return _by_number(labels, names, values, num_classes, source)
+        return _by_number(labels, names, values, 1 + max(values) if guessed else num_classes, source)
+    if must:
+        raise BadInputError(
+            f"{source}: its labels are names ({_listed(names)}), but nothing says which number each class has in the "
+            "model; give --classes FILE with the names in the model's order (Python: classes=)"
+        )
     if num_classes is None or len(names) == num_classes:
         return Numbered(labels, names)
     if len(names) < num_classes and all(name.isdecimal() and int(name) == i for i, name in enumerate(names)):
@@ -133,10 +135,11 @@ def _as_known(
         _check_range(labels, count, source)
         return Numbered(labels, full)
     plain = in_order and _all_numbers(names)
-    mapped = _by_name(labels, names, known, full, source, must=must or (known.binding and not plain))
+    values = _numbers_in(names, count) if in_order else None
+    must = (must and values is None) or (known.binding and not plain)
+    mapped = _by_name(labels, names, known, full, source, must=must)
     if mapped is not None:
         return mapped
-    values = _numbers_in(names, count) if in_order else None
     if values is not None:
         return replace(_by_number(labels, names, values, count, source), classes=full)
     if len(names) == count:
@@ -250,7 +253,7 @@ def _mapping_note(
 def _by_number(
     labels: np.ndarray, names: tuple[str, ...], values: list[int], num_classes: int | None, source: str
 ) -> Numbered:
-    """Folders whose names are numbers: those are the class numbers, or at least their order."""
+    """Classes whose names have numbers: those are the class numbers, or at least their order."""
     if len(set(values)) < len(values):
         raise BadInputError(f"{source}: two class folders are the same number ({_listed(names)}); rename one")
     order = sorted(range(len(names)), key=values.__getitem__)
@@ -259,17 +262,16 @@ def _by_number(
     notes = []
     if order != list(range(len(names))):
         notes.append(
-            "the class folders are numbered, so they were ordered by value, and not as text, which puts 10 before 2; "
+            "the classes are numbered, so they were ordered by value, and not as text, which puts 10 before 2; "
             "--classes FILE says another order"
         )
     if num_classes is None or len(names) == num_classes:
-        if num_classes is not None and max(values) >= num_classes:
-            notes.append(f"the class folders are numbered from {min(values)}, so {sorted_names[0]} is class 0")
+        if max(values) >= len(names):
+            notes.append(f"the classes are numbered from {min(values)}, so {sorted_names[0]} is class 0")
         return Numbered(ranks[labels], sorted_names, tuple(notes))
     if len(names) < num_classes and max(values) < num_classes:
         notes.append(
-            f"the data have {len(names)} of {num_classes} classes, those whose numbers the folders have ("
-            f"{_listed(sorted_names)})"
+            f"the data have {len(names)} of {num_classes} classes, those of the numbers in {_listed(sorted_names)}"
         )
         own = dict(zip(values, names, strict=True))
         classes = tuple(own.get(i, str(i)) for i in range(num_classes))
@@ -301,7 +303,7 @@ def _all_numbers(names: Sequence[str]) -> bool:
 
 
 def _numbers_in(names: Sequence[str], count: int | None) -> list[int] | None:
-    """The numbers that folders are called by, where those can be class numbers.
+    """The numbers that classes are called by, where those can be class numbers.
 
     They may stand in front or behind the same beginning, as in 3_cat or class_3; at the end of other names, as in
     cat_3, only if all of them are there.

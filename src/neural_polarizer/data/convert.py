@@ -52,7 +52,7 @@ def as_image_set(
         own = own if own is not None and highest < len(own) else None
         if own is None and known is None:
             num_classes = max(num_classes or 1, highest + 1)
-    found = numbered(given, own, in_order_of_names=False, known=known, num_classes=num_classes, source=where)
+    found = numbered(given, own, known=known, num_classes=num_classes, source=where)
     return _image_set(pixels, found, where, transparency_note(where, transparent, len(pixels)))
 
 
@@ -62,7 +62,6 @@ def _renumbered(data: ImageSet, known: ClassNames, num_classes: int | None) -> I
     found = numbered(
         data.labels.cpu().numpy(),
         names,
-        in_order_of_names=False,
         known=known,
         num_classes=num_classes,
         source=data.source,

@@ -91,6 +91,9 @@ def _from_texts(array: np.ndarray, where: str) -> np.ndarray:
     if array.ndim != 1:
         raise BadInputError(f"{where}: each image must have one class, got {array.shape[1]} texts an image")
     texts = np.char.strip(array)
+    empty = np.flatnonzero(texts == "")
+    if len(empty):
+        raise BadInputError(f"{where}: the label of image {empty[0]} is empty; leave such images out")
     if all(_NUMBER.fullmatch(text) for text in np.unique(texts)):
         return np.array([int(text.partition(".")[0]) for text in texts], dtype=np.int64)
     return texts

@@ -188,14 +188,8 @@ def read_triggered(
         rows = parquet_rows([path], ("true_label",))
     except BadInputError as error:
         raise BadInputError(f"{error}; {told}, or give --poison-label where label is the true one") from None
-    found = numbered(
-        rows.labels,
-        rows.classes,
-        in_order_of_names=False,
-        known=classes,
-        num_classes=num_classes,
-        source=f"{path}: column true_label",
-    )
+    where = f"{path}: column true_label"
+    found = numbered(rows.labels, rows.classes, known=classes, num_classes=num_classes, source=where)
     return TriggeredSet(images, torch.from_numpy(found.labels.copy()))
 
 
