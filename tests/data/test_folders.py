@@ -1,6 +1,8 @@
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from image_bytes import png
 
@@ -213,6 +215,27 @@ def test_a_repository_of_a_data_set_keeps_its_parquet_files_in_any_one_folder(tm
     write_images(tmp_path / "clone" / "other" / "train.parquet", images)
     with pytest.raises(BadInputError, match="parquet files in several folders; did you mean"):
         read_images(str(tmp_path / "clone"))
+
+
+def test_parquet_files_in_folders_that_are_called_by_their_label_have_it(tmp_path: Path) -> None:
+    for i in range(40):  # more than a repository has
+        (tmp_path / f"label={i}").mkdir()
+        pq.write_table(pa.table({"image": [png((i, 0, 0))], "row": [i]}), tmp_path / f"label={i}" / "part-0.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    got = read_images(str(tmp_path), num_classes=40)
+    assert got.labels.tolist() == got.images[:, 0, 0, 0].tolist()
+    assert sorted(got.labels.tolist()) == list(range(40))
+    (tmp_path / "words" / "class=a%20cat").mkdir(parents=True)
+    pq.write_table(pa.table({"image": [png()]}), tmp_path / "words" / "class=a%20cat" / "part-0.parquet")
+    assert read_images(str(tmp_path / "words"), classes=ClassNames(("dog", "a cat"))).labels.tolist() == [1]
+
+
+def test_parquet_files_in_folders_that_are_called_by_something_else_are_not_mixed(tmp_path: Path) -> None:
+    for split in ("train", "other"):
+        (tmp_path / f"split={split}").mkdir()
+        pq.write_table(pa.table({"image": [png()], "label": [0]}), tmp_path / f"split={split}" / "part-0.parquet")
+    with pytest.raises(BadInputError, match="parquet files in several folders; did you mean"):
+        read_images(str(tmp_path))
 
 
 METADATA = {

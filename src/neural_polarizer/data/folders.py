@@ -12,7 +12,7 @@ import numpy as np
 from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
-from neural_polarizer.data.rows import Rows, is_saved_to_disk
+from neural_polarizer.data.rows import Rows, is_saved_to_disk, label_in
 from neural_polarizer.data.tree import Tree
 from neural_polarizer.errors import BadInputError
 
@@ -94,10 +94,13 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
 def _of_repository(root: Path, names: list[str]) -> list[Path]:
     """The parquet files of a data set's repository: in ``data``, or in a folder that is called as its configuration.
 
+    Or those of folders that are called by their label, as label=3.
+
     Raises:
-        BadInputError: several folders have some.
+        BadInputError: several other folders have some.
     """
-    if len(names) > MAX_IN_REPOSITORY:
+    labelled = any(label_in(root / name / name) is not None for name in names)
+    if len(names) > MAX_IN_REPOSITORY and not labelled:
         return []
     folders = [root / name for name in names if (root / name).is_dir() and not (root / name).is_symlink()]
     found = {
@@ -105,10 +108,10 @@ def _of_repository(root: Path, names: list[str]) -> list[Path]:
         for folder in folders
     }
     found = {folder: paths for folder, paths in found.items() if paths}
-    if len(found) > 1:
-        listed = " or ".join(map(shown, found))
+    if len(found) > 1 and not labelled:
+        listed = " or ".join(map(shown, list(found)[:6]))
         raise BadInputError(f"{shown(root)}: holds parquet files in several folders; did you mean {listed}?")
-    return next(iter(found.values()), [])
+    return [path for paths in found.values() for path in paths]
 
 
 def _is_shown(path: Path) -> bool:

@@ -16,9 +16,9 @@ from torch import Tensor
 from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
 from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.labels import joined
+from neural_polarizer.data.labels import class_labels, joined
 from neural_polarizer.data.parquet_pages import largest_page
-from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
+from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, label_in, pick
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import atomic_path
 
@@ -74,9 +74,13 @@ def parquet_rows(paths: Sequence[Path], label_columns: Sequence[str] = LABEL_COL
     for path in paths:
         with _parquet(path) as file:
             image = pick(file.schema_arrow.names, IMAGE_COLUMNS, path)
-            label = pick(file.schema_arrow.names, label_columns, path)
-            leaf = image_leaf(file.schema_arrow, image, path)
-            labels.append(_labels(file, label, path))
+            leaf, one = image_leaf(file.schema_arrow, image, path), label_in(path)
+            if one is None or set(label_columns) & set(file.schema_arrow.names):
+                label = pick(file.schema_arrow.names, label_columns, path)
+                labels.append(_labels(file, label, path))
+            else:
+                label = path.parent.name.partition("=")[0]
+                labels.append(class_labels([one], shown(path)).repeat(file.metadata.num_rows))
             named = (names_in_metadata(file.schema_arrow.metadata, column, path) for column in (label, "label"))
             names.add(next(filter(None, named), None))  # a second column of labels counts by the names of the first
             images.append((path, leaf, largest_page(path, file, leaf)))

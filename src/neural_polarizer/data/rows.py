@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -13,7 +14,7 @@ STATE, PARTS = "state.json", "dataset_dict.json"
 """Files that the ``save_to_disk`` of Hugging Face leaves beside a data set, and beside its splits."""
 
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "fine_label", "labels", "target")
+LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ def pick(found: Sequence[str], wanted: Sequence[str], where: object) -> str:
         if found.count(name) == 1:
             return name
     raise BadInputError(f"{shown(where)}: needs one column {' or '.join(wanted)}; found {shown(list(found)[:10])}")
+
+
+def label_in(path: Path) -> str | None:
+    """The label of all rows of a file whose folder is called by it, as label=3 (Spark and pyarrow partition so)."""
+    column, _, value = path.parent.name.partition("=")
+    return unquote(value) if value and column in LABEL_COLUMNS else None
 
 
 def is_saved_to_disk(folder: Path) -> bool:
