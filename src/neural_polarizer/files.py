@@ -1,5 +1,6 @@
 """Files that are either whole or not there, folders held by one run, and errors in words when the disk refuses."""
 
+import codecs
 import errno
 import hashlib
 import json
@@ -29,6 +30,16 @@ def at_home(text: str) -> str:
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path that a user wrote, with ``~`` as ``at_home`` reads it."""
     return Path(at_home(os.fspath(path)))
+
+
+def text_of(data: bytes) -> str:
+    """A text file's bytes in words; PowerShell writes UTF-16.
+
+    Raises:
+        UnicodeDecodeError: it is neither UTF-8 nor UTF-16.
+    """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig")
 
 
 @contextmanager

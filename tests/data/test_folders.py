@@ -262,7 +262,7 @@ def test_metadata_beside_the_images_name_their_classes(tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("file,label\n0.png,1\n", "needs the columns file_name and label or .*; found \\['file', 'label'\\]"),
+        ("picture,label\n0.png,1\n", "needs the columns file_name and label or .*; found \\['picture', 'label'\\]"),
         ("file_name,kind\n0.png,1\n", "needs the columns file_name and label"),
         ("file_name,label\n7.png,1\n", "names .*7.png, which is no file here"),
         ("file_name,label\n../x/0.png,1\n", "'../x/0.png' names no file below this folder"),
@@ -281,6 +281,28 @@ def test_metadata_that_do_not_fit_are_refused(tmp_path: Path, text: str, reason:
     with pytest.raises(BadInputError, match=reason) as caught:
         read_images(str(root))
     assert str(caught.value).isprintable()
+
+
+TABLES = {
+    "semicolons.csv": "Filename;Width;ClassId\r\n1.png;4;0\r\nsub/0.png;4;1\r\n",  # as GTSRB's
+    "tabs.tsv": "Path\tLabel\n1.png\t0\nsub\\0.png\t1\n",
+    "blanks.CSV": 'image, class\n"1.png", "0"\nsub/0.png, 1\n',
+    "whole.csv": "file_name,label\n{root}/1.png,0\n{root}/sub/0.png,1\n",
+    "lines.jsonl": '{{"file_name": "1.png", "label": "class_0"}}\n{{"file_name": "sub/0.png", "label": "class_1"}}\n',
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_any_form_may_be_named_itself(tmp_path: Path, name: str, encoding: str) -> None:
+    root = folder(tmp_path, **{".": 2, "sub": 1})
+    (root / name).write_bytes(TABLES[name].format(root=root).encode(encoding))
+    got = read_images(str(root / name), num_classes=2)
+    assert (got.labels.tolist(), got.images[:, 0, 0, 0].tolist()) == ([0, 1], [1, 0])
+    assert got.notes == (f"{root}: left out 1 images that {name} does not name",)
+    (root / name).write_text("file_name\n1.png\n" if "json" not in name else '{"file_name": "1.png"}')
+    with pytest.raises(BadInputError, match="needs the columns file_name and label"):
+        read_images(str(root / name))
 
 
 def test_damaged_metadata_are_refused_and_those_without_labels_leave_class_folders_alone(tmp_path: Path) -> None:

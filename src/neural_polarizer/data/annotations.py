@@ -14,10 +14,14 @@ from neural_polarizer.data.labels import class_labels
 from neural_polarizer.data.rows import LABEL_COLUMNS, Rows
 from neural_polarizer.data.tree import Tree
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import text_of
 
 ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file, class, box; separated by tabs
 METADATA = ("metadata.csv", "metadata.jsonl")
+TABLES = (".csv", ".tsv", ".jsonl")  # endings of tables that may be named themselves
 FILE_COLUMN = "file_name"
+_FILES = (FILE_COLUMN, "filename", "file", "path", "image")
+_LABELS = (*LABEL_COLUMNS, "class_id", "classid", "category")  # GTSRB's is ClassId
 IMAGES = "images"
 MAX_BYTES = 64 << 20
 MAX_ROWS = 5_000_000
@@ -36,7 +40,7 @@ def annotated_rows(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows | None:
     if (tree.root / ANNOTATIONS).exists():
         return _tiny_imagenet(tree, is_hidden)
     found = next((tree.root / name for name in METADATA if (tree.root / name).exists()), None)
-    return None if found is None else _metadata(tree, found, is_hidden)
+    return None if found is None else table_rows(tree, tree.inside(found), is_hidden)
 
 
 def _tiny_imagenet(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows:
@@ -58,30 +62,42 @@ def _tiny_imagenet(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows:
     return Rows(items, labels, tuple(map(shown, classes)), in_order_of_names=True)
 
 
-def _metadata(tree: Tree, path: Path, is_hidden: Callable[[str], bool]) -> Rows | None:
-    """The rows of a ``metadata.csv`` or ``metadata.jsonl``, in its order; None where it has no labels."""
-    text, where = _text(tree.inside(path)), shown(path)
+def table_rows(tree: Tree, path: Path, is_hidden: Callable[[str], bool]) -> Rows | None:
+    """The rows of a table that names files and their labels, in its order.
+
+    Args:
+        tree: the folder from which the names of files count.
+        path: the table: a value a column, or an object a line.
+        is_hidden: names of files that are left out.
+
+    Returns:
+        None for metadata without labels beside folders, which may be classes.
+
+    Raises:
+        BadInputError: it cannot be read, or does not fit the images.
+    """
+    text, where = _text(path), shown(path)
     try:
-        rows = _csv(text, where) if path.suffix == ".csv" else _jsonl(text, where)
+        rows = _jsonl(text, where) if path.suffix.lower() == ".jsonl" else _csv(text, where)
     except (csv.Error, ValueError, RecursionError) as error:
         if isinstance(error, BadInputError):
             raise
         raise BadInputError(f"{where}: cannot be read ({one_line(error)})") from None
     keys = list(rows[0]) if rows else []
-    label = next((name for name in LABEL_COLUMNS if name in keys), None)
-    if label is None or FILE_COLUMN not in keys:
-        if FILE_COLUMN in keys and any(entry.is_dir() for entry in tree.root.iterdir()):
+    file, label = (next((name for name in wanted if name in keys), None) for wanted in (_FILES, _LABELS))
+    if label is None or file is None:
+        if file is not None and path.name in METADATA and any(entry.is_dir() for entry in tree.root.iterdir()):
             return None
         raise BadInputError(
             f"{where}: needs the columns {FILE_COLUMN} and {' or '.join(LABEL_COLUMNS)}; found {shown(keys[:10])}"
         )
-    names, values = ([row.get(column) for row in rows] for column in (FILE_COLUMN, label))
+    names, values = ([row.get(column) for row in rows] for column in (file, label))
     if not all(isinstance(name, str) for name in names) or any(value is None for value in values):
-        raise BadInputError(f"{where}: a row has no {FILE_COLUMN} or no {label}")
+        raise BadInputError(f"{where}: a row has no {file} or no {label}")
     paths = [tree.named(str(name)) for name in names]
     gone = next((each for each in paths if not each.is_file()), None)
     if gone is not None:
-        raise BadInputError(f"{where}: names {shown(gone)}, which is no file here; get the data set again")
+        raise BadInputError(f"{where}: names {shown(gone)}, which is no file here; names count from {shown(tree.root)}")
     items = ((each, shown(each)) for each in paths)
     unnamed = _images_in({each.parent for each in paths}, is_hidden) - set(paths)
     notes = (f"{shown(tree.root)}: left out {len(unnamed)} images that {path.name} does not name",) * bool(unnamed)
@@ -94,8 +110,9 @@ def _images_in(folders: Iterable[Path], is_hidden: Callable[[str], bool]) -> set
 
 
 def _csv(text: str, where: str) -> Sequence[dict[str, Any]]:
-    reader = csv.DictReader(text.splitlines())
-    fields = reader.fieldnames or ()
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+    fields = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     if len(set(fields)) < len(fields):
         raise BadInputError(f"{where}: names a column twice")
     return _bounded([row for _, row in zip(range(MAX_ROWS + 1), reader, strict=False)], where)
@@ -119,6 +136,6 @@ def _text(path: Path) -> str:
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             raise BadInputError(f"{shown(path)}: not a regular file of reasonable size")
-        return path.read_text(encoding="utf-8-sig")
+        return text_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{shown(path)}: cannot be read ({one_line(error)})") from None

@@ -1,6 +1,5 @@
 """Class names: which number each class of the data has in the model, and files that say so."""
 
-import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from neural_polarizer.data.decode import one_line, shown
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import text_of
 
 MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
 MAX_BYTES = 8 << 20  # of a file of class names
@@ -162,9 +162,7 @@ def read_class_names(path: Path) -> ClassNames:
             raise BadInputError(f"{path}: no such file of class names, or not a regular one")
         if path.stat().st_size > MAX_BYTES:
             raise BadInputError(f"{path}: too large for a file of class names")
-        data = path.read_bytes()
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes text
-        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+        text = text_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path}: cannot be read as text ({one_line(error)}); save it as UTF-8") from None
     parsed: Any = [line.strip() for line in text.splitlines() if line.strip()]

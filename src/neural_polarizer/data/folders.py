@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows
+from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows, table_rows
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
 from neural_polarizer.data.rows import Rows, is_saved_to_disk, label_in
@@ -91,6 +91,18 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
     )
 
 
+def listed_rows(table: Path) -> Rows:
+    """The rows of a table of files and labels, which count from its folder.
+
+    Raises:
+        BadInputError: it cannot be read, or does not fit the images.
+    """
+    rows = table_rows(Tree(table.parent), table, _is_hidden)
+    if rows is None:
+        raise BadInputError(f"{shown(table)}: names no labels; name the folder instead, {shown(table.parent)}")
+    return rows
+
+
 def _of_repository(root: Path, names: list[str]) -> list[Path]:
     """The parquet files of a data set's repository: in ``data``, or in a folder that is called as its configuration.
 
@@ -137,8 +149,8 @@ def _check_layout(root: Path, classes: list[str]) -> None:
     """
     if not classes:
         raise BadInputError(
-            f"{shown(root)}: no parquet file and no class folder; use root/class_name/image.png, or put {METADATA[0]} "
-            "with the columns file_name and label beside the images"
+            f"{shown(root)}: no parquet file and no class folder; use root/class_name/image.png, or name "
+            f"a table of the images (.csv, .tsv or .jsonl, as {METADATA[0]}) with the columns file_name and label"
         )
     splits = [name for name in classes if _SPLIT_OF.fullmatch(name)]
     # Among classes, one that is called like a split may be a class, too, as passenger_train.

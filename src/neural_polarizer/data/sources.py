@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from neural_polarizer.data.annotations import TABLES
 from neural_polarizer.data.classes import ClassNames, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import MAX_PIXELS, decode_all, shown, transparency_note
-from neural_polarizer.data.folders import folder_rows
+from neural_polarizer.data.folders import folder_rows, listed_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.rows import Rows, is_saved_to_disk
@@ -18,9 +19,10 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import at_home
 
 FORMS = (
-    "FILE.parquet; a folder of parquet files, or of a data set's save_to_disk; a folder with one sub-folder of images "
-    "a class, or with metadata.csv (file_name, label), and ?links=follow behind it where links may leave it; "
-    "torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]; hf:REPO[:SPLIT]; digits[:train|:test]"
+    "FILE.parquet; FILE.csv, .tsv or .jsonl (file_name, label); a folder of parquet files, or of a data set's "
+    "save_to_disk; a folder with one sub-folder of images a class, or with metadata.csv, and ?links=follow behind it "
+    "where links may leave it; torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]; hf:REPO[:SPLIT]; "
+    "digits[:train|:test]"
 )
 
 
@@ -89,6 +91,8 @@ def _rows(spec: str) -> Rows:
             return folder_rows(linked, follow_links=True)
         if path.is_file() and path.suffix.lower() == ".parquet":
             return parquet_rows([path])
+        if path.is_file() and path.suffix.lower() in TABLES:
+            return listed_rows(path)
     except (OSError, ValueError) as error:
         if isinstance(error, BadInputError):
             raise

@@ -37,11 +37,12 @@ class Tree:
         return path
 
     def named(self, name: str) -> Path:
-        """The file that a text in the folder names, relative to it.
+        """The file that a text in the folder names, relative to it or with its path.
 
         Raises:
             BadInputError: it is outside, or a link on the way may not be followed.
         """
+        name = name.removeprefix(f"{self.root.absolute()}/")
         parts = name.replace("\\", "/").split("/")
         if not name or "\0" in name or Path(name).is_absolute() or ".." in parts:
             raise BadInputError(f"{shown(self.root)}: {shown(name)!r} names no file below this folder")
