@@ -25,6 +25,7 @@ from toys import TinyNet, assert_same, made, tiny_images, tiny_model
 
 CLEAN = tiny_images(16)
 QUICK = npz.NPD(epochs=1, batch_size=8, lr=0.05, site="after:features")
+UNTYPED: Any = npz
 ONE: dict[str, Any] = {"force": True, "device": "cpu"}
 
 
@@ -228,3 +229,41 @@ def test_a_script_of_the_public_interface_only_is_typed(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "script.py"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: UNTYPED.load(tiny_model()), "expected a path, got Normalized"),
+        (lambda: UNTYPED.save(tiny_model(), None), "expected a path, got NoneType"),
+        (lambda: UNTYPED.export(tiny_model(), 5, CLEAN, to="onnx"), "expected a path, got int"),
+        (
+            lambda: UNTYPED.purify(tiny_model(), CLEAN, UNTYPED.NPD),
+            r"method: expected a name as 'npd', or an object as NPD\(\)",
+        ),
+        (lambda: UNTYPED.sites(tiny_model(), (3, 8, 8)), "size must be a height and width"),
+        (lambda: UNTYPED.Normalized(tiny_model(), [123.7] * 3, [58.4] * 3), "divide mean and std by 255"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(call: Any, reason: str) -> None:
+    with pytest.raises(npz.BadInputError, match=reason):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("images", CLEAN.images.numpy(), "images must be a tensor.* got ndarray"),
+        ("labels", CLEAN.labels.tolist(), "labels must be a tensor.* got list"),
+        ("classes", 4, "classes must be the names of the classes, got 4"),
+    ],
+)
+def test_an_image_set_of_other_parts_is_refused(part: str, value: Any, reason: str) -> None:
+    made = object.__new__(npz.ImageSet)  # the tests check types at the constructor, which users do not
+    vars(made).update({**vars(CLEAN), part: value})
+    with pytest.raises(npz.BadInputError, match=reason):
+        made.__post_init__()
+
+
+def test_a_normalisation_of_whole_numbers_is_one_of_floats() -> None:
+    assert npz.Normalized(tiny_model(), [0, 0, 0], [1, 1, 1]).mean.is_floating_point()

@@ -28,7 +28,13 @@ def at_home(text: str) -> str:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path that a user wrote, with ``~`` as ``at_home`` reads it."""
+    """A path that a user wrote, with ``~`` as ``at_home`` reads it.
+
+    Raises:
+        BadInputError: it is something else.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise BadInputError(f"expected a path, got {type(path).__name__}")
     return Path(at_home(os.fspath(path)))
 
 

@@ -35,10 +35,23 @@ def test_an_unknown_spec_is_refused(spec: str, reason: str) -> None:
 
 
 def test_impossible_sizes_and_limits_are_refused() -> None:
-    with pytest.raises(BadInputError, match="limit must be at least 1, got 0"):
-        read_images("digits", limit=0)
-    with pytest.raises(BadInputError, match="size must be a height and width"):
-        read_images("digits", size=(0, 5))
+    wrong: dict[str, list[Any]] = {"limit": [0, "3"], "num_classes": [0, "3", 2.5], "size": [(0, 5), (4,), 0, "8", 8.5]}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(BadInputError, match=f"{name} must be a"):
+                read_images("digits", **{name: value})
+
+
+def test_what_python_users_write_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ant", "bee"):
+        (Path("digits") / name).mkdir(parents=True)
+        (Path("digits") / name / "0.png").write_bytes(png())
+    for spec in (Path("digits"), tmp_path / "digits"):
+        assert read_images(spec, size=6).images.shape == (2, 3, 6, 6)
+    forms: list[Any] = [["bee", "ant"], np.array(["bee", "ant"]), {"bee": np.int64(0), "ant": np.int64(1)}]
+    for classes in forms:
+        assert read_images("./digits", classes=classes).labels.tolist() == [1, 0]
 
 
 def test_the_digits_are_split_evenly_and_padded(monkeypatch: pytest.MonkeyPatch) -> None:

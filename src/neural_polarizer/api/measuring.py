@@ -13,6 +13,7 @@ from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.audit import Audited, audited
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.convert import as_image_set
+from neural_polarizer.data.decode import height_and_width
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses.fitting import fitting_images, measurable, understood
@@ -71,7 +72,7 @@ def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = F
     Raises:
         BadInputError: the model does not take such images.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = height_and_width(size)
     working = in_float32(check_module(model))
     black = ImageSet(torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("0",))
     shape = fitting_images(working, black).images.shape

@@ -21,7 +21,7 @@ from neural_polarizer.defenses.npd.presets import Preset, Target, variant_of
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.devices import choose_device, choose_precision
-from neural_polarizer.errors import WrongUsageError
+from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.models.forms import check_module
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
@@ -135,6 +135,8 @@ def _configured(
     """The method with all its settings; an object keeps its own but for ``site`` and ``settings``."""
     if isinstance(method, Defense):
         chosen = method
+    elif not isinstance(method, str):
+        raise BadInputError(f"method: expected a name as 'npd', or an object as NPD(), got {method!r}")
     else:
         chosen = make_defense(method, name=preset, scale=scale, profile=profile, target=target)
         chosen = with_precision(chosen, choose_precision(place))

@@ -174,14 +174,18 @@ def read_class_names(path: Path) -> ClassNames:
     return class_names(parsed, said_by=shown(path))
 
 
-def class_names(found: Sequence[str] | Mapping[Any, Any], *, said_by: str) -> ClassNames:
+def class_names(found: ClassNames | Sequence[str] | Mapping[Any, Any], *, said_by: str) -> ClassNames:
     """What a user says of the classes: a list of names, {name: number} or {number: name}.
 
     Raises:
         BadInputError: it has another form, or a name or number is there twice.
     """
     form = "one name a line, or JSON: a list of names, {name: number} or {number: name}"
+    if isinstance(found, ClassNames):
+        return found
+    found = found.tolist() if isinstance(found, np.ndarray) else found
     if isinstance(found, Mapping):
+        found = {key: value.item() if isinstance(value, np.integer) else value for key, value in found.items()}
         counted = all(type(value) is int for value in found.values())
         pairs = [(value, key) if counted else (key, value) for key, value in found.items()]
         pairs = [(int(n) if isinstance(n, str) and n.isdecimal() else n, name) for n, name in pairs]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +99,18 @@ def picture(image: Image.Image, where: str) -> Pixels:
     except Exception as error:  # noqa: BLE001, RUF100  as in ``decode``
         raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
     return pixels.copy(), transparent
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """A height and a width, from two numbers or from one for both.
+
+    Raises:
+        BadInputError: they are none, or more than an image may have.
+    """
+    found: list[Any] = list(size) if isinstance(size, (tuple, list)) else [size, size]
+    if len(found) != 2 or not all(type(n) is int and n >= 1 for n in found) or found[0] * found[1] > MAX_PIXELS:
+        raise BadInputError(f"size must be a height and width of at least 1 and {MAX_PIXELS} pixels, got {size!r}")
+    return found[0], found[1]
 
 
 def transparency_note(source: str, transparent: int, count: int) -> tuple[str, ...]:

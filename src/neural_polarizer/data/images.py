@@ -38,16 +38,18 @@ class ImageSet:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise BadInputError(
-                f"{self.source}: images must be uint8 of shape (n, c, h, w), "
-                f"got {self.images.dtype} {tuple(self.images.shape)}"
+                f"{self.source}: images must be a tensor, uint8 of shape (n, c, h, w), got {_form(self.images)}"
             )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+        known = isinstance(self.labels, Tensor) and self.labels.dtype == torch.int64
+        if not known or self.labels.shape != self.images.shape[:1]:
             raise BadInputError(
-                f"{self.source}: labels must be int64 of shape ({len(self.images)},), "
-                f"got {self.labels.dtype} {tuple(self.labels.shape)}"
+                f"{self.source}: labels must be a tensor, int64 of shape ({len(self.images)},), "
+                f"got {_form(self.labels)}"
             )
+        if not isinstance(self.classes, (tuple, list)):
+            raise BadInputError(f"{self.source}: classes must be the names of the classes, got {self.classes!r}")
         if len(self.labels) and not (int(self.labels.min()) >= 0 and int(self.labels.max()) < len(self.classes)):
             raise BadInputError(
                 f"{self.source}: labels must lie in 0..{len(self.classes) - 1}, "
@@ -77,6 +79,10 @@ class ImageSet:
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def _form(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def to_pixels(images: ByteImages) -> Float[Tensor, "n c h w"]:

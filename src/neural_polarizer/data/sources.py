@@ -1,22 +1,24 @@
 """Labelled images from a data spec, whatever they come from."""
 
 import os
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from neural_polarizer.data.annotations import TABLES
-from neural_polarizer.data.classes import ClassNames, numbered
+from neural_polarizer.data.classes import ClassNames, class_names, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
-from neural_polarizer.data.decode import MAX_PIXELS, decode_all, shown, transparency_note
+from neural_polarizer.data.decode import decode_all, height_and_width, shown, transparency_note
 from neural_polarizer.data.folders import folder_rows, listed_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.rows import Rows, is_saved_to_disk
 from neural_polarizer.data.tree import FOLLOW
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import at_home
+from neural_polarizer.files import at_home, user_path
 
 FORMS = (
     "FILE.parquet; FILE.csv, .tsv or .jsonl (file_name, label); a folder of parquet files, or of a data set's "
@@ -27,11 +29,11 @@ FORMS = (
 
 
 def read_images(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
-    classes: ClassNames | None = None,
+    classes: ClassNames | Sequence[str] | Mapping[Any, Any] | None = None,
     limit: int | None = None,
 ) -> ImageSet:
     """Read labelled images into memory.
@@ -40,35 +42,35 @@ def read_images(
     what was left out and how the classes were numbered, where that is not plain.
 
     Args:
-        spec: one of ``FORMS``; ``~`` is the home folder; write ``./digits`` for a folder of that name.
-        size: height and width to resize to; None demands that all images have one size.
+        spec: one of ``FORMS``, or a path; ``~`` is the home folder; write ``./digits`` for a folder of that name.
+        size: height and width to resize to, or one number for both; None demands that all images have one size.
         num_classes: K of the model; None takes the data's own. Data with fewer classes will do where their names or
             numbers say which.
-        classes: the names of the model's classes, by which those of the data are numbered.
+        classes: the model's class names (a list, {name: number} or {number: name}), which number those of the data.
         limit: read the first ``limit`` rows only, in the order of the source (folders: class by class).
 
     Raises:
         BadInputError: the spec, a file, an image or a label cannot be used.
         EnvironmentFaultError: the pixels do not fit into memory.
     """
-    if limit is not None and limit < 1:
-        raise BadInputError(f"limit must be at least 1, got {limit}")
-    if size is not None and not (min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS):
-        raise BadInputError(f"size must be a height and width of at least 1 and {MAX_PIXELS} pixels, got {size}")
-    rows = _rows(spec)
-    source = shown(spec)
+    for name, value in (("limit", limit), ("num_classes", num_classes)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise BadInputError(f"{name} must be a whole number of at least 1, got {value!r}")
+    shape = None if size is None else height_and_width(size)
+    text = spec if isinstance(spec, str) else os.path.join(os.curdir, user_path(spec))  # noqa: PTH118 (Path drops ./)
+    rows, source = _rows(text), shown(text)
     if not len(rows.labels):
         raise BadInputError(f"{source}: holds no images")
     found = numbered(
         rows.labels,
         rows.classes,
         in_order_of_names=rows.in_order_of_names,
-        known=classes,
+        known=None if classes is None else class_names(classes, said_by="classes"),
         num_classes=num_classes,
         source=source,
     )
     labels = torch.from_numpy(found.labels[:limit].copy())  # a bad image beyond the limit is never looked at
-    pixels, transparent = decode_all(islice(rows.items, len(labels)), len(labels), size=size, source=source)
+    pixels, transparent = decode_all(islice(rows.items, len(labels)), len(labels), size=shape, source=source)
     notes = (*rows.notes, *found.notes, *transparency_note(source, transparent, len(labels)))
     return ImageSet(pixels, labels, found.classes, source, notes)
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -89,8 +89,11 @@ class Normalized(nn.Module):
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
+        mean, std = (list(map(float, each)) if isinstance(each, Iterable) else [] for each in (mean, std))
+        if len(mean) != len(std) or min(std, default=0.0) <= 0:
             raise BadInputError(f"normalisation needs one mean and one positive std a channel, got {mean} and {std}")
+        if max(mean) > 1:
+            raise BadInputError(f"a mean of {max(mean):g} is not one of pixels in [0, 1]; divide mean and std by 255")
         self.network = network
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
