@@ -3,6 +3,7 @@
 import inspect
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ class Pairs(Dataset[tuple[Any, Any]]):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.pairs[index]
+
+
+@dataclass
+class Sample:
+    """A sample of one's own."""
+
+    image: Any
+    label: int
 
 
 CLEAN = tiny_images(16)
@@ -78,6 +87,14 @@ KINDS: dict[str, Callable[[], Any]] = {
     "labels as numbers in text": lambda: [(p, str(y)) for p, y in zip(PICTURES, CLEAN.labels.tolist(), strict=True)],
     "whole float labels": lambda: TensorDataset(CLEAN.images, CLEAN.labels.float()),
     "labels as columns": lambda: TensorDataset(CLEAN.images, CLEAN.labels[:, None]),
+    "images and labels": lambda: (CLEAN.images, CLEAN.labels),
+    "arrays of images and labels": lambda: [CLEAN.images.permute(0, 2, 3, 1).numpy(), CLEAN.labels.numpy()],
+    "pictures and labels": lambda: (PICTURES, CLEAN.labels.tolist()),
+    "lists of images and of labels": lambda: [list(CLEAN.images), list(CLEAN.labels)],
+    "a dictionary of images and labels": lambda: {"image": FLOATS, "label": CLEAN.labels},
+    "dataclasses": lambda: [Sample(p, y) for p, y in zip(PICTURES, CLEAN.labels.tolist(), strict=True)],
+    "arrays of the other byte order": lambda: list(zip(FLOATS.numpy().astype(">f4"), CLEAN.labels, strict=True)),
+    "sparse": lambda: [(FLOATS.to_sparse(), CLEAN.labels.to_sparse())],
     "generator of pairs": lambda: iter(list(zip(FLOATS, CLEAN.labels, strict=True))),
 }
 
@@ -154,6 +171,7 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
         (_pairs(torch.rand(3, 2, 2), "cat"), "its labels are names \\(cat\\).*classes="),
         (_pairs(torch.rand(3, 2, 2), 1.7), "label 1.7 is no whole number"),
         (_pairs(torch.rand(3, 2, 2), torch.tensor([0.4, 0.6])), "is not one-hot"),
+        (_pairs(torch.rand(3, 2, 2), [[1], [2, 3]]), "labels must be one class an image, got lists of several lengths"),
         (_pairs(torch.rand(3, 2, 2), None), "labels must be whole numbers, class names or one-hot rows, got NoneType"),
         (_pairs("a.png"), "images must be pictures, arrays or tensors, got str"),
         (_pairs(b"junk"), "list: cannot be used as an image"),
@@ -163,7 +181,9 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
         ([{"image": 1, "kind": 0}], r"samples have the keys \['image', 'kind'\], none of which is a label"),
         ([5], r"expected \(image, label\) pairs, got int"),
         ([(1, 2, 3)], r"expected \(image, label\) pairs, got tuple"),
-        ([], "list: the data set is empty"),
+        ([], "list: the data set is empty; a generator or zip gives its images only once"),
+        (_pairs(torch.rand(3, 2, 2, device="meta")), "images must be uint8 or float, got Tensors of torch.float32"),
+        (_pairs({"path": "a.png", "bytes": None}), "images must be pictures, arrays or tensors, got dict"),
         (FLOATS, "Tensor: expected a data set of"),
         (5, "int: expected an ImageSet, a data set or a loader"),
         ([(FLOATS[:0], torch.tensor([]))], "list: the data set is empty"),
@@ -183,6 +203,7 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
         "text label",
         "1.7",
         "soft label",
+        "ragged label",
         "no label",
         "file name",
         "junk",
@@ -193,6 +214,8 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
         "int",
         "3",
         "empty",
+        "meta",
+        "path in a row",
         "tensor",
         "5",
         "empty batch",
@@ -213,9 +236,37 @@ def test_a_class_count_beyond_the_labels_can_be_given() -> None:
 
 
 def test_an_image_in_a_batch_of_one_has_one_label() -> None:
-    assert as_image_set([(torch.zeros(1, 3, 2, 2), 1), (torch.zeros(1, 3, 2, 2), 0)]).labels.tolist() == [1, 0]
+    assert as_image_set([(torch.ones(1, 3, 2, 2), 1), (torch.ones(1, 3, 2, 2), 0)]).labels.tolist() == [1, 0]
     with pytest.raises(BadInputError, match="one class number an image"):
         as_image_set([(torch.zeros(2, 3, 2, 2), 1)])
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 16])
+@pytest.mark.parametrize("grey", [CLEAN.images[:, 0], FLOATS[:, 0], CLEAN.images[:, 0].numpy()])
+def test_batches_of_grey_images_need_no_channels(grey: Any, size: int) -> None:
+    batches = [(grey[i : i + size], CLEAN.labels[i : i + size]) for i in range(0, 16, size)]
+    found = as_image_set(batches)
+    assert found.labels.tolist() == CLEAN.labels.tolist()
+    assert torch.equal(found.images, CLEAN.images[:, :1])
+
+
+def test_an_image_beside_a_row_for_its_class_is_no_batch_of_grey_ones() -> None:
+    rows = torch.eye(8, dtype=torch.int64)
+    assert as_image_set([(CLEAN.images[0], rows[1, :3])]).images.shape == (1, 3, 8, 8)
+    assert as_image_set([(CLEAN.images[0].permute(1, 2, 0).numpy(), rows[1])]).images.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("images", [FLOATS / 255, FLOATS.byte(), CLEAN.images // 200])
+def test_pixels_of_the_wrong_range_that_pass_for_black_are_refused(images: torch.Tensor) -> None:
+    with pytest.raises(BadInputError, match="no pixel is brighter than 1 of 255"):
+        as_image_set(TensorDataset(images, CLEAN.labels))
+
+
+def test_an_error_in_the_users_own_code_is_named_and_kept() -> None:
+    loader = DataLoader(Pairs(list(zip(PICTURES, CLEAN.labels.tolist(), strict=True))), batch_size=4)
+    with pytest.raises(BadInputError, match=r"DataLoader: cannot be read \(TypeError: .*PIL") as caught:
+        as_image_set(loader)
+    assert isinstance(caught.value.__cause__, TypeError)
 
 
 def test_float_images_are_rounded_not_cut() -> None:

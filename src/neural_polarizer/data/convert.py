@@ -1,6 +1,7 @@
 """PyTorch and Hugging Face data sets and loaders, pictures and arrays as an image set."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from os import PathLike
 from typing import Any
 
@@ -10,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
-from neural_polarizer.data.decode import decoded, picture, shown, transparency_note
+from neural_polarizer.data.decode import decoded, one_line, picture, shown, transparency_note
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.labels import class_labels, plain
+from neural_polarizer.data.labels import class_labels, label_array
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.devices import out_of_memory
+from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 
 IMAGE_KEYS = (*IMAGE_COLUMNS, "pixel_values", "images", "pixels", "x")
 LABEL_KEYS = (*LABEL_COLUMNS, "targets", "y")
@@ -27,7 +29,7 @@ def as_image_set(
     num_classes: int | None = None,
     classes: Sequence[str] | Mapping[Any, Any] | None = None,
 ) -> ImageSet:
-    """An ``ImageSet`` from an ``ImageSet``, a data set of (image, label) or of dictionaries, or a loader of batches.
+    """An ``ImageSet`` from one, a data set of (image, label) or of dictionaries, a loader, or (images, labels).
 
     Pictures follow the rules of image files (``data.decode``). Arrays and tensors may have the channels first or last
     where their shape tells; float images are rounded to 8 bits. Labels may be anything that ``data.labels`` takes.
@@ -78,17 +80,18 @@ def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
     images: list[Tensor] = []
     labels: list[np.ndarray] = []
     transparent = 0
-    for item in _items(data, where):
+    for item in _read(data, where):
         image, label = _pair(item, where)
+        values = label_array(label, where)
+        image = _with_channel(image, values)
         pixels, seen_through = _bytes(image, where)
         transparent += seen_through
         images.append(pixels)
-        values = np.asarray(plain(label))
         labels.append(values if _is_batch(image) and (values.ndim or len(pixels) > 1) else values[None])
         if labels[-1].ndim and len(labels[-1]) != len(pixels):
             raise BadInputError(f"{where}: a batch has {len(pixels)} images, but {len(labels[-1])} labels")
     if not sum(map(len, images)):
-        raise BadInputError(f"{where}: the data set is empty")
+        raise BadInputError(f"{where}: the data set is empty; a generator or zip gives its images only once")
     sizes = sorted({tuple(image.shape[1:]) for image in images})
     if len(sizes) > 1:
         raise BadInputError(f"{where}: images of several shapes ({sizes[:3]}); resize them to one")
@@ -98,21 +101,40 @@ def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
         together = np.concatenate(labels)
     except ValueError:
         raise BadInputError(f"{where}: labels of several lengths; give one class number an image") from None
-    return torch.cat(images), together, transparent
+    pixels = torch.cat(images)
+    if len(pixels) > 1 and int(pixels.max()) <= 1:
+        raise BadInputError(
+            f"{where}: no pixel is brighter than 1 of 255, as after one division by 255 too many, or where floats "
+            "became uint8; give uint8 from 0 to 255, or floats from 0 to 1"
+        )
+    return pixels, together, transparent
 
 
 def _image_set(images: Tensor, found: Numbered, source: str, notes: tuple[str, ...] = ()) -> ImageSet:
     return ImageSet(images, torch.from_numpy(found.labels.copy()), found.classes, source, (*notes, *found.notes))
 
 
+def _read(data: Any, where: str) -> Iterable[Any]:
+    """The items; an error in the user's own code, such as a collate function, is kept as the cause of ours."""
+    try:
+        yield from _items(data, where)
+    except Exception as error:
+        if isinstance(error, NeuralPolarizerError) or out_of_memory(error):
+            raise
+        raise BadInputError(f"{where}: cannot be read ({type(error).__name__}: {one_line(error)})") from error
+
+
 def _items(data: Any, where: str) -> Iterable[Any]:
     if isinstance(data, (str, PathLike)):
         raise BadInputError(f"{where}: expected images, not where they are; neural_polarizer.read_images reads them")
-    if isinstance(data, Mapping):
+    if isinstance(data, Mapping) and not (data.keys() & set(IMAGE_KEYS) and data.keys() & set(LABEL_KEYS)):
         raise BadInputError(
             f"{where}: expected one data set of (image, label), got {shown(list(data)[:6])}; give a split of it, or "
-            "zip(images, labels)"
+            "(images, labels)"
         )
+    columns = isinstance(data, (tuple, list)) and len(data) == 2
+    if isinstance(data, Mapping) or (columns and (_is_array(data[0]) or _are_pictures(data[0]))):
+        return [data]  # all of it in one batch
     if isinstance(data, (Tensor, np.ndarray, bytes)):
         raise BadInputError(f"{where}: expected a data set of (image, label); images need their labels beside them")
     if isinstance(data, Iterable):
@@ -124,6 +146,7 @@ def _items(data: Any, where: str) -> Iterable[Any]:
 
 def _pair(item: Any, where: str) -> tuple[Any, Any]:
     """The image and the label of a sample, or those of a batch."""
+    item = vars(item) if is_dataclass(item) else item
     if isinstance(item, Mapping):
         keys = list(item)
         image = next((key for key in IMAGE_KEYS if key in item), None)
@@ -145,6 +168,25 @@ def _is_batch(image: Any) -> bool:
     return isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
 
 
+def _is_array(data: Any) -> bool:
+    return isinstance(data, (Tensor, np.ndarray))
+
+
+def _are_pictures(data: Any) -> bool:
+    kind = isinstance(data, (list, tuple))
+    return kind and all(isinstance(each, Image.Image) or getattr(each, "ndim", 0) > 1 for each in data)
+
+
+def _with_channel(image: Any, values: np.ndarray) -> Any:
+    """A batch of grey images without a dimension of channels, ``(n, h, w)`` beside n labels, with it."""
+    if not (_is_array(image) and image.ndim == 3 and values.ndim == 1):
+        return image
+    coloured = {image.shape[0], image.shape[-1]} & set(_CHANNELS)
+    one_hot = len(values) > 1 and (values == 1).sum() == 1 and (values == 0).sum() == len(values) - 1
+    batch = len(values) == len(image) and not (coloured and (one_hot or image.shape[-1] in _CHANNELS))
+    return image[:, None] if batch else image
+
+
 def _bytes(image: Any, where: str) -> tuple[Tensor, int]:
     """uint8 ``(n, c, h, w)`` of a batch or of a single image, and how many had transparent pixels."""
     if isinstance(image, (list, tuple)) and image and not isinstance(image[0], (int, float, list, tuple)):
@@ -155,7 +197,7 @@ def _bytes(image: Any, where: str) -> tuple[Tensor, int]:
     if isinstance(image, Image.Image):
         return _one(*picture(image, where))
     if isinstance(image, Mapping):  # a row of Hugging Face whose images were not decoded
-        image = image.get("bytes")
+        image = image.get("bytes") or image
     if isinstance(image, bytes):
         return _one(*decoded(image, size=None, where=where))
     if not isinstance(image, (Tensor, np.ndarray)):
@@ -177,9 +219,14 @@ def _channels_first(image: Tensor | np.ndarray, where: str) -> Tensor:
     """``(n, c, h, w)``: tensors have their channels first, arrays last, unless only the other reading makes sense."""
     last = isinstance(image, np.ndarray)
     try:
-        pixels = torch.from_numpy(image.copy()) if isinstance(image, np.ndarray) else image.detach().cpu()
-    except TypeError:
-        raise BadInputError(f"{where}: images must be uint8 or float, got arrays of {image.dtype}") from None
+        if isinstance(image, np.ndarray):
+            pixels = torch.from_numpy(image.astype(image.dtype.newbyteorder("=")))  # HDF5 and FITS have others
+        else:
+            pixels = image.detach().cpu().to_dense()
+    except (TypeError, RuntimeError):  # no numbers, or on the device meta
+        raise BadInputError(
+            f"{where}: images must be uint8 or float, got {type(image).__name__}s of {image.dtype}"
+        ) from None
     if pixels.ndim == 2:
         return pixels[None, None]
     if pixels.ndim not in (3, 4):

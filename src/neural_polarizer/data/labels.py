@@ -31,10 +31,7 @@ def class_labels(values: Any, where: str) -> np.ndarray:
     """
     if isinstance(values, (list, tuple)):
         check_texts(max((len(each) for each in values if isinstance(each, str)), default=0), len(values), where)
-    try:
-        array = np.asarray(plain(values))
-    except ValueError:  # rows of several lengths
-        raise BadInputError(f"{where}: labels must be one class an image, got lists of several lengths") from None
+    array = label_array(values, where)
     array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if array.ndim not in (1, 2) or array.dtype.kind not in "iubfU":
         found = type(values[0]).__name__ if array.dtype.kind == "O" and len(values) else str(array.dtype)
@@ -79,12 +76,19 @@ def joined(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def plain(value: Any) -> Any:
-    """A tensor as an array, and all else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    detached = value.detach().cpu()
-    return (detached.double() if detached.is_floating_point() else detached).numpy()
+def label_array(values: Any, where: str) -> np.ndarray:
+    """Labels as an array of any kind.
+
+    Raises:
+        BadInputError: rows of several lengths.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().to_dense()
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise BadInputError(f"{where}: labels must be one class an image, got lists of several lengths") from None
 
 
 def _from_texts(array: np.ndarray, where: str) -> np.ndarray:
