@@ -91,6 +91,20 @@ def test_folders_of_another_layout_are_refused(tmp_path: Path) -> None:
         read_images(str(tmp_path / "pipe"))
 
 
+def test_folders_in_a_folder_called_images_are_classes_one_level_below(tmp_path: Path) -> None:
+    for count in (2, 1):
+        folder(tmp_path / str(count) / "Images", **dict.fromkeys(["00000", "00001"][:count], 1))  # GTSRB's
+        with pytest.raises(BadInputError, match=r"a folder in the only class folder; did you mean .*Images\?"):
+            read_images(str(tmp_path / str(count)))
+
+
+def test_images_beside_the_class_folders_are_told(tmp_path: Path) -> None:
+    root = folder(tmp_path, cat=1, dog=1)
+    (root / "0.PNG").write_bytes(png())
+    (root / "readme.txt").write_text("x")
+    assert read_images(str(root)).notes == (f"{root}: left out 1 images beside the class folders",)
+
+
 def test_folders_that_are_numbers_are_ordered_by_value(tmp_path: Path) -> None:
     got = read_images(str(folder(tmp_path, **{"0": 1, "1": 1, "2": 1, "10": 1})))
     assert got.classes == ("0", "1", "2", "10")

@@ -79,7 +79,9 @@ def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path: Path) -> Non
     assert got.images[:, 0, 0, 0].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("second", ["test.parquet", "test-00000-of-00001.parquet", "validation.parquet"])
+@pytest.mark.parametrize(
+    "second", ["test.parquet", "test-00000-of-00001.parquet", "validation.parquet", "a_test.parquet"]
+)
 def test_a_folder_that_would_mix_training_and_test_data_is_refused(tmp_path: Path, second: str) -> None:
     table(tmp_path / "train.parquet", [0])
     table(tmp_path / second, [0])

@@ -33,16 +33,18 @@ _JUNK = frozenset(  # of macOS, Windows, network storage and Python
 
 @dataclass(frozen=True)
 class _LeftOut:
-    """Entries of a folder that are no images: names of hidden ones, and how many others by their ending."""
+    """Entries of a folder: names of hidden ones, how many are no images by their ending, and images of no class."""
 
     hidden: list[str]
     others: Counter[str]
+    loose: int
 
     def told(self) -> str:
         """In words; empty where nothing was left out."""
         listed = ", ".join(f"{shown(ending)}: {count}" for ending, count in sorted(self.others.items())[:8])
         names = ", ".join(shown(name) for name in sorted(set(self.hidden))[:4])
         parts = [f"{self.others.total()} files that are no images by their ending ({listed})"] * bool(self.others)
+        parts += [f"{self.loose} images beside the class folders"] * bool(self.loose)
         parts += [f"{len(self.hidden)} hidden or system entries ({names})"] * bool(self.hidden)
         return " and ".join(parts)
 
@@ -76,7 +78,8 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
         return annotated
     classes = [name for name in names if tree.inside(root / name).is_dir()]
     _check_layout(root, classes)
-    left_out = _LeftOut([name for name in entries if _is_hidden(name)], Counter())
+    loose = sum(Path(name).suffix.lower() in SUFFIXES for name in set(names) - set(classes))
+    left_out = _LeftOut([name for name in entries if _is_hidden(name)], Counter(), loose)
     files = [(path, label) for label, name in enumerate(classes) for path in _files(root / name, tree, left_out)]
     if not files:
         found = f"; left out {told}" if (told := left_out.told()) else ""
@@ -131,8 +134,8 @@ def _is_shown(path: Path) -> bool:
 
 
 def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
-    splits = {re.split(r"[-_.]", path.name.lower())[0] for path in paths}
-    if len(splits & SPLITS) > 1:
+    words = [re.split(r"[-_.]", path.name.lower()) for path in paths]
+    if len({next((word for word in each if word in SPLITS), None) for each in words} - {None}) > 1:
         listed = ", ".join(map(shown, paths[:6]))
         raise BadInputError(
             f"{shown(tree.root)}: would mix training and test data; name one file of: {listed}; or a split, as hf:"
@@ -161,7 +164,8 @@ def _check_layout(root: Path, classes: list[str]) -> None:
         raise BadInputError(f"{shown(root)}: holds splits, each a folder in a class folder; did you mean {listed}?")
     if splits and len(splits) == len(classes):
         raise BadInputError(f"{shown(root)}: its folders {shown(splits)} are splits without class folders in them")
-    if len(classes) == 1 and classes[0].lower() in _NO_CLASS:
+    nameless = len(classes) == 1 and classes[0].lower() in _NO_CLASS
+    if nameless and next(_folders(root / classes[0]), None) is None:
         raise BadInputError(
             f"{shown(root)}: its only folder is {classes[0]!r}, which names no class; give each class a folder of its "
             f"own, or put a file beside it: {METADATA[0]} with the columns file_name and label, or {ANNOTATIONS} with "
@@ -169,7 +173,7 @@ def _check_layout(root: Path, classes: list[str]) -> None:
         )
     if len(classes) == 1:
         below = sorted(_folders(root / classes[0]))
-        if len(below) > 1 or (below and below[0] != IMAGES):
+        if len(below) > 1 or (below and (nameless or below[0] != IMAGES)):
             raise BadInputError(
                 f"{shown(root / classes[0] / below[0])}: a folder in the only class folder; did you mean "
                 f"{shown(root / classes[0])}?"
