@@ -8,6 +8,8 @@ import pickle
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,3 +269,50 @@ def test_an_image_set_of_other_parts_is_refused(part: str, value: Any, reason: s
 
 def test_a_normalisation_of_whole_numbers_is_one_of_floats() -> None:
     assert npz.Normalized(tiny_model(), [0, 0, 0], [1, 1, 1]).mean.is_floating_point()
+
+
+@contextmanager
+def default(dtype: torch.dtype, device: str) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "float64 by default": lambda: default(torch.float64, "cpu"),
+    "another device by default": lambda: default(torch.float32, "meta"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_the_caller_has_set_in_torch_changes_nothing(name: str) -> None:
+    model, expected = tiny_model(), quick()
+    figures = npz.evaluate(model, CLEAN, device="cpu")
+    p_value = npz.audit(model, CLEAN, device="cpu").p_value
+    with STATES[name]():
+        found = quick(model)
+        before = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
+        assert npz.evaluate(model, CLEAN, device="cpu") == figures
+        assert npz.audit(model, CLEAN, device="cpu").p_value == p_value
+        assert before == (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
+    assert_same(found.model.state_dict(), expected.model.state_dict())
+
+
+def test_evaluate_says_what_would_explain_a_low_accuracy() -> None:
+    pixels = torch.zeros(24, 3, 4, 4)
+    labels = torch.arange(24) % 3
+    pixels[torch.arange(24), labels] = 1.0
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert npz.evaluate(model, (pixels, labels), device="cpu").acc == 1.0
+    with pytest.warns(npz.NeuralPolarizerWarning, match="in the order BGR .* it would be 100.0 %") as caught:
+        npz.evaluate(model, (pixels.flip(1), labels), device="cpu")
+    assert caught[0].filename == __file__

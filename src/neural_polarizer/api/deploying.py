@@ -9,6 +9,7 @@ from neural_polarizer.api.data import Images
 from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
+from neural_polarizer.devices import plain_torch
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import user_path
@@ -17,6 +18,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32
 
 
+@plain_torch()
 def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "exact") -> Folded:
     """A purified model without the layer that purifies it, so that it costs what the original costs.
 
@@ -45,6 +47,7 @@ def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "ex
     return folded
 
 
+@plain_torch()
 def export(
     model: Purified | nn.Module | str | PathLike[str],
     path: str | PathLike[str],

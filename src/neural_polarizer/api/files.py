@@ -8,6 +8,7 @@ from torch import nn
 from neural_polarizer.api.describe import record_of_model
 from neural_polarizer.api.purified import Purified
 from neural_polarizer.defenses.form import check_one_layer
+from neural_polarizer.devices import plain_torch
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import user_path
 from neural_polarizer.layer.surgery import PolarizedModule
@@ -18,6 +19,7 @@ from neural_polarizer.models.forms import check_module
 from neural_polarizer.models.normalize import Normalized
 
 
+@plain_torch()
 def load(
     path: str | PathLike[str],
     *,

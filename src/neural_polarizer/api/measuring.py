@@ -17,16 +17,18 @@ from neural_polarizer.data.decode import height_and_width
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.defenses.fitting import fitting_images, measurable, understood
-from neural_polarizer.devices import choose_device
+from neural_polarizer.devices import choose_device, plain_torch
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import user_path
 from neural_polarizer.layer.sites import Candidate, candidates
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.models.forms import check_module, in_float32, is_float32
+from neural_polarizer.plausibility import Rules, examine
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
 
 
+@plain_torch()
 def audit(
     model: Purified | nn.Module,
     clean: Images,
@@ -55,6 +57,7 @@ def audit(
     return audited(found.model, found.images, seed=seed, device=place, progress=told(progress))
 
 
+@plain_torch()
 def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = False) -> list[Candidate]:
     """The places where the layer can go, from the pixels to the logits.
 
@@ -80,6 +83,7 @@ def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = F
     return [each for each in found if everything or not each.bypassed]
 
 
+@plain_torch()
 def evaluate(
     model: Purified | nn.Module,
     test: Images,
@@ -117,4 +121,8 @@ def evaluate(
                 f"images with the attacker's labels, true_labels), got {type(triggered).__name__}"
             )
         triggered = replace(triggered, images=fitting_images(plain, triggered.images))
-    return metrics.evaluate(module, images, triggered, device=place)
+    found = metrics.evaluate(module, images, triggered, device=place)
+    if found.acc is not None and found.acc < Rules().doubtful:
+        remark = examine(module, images, device=place).remark
+        warn(() if remark is None else (remark,))
+    return found

@@ -29,9 +29,9 @@ def told(progress: bool | Progress) -> Progress:
 
 
 def warn(notes: Iterable[str]) -> None:
-    """Warn the caller of the public function that calls this."""
+    """Warn the caller of the public function that calls this, which is within ``plain_torch``."""
     for each in notes:
-        warnings.warn(each, NeuralPolarizerWarning, stacklevel=3)
+        warnings.warn(each, NeuralPolarizerWarning, stacklevel=4)
 
 
 def line(stream: TextIO) -> Progress:

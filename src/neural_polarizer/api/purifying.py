@@ -20,7 +20,7 @@ from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import Preset, Target, variant_of
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
-from neural_polarizer.devices import choose_device, choose_precision
+from neural_polarizer.devices import choose_device, choose_precision, plain_torch
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.models.forms import check_module
 from neural_polarizer.scales import Scale
@@ -28,6 +28,7 @@ from neural_polarizer.settings import changed
 from neural_polarizer.train import Progress
 
 
+@plain_torch()
 def purify(
     model: nn.Module,
     clean: Images,
