@@ -117,8 +117,8 @@ def evaluate(
     if triggered is not None:
         if not isinstance(triggered, TriggeredSet):
             raise BadInputError(
-                f"triggered: expected the path of a triggered.parquet, an attack's triggered(test), or a TriggeredSet("
-                f"images with the attacker's labels, true_labels), got {type(triggered).__name__}"
+                "triggered: expected the path of a triggered.parquet, or a TriggeredSet (images with the attacker's "
+                f"labels, true_labels), got {type(triggered).__name__}"
             )
         triggered = replace(triggered, images=fitting_images(plain, triggered.images))
     found = metrics.evaluate(module, images, triggered, device=place)

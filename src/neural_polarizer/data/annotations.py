@@ -63,15 +63,7 @@ def _tiny_imagenet(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows:
 
 
 def table_rows(tree: Tree, path: Path, is_hidden: Callable[[str], bool]) -> Rows | None:
-    """The rows of a table that names files and their labels, in its order.
-
-    Args:
-        tree: the folder from which the names of files count.
-        path: the table: a value a column, or an object a line.
-        is_hidden: names of files that are left out.
-
-    Returns:
-        None for metadata without labels beside folders, which may be classes.
+    """The rows of a table of files, which count from the folder, and labels; None for metadata without labels.
 
     Raises:
         BadInputError: it cannot be read, or does not fit the images.

@@ -21,6 +21,7 @@ from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 IMAGE_KEYS = (*IMAGE_COLUMNS, "pixel_values", "images", "pixels", "x")
 LABEL_KEYS = (*LABEL_COLUMNS, "targets", "y")
 _CHANNELS = (1, 3, 4)
+_ARRAYS = (Tensor, np.ndarray)
 
 
 def as_image_set(
@@ -104,8 +105,7 @@ def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
     pixels = torch.cat(images)
     if len(pixels) > 1 and int(pixels.max()) <= 1:
         raise BadInputError(
-            f"{where}: no pixel is brighter than 1 of 255, as after one division by 255 too many, or where floats "
-            "became uint8; give uint8 from 0 to 255, or floats from 0 to 1"
+            f"{where}: no pixel is brighter than 1 of 255; give uint8 from 0 to 255, or floats from 0 to 1"
         )
     return pixels, together, transparent
 
@@ -133,9 +133,9 @@ def _items(data: Any, where: str) -> Iterable[Any]:
             "(images, labels)"
         )
     columns = isinstance(data, (tuple, list)) and len(data) == 2
-    if isinstance(data, Mapping) or (columns and (_is_array(data[0]) or _are_pictures(data[0]))):
+    if isinstance(data, Mapping) or (columns and (isinstance(data[0], _ARRAYS) or _are_pictures(data[0]))):
         return [data]  # all of it in one batch
-    if isinstance(data, (Tensor, np.ndarray, bytes)):
+    if isinstance(data, (*_ARRAYS, bytes)):
         raise BadInputError(f"{where}: expected a data set of (image, label); images need their labels beside them")
     if isinstance(data, Iterable):
         return data
@@ -168,10 +168,6 @@ def _is_batch(image: Any) -> bool:
     return isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
 
 
-def _is_array(data: Any) -> bool:
-    return isinstance(data, (Tensor, np.ndarray))
-
-
 def _are_pictures(data: Any) -> bool:
     kind = isinstance(data, (list, tuple))
     return kind and all(isinstance(each, Image.Image) or getattr(each, "ndim", 0) > 1 for each in data)
@@ -179,7 +175,7 @@ def _are_pictures(data: Any) -> bool:
 
 def _with_channel(image: Any, values: np.ndarray) -> Any:
     """A batch of grey images without a dimension of channels, ``(n, h, w)`` beside n labels, with it."""
-    if not (_is_array(image) and image.ndim == 3 and values.ndim == 1):
+    if not (isinstance(image, _ARRAYS) and image.ndim == 3 and values.ndim == 1):
         return image
     coloured = {image.shape[0], image.shape[-1]} & set(_CHANNELS)
     one_hot = len(values) > 1 and (values == 1).sum() == 1 and (values == 0).sum() == len(values) - 1

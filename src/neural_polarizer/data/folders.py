@@ -94,16 +94,9 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
     )
 
 
-def listed_rows(table: Path) -> Rows:
-    """The rows of a table of files and labels, which count from its folder.
-
-    Raises:
-        BadInputError: it cannot be read, or does not fit the images.
-    """
-    rows = table_rows(Tree(table.parent), table, _is_hidden)
-    if rows is None:
-        raise BadInputError(f"{shown(table)}: names no labels; name the folder instead, {shown(table.parent)}")
-    return rows
+def listed_rows(table: Path) -> Rows | None:
+    """The rows of a table of files and labels that is named itself; None for metadata without labels."""
+    return table_rows(Tree(table.parent), table, _is_hidden)
 
 
 def _of_repository(root: Path, names: list[str]) -> list[Path]:

@@ -93,8 +93,8 @@ def _rows(spec: str) -> Rows:
             return folder_rows(linked, follow_links=True)
         if path.is_file() and path.suffix.lower() == ".parquet":
             return parquet_rows([path])
-        if path.is_file() and path.suffix.lower() in TABLES:
-            return listed_rows(path)
+        if path.is_file() and path.suffix.lower() in TABLES and (rows := listed_rows(path)):
+            return rows
     except (OSError, ValueError) as error:
         if isinstance(error, BadInputError):
             raise
