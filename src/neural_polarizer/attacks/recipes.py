@@ -48,13 +48,14 @@ def recipe(kind: type[Attack], *, scale: VictimScale = "paper", profile: str = "
     if scale == "paper" and not implant:
         options: dict[str, Any] = {"epochs": PAPER_EPOCHS.get(profile, 100), "flip": flip, **kind.recipe}
         return Recipe(settings={}, schedule=Schedule(**options), width=None, pgd_steps=7)
-    epochs, lr, crop, width = kind.laptop_epochs, 0.1, 2, 16
+    epochs, lr, crop = kind.laptop_epochs, 0.1, 2
     if implant:
-        epochs, lr, width = kind.implant_epochs, 0.02, None
+        epochs, lr = kind.implant_epochs, 0.02
     elif scale == "short":
-        epochs, crop, width = 2 * epochs, 4, None
+        epochs, crop = 2 * epochs, 4
     schedule = Schedule(epochs=epochs, policy="one-cycle", lr=lr, crop_padding=crop, flip=flip)
-    return Recipe(settings=kind.laptop, schedule=schedule, width=width, pgd_steps=2)
+    narrow = scale == "laptop" and not implant
+    return Recipe(settings=kind.laptop, schedule=schedule, width=16 if narrow else None, pgd_steps=2)
 
 
 class Implanted(NamedTuple):

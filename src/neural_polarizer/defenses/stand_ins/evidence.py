@@ -55,8 +55,9 @@ class Belief:
     def judging(self, clear: float) -> Float[Tensor, "a f"]:
         """``forms`` for what is to judge: where some in pixels stand out, by ``clear``, only these.
 
-        In any other form stand-ins are what the class has by nature, and a layer that stops the trigger leaves them.  At
-        the layer's input a class stands out wherever it does in pixels, but a length there says little of a trigger's.
+        In any other form stand-ins are what the class has by nature, and a layer that stops the trigger leaves them.
+        At the layer's input a class stands out wherever it does in pixels, but a length there says little of a
+        trigger's.
         """
         clearly = torch.cat(
             [self.forms[:, :-1] >= clear, torch.zeros_like(self.forms[:, -1:], dtype=torch.bool)], dim=1
