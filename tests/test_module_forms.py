@@ -90,6 +90,18 @@ def test_frozen_models_and_other_layouts_of_memory_come_back_as_they_were() -> N
     assert weight.stride() == model.get_parameter("network.features.0.weight").stride()
 
 
+@torch.no_grad()
+def test_a_compiled_model_gives_what_the_module_in_it_gives() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)).eval()
+    compiled = torch.compile(model, backend="eager")
+    assert isinstance(compiled, nn.Module)
+    compiled(to_pixels(CLEAN.images[:2]))  # code that no hook is called in
+    wanted, found = (purified(each, site=None).model.state_dict() for each in (model, compiled))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
 def test_weights_too_large_for_the_callers_type_are_told() -> None:
     @dataclass(frozen=True)
     class Swollen(Defense):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.surgery import PolarizedModule
-from neural_polarizer.models.forms import float_type, value_like
+from neural_polarizer.models.forms import float_type, uncompiled, value_like
 
 
 def check_one_layer(model: nn.Module, *, inserts: bool) -> None:
@@ -20,6 +20,7 @@ def check_one_layer(model: nn.Module, *, inserts: bool) -> None:
 @torch.no_grad()
 def take_form(result: nn.Module, original: nn.Module) -> None:
     """Give the modules of ``result``, in place, the types, device, modes and flags of those of ``original``."""
+    original = uncompiled(original)
     before = _places(original)
     modes = {name: module.training for name, module in original.named_modules(remove_duplicate=False)}
     usual, trainable = float_type(original), any(each.requires_grad for each in original.parameters())

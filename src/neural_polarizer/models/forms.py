@@ -81,13 +81,19 @@ def let_go(model: nn.Module) -> nn.Module:
     return model
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` has wrapped, as no hook runs in compiled code; any other as it is."""
+    wrapped = getattr(model, "_orig_mod", model)
+    return wrapped if isinstance(wrapped, nn.Module) else model
+
+
 def in_float32(model: nn.Module) -> nn.Module:
-    """A copy in float32 on the CPU, in evaluation mode; ``model`` stays as it is.
+    """A copy in float32 on the CPU, in evaluation mode and not compiled; ``model`` stays as it is.
 
     Raises:
         BadInputError: it cannot be copied.
     """
-    return copied(model).to("cpu").float().eval()
+    return copied(uncompiled(model)).to("cpu").float().eval()
 
 
 def is_float32(model: nn.Module) -> bool:
