@@ -43,15 +43,13 @@ def test_a_variance_does_for_the_deviation(tmp_path: Path, names: tuple[str, str
     assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.25, 0.125), (0.5, 0.25, 0.75))
 
 
-@pytest.mark.parametrize("affine", [False, True])
-def test_a_batch_norm_in_front_is_worked_out(tmp_path: Path, affine: bool) -> None:
-    front = nn.BatchNorm2d(3, affine=affine)
+def test_a_batch_norm_in_front_is_worked_out(tmp_path: Path) -> None:
+    front = nn.BatchNorm2d(3, affine=False)
     for name, value in front.state_dict().items():
-        value.copy_({"running_mean": MEAN, "running_var": STD, "weight": MEAN, "bias": -STD}.get(name, value))
+        value.copy_({"running_mean": MEAN, "running_var": STD}.get(name, value))
     model = nn.Sequential(front, network()).eval()
     loaded = load(saved(tmp_path / "m.pt", model.state_dict()))
     assert close(loaded, model)
-    assert not any("left out" in remark for remark in loaded.findings)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +62,7 @@ def test_a_batch_norm_in_front_is_worked_out(tmp_path: Path, affine: bool) -> No
         {"mean": MEAN, "inv_std": 1 / STD},
         {"0.mean": MEAN.view(3, 1, 1).expand(3, 16, 16).clone()},
         {"0.mean": MEAN, "0.var": -STD},
-        {"0.running_mean": MEAN, "0.running_var": STD, "0.weight": -STD, "0.bias": MEAN},
+        {"0.running_mean": MEAN, "0.running_var": STD, "0.weight": STD, "0.bias": MEAN},
     ],
 )
 def test_a_normalisation_that_does_not_tell_how_it_works_is_refused(tmp_path: Path, front: dict[str, Tensor]) -> None:
@@ -74,10 +72,10 @@ def test_a_normalisation_that_does_not_tell_how_it_works_is_refused(tmp_path: Pa
     assert load(path, profile="none").record.mean == (0, 0, 0)
 
 
-@pytest.mark.parametrize("beside", ["ema.linear.bias", "decoder.bias", "train_acc.tp", "n"])
+@pytest.mark.parametrize("beside", ["ema.linear.bias", "decoder.bias", "critic.bn.running_mean", "train_acc.tp", "n"])
 def test_three_numbers_of_something_else_are_left_out(tmp_path: Path, beside: str) -> None:
     more = {"decoder.weight": torch.ones(3, 8, 3, 3)} if beside.startswith("decoder") else {}
-    number = torch.tensor(3.0) if beside == "n" else torch.ones(3)
+    number = torch.tensor(3.0) if beside == "n" else torch.ones(8 if beside.startswith("critic") else 3)
     loaded = load(saved(tmp_path / "m.pt", behind(more | {beside: number}, classes=3)))
     assert close(loaded, network(3))
 

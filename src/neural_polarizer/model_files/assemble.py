@@ -13,11 +13,7 @@ from neural_polarizer.model_files.record import POLARIZER_PREFIX, ModelRecord
 from neural_polarizer.models.adapted import adapt, pointwise, square_linear
 from neural_polarizer.models.build import build, skeleton
 from neural_polarizer.models.definition import Definition
-from neural_polarizer.models.normalize import (
-    Converted,
-    Normalized,
-    one_channel,
-)
+from neural_polarizer.models.normalize import Converted, Normalized, one_channel
 
 SPARE_NUMBERS = 50_000_000  # 200 MB: up to here the names of the missing tensors tell more than their count
 

@@ -6,11 +6,7 @@ from torch import Tensor
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.model_files.load import LoadedModel
-from neural_polarizer.models.normalize import (
-    Normalized,
-    described,
-    outputs,
-)
+from neural_polarizer.models.normalize import Normalized, described, outputs
 
 
 @torch.no_grad()

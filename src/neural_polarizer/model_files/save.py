@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from neural_polarizer.files import write_bytes
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
-from neural_polarizer.model_files.foreign import (
-    names_in_files,
-)
+from neural_polarizer.model_files.foreign import names_in_files
 from neural_polarizer.model_files.record import POLARIZER_PREFIX, ModelRecord, metadata_of, with_structure
-from neural_polarizer.models.normalize import (
-    Normalized,
-)
+from neural_polarizer.models.normalize import Normalized
 
 
 def network_tensors(network: nn.Module) -> dict[str, Tensor]:

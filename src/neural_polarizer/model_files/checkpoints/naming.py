@@ -26,7 +26,7 @@ _RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "without the DataParallel of the network": ((r"^", "module."),),
 }
 # Heads for training alone, tables that are computed anew, losses and metrics, and what thop and averaging count.
-_SPARE = re.compile(
+SPARE = re.compile(
     r"^(\d+\.)?(AuxLogits|aux1|aux2)\.|(^|\.)(relative_position_index|position_ids|attn_mask|total_ops|total_params)$"
     r"|^(\w*(loss|criterion|metrics?)(_fn|_func)?|(train|val|valid|test)_(acc|accuracy|f1|auroc)\w*)\.|^n_averaged$"
 )
@@ -65,7 +65,7 @@ def fit_names(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[di
 
 def _fitting(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dict[str, Value], tuple[str, ...]] | None:
     """What ``fit_names`` returns, if a rule leads to the ``wanted`` names."""
-    spare = [name for name in tensors if name not in wanted and is_spare(name)]
+    spare = [name for name in tensors if name not in wanted and SPARE.search(name)]
     kept = {name: value for name, value in tensors.items() if name not in spare}
     prefixes = ["", *_prefixes(kept, wanted)]
     inside = {
@@ -113,11 +113,6 @@ def _told(description: str, before: Collection[str], after: Collection[str]) -> 
     theirs = [printable(_module(name)) for name in before if name not in after]
     ours = [_module(name) for name in after if name not in before]
     return [*rule, *([f"its layer {theirs[0]} was taken for {ours[0]} and renamed"] if ours else [])]
-
-
-def is_spare(name: str) -> bool:
-    """Whether a tensor of this name is of no use to a network that has none."""
-    return _SPARE.search(name) is not None
 
 
 def fits(names: Collection[str], wanted: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.naming import is_spare
+from neural_polarizer.model_files.checkpoints.naming import SPARE
 from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 
@@ -24,34 +24,24 @@ class Inside:
 def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> Inside | None:
     """Mean and deviation in a file of a network behind its normalisation, such as ``0.mean`` and ``0.std``.
 
-    A variance will do for the deviation, and a batch norm of three channels is worked out with its scale and shift.
+    A variance will do for the deviation, also that of a batch norm of three channels without a scale.
     None where the file has no such pair, several that differ, or the network itself has tensors of these names.
     """
-    own = {end for name in wanted for end in _ends(name)}
-    pairs = {
-        (name, spread): _statistics(tensors, name, spread)
-        for name, value in tensors.items()
-        for spread in (_spreads(name) if value.numel() <= 3 and not (name in own or _is_in(name, wanted)) else ())
-        if spread in tensors
-    }
-    found = set(pairs.values())
+    own, names = {end for name in wanted for end in _ends(name)}, set(wanted)
+    small = [each for each, value in tensors.items() if value.numel() <= 3 and each not in own]
+    means = [name for name in small if names.isdisjoint(_ends(name))]
+    both = [(name, spread) for name in means for spread in _spreads(name) if spread in tensors]
+    found = {_statistics(tensors, *pair) for pair in both}
     if len(found) != 1 or None in found:
         return None
     ((mean, std),) = (each for each in found if each is not None)
     if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         return None
-    places = {name.removesuffix(_BATCH_NORM[0]) for name, _ in pairs if name.endswith(_BATCH_NORM[0])}
-    layers = {f"{place}{part}" for place in places for part in _BATCH_NORM}
-    return Inside(mean, std, frozenset(name for pair in pairs for name in pair) | (layers & tensors.keys()))
+    return Inside(mean, std, frozenset(name for pair in both for name in pair))
 
 
 def check_left_out(before: Mapping[str, Tensor], after: Mapping[str, Tensor], wanted: Collection[str]) -> None:
-    """Refuse small layers of three channels beside the network, which may normalise its images but do not tell how.
-
-    Args:
-        before: the tensors of the file.
-        after: those of them that the network takes.
-        wanted: names in the network.
+    """Refuse small layers of three channels that the network leaves over: they may normalise, but do not tell how.
 
     Raises:
         BadInputError: there are some; the user can say what they do.
@@ -59,13 +49,14 @@ def check_left_out(before: Mapping[str, Tensor], after: Mapping[str, Tensor], wa
     taken = {id(value) for value in after.values()}
     layers: dict[str, list[str]] = {}
     for name, value in before.items():
-        # what is in the network, too, is of an average of it, or of its teacher
-        if id(value) not in taken and value.ndim and not is_spare(name) and not _is_in(name, wanted):
+        copied = any(end in wanted for end in _ends(name))  # of an average of the network, or of its teacher
+        if id(value) not in taken and value.ndim and not copied and not SPARE.search(name):
             layers.setdefault(name.rpartition(".")[0], []).append(name)
     odd = []
     for names in layers.values():
         sizes = [before[name].numel() for name in names]
-        if (3 in sizes and max(sizes) <= 9) or any(map(_spreads, names)):
+        means = [name for name in names if _spreads(name) and not name.endswith(_RUNNING)]
+        if (3 in sizes and max(sizes) <= 9) or means:
             odd += names
     if odd:
         raise BadInputError(
@@ -80,13 +71,8 @@ def _ends(name: str) -> list[str]:
     return [".".join(parts[first:]) for first in range(len(parts))]
 
 
-def _is_in(name: str, wanted: Collection[str]) -> bool:
-    """Whether the name, or the name without a prefix, is one of the network's."""
-    return any(end in wanted for end in _ends(name))
-
-
 _MAX_PREFIX = 8  # parts of a name in front of the network's own
-_BATCH_NORM = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
+_RUNNING = "running_mean"
 _EPSILON = 1e-5  # of torch's batch norms, unless told otherwise
 _MEAN = re.compile(r"((?:\w{0,40}_)?)(mean|mu)(s?(?:_\w{0,40})?)", re.IGNORECASE)
 _SPREADS = ("std", "sigma", "stdev", "stddev", "std_dev", "var", "variance")
@@ -105,19 +91,12 @@ def _spreads(name: str) -> tuple[str, ...]:
 def _statistics(tensors: Mapping[str, Tensor], name: str, spread: str) -> tuple[tuple[float, ...], ...] | None:
     """Mean and deviation, in units of [0, 1], as the two tensors tell; None where they are no such numbers."""
     mean, std = _three(tensors[name]), _three(tensors[spread])
-    if mean is None or std is None or min(std) < 0:
+    norm = name.endswith(_RUNNING)
+    if mean is None or std is None or min(std) < 0 or (norm and f"{name.removesuffix(_RUNNING)}weight" in tensors):
         return None
     unit = 255.0 if max(map(abs, mean)) > 1 else 1.0  # of pixels of 0 to 255
-    place = name.removesuffix(_BATCH_NORM[0])
     if "var" in spread.rpartition(".")[2].lower():
-        std = tuple(math.sqrt(each + (0 if place == name else _EPSILON)) for each in std)
-    if place != name:
-        plain = {"weight": Tensor([1.0]), "bias": Tensor([0.0])}
-        scale, shift = (_three(tensors.get(place + part, value)) for part, value in plain.items())
-        if scale is None or shift is None or min(scale) <= 0:
-            return None
-        std = tuple(each / by for each, by in zip(std, scale, strict=True))
-        mean = tuple(each - by * more for each, by, more in zip(mean, std, shift, strict=True))
+        std = tuple(math.sqrt(each + (_EPSILON if norm else 0)) for each in std)
     mean, std = (tuple(float(f"{each / unit:.7g}") for each in values) for values in (mean, std))
     return mean, std
 

@@ -64,15 +64,7 @@ def result_of(name: str, args: tuple[Any, ...]) -> Any:
     match name, args:
         case "torch._utils._rebuild_tensor", (StorageRecord() as storage, offset, shape, stride):  # before 0.4
             dtype_name, extra = None, list[Any]()
-        case "torch._utils._rebuild_tensor_v2", (
-            StorageRecord() as storage,
-            offset,
-            shape,
-            stride,
-            _,
-            _,
-            *extra,
-        ):
+        case "torch._utils._rebuild_tensor_v2", (StorageRecord() as storage, offset, shape, stride, _, _, *extra):
             dtype_name = None
         case (
             "torch._utils._rebuild_tensor_v3",
@@ -91,10 +83,7 @@ def result_of(name: str, args: tuple[Any, ...]) -> Any:
             return {}
         case "collections.OrderedDict", (list(pairs),):  # of Python 2
             return _dict_of(pairs)
-        case (
-            "builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset",
-            (list(items),),
-        ):
+        case (("builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset"), (list(items),)):
             return items
         case "torch.Size", (tuple(sizes),):
             return sizes

@@ -37,17 +37,11 @@ _IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
 _ARRAYS = tuple(
     f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")
 )
+_REBUILT = "tensor tensor_v2 tensor_v3 parameter parameter_with_state qtensor sparse_tensor meta_tensor_no_storage"
 _HARMLESS = frozenset(
     (
-        "torch._utils._rebuild_tensor",
-        "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_tensor_v3",
-        "torch._utils._rebuild_parameter",
+        *(f"torch._utils._rebuild_{kind}" for kind in _REBUILT.split()),
         "torch.nn.backends.thnn._get_thnn_function_backend",
-        "torch._utils._rebuild_parameter_with_state",
-        "torch._utils._rebuild_qtensor",
-        "torch._utils._rebuild_sparse_tensor",
-        "torch._utils._rebuild_meta_tensor_no_storage",
         "torch.serialization._get_layout",
         "torch.Size",
         "torch.device",
