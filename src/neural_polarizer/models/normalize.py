@@ -92,7 +92,7 @@ class Normalized(nn.Module):
         mean, std = (list(map(float, each)) if isinstance(each, Iterable) else [] for each in (mean, std))
         if len(mean) != len(std) or min(std, default=0.0) <= 0:
             raise BadInputError(f"normalisation needs one mean and one positive std a channel, got {mean} and {std}")
-        if max(mean) > 1:
+        if max(mean) > 2:  # EfficientNet's, which is offset, is 1.5
             raise BadInputError(f"a mean of {max(mean):g} is not one of pixels in [0, 1]; divide mean and std by 255")
         self.network = network
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
