@@ -1,6 +1,7 @@
 """NPD-LS as a whole: what it leaves alone, what it keeps, and that it stops where it would do harm."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.patient import _over_budget
+from neural_polarizer.defenses.recipes import make_defense, with_options
 from neural_polarizer.defenses.stand_ins import LeastStandIns
 from neural_polarizer.defenses.stand_ins.defense import _remarks
 from neural_polarizer.defenses.stand_ins.folds import cross_fitted
@@ -136,11 +138,25 @@ def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
         ("looks.floor", float("nan")),
         ("in_pixels.steps", 0),
         ("batch_size", 0),
+        ("epochs", 0),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(BadInputError, match="must be"):
         changed(SMALL, {name: value})
+
+
+def test_epochs_are_passes_over_the_images_that_are_learned_from() -> None:
+    model, clean = tiny()
+    told: list[tuple[str, int]] = []
+    some = replace(SMALL, epochs=3, batch_size=8)
+    some.repair(model, clean, seed=0, progress=lambda phase, _done, total: told.append((phase, total)))
+    fit = len(cross_fitted(clean.labels, some.guard, torch.Generator().manual_seed(0))[0].fit)
+    steps = [total for phase, total in told if phase.startswith("weight") and "round" not in phase]
+    assert set(steps) == {math.ceil(3 * fit / 4)}  # half of a batch is clean
+    assert (some.steps(fit), some.steps(1), SMALL.steps(fit)) == (steps[0], *[SMALL.learning.steps] * 2)
+    assert with_options(LeastStandIns(), "npd-ls", {"epochs": 3}) == LeastStandIns(epochs=3)
+    assert make_defense("npd-ls", profile="gtsrb") == LeastStandIns()  # the paper's number of epochs is not ours
 
 
 def test_each_image_judges_once_a_layer_that_is_not_learned_from_it() -> None:

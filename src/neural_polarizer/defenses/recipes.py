@@ -1,6 +1,7 @@
 """From a method's name to a defense: with the paper's settings, those for a laptop, or what the user asks for."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, get_args
 
 from neural_polarizer.defenses import DEFAULT, DEFENSES, defense_class
@@ -70,7 +71,8 @@ def make_defense(
 def _of_the_data(defense: Defense, profile: str | None) -> dict[str, Any]:
     changes: dict[str, Any] = dict.fromkeys(places(defense, "flip"), mirrored(profile))
     if profile is not None and profile in PAPER_EPOCHS:
-        changes |= dict.fromkeys(_settings_for(defense, "epochs"), PAPER_EPOCHS[profile])
+        given = [name for name in _settings_for(defense, "epochs") if attrgetter(name)(defense) is not None]
+        changes |= dict.fromkeys(given, PAPER_EPOCHS[profile])
     return changes
 
 

@@ -219,7 +219,7 @@ class Place:
                     lesson.of(fold.fit),
                     self.settings,
                     weight=weight,
-                    steps=learning.round_steps if rounds else learning.steps,
+                    steps=learning.round_steps if rounds else self.settings.steps(len(fold.fit)),
                     generator=generator,
                     told=partial(self.progress, phase),
                 )

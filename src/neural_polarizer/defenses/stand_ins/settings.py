@@ -212,6 +212,7 @@ class Settings:
         target: the attacker's class, "next" for all-to-all, or None: stand-ins are drawn in proportion to the evidence.
         site: ``before:NAME`` or ``after:NAME``; None takes that of ``sites.choose_site``.
         batch_size: the most images at once, and those of a step of learning.
+        epochs: at least so many passes over the clean images in learning, where ``learning.steps`` steps are fewer.
         precision: "fp32", or "bf16" autocast (losses stay in float32).
         looks: what is looked at to find the attacker's class.
         in_pixels: how stand-ins in pixels are looked for.
@@ -227,6 +228,7 @@ class Settings:
     target: int | Literal["next"] | None = None
     site: str | None = None
     batch_size: int = 128
+    epochs: int | None = field(default=None, metadata={"later": True})
     precision: Literal["fp32", "bf16"] = "fp32"
     looks: Looks = field(default_factory=Looks)
     in_pixels: Search = field(default_factory=Search)
@@ -237,11 +239,18 @@ class Settings:
     learning: Learning = field(default_factory=Learning)
     guard: Guard = field(default_factory=Guard)
 
+    def steps(self, images: int) -> int:
+        """Of learning from so many images, half a batch of them in a step; fewer than usual are no layer yet."""
+        passes = math.ceil((self.epochs or 0) * images / max(1, self.batch_size // 2))
+        return max(self.learning.steps, passes)
+
     def __post_init__(self) -> None:
         check_literals(self)
         for part in (self.looks, self.in_pixels, self.in_features, self.bank, self.learning, self.guard):
             check_ranges(part)
         if self.batch_size < 1:
             raise BadInputError(f"the batch size must be at least 1, got {self.batch_size}")
+        if self.epochs is not None and self.epochs < 1:
+            raise BadInputError(f"epochs must be at least 1, got {self.epochs}")
         if isinstance(self.target, bool):
             raise BadInputError(f"the target must be a class or 'next', got {self.target}")
