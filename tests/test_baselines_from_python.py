@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from baseline_cases import BASELINES, record_in, words
+from module_cases import METHODS
 from neural_polarizer import BadInputError, WrongUsageError, purify
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import (
@@ -37,13 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "ft": {"schedule.epochs": 1},
-    "fp": {"schedule.epochs": 1},
-    "nad": {"teacher.epochs": 1, "student.epochs": 1},
-    "nc": {"epochs": 1, "schedule.epochs": 1},
-    "anp": {"iterations": 1},
-    "i-bau": {"rounds": 1},
-    "ep": {"batches": 1},
+    **{name: changes for name, changes in METHODS.items() if name != "npd"},
     "ft-sam": {"schedule.epochs": 1},
     "fst": {"schedule.epochs": 1},
     "clp": {"deviations": 2.0},
