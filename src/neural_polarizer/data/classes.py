@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,76 +80,126 @@ def numbered(
             raise BadInputError(f"{source}: has more than {MAX_CLASSES:,} different labels")
     labels = labels.astype(np.int64)
     _check_range(labels, len(names) if names is not None else num_classes, source)
-    in_order = in_order_of_names or spoken
-    if known is not None and (known.binding or not _only_numbers(known.names)):
-        return _as_known(labels, names, known, num_classes, source, in_order=in_order, must=spoken)
+    if known is not None and not known.binding and _only_numbers(known.names):
+        known = None  # it tells nothing
     if names is None:
         count = num_classes if num_classes is not None else int(labels.max()) + 1
-        return Numbered(labels, tuple(map(str, range(count))))
-    return _by_own_names(labels, names, num_classes, source, in_order=in_order, must=spoken)
+        classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
+        _check_range(labels, len(classes), source)
+        return Numbered(labels, classes)
+    data = _Named(labels, names, source, in_order_of_names or spoken, spoken)
+    return data.by_own_names(num_classes) if known is None else data.as_known(known, _all_of(known, num_classes))
 
 
-def _by_own_names(
-    labels: np.ndarray, names: tuple[str, ...], num_classes: int | None, source: str, *, in_order: bool, must: bool
-) -> Numbered:
-    """The labels in the order of the data's own names, or by their numbers; nothing is known of the model's names.
-
-    Raises:
-        BadInputError: the names are not as many as the model's classes, or (``must``) have no numbers.
-    """
-    guessed = must and num_classes is None  # a few words do not tell K, so not whether they are counted from 1
-    values = _numbers_in(names, MAX_CLASSES if guessed else num_classes) if in_order else None
-    if values is not None:
-        return _by_number(labels, names, values, 1 + max(values) if guessed else num_classes, source)
-    if must:
-        raise BadInputError(
-            f"{source}: its labels are names ({_listed(names)}), but nothing says which number each class has in the "
-            "model; give --classes FILE with the names in the model's order (Python: classes=)"
-        )
-    if num_classes is None or len(names) == num_classes:
-        return Numbered(labels, names)
-    if len(names) < num_classes and all(name.isdecimal() and int(name) == i for i, name in enumerate(names)):
-        return Numbered(labels, (*names, *map(str, range(len(names), num_classes))))
-    raise _count_error(labels, names, num_classes, source)
-
-
-def _as_known(
-    labels: np.ndarray,
-    names: tuple[str, ...] | None,
-    known: ClassNames,
-    num_classes: int | None,
-    source: str,
-    *,
-    in_order: bool,
-    must: bool,
-) -> Numbered:
-    """The labels by the names of the model's classes; ``in_order``: the data's names may be class numbers.
-
-    Raises:
-        BadInputError: it cannot be told which class is which, or (``must``) a name is not the model's.
-    """
+def _all_of(known: ClassNames, num_classes: int | None) -> tuple[str, ...]:
+    """A name for each of the model's classes, the number where it has none."""
     count = num_classes or len(known.names)
     if len(known.names) > count:
         raise BadInputError(f"{known.said_by}: names {len(known.names)} classes, but {count} are expected")
-    full = tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - len(known.names)))))
-    if names is None:
-        _check_range(labels, count, source)
-        return Numbered(labels, full)
-    plain = in_order and _all_numbers(names)
-    values = _numbers_in(names, count) if in_order else None
-    must = (must and values is None) or (known.binding and not plain)
-    mapped = _by_name(labels, names, known, full, source, must=must)
-    if mapped is not None:
-        return mapped
-    if values is not None:
-        return replace(_by_number(labels, names, values, count, source), classes=full)
-    if len(names) == count:
-        note = (
-            f"the data's class names ({_listed(names)}) are not the model's ({_listed(full)}), so they were "
-            "taken in their order; --classes FILE says another"
+    return tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - len(known.names)))))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Data whose classes have names. All ways to number these refuse what cannot be told."""
+
+    labels: np.ndarray  # int64, places in ``names``
+    names: tuple[str, ...]
+    source: str
+    in_order: bool  # whether the labels only follow from sorting the names, so that these may be class numbers
+    spoken: bool  # whether the labels themselves were names
+
+    def by_own_names(self, num_classes: int | None) -> Numbered:
+        """In the order of the data's own names, or by their numbers; nothing is known of the model's names."""
+        names = self.names
+        guessed = self.spoken and num_classes is None  # few words do not tell K, so not whether they count from 1
+        values = _numbers_in(names, MAX_CLASSES if guessed else num_classes) if self.in_order else None
+        if values is not None:
+            return self._by_number(values, 1 + max(values) if guessed else num_classes)
+        if self.spoken:
+            raise BadInputError(
+                f"{self.source}: its labels are names ({_listed(names)}), but nothing says which number each class has "
+                "in the model; give --classes FILE with the names in the model's order (Python: classes=)"
+            )
+        if num_classes is None or len(names) == num_classes:
+            return Numbered(self.labels, names)
+        if len(names) < num_classes and all(name.isdecimal() and int(name) == i for i, name in enumerate(names)):
+            return Numbered(self.labels, (*names, *map(str, range(len(names), num_classes))))
+        raise self._count_error(num_classes)
+
+    def as_known(self, known: ClassNames, full: tuple[str, ...]) -> Numbered:
+        """By the names of the model's classes, of which ``full`` has one for each."""
+        values = _numbers_in(self.names, len(full)) if self.in_order else None
+        numbers = self.in_order and _all_numbers(self.names)
+        must = (self.spoken and values is None) or (known.binding and not numbers)
+        mapped = self._by_name(known, full, must=must)
+        if mapped is not None:
+            return mapped
+        if values is not None:
+            return replace(self._by_number(values, len(full)), classes=full)
+        if len(self.names) == len(full):
+            note = (
+                f"the data's class names ({_listed(self.names)}) are not the model's ({_listed(full)}), so they were "
+                "taken in their order; --classes FILE says another"
+            )
+            return Numbered(self.labels, full, () if _only_numbers(self.names) else (note,))
+        raise self._count_error(len(full))
+
+    def _by_name(self, known: ClassNames, full: tuple[str, ...], *, must: bool) -> Numbered | None:
+        """By the names that both sides have; None where none is the model's, which is refused if they ``must`` be."""
+        names, places = self.names, list[int | None]()
+        for alike in (str, _folded, _valued):
+            there: dict[Any, list[int]] = {}
+            for place, name in enumerate(known.names):
+                there.setdefault(alike(name), []).append(place)
+            hits = [there.get(alike(name), []) if name else [] for name in names]
+            places = [hit[0] if len(hit) == 1 else None for hit in hits]
+            if None not in places and len(set(places)) == len(places):
+                target = np.array(places, dtype=np.int64)
+                return Numbered(target[self.labels], full, _mapping_note(names, target.tolist(), known, full))
+        missing = [name for name, place in zip(names, places, strict=True) if place is None]
+        in_place = len(names) == len(full) and all(place in (None, i) for i, place in enumerate(places))
+        if must or (len(missing) < len(names) and not in_place):
+            raise BadInputError(
+                f"{self.source}: its class{'es' if len(missing) > 1 else ''} {_listed(missing or names)} cannot be "
+                f"found among those of {known.said_by} ({_listed(full)}); give --classes FILE with the data's names in "
+                "its order"
+            )
+        return None
+
+    def _by_number(self, values: list[int], num_classes: int | None) -> Numbered:
+        """By the numbers in the names: those are the class numbers, or at least their order."""
+        names = self.names
+        if len(set(values)) < len(values):
+            raise BadInputError(f"{self.source}: two class folders are the same number ({_listed(names)}); rename one")
+        order = np.argsort(values)
+        ranked = replace(self, labels=np.argsort(order)[self.labels], names=tuple(names[i] for i in order))
+        notes = []
+        if ranked.names != names:
+            notes.append(
+                "the classes are numbered, so they were ordered by value, and not as text, which puts 10 before 2; "
+                "--classes FILE says another order"
+            )
+        if num_classes is None or len(names) == num_classes:
+            if max(values) >= len(names):
+                notes.append(f"the classes are numbered from {min(values)}, so {ranked.names[0]} is class 0")
+            return Numbered(ranked.labels, ranked.names, tuple(notes))
+        if len(names) < num_classes and max(values) < num_classes:
+            found = f"the data have {len(names)} of {num_classes} classes, those of the numbers in"
+            own = dict(zip(values, names, strict=True))
+            classes = tuple(own.get(i, str(i)) for i in range(num_classes))
+            target = np.array(values, dtype=np.int64)
+            return Numbered(target[self.labels], classes, (*notes, f"{found} {_listed(ranked.names)}"))
+        raise ranked._count_error(num_classes)
+
+    def _count_error(self, num_classes: int) -> BadInputError:
+        used = set(self.labels.tolist())
+        empty = [name for i, name in enumerate(self.names) if i not in used]
+        return BadInputError(
+            f"{self.source}: has {len(self.names)} classes, but {num_classes} are expected: it has "
+            f"{_listed(self.names)}{f' (without images: {_listed(empty)})' if empty else ''}; where only some of the "
+            "model's classes have images, give --classes FILE with the names of all in the model's order"
         )
-        return Numbered(labels, full, () if _only_numbers(names) else (note,))
-    raise _count_error(labels, names, count, source)
 
 
 def read_class_names(path: Path) -> ClassNames:
@@ -199,7 +250,7 @@ def class_names(found: ClassNames | Sequence[str] | Mapping[Any, Any], *, said_b
         raise BadInputError(f"{said_by}: expected {form}")
     numbers, texts = [n for n, _ in pairs], [shown(name.strip()) for _, name in pairs]
     for what, items in (("number", numbers), ("name", texts)):
-        twice = next((item for item, count in _counted(items).items() if count > 1), None)
+        twice = next((item for item, count in Counter(items).items() if count > 1), None)
         if twice is not None:
             raise BadInputError(f"{said_by}: the {what} {twice!r} is there twice")
     names = [""] * (max(numbers) + 1)
@@ -208,39 +259,10 @@ def class_names(found: ClassNames | Sequence[str] | Mapping[Any, Any], *, said_b
     return ClassNames(tuple(names), said_by=said_by, binding=True)
 
 
-def _by_name(
-    labels: np.ndarray, names: tuple[str, ...], known: ClassNames, full: tuple[str, ...], source: str, *, must: bool
-) -> Numbered | None:
-    """The labels by the names that both sides have; None where the names have nothing to do with each other.
-
-    Raises:
-        BadInputError: some names are the model's and some are not, or (``must``) any is not.
-    """
-    places: list[int | None] = []
-    for alike in (str, _folded, _valued):
-        there: dict[Any, list[int]] = {}
-        for place, name in enumerate(known.names):
-            there.setdefault(alike(name), []).append(place)
-        hits = [there.get(alike(name), []) if name else [] for name in names]
-        places = [hit[0] if len(hit) == 1 else None for hit in hits]
-        distinct = len(set(places)) == len(places)
-        if distinct and None not in places:
-            target = np.array(places, dtype=np.int64)
-            return Numbered(target[labels], full, _mapping_note(names, places, known, full))
-    missing = [name for name, place in zip(names, places, strict=True) if place is None]
-    in_place = len(names) == len(full) and all(place in (None, i) for i, place in enumerate(places))
-    if must or (len(missing) < len(names) and not in_place):
-        raise BadInputError(
-            f"{source}: its class{'es' if len(missing) > 1 else ''} {_listed(missing or names)} cannot be found among "
-            f"those of {known.said_by} ({_listed(full)}); give --classes FILE with the data's names in its order"
-        )
-    return None
-
-
 def _mapping_note(
-    names: tuple[str, ...], places: Sequence[int | None], known: ClassNames, full: tuple[str, ...]
+    names: tuple[str, ...], places: list[int], known: ClassNames, full: tuple[str, ...]
 ) -> tuple[str, ...]:
-    if list(places) == list(range(len(full))):
+    if places == list(range(len(full))):
         return ()
     moved = [(name, i, place) for i, (name, place) in enumerate(zip(names, places, strict=True)) if i != place]
     note = f"classes were matched by name with those of {known.said_by}"
@@ -250,46 +272,6 @@ def _mapping_note(
     if len(names) < len(full):
         note += f"; the data have {len(names)} of its {len(full)} classes"
     return (note,)
-
-
-def _by_number(
-    labels: np.ndarray, names: tuple[str, ...], values: list[int], num_classes: int | None, source: str
-) -> Numbered:
-    """Classes whose names have numbers: those are the class numbers, or at least their order."""
-    if len(set(values)) < len(values):
-        raise BadInputError(f"{source}: two class folders are the same number ({_listed(names)}); rename one")
-    order = sorted(range(len(names)), key=values.__getitem__)
-    sorted_names = tuple(names[i] for i in order)
-    ranks = np.argsort(np.array(order, dtype=np.int64))
-    notes = []
-    if order != list(range(len(names))):
-        notes.append(
-            "the classes are numbered, so they were ordered by value, and not as text, which puts 10 before 2; "
-            "--classes FILE says another order"
-        )
-    if num_classes is None or len(names) == num_classes:
-        if max(values) >= len(names):
-            notes.append(f"the classes are numbered from {min(values)}, so {sorted_names[0]} is class 0")
-        return Numbered(ranks[labels], sorted_names, tuple(notes))
-    if len(names) < num_classes and max(values) < num_classes:
-        notes.append(
-            f"the data have {len(names)} of {num_classes} classes, those of the numbers in {_listed(sorted_names)}"
-        )
-        own = dict(zip(values, names, strict=True))
-        classes = tuple(own.get(i, str(i)) for i in range(num_classes))
-        return Numbered(np.array(values, dtype=np.int64)[labels], classes, tuple(notes))
-    raise _count_error(ranks[labels], sorted_names, num_classes, source)
-
-
-def _count_error(labels: np.ndarray, names: Sequence[str], num_classes: int, source: str) -> BadInputError:
-    used = set(labels.tolist())
-    empty = [name for i, name in enumerate(names) if i not in used]
-    return BadInputError(
-        f"{source}: has {len(names)} classes, but {num_classes} are expected: it has {_listed(names)}"
-        + (f" (without images: {_listed(empty)})" if empty else "")
-        + "; where only some of the model's classes have images, give --classes FILE with the names of all in the "
-        "model's order"
-    )
 
 
 def _check_range(labels: np.ndarray, count: int | None, source: str) -> None:
@@ -339,10 +321,3 @@ def _valued(name: str) -> str | int:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _counted(items: Sequence[Any]) -> dict[Any, int]:
-    found: dict[Any, int] = {}
-    for item in items:
-        found[item] = found.get(item, 0) + 1
-    return found
