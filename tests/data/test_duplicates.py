@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from neural_polarizer.data.duplicates import count_shared
+from neural_polarizer.data.images import count_shared
 from run_files import coloured
 
 

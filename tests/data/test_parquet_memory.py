@@ -5,7 +5,7 @@ import errno
 import pyarrow as pa
 import pytest
 
-from neural_polarizer.data.columns import unreadable
+from neural_polarizer.data.arrow import unreadable
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 

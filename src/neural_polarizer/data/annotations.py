@@ -3,7 +3,8 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from neural_polarizer.data.decode import SUFFIXES, one_line, shown
 from neural_polarizer.data.labels import class_labels
 from neural_polarizer.data.rows import LABEL_COLUMNS, Rows
-from neural_polarizer.data.tree import Tree
+from neural_polarizer.data.tree import Tree, is_hidden
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import text_of
 
@@ -27,30 +28,25 @@ MAX_BYTES = 64 << 20
 MAX_ROWS = 5_000_000
 
 
-def annotated_rows(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows | None:
+def annotated_rows(tree: Tree) -> Rows | None:
     """The rows that a file of annotations in the folder names; None without one that names classes.
-
-    Args:
-        tree: the folder.
-        is_hidden: names of files that are left out.
 
     Raises:
         BadInputError: it cannot be read, or does not fit the images.
     """
     if (tree.root / ANNOTATIONS).exists():
-        return _tiny_imagenet(tree, is_hidden)
+        return _tiny_imagenet(tree)
     found = next((tree.root / name for name in METADATA if (tree.root / name).exists()), None)
-    return None if found is None else table_rows(tree, tree.inside(found), is_hidden)
+    return None if found is None else table_rows(tree, tree.inside(found))
 
 
-def _tiny_imagenet(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows:
+def _tiny_imagenet(tree: Tree) -> Rows:
     """Tiny ImageNet's validation images: all in one folder, with a file that names the class of each."""
     root = tree.root
     path = tree.inside(root / ANNOTATIONS)
     told = dict(line.split("\t")[:2] for line in _text(path).splitlines() if line.count("\t"))
     folder = root / IMAGES if (root / IMAGES).is_dir() else root
-    entries = [entry.name for entry in os.scandir(tree.inside(folder)) if not is_hidden(entry.name)]
-    names = sorted(name for name in entries if Path(name).suffix.lower() in SUFFIXES)
+    names = sorted(path.name for path in _images_in({tree.inside(folder)}))
     missing = [name for name in names if name not in told]
     if not names or missing:
         reason = f"does not name the class of {shown(missing[0])}" if missing else f"no images in {shown(folder)}"
@@ -62,7 +58,7 @@ def _tiny_imagenet(tree: Tree, is_hidden: Callable[[str], bool]) -> Rows:
     return Rows(items, labels, tuple(map(shown, classes)), in_order_of_names=True)
 
 
-def table_rows(tree: Tree, path: Path, is_hidden: Callable[[str], bool]) -> Rows | None:
+def table_rows(tree: Tree, path: Path) -> Rows | None:
     """The rows of a table of files, which count from the folder, and labels; None for metadata without labels.
 
     Raises:
@@ -91,12 +87,12 @@ def table_rows(tree: Tree, path: Path, is_hidden: Callable[[str], bool]) -> Rows
     if gone is not None:
         raise BadInputError(f"{where}: names {shown(gone)}, which is no file here; names count from {shown(tree.root)}")
     items = ((each, shown(each)) for each in paths)
-    unnamed = _images_in({each.parent for each in paths}, is_hidden) - set(paths)
+    unnamed = _images_in({each.parent for each in paths}) - set(paths)
     notes = (f"{shown(tree.root)}: left out {len(unnamed)} images that {path.name} does not name",) * bool(unnamed)
     return Rows(items, class_labels(values, f"{where}: column {label!r}"), None, notes=notes)
 
 
-def _images_in(folders: Iterable[Path], is_hidden: Callable[[str], bool]) -> set[Path]:
+def _images_in(folders: Iterable[Path]) -> set[Path]:
     names = ((folder, entry.name) for folder in folders for entry in os.scandir(folder))
     return {folder / name for folder, name in names if Path(name).suffix.lower() in SUFFIXES and not is_hidden(name)}
 
@@ -107,7 +103,7 @@ def _csv(text: str, where: str) -> Sequence[dict[str, Any]]:
     fields = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     if len(set(fields)) < len(fields):
         raise BadInputError(f"{where}: names a column twice")
-    return _bounded([row for _, row in zip(range(MAX_ROWS + 1), reader, strict=False)], where)
+    return _bounded(list(islice(reader, MAX_ROWS + 1)), where)
 
 
 def _jsonl(text: str, where: str) -> Sequence[dict[str, Any]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows, table_rows
+from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
 from neural_polarizer.data.rows import Rows, is_saved_to_disk, label_in
-from neural_polarizer.data.tree import Tree
+from neural_polarizer.data.tree import Tree, is_hidden
 from neural_polarizer.errors import BadInputError
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
@@ -22,13 +22,6 @@ _LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0
 MAX_DEPTH = 8  # of folders below a class
 MAX_IN_REPOSITORY = 32  # entries of a folder that may be a data set's repository
 _NO_CLASS = frozenset({IMAGES, "image", "img", "imgs", "pictures"})
-_JUNK = frozenset(  # of macOS, Windows, network storage and Python
-    (
-        *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "found.000"),
-        *("system volume information", "@eadir", "@__thumb", "#recycle", "#snapshot", "lost+found", "__pycache__"),
-        *("recycler", "recycled", "@recycle", "@tmp", "network trash folder", "temporary items"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -68,18 +61,18 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
     if is_saved_to_disk(root):
         return arrow_rows(root)
     entries = sorted(entry.name for entry in root.iterdir())
-    names = [name for name in entries if not _is_hidden(name)]
+    names = [name for name in entries if not is_hidden(name)]
     parquet = [root / name for name in names if name.lower().endswith(".parquet")]
     parquet = parquet or _of_repository(root, names)
     if parquet:
         return _parquet_rows(parquet, tree)
-    annotated = annotated_rows(tree, _is_hidden)
+    annotated = annotated_rows(tree)
     if annotated is not None:
         return annotated
     classes = [name for name in names if tree.inside(root / name).is_dir()]
     _check_layout(root, classes)
     loose = sum(Path(name).suffix.lower() in SUFFIXES for name in set(names) - set(classes))
-    left_out = _LeftOut([name for name in entries if _is_hidden(name)], Counter(), loose)
+    left_out = _LeftOut([name for name in entries if is_hidden(name)], Counter(), loose)
     files = [(path, label) for label, name in enumerate(classes) for path in _files(root / name, tree, left_out)]
     if not files:
         found = f"; left out {told}" if (told := left_out.told()) else ""
@@ -94,36 +87,22 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
     )
 
 
-def listed_rows(table: Path) -> Rows | None:
-    """The rows of a table of files and labels that is named itself; None for metadata without labels."""
-    return table_rows(Tree(table.parent), table, _is_hidden)
-
-
 def _of_repository(root: Path, names: list[str]) -> list[Path]:
-    """The parquet files of a data set's repository: in ``data``, or in a folder that is called as its configuration.
+    """The parquet files of a data set's repository, all in ``data`` or in a folder called as its configuration.
 
     Or those of folders that are called by their label, as label=3.
-
-    Raises:
-        BadInputError: several other folders have some.
     """
     labelled = any(label_in(root / name / name) is not None for name in names)
     if len(names) > MAX_IN_REPOSITORY and not labelled:
         return []
     folders = [root / name for name in names if (root / name).is_dir() and not (root / name).is_symlink()]
-    found = {
-        folder: [path for path in sorted(folder.glob("*")) if path.suffix.lower() == ".parquet" and _is_shown(path)]
-        for folder in folders
-    }
-    found = {folder: paths for folder, paths in found.items() if paths}
-    if len(found) > 1 and not labelled:
-        listed = " or ".join(map(shown, list(found)[:6]))
+    files = [path for folder in folders for path in sorted(folder.glob("*.*")) if path.suffix.lower() == ".parquet"]
+    files = [path for path in files if not is_hidden(path.name)]
+    holders = list(dict.fromkeys(path.parent for path in files))
+    if len(holders) > 1 and not labelled:
+        listed = " or ".join(map(shown, holders[:6]))
         raise BadInputError(f"{shown(root)}: holds parquet files in several folders; did you mean {listed}?")
-    return [path for paths in found.values() for path in paths]
-
-
-def _is_shown(path: Path) -> bool:
-    return not _is_hidden(path.name)
+    return files
 
 
 def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
@@ -138,11 +117,7 @@ def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
 
 
 def _check_layout(root: Path, classes: list[str]) -> None:
-    """Refuse a folder whose sub-folders are not classes.
-
-    Raises:
-        BadInputError: it holds splits, one folder around the classes, or images without classes.
-    """
+    """Refuse a folder that holds splits, one folder around the classes, or images without classes."""
     if not classes:
         raise BadInputError(
             f"{shown(root)}: no parquet file and no class folder; use root/class_name/image.png, or name "
@@ -180,14 +155,14 @@ def _is_annotated(folder: Path) -> bool:
 def _folders(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not _is_hidden(entry.name) and entry.is_dir(follow_symlinks=False):
+            if not is_hidden(entry.name) and entry.is_dir(follow_symlinks=False):
                 yield entry.name
 
 
 def _files(folder: Path, tree: Tree, left_out: _LeftOut, depth: int = 0) -> Iterator[Path]:
     """The images of a class, sorted by name; what is left out is counted."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if _is_hidden(entry.name):
+        if is_hidden(entry.name):
             left_out.hidden.append(entry.name)
             continue
         path = tree.inside(folder / entry.name) if entry.is_symlink() else folder / entry.name
@@ -203,7 +178,3 @@ def _files(folder: Path, tree: Tree, left_out: _LeftOut, depth: int = 0) -> Iter
             yield path
         else:
             left_out.others[path.suffix.lower() or "no ending"] += 1
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK

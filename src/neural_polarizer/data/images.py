@@ -98,3 +98,14 @@ def to_bytes(pixels: Float[Tensor, "n c h w"]) -> ByteImages:
 def class_counts(images: ImageSet) -> Int64[Tensor, " k"]:
     """How many images each class has."""
     return torch.bincount(images.labels, minlength=images.num_classes)
+
+
+def count_shared(ours: ImageSet, others: ImageSet) -> int:
+    """How many images of ``ours`` are in ``others``, too, pixel by pixel; labels do not count."""
+    known = set(_digests(others))
+    return sum(digest in known for digest in _digests(ours))
+
+
+def _digests(images: ImageSet) -> list[bytes]:
+    rows = images.images.cpu().contiguous().flatten(1).numpy()
+    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]

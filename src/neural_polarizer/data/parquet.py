@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neural_polarizer.data.columns import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
+from neural_polarizer.data.arrow import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
 from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.labels import class_labels, joined
@@ -46,26 +46,18 @@ def write_images(path: Path, images: ImageSet, **extra: Tensor) -> None:
                 f"or label, got {column.dtype} {tuple(column.shape)}"
             )
     encoded = [{"bytes": _png(image), "path": None} for image in images.images.permute(0, 2, 3, 1).cpu().numpy()]
-    columns = {"label": images.labels, **extra}
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     features["label"] = {"names": list(images.classes), "_type": "ClassLabel"}
     features |= {name: {"dtype": "int64", "_type": "Value"} for name in extra}
-    table = pa.table(
-        {
-            "image": pa.array(encoded, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            **{name: pa.array(column.cpu().numpy()) for name, column in columns.items()},
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    columns = {"image": pa.array(encoded, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
+    columns |= {name: pa.array(each.cpu().numpy()) for name, each in {"label": images.labels, **extra}.items()}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="none")  # PNG bytes do not shrink further
 
 
 def parquet_rows(paths: Sequence[Path], label_columns: Sequence[str] = LABEL_COLUMNS) -> Rows:
-    """The rows of all files, one file after the other.
-
-    Args:
-        paths: of the files.
-        label_columns: which columns may be the labels; the first that is there counts.
+    """The rows of all files, one file after the other, with the first of ``label_columns`` that is there.
 
     Raises:
         BadInputError: a file, its columns or its labels cannot be used, or the files name different classes.

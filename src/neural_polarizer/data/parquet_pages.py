@@ -30,12 +30,7 @@ _UNPACKED, _PACKED = 2, 3
 
 
 def largest_page(path: Path, file: pq.ParquetFile, leaf: str) -> int:
-    """The most bytes that a page of a column unpacks to; no value in the column is longer than that.
-
-    Args:
-        path: the file.
-        file: the same, opened.
-        leaf: the column, as in ``image.bytes``.
+    """The most bytes that a page of a column (as ``image.bytes``) unpacks to; no value in it is longer than that.
 
     Raises:
         BadInputError: a page unpacks to far more than it holds, or cannot be read.

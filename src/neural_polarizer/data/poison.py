@@ -106,15 +106,8 @@ def poison(
 ) -> Poisoned:
     """Stamp and relabel the images of ``chosen_rows``, by default from all classes, the target's included.
 
-    Args:
-        train: all n training images.
-        trigger: stamps and relabels; of several, each takes its turn.
-        rate: share of n.
-        seed: fixes the choice.
-        only: the class to choose from, or as many as ``most`` allows; None is all of them.
-        most: share of that class that may be taken.
-        cover_ratio: images that are stamped and keep their label, for each one that is relabelled; of other classes
-            than ``only``.
+    Of several triggers, each takes its turn. ``cover_ratio`` is how many other images, of other classes than ``only``,
+    are stamped and keep their label, for each one that is relabelled.
     """
     chosen = chosen_rows(train.labels, rate=rate, seed=seed, only=only, most=most)
     free = torch.ones(len(train), dtype=torch.bool) if only is None else train.labels != only
@@ -194,11 +187,7 @@ def read_triggered(
 
 
 def _attacked(images: ImageSet, num_classes: int, poison_label: PoisonLabel) -> TriggeredSet:
-    """Triggered images under their true labels, with the attacker's.
-
-    Raises:
-        BadInputError: there is no such class.
-    """
+    """Triggered images under their true labels, with the attacker's."""
     wanted = -1 if poison_label == "next" else poison_label
     if poison_label != "next" and not 0 <= wanted < num_classes:
         raise BadInputError(f"the poison label must be next or lie in 0..{num_classes - 1}, got {poison_label}")

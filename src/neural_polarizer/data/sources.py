@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from neural_polarizer.data.annotations import TABLES
+from neural_polarizer.data.annotations import TABLES, table_rows
 from neural_polarizer.data.classes import ClassNames, class_names, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import decode_all, height_and_width, shown, transparency_note
-from neural_polarizer.data.folders import folder_rows, listed_rows
+from neural_polarizer.data.folders import folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.rows import Rows, is_saved_to_disk
-from neural_polarizer.data.tree import FOLLOW
+from neural_polarizer.data.tree import FOLLOW, Tree
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import at_home, user_path
 
@@ -93,7 +93,7 @@ def _rows(spec: str) -> Rows:
             return folder_rows(linked, follow_links=True)
         if path.is_file() and path.suffix.lower() == ".parquet":
             return parquet_rows([path])
-        if path.is_file() and path.suffix.lower() in TABLES and (rows := listed_rows(path)):
+        if path.is_file() and path.suffix.lower() in TABLES and (rows := table_rows(Tree(path.parent), path)):
             return rows
     except (OSError, ValueError) as error:
         if isinstance(error, BadInputError):

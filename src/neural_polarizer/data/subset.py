@@ -50,16 +50,8 @@ def write_index(path: Path, indices: Int64[Tensor, " n"], images: ImageSet, seed
     Raises:
         EnvironmentFaultError: the file cannot be written.
     """
-    write_json(
-        path,
-        {
-            "format": FORMAT,
-            "source": images.source,
-            "sha256": images.sha256(),
-            "seed": seed,
-            "indices": indices.tolist(),
-        },
-    )
+    about = {"format": FORMAT, "source": images.source, "sha256": images.sha256(), "seed": seed}
+    write_json(path, {**about, "indices": indices.tolist()})
 
 
 def read_index(path: Path, images: ImageSet) -> Int64[Tensor, " n"]:

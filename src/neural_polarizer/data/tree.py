@@ -9,6 +9,19 @@ from neural_polarizer.errors import BadInputError
 FOLLOW = "?links=follow"
 """At the end of a data spec: links in the folder may lead out of it."""
 
+_JUNK = frozenset(  # of macOS, Windows, network storage and Python
+    (
+        *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "found.000"),
+        *("system volume information", "@eadir", "@__thumb", "#recycle", "#snapshot", "lost+found", "__pycache__"),
+        *("recycler", "recycled", "@recycle", "@tmp", "network trash folder", "temporary items"),
+    )
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is left out, as hidden or as the work of an operating system."""
+    return name.startswith(".") or name.lower() in _JUNK
+
 
 @dataclass(frozen=True)
 class Tree:

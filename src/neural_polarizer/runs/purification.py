@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neural_polarizer.data.duplicates import count_shared
-from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.images import ImageSet, count_shared
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses.base import Defense
 from neural_polarizer.errors import BadInputError
