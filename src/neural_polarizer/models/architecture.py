@@ -16,17 +16,11 @@ MAX_OPTION = 2048  # a record in a stranger's file may ask for it
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network by name.
+    """A network by name."""
 
-    Args:
-        library: "torchvision", "timm", "transformers", or empty for the networks that have a name of their own.
-        name: in that library.
-        options: by name, sorted.
-    """
-
-    library: str
-    name: str
-    options: tuple[tuple[str, int], ...] = ()
+    library: str  # "torchvision", "timm", "transformers", or empty for the networks that have a name of their own
+    name: str  # in that library
+    options: tuple[tuple[str, int], ...] = ()  # by name, sorted
 
     @classmethod
     def parse(cls, text: str) -> "Architecture":

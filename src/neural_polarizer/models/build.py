@@ -6,21 +6,33 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.architecture import FORMS, Architecture
 from neural_polarizer.models.definition import Definition, last_outputs
 from neural_polarizer.models.hugging_face import build_classifier
-from neural_polarizer.models.inception import small_inception_v3
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.models.resize import Resize
 from neural_polarizer.models.thin import FULL_WIDTHS, thin
 
 MAX_CALLS = 50_000  # of torch's functions while a network is built; the largest of timm need 15,000
-_AS_TORCHVISION_HAS_THEM = ("vgg19", "vgg19_bn", "densenet161")
-_PLAIN = ("preactresnet18", *_AS_TORCHVISION_HAS_THEM, "inception_v3")
+
+
+class Resize(nn.Module):
+    """Images of any size to squares of ``side`` pixels, bilinearly and averaging where they shrink.
+
+    Shape: float ``(n, c, h, w)`` to ``(n, c, side, side)``.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Tensor:
+        return F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
 
 
 def build(
@@ -68,11 +80,7 @@ def build(
 
 
 def _named(architecture: str, num_classes: int, config: str | None) -> nn.Module:
-    """A network of one of the libraries.
-
-    Raises:
-        BadInputError: there is none of that name, or it lacks its config.
-    """
+    """A network of one of the libraries."""
     asked = Architecture.parse(architecture)
     if asked.library == "transformers":
         if config is None:
@@ -82,7 +90,7 @@ def _named(architecture: str, num_classes: int, config: str | None) -> nn.Module
     side = options.pop("resize", None)
     if asked.library == "timm":
         network = _timm(asked, num_classes, options)
-    elif asked.library == "torchvision" or asked.name in _PLAIN:
+    elif asked.library == "torchvision" or asked.name in FULL_WIDTHS:
         network = _torchvision(asked, num_classes, options)
     else:
         raise BadInputError(f"unknown architecture {architecture!r}: expected {FORMS}{_proposal(asked.name)}")
@@ -94,7 +102,7 @@ def _proposal(name: str) -> str:
     if name.endswith(".py"):
         return f"; name the class in your file, as {name}:NAME"
     alike = _bare(re.sub(r"^(torchvision(\.models)?|timm)[./]", "", name))
-    plain = [each for each in _PLAIN if _bare(each) == alike]
+    plain = [each for each in FULL_WIDTHS if _bare(each) == alike]
     found = plain or [
         f"{library}:{each}" for library, names in _listed().items() for each in names if _bare(each) == alike
     ]
@@ -126,22 +134,46 @@ def _torchvision(asked: Architecture, num_classes: int, options: dict[str, int])
     except ImportError:
         raise BadInputError("torchvision is not installed: pip install 'neural-polarizer[zoo]'") from None
     if asked == Architecture("", "inception_v3"):
-        return small_inception_v3(torchvision, num_classes)
+        return _small_inception(torchvision, num_classes)
     if asked.name not in torchvision.models.list_models(module=torchvision.models):
         raise BadInputError(
             f"torchvision has no image classifier {asked.name!r}; see torchvision.models.list_models()"
             f"{_proposal(asked.name)}"
         )
     stem = options.pop("stem", None)
-    more: dict[str, Any] = {"aux_logits": False} if asked.name in ("googlenet", "inception_v3") else {}
-    if more:
-        more["init_weights"] = True
+    more = {"aux_logits": False, "init_weights": True} if asked.name in ("googlenet", "inception_v3") else {}
     with _in_one_line(asked):
         network: nn.Module = torchvision.models.get_model(
             asked.name, weights=None, num_classes=num_classes, **more, **options
         )
     if stem is not None:
         _small_stem(network, asked, stem)
+    return network
+
+
+def _small_inception(torchvision: Any, num_classes: int) -> nn.Module:
+    """Inception-V3 as torchvision has it, under its names, with a stem that keeps the resolution.
+
+    Source: spec section 5. The first convolution has stride 1 and is padded, so is the second, and both max poolings
+    are gone; there is no auxiliary head and no change of normalisation inside. 32x32 images give maps of 32x32 up to
+    ``Conv2d_3b_1x1``, 30x30 from ``Conv2d_4a_3x3`` on, 14x14 from ``Mixed_6a`` and 6x6 from ``Mixed_7a`` on.
+
+    Shape: float ``(n, 3, h, w)``, normalised, h and w at least 9, to logits ``(n, num_classes)``.
+    """
+    network: nn.Module = torchvision.models.get_model(
+        "inception_v3",
+        weights=None,
+        num_classes=num_classes,
+        aux_logits=False,
+        transform_input=False,
+        init_weights=True,
+    )
+    first, second = network.get_submodule("Conv2d_1a_3x3.conv"), network.get_submodule("Conv2d_2a_3x3.conv")
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    first.stride = (1, 1)
+    first.padding = second.padding = (1, 1)
+    network.maxpool1, network.maxpool2 = nn.Identity(), nn.Identity()
     return network
 
 
@@ -237,9 +269,7 @@ def sizes_in(
 
 def _width_in(architecture: str | Definition, tensors: Mapping[str, Tensor], first: str) -> int | None:
     stem = tensors.get(first)
-    if isinstance(architecture, Definition) or architecture not in FULL_WIDTHS:
+    if isinstance(architecture, Definition) or architecture not in FULL_WIDTHS or stem is None or stem.ndim != 4:
         return None
-    if stem is None or stem.ndim != 4 or not stem.shape[0]:
-        return None
-    width = int(stem.shape[0])
+    width = int(stem.shape[0]) or None
     return None if architecture != "preactresnet18" and width == FULL_WIDTHS[architecture] else width

@@ -16,9 +16,7 @@ def convolutions_with_norms(
 ) -> Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Each batch norm with weights and running statistics, and the convolution that ran last before it.
 
-    Args:
-        model: in evaluation mode.
-        pixels: anything that it can see.
+    ``model`` is in evaluation mode, ``pixels`` are anything that it can see.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)}
     order: list[nn.Module] = []

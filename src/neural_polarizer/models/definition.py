@@ -33,19 +33,12 @@ _LIBRARIES = ("", "transformers", *OPTIONS)
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """A class or function of the user's that gives a network.
+    """A class or function of the user's that gives a network."""
 
-    Args:
-        name: ``FILE.py:NAME`` (without folders) or ``MODULE:NAME``, with its arguments, for records.
-        sha256: of the file that defines it.
-        make: what stands under NAME.
-        arguments: by name.
-    """
-
-    name: str
-    sha256: str
-    make: Callable[..., Any]
-    arguments: Mapping[str, Any]
+    name: str  # ``FILE.py:NAME`` (without folders) or ``MODULE:NAME``, with its arguments, for records
+    sha256: str  # of the file that defines it
+    make: Callable[..., Any]  # what stands under NAME
+    arguments: Mapping[str, Any]  # by name
 
     @property
     def takes_num_classes(self) -> bool:
@@ -108,7 +101,8 @@ def network_named(text: str | None) -> str | Definition | None:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            known = [each for each, value in vars(module).items() if _is_maker(value, module)]
+            own = {each: value for each, value in vars(module).items() if callable(value)}
+            known = [each for each, value in own.items() if getattr(value, "__module__", None) == module.__name__]
             raise BadInputError(f"--arch {text}: {place} has no {name!r}; it defines {', '.join(known) or 'nothing'}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, nn.Module):
@@ -121,11 +115,7 @@ def network_named(text: str | None) -> str | Definition | None:
 
 
 def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
-    """A class, a function or a module of the user's as a definition; a module is copied whenever it is built.
-
-    Raises:
-        BadInputError: it is none of these.
-    """
+    """A class, a function or a module of the user's as a definition; a module is copied whenever it is built."""
     if not callable(what):
         raise BadInputError(f"the network must be a module, or what makes one, got {type(what).__name__}")
     kind = type(what) if isinstance(what, nn.Module) else what
@@ -201,10 +191,6 @@ def _arguments(text: str, tail: str) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
-
-
-def _is_maker(value: Any, module: ModuleType) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module.__name__
 
 
 def _said(error: BaseException) -> str:

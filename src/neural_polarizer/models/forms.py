@@ -1,6 +1,7 @@
 """Modules in the forms that users have them in: what can be used, float32 copies, and values of the same form."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -54,11 +55,7 @@ def check_module(model: object) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy on the same device.
-
-    Raises:
-        BadInputError: the module holds something that cannot be copied.
-    """
+    """A copy on the same device; a module that holds something that cannot be copied is refused."""
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -88,11 +85,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def in_float32(model: nn.Module) -> nn.Module:
-    """A copy in float32 on the CPU, in evaluation mode and not compiled; ``model`` stays as it is.
-
-    Raises:
-        BadInputError: it cannot be copied.
-    """
+    """A copy in float32 on the CPU, in evaluation mode and not compiled; ``model`` stays as it is."""
     return copied(uncompiled(model)).to("cpu").float().eval()
 
 
@@ -103,10 +96,10 @@ def is_float32(model: nn.Module) -> bool:
 
 def float_type(model: nn.Module) -> torch.dtype:
     """The floating-point type that most of its values have; float32 for a model without any."""
-    sizes: dict[torch.dtype, int] = {}
+    sizes = Counter[torch.dtype]()
     for tensor in _tensors(model):
         if tensor.is_floating_point():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+            sizes[tensor.dtype] += tensor.numel()
     return max(sizes, key=sizes.__getitem__, default=torch.float32)
 
 

@@ -2,15 +2,16 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.hugging_face import SUFFIX, checked_config, class_name, strict_json
 from neural_polarizer.models.preprocessing import Preprocessing
-from neural_polarizer.models.timm_folder import is_timm_config, timm_architecture, timm_classes, timm_preprocessing
 
 PREFIX = "transformers:"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -20,33 +21,28 @@ MAX_JSON_BYTES = 8 << 20  # the names of 21,000 classes, twice, need 2 MB
 MAX_SIDE = 2048
 _NAMES = frozenset(("id2label", "label2id"))
 _OF_NO_USE = frozenset(("_name_or_path", "transformers_version", "torch_dtype", "dtype", "num_labels"))
+_TIMM_NAME = re.compile(r"[a-z0-9_.]{1,200}")
+# Arguments of timm's that do not change what a trained network computes, or that the weights tell anyway.
+_NO_OPTION = frozenset(("num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained", "features_only"))
 _RESAMPLING: Mapping[int, str] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubFolder:
-    """What a folder says about its model, all of it checked.
+    """What a folder says about its model, all of it checked."""
 
-    Args:
-        architecture: ``transformers:CLASS``, or ``timm:NAME`` with its options.
-        config: what ``build_classifier`` needs, as JSON; None for timm.
-        weights: the file of weights.
-        classes: their names in the order of the logits, None if the folder has none.
-        preprocessing: None if the folder does not tell.
-    """
-
-    architecture: str
-    config: str | None
-    weights: Path
-    classes: tuple[str, ...] | None
-    preprocessing: Preprocessing | None
+    architecture: str  # ``transformers:CLASS``, or ``timm:NAME`` with its options
+    config: str | None  # what ``build_classifier`` needs, as JSON; None for timm
+    weights: Path  # the file of weights
+    classes: tuple[str, ...] | None  # their names in the order of the logits, None if the folder has none
+    preprocessing: Preprocessing | None  # None if the folder does not tell
 
 
 def is_classifier_folder(folder: Path) -> bool:
     """Whether the folder holds a ``config.json`` of an image classifier of transformers or of timm."""
     try:
         config = _read(folder / CONFIG)
-        return is_timm_config(config) or SUFFIX in class_name(config)
+        return _is_timm_config(config) or SUFFIX in class_name(config)
     except BadInputError:
         return False
 
@@ -58,7 +54,7 @@ def read_folder(folder: Path) -> HubFolder:
         BadInputError: a file is missing, too large or no strict JSON, or asks for what cannot be done safely.
     """
     config = _read(folder / CONFIG)
-    if is_timm_config(config):
+    if _is_timm_config(config):
         return _timm_folder(folder, config)
     kind = class_name(config)
     if SUFFIX not in kind or not kind.isidentifier():
@@ -82,15 +78,81 @@ def read_folder(folder: Path) -> HubFolder:
 def _timm_folder(folder: Path, config: Mapping[str, Any]) -> HubFolder:
     try:
         return HubFolder(
-            architecture=timm_architecture(config),
+            architecture=_timm_architecture(config),
             config=None,
             weights=_weights(folder),
-            classes=timm_classes(config),
-            preprocessing=timm_preprocessing(config),
+            classes=_timm_classes(config),
+            preprocessing=_timm_preprocessing(config),
         )
     except BadInputError as error:
         said = str(error)
         raise BadInputError(said if said.startswith(str(folder)) else f"{folder / CONFIG}: {said}") from None
+
+
+def _is_timm_config(config: Mapping[str, Any]) -> bool:
+    """Whether timm wrote it: it names an ``architecture``."""
+    return isinstance(config.get("architecture"), str)
+
+
+def _timm_architecture(config: Mapping[str, Any]) -> str:
+    """``timm:NAME``, with the arguments that it was made with."""
+    name, arguments = config["architecture"], config.get("model_args") or {}
+    if not _TIMM_NAME.fullmatch(name):
+        raise BadInputError("its 'architecture' is no name of timm's")
+    if not isinstance(arguments, dict):
+        raise BadInputError("its 'model_args' are no arguments")
+    options = {}
+    for key, value in arguments.items():
+        if key in _NO_OPTION:
+            continue
+        side = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
+        if key not in OPTIONS["timm"] or type(side) is not int or not 1 <= side <= MAX_OPTION:
+            raise BadInputError(
+                f"its 'model_args' change {key[:80]!r}, for which --arch has no option; give the file of weights with "
+                "--arch FILE.py:NAME, a function that calls timm.create_model"
+            )
+        options[key] = side
+    return str(Architecture("timm", name, tuple(sorted(options.items()))))
+
+
+def _timm_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes in the order of the logits, if it has them."""
+    names = config.get("label_names") or _told(config).get("label_names")
+    if not isinstance(names, list) or not names or not all(type(name) is str for name in names):
+        return None
+    return tuple(names) if len(set(names)) == len(names) else None
+
+
+def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
+    """How its images are prepared; None where it does not tell."""
+    told = _told(config)
+    if "mean" not in told or "std" not in told:
+        return None
+    unusable = BadInputError("its mean, std or input_size cannot be used; correct them, or give --profile")
+    try:
+        mean, std = (tuple(map(float, told[name])) for name in ("mean", "std"))
+        size = tuple(told["input_size"][1:]) if "input_size" in told else None
+        cropped = float(told.get("crop_pct") or 1) < 1 and told.get("crop_mode", "center") == "center"
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise unusable from None
+    if not len(mean) == len(std) in (1, 3) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise unusable
+    if size is not None and not (len(size) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in size)):
+        raise unusable
+    return Preprocessing(
+        source="its config.json",
+        mean=mean * (3 // len(mean)),
+        std=std * (3 // len(std)),
+        image_size=None if size is None else (size[0], size[1]),
+        resampling=str(told.get("interpolation", "bilinear"))[:40],
+        cropped=cropped,
+    )
+
+
+def _told(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The pretrained configuration, which earlier versions of timm wrote without a name of its own."""
+    inner = config.get("pretrained_cfg")
+    return inner if isinstance(inner, dict) else config
 
 
 def _weights(folder: Path) -> Path:

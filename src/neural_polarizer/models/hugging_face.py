@@ -31,13 +31,9 @@ class _LogitsOnly:
 
 
 def build_classifier(config: str, num_classes: int) -> nn.Module:
-    """A randomly initialised classifier of transformers.
+    """A randomly initialised classifier of transformers, from JSON of ``models.hub_folder`` or of a record.
 
     Shape: float ``(n, 3, h, w)``, normalised, to logits ``(n, num_classes)``.
-
-    Args:
-        config: JSON, from ``models.hub_folder`` or from a record.
-        num_classes: K.
 
     Raises:
         BadInputError: transformers is not installed or does not know the model, or the configuration is impossible.
@@ -51,12 +47,10 @@ def build_classifier(config: str, num_classes: int) -> nn.Module:
     try:
         settings_class = transformers.CONFIG_MAPPING[told["model_type"]]
         found = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[settings_class]
-    except KeyError:
+        kinds = found if isinstance(found, tuple) else (found,)
+        kind = next(kind for kind in kinds if kind.__name__ == class_name(told))
+    except (KeyError, StopIteration):
         raise BadInputError(f"transformers {transformers.__version__} has no image classifier {named}") from None
-    kinds = found if isinstance(found, tuple) else (found,)
-    kind = next((kind for kind in kinds if kind.__name__ == class_name(told)), None)
-    if kind is None:
-        raise BadInputError(f"transformers {transformers.__version__} has no image classifier {named}")
     if not _takes_pixels_alone(kind):
         raise BadInputError(f"{named}: does not take an image as it is; use a classifier that takes pixel_values alone")
     own = _own_settings(settings_class) - _own_settings(transformers.PretrainedConfig)
@@ -67,7 +61,9 @@ def build_classifier(config: str, num_classes: int) -> nn.Module:
     if settings.get("num_channels", 3) != 3:
         raise BadInputError(f"{named}: takes images of other than 3 channels, which is not supported")
     try:
-        return _logits_only(kind)(settings_class(**settings, num_labels=num_classes))
+        # The library looks up what it knows of a model by the name of its class and of the module that it is from.
+        logits_only = type(kind.__name__, (_LogitsOnly, kind), {"__module__": kind.__module__})
+        return logits_only(settings_class(**settings, num_labels=num_classes))
     except BadInputError:
         raise
     except Exception as error:
@@ -92,11 +88,6 @@ def file_names(network: nn.Module) -> dict[str, str]:
     if len(written) != len(own) or any(id(value) not in written for value in own.values()):
         raise BadInputError(f"{type(network).__name__}: its files hold tensors in another form, which is not supported")
     return {name: written[id(value)] for name, value in own.items()}
-
-
-def _logits_only(kind: Any) -> Any:
-    # The library looks up what it knows of a model by the name of its class and of the module that it is from.
-    return type(kind.__name__, (_LogitsOnly, kind), {"__module__": kind.__module__})
 
 
 def _takes_pixels_alone(kind: Any) -> bool:
@@ -153,11 +144,7 @@ def _is_sensible(value: Any, depth: int = 0) -> bool:
 
 
 def strict_json(text: str) -> dict[str, Any]:
-    """A JSON object without duplicate names, NaN or infinity.
-
-    Raises:
-        BadInputError: anything else.
-    """
+    """A JSON object without duplicate names, NaN or infinity; anything else is refused."""
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:

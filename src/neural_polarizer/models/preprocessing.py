@@ -9,33 +9,22 @@ _TORCHVISION_FIXED = {"vit_": 224, "maxvit_": 224}  # by the beginning of the na
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Pixels in [0, 1] to what a network expects.
+    """Pixels in [0, 1] to what a network expects."""
 
-    Args:
-        source: whose configuration says so, for remarks.
-        mean: of the normalisation, a channel.
-        std: likewise, positive.
-        image_size: height and width, where the network demands a size or its configuration is about this very
-            network; else None.
-        resampling: how its library resizes; we do it bilinearly.
-        cropped: whether its library cuts off the border; we do not.
-    """
-
-    source: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    source: str  # whose configuration says so, for remarks
+    mean: tuple[float, ...]  # of the normalisation, a channel
+    std: tuple[float, ...]  # likewise, positive
+    # Height and width, where the network demands a size or its configuration is about this very network; else None.
     image_size: tuple[int, int] | None = None
-    resampling: str = "bilinear"
-    cropped: bool = False
+    resampling: str = "bilinear"  # how its library resizes; we do it bilinearly
+    cropped: bool = False  # whether its library cuts off the border; we do not
 
 
 def own_preprocessing(architecture: str) -> Preprocessing | None:
     """What timm's configuration, or that of torchvision's pretrained weights, says; None where there is none.
 
-    The image size is told only of networks that accept no other: that of the others is not the library's to say.
-
-    Args:
-        architecture: a name that ``models.build.build`` has accepted.
+    The image size is told only of networks that accept no other: that of the others is not the library's to say. The
+    name is one that ``models.build`` has accepted.
     """
     asked = Architecture.parse(architecture)
     if asked.library == "timm":
