@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.polarizer import Polarizer, Structure
-from neural_polarizer.models.normalize import Converted, Normalized, picked
+from neural_polarizer.models.normalize import Converted, bare, picked
 
 
 class FirstPass:
@@ -26,7 +26,7 @@ class FirstPass:
 
     def lead(self, model: nn.Module) -> None:
         """Hook the passes into ``model``, at the network behind its normalisation."""
-        network = model.network if isinstance(model, Normalized) else model
+        network = bare(model)
         self._output = model.output if isinstance(model, Converted) else None
         network.register_forward_pre_hook(self.begin, with_kwargs=True)
         network.register_forward_hook(self.end, always_call=True)

@@ -98,11 +98,8 @@ def shifted(polarizer: Polarizer, shift: Float[Tensor, "n ..."]) -> Iterator[Non
     def add(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (args[0] + shift,)
 
-    handle = polarizer.register_forward_pre_hook(add)
-    try:
+    with polarizer.register_forward_pre_hook(add):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

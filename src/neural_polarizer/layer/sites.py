@@ -1,8 +1,8 @@
 """Where in a network a polarizer can go: places that nothing bypasses, of features whose channels are known."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from graphlib import TopologicalSorter
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.features import Features, features_of
 from neural_polarizer.layer.surgery import Site, full_name
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.normalize import bare
 
 Node = Any
 """A node of the graph that autograd keeps."""
@@ -176,8 +176,11 @@ class _Pass:
         self.places: list[_Place] = []
         self.runs: Counter[str] = Counter()
         self._counter = FlopCounterMode(display=False)
-        network = model.network if isinstance(model, Normalized) else model
-        with torch.enable_grad(), self._marking(network), self._counter:
+        with torch.enable_grad(), ExitStack() as hooks, self._counter:
+            for name, module in bare(model).named_modules():
+                if name:
+                    hooks.enter_context(module.register_forward_pre_hook(partial(self._entering, name)))
+                    hooks.enter_context(module.register_forward_hook(partial(self._leaving, name)))
             start = pixels.detach().clone().requires_grad_().clone()
             logits = model(start)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -190,19 +193,6 @@ class _Pass:
                 before = place.node.next_functions[0][0]
                 self._first[place.node] = self._first.get(before, index)
         self.group_of_logits = self._first.get(self._end, -1)
-
-    @contextmanager
-    def _marking(self, network: nn.Module) -> Iterator[None]:
-        handles = []
-        try:
-            for name, module in network.named_modules():
-                if name:
-                    handles.append(module.register_forward_pre_hook(partial(self._entering, name)))
-                    handles.append(module.register_forward_hook(partial(self._leaving, name)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _entering(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not args or not isinstance(args[0], Tensor):

@@ -14,7 +14,7 @@ from neural_polarizer.layer.by_class import ByClass
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.models.adapted import replace_module
 from neural_polarizer.models.forms import copied
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.normalize import bare
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PolarizedModule(nn.Module):
 
 def full_name(model: nn.Module, site: Site) -> str:
     """The site's module name as ``model`` itself spells it; where there is none, the nearest names are listed."""
-    network = model.network if isinstance(model, Normalized) else model
+    network = bare(model)
     names = [name for name, _ in network.named_modules() if name]
     if site.name not in names:
         raise BadInputError(f"site {str(site)!r}: no such module; {nearest(site.name, names)}")

@@ -6,7 +6,7 @@ from torch import Tensor
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.model_files.load import LoadedModel
-from neural_polarizer.models.normalize import Normalized, described, outputs
+from neural_polarizer.models.normalize import bare, described, outputs
 
 
 @torch.no_grad()
@@ -57,11 +57,10 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
 
 def _takes_grey(loaded: LoadedModel, image_size: tuple[int, int]) -> bool:
     """Whether the network, which refuses images of three channels, takes those of one."""
-    network = loaded.model.network if isinstance(loaded.model, Normalized) else loaded.model
     if loaded.record.grey:
         return False
     try:
-        network(torch.zeros(2, 1, *image_size))
+        bare(loaded.model)(torch.zeros(2, 1, *image_size))
     except Exception:
         return False
     return True

@@ -1,7 +1,7 @@
 """Finding layers, looking at what passes through them, and putting others in their place."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from jaxtyping import Float
@@ -11,11 +11,7 @@ from neural_polarizer.errors import BadInputError
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the head.
-
-    Raises:
-        BadInputError: the network has no linear layer.
-    """
+    """Name and module of the head; a network without a linear layer is refused."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise BadInputError(
@@ -42,17 +38,13 @@ def watching(
     model: nn.Module, names: Iterable[str], note: Callable[[str, tuple[Any, ...], Any], None]
 ) -> Iterator[None]:
     """Call ``note(name, inputs, output)`` after every run of a named module while the block runs; hooks always go."""
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name in names:
-            module = model.get_submodule(name)
-            handles.append(
-                module.register_forward_hook(lambda _, inputs, output, name=name: note(name, inputs, output))
+            hook = model.get_submodule(name).register_forward_hook(
+                lambda _, inputs, output, name=name: note(name, inputs, output)
             )
+            hooks.enter_context(hook)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def inputs_of(model: nn.Module, name: str, pixels: Float[Tensor, "n c h w"]) -> Tensor:

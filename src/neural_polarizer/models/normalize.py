@@ -112,10 +112,7 @@ class Converted(Normalized):
     Shape: float ``(n, 3, h, w)`` in [0, 1] to logits ``(n, k)``.
 
     Args:
-        network: takes normalised images.
-        mean: one value a channel, in pixel units of [0, 1]; only the first counts for one channel.
-        std: one positive value a channel, likewise.
-        grey: the network takes one channel, the mean of the three.
+        grey: the network takes one channel, the mean of the three; only the first of ``mean`` and ``std`` count.
         output: key, attribute or index of the logits, where the network gives more than a tensor.
         yes_no: the network gives one logit z, which becomes the two logits (0, z).
     """
@@ -145,6 +142,11 @@ class Converted(Normalized):
         return found
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The network alone, where ``model`` is one behind its normalisation."""
+    return model.network if isinstance(model, Normalized) else model
+
+
 def two_logits(network: nn.Module) -> Converted:
     """``network``, which gives one logit z, as one that gives the two logits (0, z); the network is shared.
 
@@ -171,11 +173,7 @@ def one_logit(model: nn.Module, like: nn.Module) -> nn.Module:
 
 
 def picked(found: Any, key: str) -> Any:
-    """One part of what a network gives, by key, attribute or index.
-
-    Raises:
-        BadInputError: it has no such part; the message names those that there are.
-    """
+    """One part of what a network gives, by key, attribute or index; others are refused, with those that there are."""
     parts = outputs(found)
     if parts is None:  # an object whose attributes tell nothing before they are asked, or while it is traced
         parts = {} if key.startswith("_") or not hasattr(found, key) else {key: getattr(found, key)}
