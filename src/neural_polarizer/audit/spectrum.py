@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from neural_polarizer.layer.folding.affine import Affine
+from neural_polarizer.layer.folding.edits import Affine
 from neural_polarizer.layer.polarizer import Polarizer
 
 

@@ -13,18 +13,6 @@ from neural_polarizer.layer.polarizer import Norm, Polarizer, Structure
 
 WITHOUT_NORM: tuple[Structure, ...] = ("linear", "linear-light", "conv", "mlp")
 
-_SIZED_BY: Mapping[Structure, str] = {
-    "conv-bn": "mix.weight",
-    "conv-bn-x2": "first.mix.weight",
-    "linear": "scale",
-    "linear-light": "scale",
-    "conv": "mix.weight",
-    "mlp": "scale",
-    "osad": "out.weight",
-    "osdn": "mix.weight",
-}
-"""The tensor whose shape tells the size of the layer."""
-
 
 def make_polarizer(structure: Structure, features: Features, generator: torch.Generator) -> Polarizer:
     """A new layer; all but "osdn" begin as the identity ("mlp" where no feature is negative).
@@ -39,14 +27,14 @@ def make_polarizer(structure: Structure, features: Features, generator: torch.Ge
             f"structure {structure} needs a feature map N x C x H x W, and the site has features {features.layout}; "
             "take another site or conv-bn"
         )
-    return _MADE[structure](features, generator)
+    return _FORMS[structure][1](features, generator)
 
 
 def polarizer_for(structure: Structure, tensors: Mapping[str, Tensor]) -> Polarizer | None:
     """A layer of the size that the weights of a saved one have; None if they tell no size."""
     if structure == "by-class":
         return _by_class(tensors)
-    name = _SIZED_BY[structure]
+    name = _FORMS[structure][0]
     sized = tensors.get(name)
     if sized is None or sized.numel() == 0:
         return None
@@ -271,13 +259,14 @@ def _draw(layer: nn.Conv2d, generator: torch.Generator) -> None:
         parameter.uniform_(-bound, bound, generator=generator)
 
 
-_MADE: Mapping[Structure, Callable[[Features, torch.Generator], Polarizer]] = {
-    "conv-bn": lambda features, _: Polarizer(features.channels, channels_last=features.layout != "NCHW"),
-    "conv-bn-x2": lambda features, _: StackedPolarizer(features.channels),
-    "linear": lambda features, _: ElementwiseAffine(features.shape),
-    "linear-light": lambda features, _: ChannelAffine(features.channels),
-    "conv": lambda features, _: PointwiseConv(features.channels),
-    "mlp": lambda features, _: ElementwiseMLP(features.shape),
-    "osad": lambda features, generator: SelfAttentionDenoiser(features.channels, generator),
-    "osdn": lambda features, generator: DualAttentionDenoiser(features.channels, generator),
+_FORMS: Mapping[Structure, tuple[str, Callable[[Features, torch.Generator], Polarizer]]] = {
+    "conv-bn": ("mix.weight", lambda like, _: Polarizer(like.channels, channels_last=like.layout != "NCHW")),
+    "conv-bn-x2": ("first.mix.weight", lambda like, _: StackedPolarizer(like.channels)),
+    "linear": ("scale", lambda like, _: ElementwiseAffine(like.shape)),
+    "linear-light": ("scale", lambda like, _: ChannelAffine(like.channels)),
+    "conv": ("mix.weight", lambda like, _: PointwiseConv(like.channels)),
+    "mlp": ("scale", lambda like, _: ElementwiseMLP(like.shape)),
+    "osad": ("out.weight", lambda like, generator: SelfAttentionDenoiser(like.channels, generator)),
+    "osdn": ("mix.weight", lambda like, generator: DualAttentionDenoiser(like.channels, generator)),
 }
+"""The tensor whose shape tells the size of a layer, and what makes it."""

@@ -10,7 +10,7 @@ from neural_polarizer.layer.structures import polarizer_for
 from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.model_files.checkpoints import load_strict
 from neural_polarizer.model_files.record import POLARIZER_PREFIX, ModelRecord
-from neural_polarizer.models.adapted import adapt, pointwise, square_linear
+from neural_polarizer.models.adapted import adapt, channel_map
 from neural_polarizer.models.build import build, skeleton
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.normalize import Converted, Normalized, one_channel
@@ -73,7 +73,7 @@ def _fill(model: Normalized, record: ModelRecord, tensors: Mapping[str, Tensor],
     polarizer: nn.Module | None = polarizer_for(record.structure, layer)
     folded = layer.get("weight")  # of a folded polarizer nothing but a convolution or a linear layer is left
     if polarizer is None and folded is not None and folded.ndim in (2, 4) and 1 <= len(folded) <= folded.numel():
-        polarizer = (pointwise if folded.ndim == 4 else square_linear)(len(folded), next(model.parameters()))
+        polarizer = channel_map(len(folded), next(model.parameters()), flat=folded.ndim == 2)
     if polarizer is None:
         raise BadInputError(f"{file}: says that it has a polarizer at {record.site}, but holds no weights of one")
     load_strict(polarizer, layer, source=f"{file} (polarizer)")

@@ -1,7 +1,5 @@
 """Layers that a folded network has and its architecture has not, and how to put them into a network of that kind."""
 
-from collections.abc import Callable, Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,56 +51,28 @@ def add_bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
     return layer.bias
 
 
-def pointwise(channels: int, like: Tensor) -> nn.Conv2d:
-    """A 1x1 convolution with bias, of the device and dtype of ``like``, still without values."""
-    skipped: nn.Conv2d = nn.utils.skip_init(
-        nn.Conv2d, channels, channels, kernel_size=1, device=like.device, dtype=like.dtype
-    )
-    return skipped.requires_grad_(like.requires_grad)
-
-
-def square_linear(channels: int, like: Tensor) -> nn.Linear:
-    """A linear layer with bias from as many values to as many, of the device and dtype of ``like``, without values."""
-    skipped: nn.Linear = nn.utils.skip_init(nn.Linear, channels, channels, device=like.device, dtype=like.dtype)
-    return skipped.requires_grad_(like.requires_grad)
-
-
-def _bias(_network: nn.Module, module: nn.Module) -> bool:
-    if not isinstance(module, (nn.Conv2d, nn.Linear)) or module.bias is not None:
-        return False
-    add_bias(module)
-    return True
-
-
-def _border(network: nn.Module, module: nn.Module) -> bool:
-    if type(module) is not nn.Conv2d or module.groups != 1:
-        return False
-    replace_module(network, module, BorderConv2d(module))
-    return True
-
-
-def _pointwise(network: nn.Module, module: nn.Module) -> bool:
-    if type(module) is not nn.BatchNorm2d:
-        return False
-    replace_module(network, module, pointwise(module.num_features, module.weight))
-    return True
-
-
-ADAPTATIONS: Mapping[str, Callable[[nn.Module, nn.Module], bool]] = {
-    "bias": _bias,
-    "border": _border,
-    "pointwise": _pointwise,
-}
-"""By kind: a bias where there was none; a ``BorderConv2d`` for a convolution; a 1x1 convolution for a batch norm."""
+def channel_map(channels: int, like: Tensor, *, flat: bool) -> nn.Conv2d | nn.Linear:
+    """A 1x1 convolution, or a linear layer if ``flat``, with bias, without values; of ``like``'s device and dtype."""
+    kind, shape = (nn.Linear, (channels, channels)) if flat else (nn.Conv2d, (channels, channels, 1))
+    made: nn.Conv2d | nn.Linear = nn.utils.skip_init(kind, *shape, device=like.device, dtype=like.dtype)
+    return made.requires_grad_(like.requires_grad)
 
 
 def adapt(network: nn.Module, name: str, kind: str) -> None:
     """Change the layer ``name`` of ``network`` in place, so that the weights of a folded network fit.
 
+    ``kind`` is "bias" where there was none, "border" for a ``BorderConv2d`` in the place of a convolution, or
+    "pointwise" for a 1x1 convolution in that of a batch norm.
+
     Raises:
         BadInputError: no such layer or kind, or a layer that cannot be changed in this way.
     """
-    module = dict(network.named_modules()).get(name)
-    change = ADAPTATIONS.get(kind)
-    if module is None or change is None or not change(network, module):
+    layer = dict(network.named_modules()).get(name)
+    if kind == "bias" and isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is None:
+        add_bias(layer)
+    elif kind == "border" and type(layer) is nn.Conv2d and layer.groups == 1:
+        replace_module(network, layer, BorderConv2d(layer))
+    elif kind == "pointwise" and type(layer) is nn.BatchNorm2d:
+        replace_module(network, layer, channel_map(layer.num_features, layer.weight, flat=False))
+    else:
         raise BadInputError(f"its record of the model is damaged (no change {kind!r} is possible at {name!r})")

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.layer.folding.affine import Affine
-from neural_polarizer.layer.folding.edits import Edit, InPlace
+from neural_polarizer.layer.folding.edits import Affine, Edit, InPlace
 from neural_polarizer.layer.folding.plan import Plan, UnfoldableError, beside, layer_names
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
@@ -88,7 +87,7 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
     for way in _ways(border == "exact"):
         twin = copy.deepcopy(model).eval()
         try:
-            edits = way(twin, _sole_polarizer(twin))
+            edits = way(twin, _sole_polarizer(twin)[0])
         except UnfoldableError as reason:
             obstacles.append(str(reason))
             continue
@@ -99,9 +98,8 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
             return found
         obstacles.append(f"{found.how} gives other logits (by {found.deviation:.2g})")
     twin = copy.deepcopy(model).eval()
-    wrapped = _sole_polarizer(twin)
-    assert isinstance(wrapped.polarizer, Polarizer)
-    return _apply(model, twin, [InPlace(wrapped, wrapped.polarizer.channels_last)], pixels, obstacles)
+    wrapped, polarizer = _sole_polarizer(twin)
+    return _apply(model, twin, [InPlace(wrapped, polarizer.channels_last)], pixels, obstacles)
 
 
 def _ways(border: bool) -> tuple[Callable[[nn.Module, PolarizedModule], list[Edit]], ...]:
@@ -118,9 +116,7 @@ def _apply(
     model: nn.Module, twin: nn.Module, edits: Sequence[Edit], pixels: Tensor, obstacles: Sequence[str]
 ) -> Folded:
     """Carry out ``edits`` on ``twin``, the copy of ``model`` whose modules they hold, and measure the outcome."""
-    wrapped = _sole_polarizer(twin)
-    polarizer = wrapped.polarizer
-    assert isinstance(polarizer, Polarizer)
+    wrapped, polarizer = _sole_polarizer(twin)
     affine, names = Affine.of(polarizer), layer_names(twin, wrapped)
     how = "folded " + " and ".join(edit.told(names) for edit in edits)
     exact = all(edit.exact for edit in edits)
@@ -146,11 +142,12 @@ def _apply(
     )
 
 
-def _sole_polarizer(model: nn.Module) -> PolarizedModule:
-    found = [m for m in model.modules() if isinstance(m, PolarizedModule) and isinstance(m.polarizer, Polarizer)]
+def _sole_polarizer(model: nn.Module) -> tuple[PolarizedModule, Polarizer]:
+    modules = [module for module in model.modules() if isinstance(module, PolarizedModule)]
+    found = [(module, module.polarizer) for module in modules if isinstance(module.polarizer, Polarizer)]
     if len(found) != 1:
         raise BadInputError(f"folding needs a model with exactly one polarizer; this one has {len(found)}")
-    layer = found[0].polarizer
+    layer = found[0][1]
     if type(layer) is not Polarizer:
         raise BadInputError(
             f"a layer of structure {layer.structure} cannot be folded, only conv-bn can; use the model as it is"

@@ -1,45 +1,67 @@
-"""Changes to single layers that make a network do what it did with the polarizer in front of or behind them."""
+"""The polarizer as an affine map, and the changes to single layers that let them do its work."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import Float64
+from torch import Tensor, nn
 
-from neural_polarizer.layer.folding.affine import (
-    Affine,
-    Changes,
-    as_conv,
-    as_linear,
-    bias_of,
-    double,
-    make_bias_of,
-    scale_and_shift,
-    set_bias,
-)
+from neural_polarizer.layer.polarizer import Norm, Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
-from neural_polarizer.models.adapted import BorderConv2d, replace_module
+from neural_polarizer.models.adapted import BorderConv2d, add_bias, channel_map, replace_module
 
-
-@runtime_checkable
-class Edit(Protocol):
-    """One change, to the modules that it holds; ``told`` says what it is, before it is done."""
-
-    @property
-    def exact(self) -> bool: ...
-
-    def told(self, names: Mapping[nn.Module, str]) -> str: ...
-
-    def apply(self, root: nn.Module, affine: Affine) -> Changes: ...
-
-
-class _Exact:
-    exact = True
+Changes = Mapping[nn.Module, str]
+"""The layers that are no longer of the architecture's form, with the kind of ``models.adapted``."""
 
 
 @dataclass(frozen=True, eq=False)
-class _OfLinear(_Exact):
+class Affine:
+    """The map ``x -> mix x + shift`` of the channels at every place, in float64 on the CPU."""
+
+    mix: Float64[Tensor, "c c"]
+    shift: Float64[Tensor, " c"]
+
+    @classmethod
+    def of(cls, polarizer: Polarizer) -> "Affine":
+        """What ``polarizer`` does in evaluation mode."""
+        mix = double(polarizer.mix.weight).flatten(1)
+        return cls(mix, torch.zeros(len(mix)).double()).then(polarizer.norm)
+
+    def then(self, norm: Norm) -> "Affine":
+        """This map and ``norm`` behind it."""
+        scale, shift = scale_and_shift(norm)
+        return Affine(scale[:, None] * self.mix, scale * self.shift + shift)
+
+    def as_layer(self, like: Tensor, *, flat: bool) -> nn.Conv2d | nn.Linear:
+        """A 1x1 convolution, or a linear layer if ``flat``, that is this map."""
+        layer = channel_map(len(self.shift), like, flat=flat)
+        assert layer.bias is not None
+        layer.weight.copy_(self.mix.reshape(layer.weight.shape))
+        layer.bias.copy_(self.shift)
+        return layer
+
+
+class Edit(ABC):
+    """One change, to the modules that it holds."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the network stays the same function."""
+        return True
+
+    @abstractmethod
+    def told(self, names: Mapping[nn.Module, str]) -> str:
+        """What it is, in words, before it is done."""
+
+    @abstractmethod
+    def apply(self, root: nn.Module, affine: Affine) -> Changes:
+        """Do it inside of ``root``."""
+
+
+@dataclass(frozen=True, eq=False)
+class _OfLinear(Edit):
     linear: nn.Linear
 
     def told(self, names: Mapping[nn.Module, str]) -> str:
@@ -47,7 +69,7 @@ class _OfLinear(_Exact):
 
 
 @dataclass(frozen=True, eq=False)
-class BehindConv(_Exact):
+class BehindConv(Edit):
     """The polarizer behind a convolution: ``A (W * x + c) + b = (A W) * x + (A c + b)``, whatever its padding."""
 
     conv: nn.Conv2d  # its weights change
@@ -75,7 +97,7 @@ class BehindConv(_Exact):
 
 
 @dataclass(frozen=True, eq=False)
-class ShiftInto(_Exact):
+class ShiftInto(Edit):
     """The b of the polarizer alone, which came through sums and averages, in layers that add a constant anyway."""
 
     # Batch norms, whose means change, and convolutions and linear layers with a bias; a linear layer may have several
@@ -104,11 +126,11 @@ class BehindLinear(_OfLinear):
     def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
         bias = affine.mix @ bias_of(self.linear) + affine.shift
         self.linear.weight.copy_(affine.mix @ double(self.linear.weight))
-        return set_bias(self.linear, bias, None)
+        return set_bias(self.linear, bias)
 
 
 @dataclass(frozen=True, eq=False)
-class IntoConv:
+class IntoConv(Edit):
     """The polarizer in front of a convolution: ``W * (A x + b) = (W A) * x + W * b``.
 
     ``W * b`` is one number a channel, except where zeros are padded: there the taps outside must not count.
@@ -147,11 +169,11 @@ class IntoLinear(_OfLinear):
         columns = double(self.linear.weight).unflatten(1, (len(affine.shift), -1))
         bias = torch.einsum("ois,i->o", columns, affine.shift)
         self.linear.weight.copy_(torch.einsum("ois,ij->ojs", columns, affine.mix).flatten(1))
-        return set_bias(self.linear, bias_of(self.linear) + bias, None)
+        return set_bias(self.linear, bias_of(self.linear) + bias)
 
 
 @dataclass(frozen=True, eq=False)
-class InsteadOfNorm(_Exact):
+class InsteadOfNorm(Edit):
     """The polarizer in front of a batch norm: both are one 1x1 convolution with bias."""
 
     norm: nn.BatchNorm2d
@@ -160,13 +182,13 @@ class InsteadOfNorm(_Exact):
         return f"with {names[self.norm]} into one 1x1 convolution"
 
     def apply(self, root: nn.Module, affine: Affine) -> Changes:
-        conv = as_conv(affine.then(self.norm), self.norm.weight)
+        conv = affine.then(self.norm).as_layer(self.norm.weight, flat=False)
         replace_module(root, self.norm, conv)
         return {conv: "pointwise"}
 
 
 @dataclass(frozen=True, eq=False)
-class InPlace(_Exact):
+class InPlace(Edit):
     """The polarizer's linear map and batch norm as one layer with bias, where they are."""
 
     wrapped: PolarizedModule  # holds the polarizer
@@ -176,8 +198,8 @@ class InPlace(_Exact):
         return f"into one {'linear layer' if self.channels_last else '1x1 convolution'} at its own site"
 
     def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
-        made = as_linear if self.channels_last else as_conv
-        self.wrapped.polarizer = made(affine, next(self.wrapped.polarizer.parameters()))
+        like = next(self.wrapped.polarizer.parameters())
+        self.wrapped.polarizer = affine.as_layer(like, flat=self.channels_last)
         return {}
 
 
@@ -185,3 +207,44 @@ def pads_zeros(conv: nn.Conv2d) -> bool:
     """Whether ``conv`` reads zeros outside the image; reflected or repeated pixels pass through the polarizer."""
     padding = conv.padding if isinstance(conv.padding, str) else any(conv.padding)
     return conv.padding_mode == "zeros" and padding not in (False, "valid")
+
+
+def scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:
+    """What ``norm`` multiplies each channel by and then adds, in evaluation mode."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = double(norm.weight) / (double(norm.running_var) + norm.eps).sqrt()
+    return scale, double(norm.bias) - scale * double(norm.running_mean)
+
+
+def set_bias(layer: nn.Conv2d | nn.Linear, bias: Tensor, following: nn.BatchNorm2d | None = None) -> Changes:
+    """Let ``layer`` add ``bias``: by its own, through the mean of the batch norm behind it, or by a new one."""
+    if layer.bias is not None:
+        layer.bias.copy_(bias)
+    elif following is not None:
+        assert following.running_mean is not None
+        following.running_mean.copy_(double(following.running_mean) - bias)
+    elif bias.any():
+        add_bias(layer).copy_(bias)
+        return {layer: "bias"}
+    return {}
+
+
+def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """What ``layer`` adds, in float64 on the CPU; zeros where it has no bias."""
+    return torch.zeros(len(layer.weight)).double() if layer.bias is None else double(layer.bias)
+
+
+def make_bias_of(norm: nn.BatchNorm2d, bias: Tensor) -> None:
+    """Let ``norm`` add ``bias`` and do nothing else."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1.0)
+    norm.weight.fill_((1.0 + norm.eps) ** 0.5)
+    norm.bias.copy_(bias)
+
+
+def double(tensor: Tensor) -> Tensor:
+    """Its values in float64 on the CPU, apart from its gradient."""
+    return tensor.detach().cpu().double()
