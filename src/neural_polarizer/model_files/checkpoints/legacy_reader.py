@@ -6,16 +6,18 @@ all machines (``torch.serialization._legacy_save``).
 """
 
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.formats import legacy_start
 from neural_polarizer.model_files.checkpoints.pickle_walk import Walked, walk
 from neural_polarizer.model_files.checkpoints.tensors import element_bytes
 from neural_polarizer.model_files.checkpoints.wording import printable
 from neural_polarizer.model_files.checkpoints.zip_reader import MAX_PICKLE_BYTES, Source
 
+_BEGINNING = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+"""The magic number, a pickle of its own, framed from protocol 4 on."""
 MAX_STORAGES = 100_000
 _MAX_PREAMBLE = 1_000  # opcodes; real ones have about 40
 _PREAMBLE_BYTES = 1 << 16
@@ -25,15 +27,16 @@ _COUNT_BYTES = 8
 _AGAIN = "get the file again"
 
 
+def legacy_start(head: bytes) -> int:
+    """How many bytes the magic number takes; 0 where a file does not begin with it."""
+    found = _BEGINNING.match(head)
+    return 0 if found is None else found.end()
+
+
 class LegacyFile:
     """A checked file: its pickle, walked, and storages that fill it to the last byte.
 
-    Args:
-        file: begins as ``formats.detect`` has found.
-
-    Attributes:
-        walked: the pickle of the object.
-        findings: what an unpickler would have done, in all the pickles.
+    ``findings`` are what an unpickler would have done, in all the pickles.
 
     Raises:
         BadInputError: damaged or truncated, or not laid out as ``torch.save`` did.

@@ -73,11 +73,8 @@ def _fitting(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dic
         for prefix in prefixes
     }
     for description, rule in _RULES.items():
-        fitting = {}
-        for prefix, values in inside.items():
-            renamed = _with_own_head({_renamed(name, rule): value for name, value in values.items()}, wanted)
-            if len(renamed) == len(values) and _fits(renamed, wanted):
-                fitting[prefix] = renamed
+        made = {prefix: _by_rule(values, rule, wanted) for prefix, values in inside.items()}
+        fitting = {prefix: renamed for prefix, renamed in made.items() if renamed is not None}
         if fitting:
             plain_names = [name for name in kept if not name.startswith(tuple(fitting))]
             bare = {_renamed(name, rule): kept[name] for name in plain_names}
@@ -99,12 +96,20 @@ def _without_body(
     for prefix in _prefixes(tensors, wanted, without=_OF_HEAD):
         plain = {name.removeprefix(prefix): value for name, value in tensors.items()}
         for description, rule in _RULES.items():
-            before = {_renamed(name, rule): value for name, value in plain.items()}
-            renamed = _with_own_head(before, wanted)
-            if len(renamed) == len(tensors) and _fits(renamed, wanted):
+            renamed = _by_rule(plain, rule, wanted)
+            if renamed is not None and len(renamed) == len(tensors):
                 removed = f"the prefix {printable(prefix)} was removed from the names that have it"
+                before = {_renamed(name, rule) for name in plain}
                 return renamed, (*told, removed, *_told(description, before, renamed))
     return None
+
+
+def _by_rule(
+    tensors: Mapping[str, Value], rule: tuple[tuple[str, str], ...], wanted: Collection[str]
+) -> dict[str, Value] | None:
+    """The tensors under the ``wanted`` names, if the rule leads there, and no two of them become one."""
+    renamed = _with_own_head({_renamed(name, rule): value for name, value in tensors.items()}, wanted)
+    return renamed if len(renamed) == len(tensors) and _fits(renamed, wanted) else None
 
 
 def _told(description: str, before: Collection[str], after: Collection[str]) -> list[str]:
@@ -126,13 +131,7 @@ def fits(names: Collection[str], wanted: Collection[str]) -> bool:
 def unpruned(
     tensors: Mapping[str, Value], wanted: Collection[str], product: Callable[[Value, Value], Value]
 ) -> tuple[dict[str, Value], tuple[str, ...]]:
-    """``X_orig`` and ``X_mask`` of ``torch.nn.utils.prune`` as their product ``X``, and a remark on it.
-
-    Args:
-        tensors: by the file's names.
-        wanted: names in the network; those stay.
-        product: of the two.
-    """
+    """``X_orig`` and ``X_mask`` of ``torch.nn.utils.prune`` as their ``product`` X unless wanted, and a remark."""
     pairs = [
         name.removesuffix(_ORIGINAL)
         for name in tensors

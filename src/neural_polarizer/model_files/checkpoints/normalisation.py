@@ -41,11 +41,7 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
 
 
 def check_left_out(before: Mapping[str, Tensor], after: Mapping[str, Tensor], wanted: Collection[str]) -> None:
-    """Refuse small layers of three channels that the network leaves over: they may normalise, but do not tell how.
-
-    Raises:
-        BadInputError: there are some; the user can say what they do.
-    """
+    """Refuse small layers of three channels that the network leaves over: they may normalise, but do not tell how."""
     taken = {id(value) for value in after.values()}
     layers: dict[str, list[str]] = {}
     for name, value in before.items():

@@ -34,46 +34,30 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
 _IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
 
-_ARRAYS = tuple(
-    f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")
-)
+
+def _in(modules: str, names: str) -> list[str]:
+    """All of the names in each of the modules."""
+    return [f"{module}.{name}" for module in modules.split() for name in names.split()]
+
+
+_BUILTINS = "builtins __builtin__"  # of Python 3 and 2
 _REBUILT = "tensor tensor_v2 tensor_v3 parameter parameter_with_state qtensor sparse_tensor meta_tensor_no_storage"
 _HARMLESS = frozenset(
     (
         *(f"torch._utils._rebuild_{kind}" for kind in _REBUILT.split()),
-        "torch.nn.backends.thnn._get_thnn_function_backend",
-        "torch.serialization._get_layout",
-        "torch.Size",
-        "torch.device",
-        "collections.OrderedDict",
-        "collections.defaultdict",
-        "_codecs.encode",
-        "numpy.dtype",
-        "numpy.ndarray",
-        *_ARRAYS,
-        *(
-            f"{module}.{name}"
-            for module in ("builtins", "__builtin__")
-            for name in ("set", "frozenset", "dict", "list")
-        ),
+        *("torch.nn.backends.thnn._get_thnn_function_backend", "torch.serialization._get_layout"),
+        *("torch.Size", "torch.device", "collections.OrderedDict", "collections.defaultdict", "_codecs.encode"),
+        *("numpy.dtype", "numpy.ndarray", *_in("numpy.core.multiarray numpy._core.multiarray", "_reconstruct scalar")),
+        *_in(_BUILTINS, "set frozenset dict list"),
     )
 )
 # What holds data and does nothing else when it is unpickled.
 _CALM = frozenset(
     (
-        *(
-            f"{module}.{name}"
-            for module in ("pathlib", "pathlib._local")
-            for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-        ),
-        *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+        *_in("pathlib pathlib._local", "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"),
+        *_in("datetime", "date datetime time timedelta timezone"),
         *("argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
-        *("collections.Counter", "collections.deque"),
-        *(
-            f"{module}.{name}"
-            for module in ("builtins", "__builtin__")
-            for name in ("complex", "bytearray", "slice", "range", "xrange")
-        ),
+        *("collections.Counter", "collections.deque", *_in(_BUILTINS, "complex bytearray slice range xrange")),
     )
 )
 _KNOWN_PACKAGES = frozenset(("torch", "collections", "numpy"))
@@ -81,19 +65,12 @@ _KNOWN_PACKAGES = frozenset(("torch", "collections", "numpy"))
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """The top value of a pickle, and what a real unpickler would have imported, built or run.
+    """The top value of a pickle, and what a real unpickler would have imported, built or run."""
 
-    Args:
-        value: at the top of the stack.
-        findings: remarks in plain language, most harmful first.
-        storages: all that the pickle refers to, by key, as the first reference has them.
-        size: bytes up to the end of the pickle.
-    """
-
-    value: Any
-    findings: tuple[str, ...]
-    storages: Mapping[str, StorageRecord]
-    size: int
+    value: Any  # at the top of the stack
+    findings: tuple[str, ...]  # remarks in plain language, most harmful first
+    storages: Mapping[str, StorageRecord]  # all that the pickle refers to, by key, as the first reference has them
+    size: int  # bytes up to the end of the pickle
 
 
 def walk(data: bytes, *, limit: int | None = None) -> Walked:
@@ -254,15 +231,8 @@ class _Machine:
 
     def _persistent(self, _: Any) -> None:
         match self.stack.pop():
-            # The last entry, of the format before PyTorch 1.6 only, is None unless the storage is a part of another.
-            case ("storage", Global(name=type_name), str(key), str(), int(numel)) | (
-                "storage",
-                Global(name=type_name),
-                str(key),
-                str(),
-                int(numel),
-                None,
-            ):
+            # A last entry, of the format before PyTorch 1.6, is None unless the storage is a part of another.
+            case ("storage", Global(name=type_name), str(key), str(), int(numel), *rest) if rest in ([], [None]):
                 record = StorageRecord(type_name, key, numel)
                 self.storages.setdefault(key, record)
                 self.stack.append(record)

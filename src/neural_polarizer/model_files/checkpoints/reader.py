@@ -2,46 +2,64 @@
 
 import hashlib
 import io
+import json
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 from torch import Tensor
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.formats import detect
-from neural_polarizer.model_files.checkpoints.legacy_reader import LegacyFile
+from neural_polarizer.model_files.checkpoints.legacy_reader import LegacyFile, legacy_start
 from neural_polarizer.model_files.checkpoints.pickle_values import TensorRecord
 from neural_polarizer.model_files.checkpoints.pickle_walk import walk
-from neural_polarizer.model_files.checkpoints.safetensors_reader import read_header, read_tensors
 from neural_polarizer.model_files.checkpoints.state_dict import Fits, behind, find_state_dict, strip_wrappers
-from neural_polarizer.model_files.checkpoints.tensors import Storages, check_records, materialise
+from neural_polarizer.model_files.checkpoints.tensors import (
+    MAX_DIMENSIONS,
+    MAX_TENSORS,
+    Storages,
+    check_records,
+    materialise,
+)
 from neural_polarizer.model_files.checkpoints.wording import printable
 from neural_polarizer.model_files.checkpoints.zip_reader import Source, TorchArchive
 
 MAX_FILE_BYTES = 16 << 30
+MAX_HEADER_BYTES = 8 << 20  # of safetensors
 _MAX_METADATA_LENGTH = 200
+_DTYPES = frozenset(
+    (
+        *("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "C64"),
+        *("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"),
+    )
+)
+_AGAIN = "get the file again"
+_PACKED = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
+_DATA = "not a model; the model comes first, and data with options such as --clean"
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the model; run 'git lfs pull' where it came from"),
+    (b"\x1f\x8b", "compressed with gzip; unpack it with gunzip and give the file inside"),
+    *((start, "compressed; unpack it and give the model file inside") for start in _PACKED),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras); convert the weights to a PyTorch state_dict and save that"),
+    (b"\x93NUMPY", "a NumPy array; make tensors of it with torch.from_numpy and save their state_dict"),
+    (b"PAR1", f"a parquet file, {_DATA}"),
+    *((start, f"an image, {_DATA}") for start in (b"\x89PNG", b"\xff\xd8\xff")),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a model file holds; names and metadata are the file's own, so escape them before showing them.
+    """What a model file holds; names and metadata are the file's own, so escape them before showing them."""
 
-    Args:
-        tensors: contiguous tensors on the CPU, by name; tied tensors may share memory.
-        metadata: what the file says about itself, never to be relied on.
-        sha256: of exactly the bytes that the tensors come from.
-        format: ``"safetensors"``, ``"torch-zip"`` or, from before PyTorch 1.6, ``"torch-legacy"``.
-        findings: remarks in plain language, safe to show.
-    """
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    sha256: str
-    format: str
-    findings: tuple[str, ...]
+    tensors: dict[str, Tensor]  # contiguous tensors on the CPU, by name; tied tensors may share memory
+    metadata: dict[str, str]  # what the file says about itself, never to be relied on
+    sha256: str  # of exactly the bytes that the tensors come from
+    format: str  # ``"safetensors"``, ``"torch-zip"`` or, from before PyTorch 1.6, ``"torch-legacy"``
+    findings: tuple[str, ...]  # remarks in plain language, safe to show
 
 
 def read_checkpoint(path: Path, *, weights: str | None = None, fits: Fits | None = None) -> Checkpoint:
@@ -89,12 +107,12 @@ def _require_regular(mode: int) -> None:
 def _read(file: io.BufferedReader, weights: str | None, fits: Fits | None) -> Checkpoint:
     # Every check runs twice: on the file, so that a bad one is refused before it is read whole,
     # and on the bytes that were hashed, which nobody can change in between.
-    form = detect(file)
+    form = _detect(file)
     if form == "safetensors":
-        read_header(file)
+        _read_header(file)
         data = _read_all(file)
-        metadata = read_header(io.BytesIO(data))
-        tensors, prefix = strip_wrappers(read_tensors(data))
+        metadata = _read_header(io.BytesIO(data))
+        tensors, prefix = strip_wrappers(_read_tensors(data))
         findings: tuple[str, ...] = (f"the prefix {prefix} was removed from all names",) if prefix else ()
         if weights is not None:
             tensors, told = behind(tensors, weights)
@@ -102,9 +120,8 @@ def _read(file: io.BufferedReader, weights: str | None, fits: Fits | None) -> Ch
     else:
         _plan(file, form, weights, fits)
         data = _read_all(file)
-        plan = _plan(io.BytesIO(data), form, weights, fits)
-        tensors = materialise(plan.records, plan.archive)
-        metadata, findings = plan.metadata, plan.findings
+        archive, records, top, findings = _plan(io.BytesIO(data), form, weights, fits)
+        tensors, metadata = materialise(records, archive), _metadata(top)
     return Checkpoint(tensors, metadata, hashlib.sha256(data).hexdigest(), form, findings)
 
 
@@ -116,17 +133,95 @@ def _read_all(file: io.BufferedReader) -> bytes:
     return file.read(size)
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What will be read from a file of ``torch.save``, all of it checked."""
+def _detect(file: io.BufferedReader) -> str:
+    """``"safetensors"``, ``"torch-zip"`` or ``"torch-legacy"``, by the first bytes; the ending is but a name."""
+    file.seek(0)
+    head = file.read(512)
+    if head[8:9] == b"{":  # after eight bytes of length; first, as the length may look like other formats
+        return "safetensors"
+    if head.startswith(b"PK\3\4"):
+        return "torch-zip"
+    if legacy_start(head):
+        return "torch-legacy"
+    raise BadInputError(_reason(head))
 
-    archive: Storages
-    records: dict[str, TensorRecord]
-    metadata: dict[str, str]
-    findings: tuple[str, ...]
+
+def _reason(head: bytes) -> str:
+    if not head:
+        return "an empty file; download or save it again"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "a web page, not a model; download the file itself, not the page that shows it"
+    for start, what in _BEGINNINGS:
+        if head.startswith(start):
+            return what
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it and give the model file inside"
+    if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
+        return (
+            "a bare pickle, which can only be run, not read; on a machine that may run its code, save its state_dict "
+            "with safetensors.torch.save_file"
+        )
+    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
+        return "an ONNX model; export the PyTorch weights it was made from as a state_dict"
+    if text.startswith((b"{", b"[")):
+        return "a text file of JSON, not of weights; give the file of weights beside it, or the folder of both"
+    return "not a model file that this program knows; give a safetensors file or a torch.save checkpoint"
 
 
-def _plan(file: Source, form: str, weights: str | None, fits: Fits | None) -> _Plan:
+def _read_header(file: Source) -> dict[str, str]:
+    """Check the header of a safetensors file, which the library does not do, and return its metadata."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > size - 8:
+        raise BadInputError(f"a truncated safetensors file, or one whose header length is wrong; {_AGAIN}")
+    if length > MAX_HEADER_BYTES:
+        raise BadInputError(f"a safetensors file with a header of {length:,} bytes; save only the model's state_dict")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+    except BadInputError:
+        raise
+    except (ValueError, RecursionError):
+        raise BadInputError(f"a safetensors file with a damaged header; {_AGAIN}") from None
+    metadata = header.pop("__metadata__", {})
+    if not header:
+        raise BadInputError("a safetensors file without tensors; save the model's state_dict")
+    if len(header) > MAX_TENSORS:
+        raise BadInputError(f"it holds more than {MAX_TENSORS:,} tensors; save only the model's state_dict")
+    for name, entry in header.items():
+        dtype = entry.get("dtype") if isinstance(entry, dict) else None
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise BadInputError(
+                f"tensor {printable(name)} has the unknown type {printable(str(dtype))}; convert it to F32"
+            )
+        shape = entry.get("shape")
+        if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
+            raise BadInputError(f"tensor {printable(name)} has {len(shape):,} dimensions; do not use this file")
+    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        raise BadInputError(f"a safetensors file with damaged metadata; {_AGAIN}")
+    return metadata
+
+
+def _read_tensors(data: bytes) -> dict[str, Tensor]:
+    """All tensors of a file whose header was checked."""
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise BadInputError(f"a damaged safetensors file ({printable(str(error))}); {_AGAIN}") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise BadInputError("a safetensors file whose header names something twice; do not use this file")
+    return found
+
+
+def _plan(
+    file: Source, form: str, weights: str | None, fits: Fits | None
+) -> tuple[Storages, dict[str, TensorRecord], Any, tuple[str, ...]]:
+    """Where the tensors of a file of ``torch.save`` lie, which these are, the top of its pickle, and remarks."""
     archive: TorchArchive | LegacyFile
     if form == "torch-zip":
         archive = TorchArchive(file)
@@ -140,7 +235,7 @@ def _plan(file: Source, form: str, weights: str | None, fits: Fits | None) -> _P
         check_records(records, archive)
     except BadInputError as error:
         raise BadInputError("; ".join((str(error), *findings[:3]))) from None
-    return _Plan(archive, records, _metadata(walked.value), findings + remarks)
+    return archive, records, walked.value, (*findings, *remarks)
 
 
 def _metadata(top: Any) -> dict[str, str]:

@@ -32,11 +32,7 @@ def find_state_dict(
 ) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
     """The weights in a walked pickle, under their names in the model, and remarks on where they were.
 
-    Args:
-        value: at the top of the pickle.
-        entry: which of several sets of weights is meant, by its path such as ``state_dict_ema``, or by the prefix of
-            its names such as ``teacher``.
-        fits: tells which of several sets could be meant.
+    ``entry`` and ``fits`` tell which of several sets is meant; ``read_checkpoint`` calls them ``weights`` and ``fits``.
 
     Raises:
         BadInputError: there are none, several sets of them, or tensors of a kind that cannot be read.
@@ -73,11 +69,7 @@ def find_state_dict(
 
 
 def behind(tensors: Mapping[str, Value], prefix: str) -> tuple[dict[str, Value], str]:
-    """What stands behind ``prefix.`` in a set of weights, and a remark on it.
-
-    Raises:
-        BadInputError: nothing does.
-    """
+    """What stands behind ``prefix.`` in a set of weights, and a remark on it; nothing there is refused."""
     start = f"{_in_names(prefix, tensors)}."
     inside = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
     if not inside:
@@ -99,18 +91,10 @@ def _in_names(prefix: str, names: Collection[str]) -> str:
 def strip_wrappers(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
     """Remove what DataParallel and ``torch.compile`` put before every name; also return what was removed."""
     removed = ""
-    names = list(tensors)
-    for _ in range(_MAX_WRAPPERS):
-        prefix = _common_wrapper(names) if names else None
-        if prefix is None:
-            break
-        names = [name.removeprefix(prefix) for name in names]
+    for _ in range(_MAX_WRAPPERS if tensors else 0):
+        prefix = next((each for each in _WRAPPERS if all(name.startswith(removed + each) for name in tensors)), "")
         removed += prefix
-    return dict(zip(names, tensors.values(), strict=True)), removed
-
-
-def _common_wrapper(names: Iterable[str]) -> str | None:
-    return next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in names)), None)
+    return {name.removeprefix(removed): value for name, value in tensors.items()}, removed
 
 
 def _candidates(value: Any) -> list[dict[str, Any]]:
@@ -241,11 +225,7 @@ def _is_aside(name: str, value: Any) -> bool:
 
 
 def _split(holder: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The tensors, and the printable names of what is none.
-
-    Raises:
-        BadInputError: they are the weights of a quantised model.
-    """
+    """The tensors, and the printable names of what is none; a quantised model is refused."""
     packed = [printable(name) for name in holder if _QUANTISED.search(name)]
     if packed:
         raise BadInputError(f"a quantised model, by its entries {listing(packed)}; {_FLOAT}")

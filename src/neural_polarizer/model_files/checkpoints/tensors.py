@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.pickle_values import StorageRecord, TensorRecord
+from neural_polarizer.model_files.checkpoints.pickle_values import TensorRecord
 from neural_polarizer.model_files.checkpoints.wording import printable
 
 MAX_TENSORS = 50_000
@@ -93,7 +93,7 @@ def _problem(record: TensorRecord, archive: Storages) -> str | None:
     if max((record.offset, *record.shape, *record.stride)) > _MAX_SIZE:
         return "has a size or stride beyond counting"
     stored = archive.storage_bytes(record.storage.key)
-    if stored != _storage_bytes(record.storage, dtype):
+    if stored != record.storage.numel * (element_bytes(record.storage.type_name) or 0):
         return f"has a storage of {stored} bytes, which is not what its type and length say"
     available = stored // dtype.itemsize
     if math.prod(record.shape) > available:
@@ -110,10 +110,6 @@ def element_bytes(type_name: str) -> int | None:
         return 1
     dtype = _STORAGES.get(type_name.removeprefix("torch."))
     return _QUANTISED.get(type_name.removeprefix("torch.")) if dtype is None else dtype.itemsize
-
-
-def _storage_bytes(storage: StorageRecord, dtype: torch.dtype) -> int:
-    return storage.numel * (1 if storage.type_name.endswith(".UntypedStorage") else dtype.itemsize)
 
 
 def _find_dtype(record: TensorRecord) -> torch.dtype | None:
