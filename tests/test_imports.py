@@ -36,7 +36,7 @@ LAYERS = (
 # The order inside of a package that is one part to all others.
 WITHIN = (
     ("model_files.record", "report"),
-    ("model_files.assemble", "model_files.foreign", "report.run", "report.bench"),
+    ("model_files.foreign", "report.run", "report.bench"),
     ("model_files.load", "model_files.save"),
     ("model_files.check",),
     ("model_files",),
@@ -152,7 +152,7 @@ def test_imports_lead_down_and_nothing_runs_code(path: Path) -> None:
         ("model_files.record", "from neural_polarizer import __version__", True),
         ("model_files.load", "from neural_polarizer.model_files.record import ModelRecord", True),
         ("model_files.record", "from neural_polarizer.model_files.load import load_model", False),
-        ("model_files.assemble", "from neural_polarizer.model_files.foreign import suggestion", False),
+        ("model_files.record", "from neural_polarizer.model_files.foreign import suggestion", False),
         ("model_files.check", "from neural_polarizer.report.values import percent", False),
         ("defenses", "from neural_polarizer.model_files.record import ModelRecord", False),
         ("models", "from neural_polarizer.model_files.checkpoints import read_checkpoint", False),

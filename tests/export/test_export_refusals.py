@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import neural_polarizer
 from neural_polarizer import BadInputError
 from neural_polarizer.errors import EnvironmentFaultError, WrongUsageError
-from neural_polarizer.exporting import export_model, format_of, graphs, weights
+from neural_polarizer.exporting import export_model, format_of, formats, graphs
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.model_files import save
 from toys import TinyNet, tiny_images, tiny_model
@@ -26,7 +26,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, value: Callable[[Tensor], Tensor]) ->
         tensors = right(network)
         return tensors | {"linear.bias": value(tensors["linear.bias"])}
 
-    for module in (save, weights):
+    for module in (save, formats):
         monkeypatch.setattr(module, "network_tensors", wrong)
 
 

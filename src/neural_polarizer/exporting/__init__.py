@@ -70,18 +70,18 @@ def export_model(
 
     Args:
         model: float pixels in [0, 1] to logits; left as it was. The file is in float32.
-        path: the file to write.
+        path: the file.
         name: its format.
         images: to compare the logits on, at least one. A graph takes images of their size alone, any number at once.
-        record: what is known about the model. Weights are tried in a new network of the architecture that it names,
-            without a record in a copy of ``model``.
+        record: what is known about the model; without, weights are tried in a copy of ``model``, not in a new one.
         tolerance: by how much a logit may differ.
 
     Raises:
         BadInputError: a package is missing, the network cannot be captured as a graph, or the file gives other logits.
         EnvironmentFaultError: the file cannot be written.
     """
-    kind = _usable(name, images)
+    kind = FORMATS[name]
+    kind.require()
     portable = portable_form(model, images, record)
     about = portable.description(inside=kind.is_graph)
     beside = None if kind.holds_metadata else path.with_name(f"{path.name}.json")
@@ -99,15 +99,6 @@ def export_model(
         largest_logit=largest,
         n_images=len(images),
     )
-
-
-def _usable(name: FormatName, images: ImageSet) -> Format:
-    """The format of that name, if its packages are there, and an image to compare the logits on."""
-    kind = FORMATS[name]
-    kind.require()
-    if len(images) == 0:
-        raise BadInputError(f"{images.source}: exporting needs at least one image to compare the logits on")
-    return kind
 
 
 def _checked(

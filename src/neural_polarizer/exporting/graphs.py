@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.exporting.portable import Portable
-from neural_polarizer.exporting.weights import as_texts
+from neural_polarizer.exporting.portable import Portable, as_texts
 
 DESCRIPTION = "model.json"
 """The extra file of a .pt2 that holds the description."""

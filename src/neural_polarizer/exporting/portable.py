@@ -1,6 +1,7 @@
 """The form in which a model leaves: without its polarizer where that is possible, and with what to say about it."""
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.folding import fold_polarizer
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
-from neural_polarizer.model_files.assemble import assemble
 from neural_polarizer.model_files.checkpoints import load_strict
+from neural_polarizer.model_files.load import assemble
 from neural_polarizer.model_files.record import ModelRecord, folded_record, versions, with_structure
 from neural_polarizer.model_files.save import network_tensors
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.normalize import Normalized, bare
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Portable:
     @property
     def network(self) -> nn.Module:
         """The network alone, without the normalisation in front of it."""
-        return _network(self.model)
+        return bare(self.model)
 
     @property
     def obstacle(self) -> str | None:
@@ -65,7 +66,7 @@ class Portable:
         if self.buildable:
             return assemble(self.record, tensors, source)
         model = copy.deepcopy(self.model)
-        network = _network(model)
+        network = bare(model)
         inside = dict(zip(network_tensors(network), network.state_dict(), strict=True))
         load_strict(network, {inside.get(name, name): value for name, value in tensors.items()}, source=str(source))
         return model
@@ -74,8 +75,10 @@ class Portable:
 def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None) -> Portable:
     """A copy of ``model`` whose polarizer is folded, if it has one that can be, which is checked on ``images``.
 
-    ``record`` is None for a model that was never in a file of ours.
+    ``record`` is None for a model that was never in a file of ours. Without an image, ``BadInputError`` is raised.
     """
+    if len(images) == 0:
+        raise BadInputError(f"{images.source}: exporting needs at least one image to compare the logits on")
     reference = copy.deepcopy(model).cpu().float().eval()
     for tensor in (*reference.parameters(), *reference.buffers()):  # torch.export wants the plain memory format
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
@@ -100,7 +103,7 @@ def _record_of(model: nn.Module, images: ImageSet) -> ModelRecord:
     """What a model in memory tells about itself; its architecture's name is that of its class."""
     num_classes = model(to_pixels(images.images[:1])).shape[-1]
     record = ModelRecord(
-        architecture=type(_network(model)).__qualname__,
+        architecture=type(bare(model)).__qualname__,
         num_classes=num_classes,
         classes=images.classes if images.num_classes == num_classes else None,
     )
@@ -114,9 +117,10 @@ def _numbers(tensor: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{value:.7g}") for value in tensor.flatten().tolist())
 
 
-def _network(model: nn.Module) -> nn.Module:
-    return model.network if isinstance(model, Normalized) else model
-
-
 def _wrapped(model: nn.Module) -> PolarizedModule | None:
     return next((module for module in model.modules() if isinstance(module, PolarizedModule)), None)
+
+
+def as_texts(about: Mapping[str, Any]) -> dict[str, str]:
+    """The description for formats whose metadata are texts: JSON, but for what is a text already."""
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.model_files.checkpoints.naming import fit_names, fits, unpruned
@@ -39,36 +40,52 @@ _DATA = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """The network that a file is to fill: its names and shapes, of two classes, once they are asked for."""
+
+    kind: str | Definition
+    config: str | None
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Without values."""
+        return skeleton(self.kind, 2, config=self.config)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Those of the network, by name."""
+        return self.network.state_dict()
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether names in a file can be those of this network."""
+        return fits(names, self.tensors)
+
+
 def foreign_record(
-    checkpoint: Checkpoint,
-    file: Path,
-    hub: HubFolder | None,
-    architecture: str | Definition | None,
-    profile: str | None,
+    checkpoint: Checkpoint, file: Path, hub: HubFolder | None, wanted: Wanted | None, profile: str | None
 ) -> tuple[ModelRecord, tuple[str, ...], frozenset[str]]:
     """What the user, or the folder, says of a file that is not ours, remarks on it, and tensors that went into it."""
-    definition, kind = None, architecture
-    if hub is not None:
-        kind = hub.architecture
-        own, classes, config, named = hub.preprocessing, hub.classes, hub.config, hub.architecture
-    elif isinstance(architecture, Definition):
-        own, classes, config, named = None, None, None, architecture.name
-        definition = architecture.sha256
-    elif architecture is not None:
-        named, classes, config = str(Architecture.parse(architecture)), None, None
-        skeleton(named, 2)  # a name that nothing is known by ends here
-        own = own_preprocessing(named)
-    else:
+    if wanted is None:
         raise BadInputError(
             f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
             f"{', or give its folder, whose config.json does' if is_classifier_folder(file.parent) else ''}"
             f"{suggestion(checkpoint.metadata)}"
         )
-    record = ModelRecord(architecture=named, num_classes=0, classes=classes, config=config, definition=definition)
+    inside = normalisation_inside(checkpoint.tensors, wanted.tensors)  # a name that nothing is known by ends here
+    own, classes, definition = None, None, None
+    if hub is not None:
+        own, classes, named = hub.preprocessing, hub.classes, hub.architecture
+    elif isinstance(wanted.kind, Definition):
+        named, definition = wanted.kind.name, wanted.kind.sha256
+    else:
+        named = str(Architecture.parse(wanted.kind))
+        own = own_preprocessing(named)
+    record = ModelRecord(
+        architecture=named, num_classes=0, classes=classes, config=wanted.config, definition=definition
+    )
     if own is not None:
         record = replace(record, mean=own.mean, std=own.std, image_size=own.image_size)
-    assert kind is not None
-    inside = normalisation_inside(checkpoint.tensors, skeleton(kind, 2, config=config).state_dict())
     if inside is None:
         return record, assumptions(own, checkpoint.metadata, normalised=profile is not None), frozenset()
     taken = "was taken" if profile is None else "was not taken, as --profile says another"
@@ -98,13 +115,16 @@ def suggestion(metadata: Mapping[str, str]) -> str:
 def assumptions(own: Preprocessing | None, metadata: Mapping[str, str], *, normalised: bool) -> tuple[str, ...]:
     """Remarks on what is assumed of the images, and how to say otherwise.
 
-    Args:
-        own: what the network's library or folder says.
-        metadata: the file's.
-        normalised: whether the user gave a normalisation.
+    ``own`` is what the network's library or folder says, ``normalised`` whether the user gave a normalisation.
     """
-    size = _size_remark(own)
-    return (*(() if normalised else (_normalisation_remark(own, metadata),)), *((size,) if size else ()))
+    told = () if normalised else (_normalisation_remark(own, metadata),)
+    if own is None or own.image_size is None:
+        return told
+    height, width = own.image_size
+    theirs = [f"resizes by {own.resampling} interpolation"] if own.resampling != "bilinear" else []
+    theirs += ["cuts off the border"] if own.cropped else []
+    but = f" ({own.source} {' and '.join(theirs)})" if theirs else ""
+    return *told, f"without --size, images become {height}x{width} pixels, whole and by bilinear interpolation{but}"
 
 
 def _normalisation_remark(own: Preprocessing | None, metadata: Mapping[str, str]) -> str:
@@ -114,7 +134,7 @@ def _normalisation_remark(own: Preprocessing | None, metadata: Mapping[str, str]
     other = other if numbers is None else f"the file has another beside its weights: --profile {numbers}"
     if own is None:
         return f"no normalisation was given, so pixels in [0, 1] enter the network as they are; {other}"
-    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (own.mean, own.std))
+    mean, std = _numbers(own.mean), _numbers(own.std)
     return f"no normalisation was given, so that of {own.source} was taken (mean {mean}, std {std}); {other}"
 
 
@@ -127,22 +147,10 @@ def _numbers_beside(metadata: Mapping[str, str]) -> str | None:
     return "/".join(",".join(f"{value:.7g}" for value in values) for values in told)
 
 
-def _size_remark(own: Preprocessing | None) -> str | None:
-    if own is None or own.image_size is None:
-        return None
-    height, width = own.image_size
-    unlike = [f"resizes by {own.resampling} interpolation"] if own.resampling != "bilinear" else []
-    unlike += ["cuts off the border"] if own.cropped else []
-    but = f" ({own.source} {' and '.join(unlike)})" if unlike else ""
-    return f"without --size, images become {height}x{width} pixels, whole and by bilinear interpolation{but}"
-
-
 def hub_folder(path: str, *, ours: str) -> HubFolder | None:
-    """What a folder of transformers or timm says; None for all else.
+    """What a folder of transformers or timm says, also as ``transformers:FOLDER``; None for all else.
 
-    Args:
-        path: a folder or file, or ``transformers:FOLDER``.
-        ours: a file by which a folder of ours is known, which then counts.
+    ``ours`` is a file by which a folder of ours is known.
 
     Raises:
         BadInputError: it is the folder of an image classifier that cannot be used.
@@ -158,24 +166,13 @@ def hub_folder(path: str, *, ours: str) -> HubFolder | None:
     return read_folder(folder)
 
 
-def names_in_files(architecture: str, config: str | None) -> dict[str, str]:
+def names_in_files(record: ModelRecord) -> dict[str, str]:
     """By the name of a tensor in the network, its name in files; empty where no library tells the two apart."""
-    return {} if config is None else file_names(skeleton(architecture, 2, config=config))
-
-
-def renamed_back(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors of a file by their names in the network; ``names`` is from ``names_in_files``."""
-    own = {there: here for here, there in names.items()}
-    return {own.get(name, name): value for name, value in tensors.items()}
+    return {} if record.config is None else file_names(skeleton(record.architecture, 2, config=record.config))
 
 
 def fitted(
-    tensors: Mapping[str, Tensor],
-    architecture: str | Definition,
-    config: str | None,
-    file: Path,
-    *,
-    normalised: bool,
+    tensors: Mapping[str, Tensor], network: Wanted, file: Path, *, normalised: bool
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors by the names of the network, if a known renaming leads there, and remarks on it.
 
@@ -183,7 +180,7 @@ def fitted(
         BadInputError: they are those of the same network with other options, or there may be a normalisation among
             them that cannot be read, while the user gave none (``normalised``).
     """
-    wanted = skeleton(architecture, 2, config=config).state_dict()
+    wanted = network.tensors
     numbers = [name for name, value in tensors.items() if not value.ndim and "." not in name and name not in wanted]
     spare = set(numbers)
     tensors = {name: value for name, value in tensors.items() if name not in spare}
@@ -197,7 +194,7 @@ def fitted(
             f"{listing(normed)}); take that off before saving (torch.nn.utils, or merge_and_unload of peft), or give "
             "the network as code of your own that has it, --arch FILE.py:NAME"
         )
-    other = None if isinstance(architecture, Definition) else architecture_in(architecture, wanted, tensors)
+    other = None if isinstance(network.kind, Definition) else architecture_in(network.kind, wanted, tensors)
     if other is not None:
         raise BadInputError(f"{file}: its tensors are those of another form of this network: --arch '{other}'")
     found, told = fit_names(tensors, wanted)
@@ -209,12 +206,10 @@ def fitted(
 _NORMED = re.compile(r"\.weight_(g|u)$|\.parametrizations\.\w+\.original|(^|\.)lora_\w+(\.|$)")
 
 
-def unlike(tensors: Mapping[str, Tensor], architecture: str | Definition, config: str | None) -> str:
+def unlike(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], named: str) -> str:
     """What tells the tensors of a file, whose number of classes cannot be found, from those of the network."""
-    wanted = skeleton(architecture, 2, config=config).state_dict()
     missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
     extra = [printable(name) for name in tensors if name not in wanted]
-    named = architecture.name if isinstance(architecture, Definition) else architecture
     if not missing:
         return f"its tensors do not tell how many classes a {named} has; give --num-classes"
     heads = {name.rpartition(".")[0] for name in missing}
@@ -230,26 +225,8 @@ def unlike(tensors: Mapping[str, Tensor], architecture: str | Definition, config
     )
 
 
-def fitting(architecture: str | Definition, config: str | None) -> Callable[[Collection[str]], bool]:
-    """Tells whether names in a file can be those of this network; it is built when it is first asked."""
-    kept: dict[str, Mapping[str, Tensor]] = {}
-
-    def fit(names: Collection[str]) -> bool:
-        if not kept:
-            kept["wanted"] = skeleton(architecture, 2, config=config).state_dict()
-        return fits(names, kept["wanted"])
-
-    return fit
-
-
 def architecture_in(architecture: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
-    """The name with the options that the tensors of a vision transformer ask for; None where it is ``architecture``.
-
-    Args:
-        architecture: what the user said.
-        wanted: tensors of the network of that name, with or without values.
-        tensors: those of the file.
-    """
+    """The name with the options that the tensors of a vision transformer ask for; None where it is ``architecture``."""
     asked = Architecture.parse(architecture)
     names = _TRANSFORMERS.get(asked.library)
     positions = None if names is None else _shape(wanted, names[0], 3)

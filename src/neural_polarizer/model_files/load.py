@@ -11,27 +11,20 @@ from torch import Tensor, nn
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.structures import polarizer_for
 from neural_polarizer.layer.surgery import Site, insert
-from neural_polarizer.model_files.assemble import assemble, check_size
 from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint
 from neural_polarizer.model_files.checkpoints.wording import listing, printable
-from neural_polarizer.model_files.foreign import (
-    fitted,
-    fitting,
-    foreign_record,
-    hub_folder,
-    names_in_files,
-    renamed_back,
-    unlike,
-)
-from neural_polarizer.model_files.record import KEY, ModelRecord, read_record
+from neural_polarizer.model_files.foreign import Wanted, fitted, foreign_record, hub_folder, names_in_files, unlike
+from neural_polarizer.model_files.record import KEY, POLARIZER_PREFIX, ModelRecord, read_record
+from neural_polarizer.models.adapted import adapt, channel_map
 from neural_polarizer.models.architecture import Architecture
-from neural_polarizer.models.build import sizes_in, skeleton
+from neural_polarizer.models.build import build, sizes_in, skeleton
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.models.hub_folder import HubFolder
-from neural_polarizer.models.normalize import channels_taken, normalisation_named
+from neural_polarizer.models.normalize import Converted, Normalized, channels_taken, normalisation_named, one_channel
 
 FILES = ("purified.safetensors", "model.safetensors")
 _SUFFIXES = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors"))
+SPARE_NUMBERS = 50_000_000  # 200 MB: up to here the names of the missing tensors tell more than their count
 _MAX_FILES = 10_000  # that are looked through for one to propose
 _GREY = "the network takes one channel: it gets the mean of the three"
 
@@ -140,34 +133,36 @@ def _read_model(
     if hub is not None and isinstance(architecture, str) and _other_options(hub.architecture, architecture):
         hub = replace(hub, architecture=architecture)
     known = architecture if hub is None else hub.architecture
-    fits = None if known is None else fitting(known, None if hub is None else hub.config)
-    checkpoint = read_checkpoint(file, weights=weights, fits=fits)
+    wanted = None if known is None else Wanted(known, None if hub is None else hub.config)
+    checkpoint = read_checkpoint(file, weights=weights, fits=None if wanted is None else wanted.fits)
     record, remarks, used = read_record(checkpoint.metadata.get(KEY), file), tuple[str, ...](), frozenset[str]()
     ours = record is not None
     if record is None:
-        record, remarks, used = foreign_record(checkpoint, file, hub, architecture, profile)
+        record, remarks, used = foreign_record(checkpoint, file, hub, wanted, profile)
         record, told = _as_asked(record, output, channels)
         remarks = (*remarks, *told)
     elif output not in (None, record.output) or channels not in (None, 1 if record.grey else 3):
         raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
     kind, said = _network_of(record, architecture, file)
     remarks = (*said, *remarks)
-    names = names_in_files(record.architecture, record.config)
-    tensors = renamed_back({key: value for key, value in checkpoint.tensors.items() if key not in used}, names)
+    own = {there: here for here, there in names_in_files(record).items()}
+    tensors = {own.get(name, name): value for name, value in checkpoint.tensors.items() if name not in used}
+    if wanted is None or ours:
+        wanted = Wanted(kind, record.config)
     if not ours:
-        tensors, told = fitted(tensors, kind, record.config, file, normalised=profile is not None)
-        taken = channels_taken(skeleton(kind, 2, config=record.config), tensors)
+        tensors, told = fitted(tensors, wanted, file, normalised=profile is not None)
+        taken = channels_taken(wanted.network, tensors)
         if channels == 1 and taken == 3:
             raise BadInputError(f"{file}: its first convolution takes 3 channels, not 1; leave --channels out")
         if channels is None and taken == 1:
             record, told = replace(record, grey=True), (*told, _GREY)
         remarks = (*told, *remarks)
-    record, told = _sized(record, kind, tensors, num_classes, file, ours=ours)
+    record, told = _sized(record, wanted, tensors, num_classes, file, ours=ours)
     remarks = (*remarks, *told)
     if profile is not None:
         mean, std = normalisation_named(profile)
         record = replace(record, mean=mean, std=std)
-    check_size(record, kind, tensors, file)
+    _check_size(record, kind, tensors, file)
     model = assemble(record, tensors, file, kind)
     return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks), weights)
 
@@ -181,18 +176,15 @@ def _as_asked(record: ModelRecord, output: str | None, channels: int | None) -> 
 
 def _sized(
     record: ModelRecord,
-    kind: str | Definition,
+    wanted: Wanted,
     tensors: Mapping[str, Tensor],
     num_classes: int | None,
     file: Path,
     *,
     ours: bool,
 ) -> tuple[ModelRecord, tuple[str, ...]]:
-    """The record with the number of classes and the width that the tensors tell, and remarks.
-
-    Raises:
-        BadInputError: the number cannot be told, or is not ``num_classes``.
-    """
+    """The record with the number of classes and the width that the tensors tell, and remarks."""
+    kind = wanted.kind
     found, width = sizes_in(kind, tensors, config=record.config)
     told: tuple[str, ...] = ()
     if found == 1 and num_classes in (None, 2):
@@ -200,12 +192,13 @@ def _sized(
         told = ("a yes/no model: its one logit z stands for the two logits (0, z)",)
     classes = num_classes or found or record.num_classes
     if not classes:
-        raise BadInputError(f"{file}: {unlike(tensors, kind, record.config)}")
+        named = kind.name if isinstance(kind, Definition) else record.architecture
+        raise BadInputError(f"{file}: {unlike(tensors, wanted.tensors, named)}")
     guessed = isinstance(kind, Definition) and not kind.takes_num_classes
     if found is not None and num_classes is not None and found != num_classes and not guessed:
         raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
-    named = record.classes if ours or record.classes is None or len(record.classes) == classes else None
-    return replace(record, num_classes=classes, width=width, classes=named), told
+    known = record.classes if ours or record.classes is None or len(record.classes) == classes else None
+    return replace(record, num_classes=classes, width=width, classes=known), told
 
 
 def _other_options(said: str, given: str) -> bool:
@@ -217,11 +210,7 @@ def _other_options(said: str, given: str) -> bool:
 def _network_of(
     record: ModelRecord, given: str | Definition | None, file: Path
 ) -> tuple[str | Definition, tuple[str, ...]]:
-    """What builds the network of ``record``, and remarks on it; code comes from ``given`` only, never from the record.
-
-    Raises:
-        BadInputError: ``given`` is another network, or the record's was built by code that is not given.
-    """
+    """What builds the network of ``record``, and remarks on it; code comes from ``given``, never from the record."""
     if record.definition is not None:
         if not isinstance(given, Definition):
             raise BadInputError(
@@ -238,3 +227,61 @@ def _network_of(
         named = given.name if isinstance(given, Definition) else given
         raise BadInputError(f"{file}: is a {record.architecture}, not a {named}; leave --arch out")
     return record.architecture, ()
+
+
+def assemble(
+    record: ModelRecord, tensors: Mapping[str, Tensor], file: Path, kind: str | Definition | None = None
+) -> nn.Module:
+    """A new float32 network of the kind that ``record`` names, filled with ``tensors``, behind its normalisation.
+
+    ``tensors`` are all that the network needs, by its names; ``kind`` builds it if not the name in the record.
+
+    Raises:
+        BadInputError: architecture, record and tensors do not go together.
+    """
+    logits = 1 if record.yes_no else record.num_classes
+    network = build(kind or record.architecture, logits, width=record.width, config=record.config, least=1).float()
+    if record.grey:
+        one_channel(network)
+    if not (record.grey or record.yes_no or record.output is not None):
+        return _fill(Normalized(network, record.mean, record.std), record, tensors, file).eval()
+    grey, output, yes_no = record.grey, record.output, record.yes_no
+    model = Converted(network, record.mean, record.std, grey=grey, output=output, yes_no=yes_no)
+    return _fill(model, record, tensors, file).eval()
+
+
+def _check_size(record: ModelRecord, kind: str | Definition, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse sizes that a small file claims, before memory is spent on a network of that size."""
+    held = sum(tensor.numel() for tensor in tensors.values())
+    try:
+        network = skeleton(kind, record.num_classes, width=record.width, config=record.config)
+        needed = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+    except (RuntimeError, OverflowError):  # more numbers than can be counted
+        needed = 1 << 63
+    if needed > 2 * held + SPARE_NUMBERS:
+        raise BadInputError(
+            f"{file}: the weights do not fit this architecture: they are {held:,} numbers, but a {record.architecture} "
+            f"of {record.num_classes} classes has {needed:,}; check the architecture and the number of classes"
+        )
+
+
+def _fill(model: Normalized, record: ModelRecord, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
+    backbone = {name: value for name, value in tensors.items() if not name.startswith(POLARIZER_PREFIX)}
+    layer = {name[len(POLARIZER_PREFIX) :]: value for name, value in tensors.items() if name not in backbone}
+    try:
+        for name, kind in record.changes:
+            adapt(model.network, name, kind)
+    except BadInputError as error:
+        raise BadInputError(f"{file}: {error}") from None
+    if record.site is None:
+        load_strict(model.network, tensors, source=str(file))
+        return model
+    load_strict(model.network, backbone, source=str(file))
+    polarizer: nn.Module | None = polarizer_for(record.structure, layer)
+    folded = layer.get("weight")  # of a folded polarizer nothing but a convolution or a linear layer is left
+    if polarizer is None and folded is not None and folded.ndim in (2, 4) and 1 <= len(folded) <= folded.numel():
+        polarizer = channel_map(len(folded), next(model.parameters()), flat=folded.ndim == 2)
+    if polarizer is None:
+        raise BadInputError(f"{file}: says that it has a polarizer at {record.site}, but holds no weights of one")
+    load_strict(polarizer, layer, source=f"{file} (polarizer)")
+    return insert(model, Site.parse(record.site), polarizer)

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -25,52 +26,32 @@ MAX_NAME = 1_000  # letters of what a record names, and layers that it changes
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """What one must know to use a file of weights.
+    """What one must know to use a file of weights."""
 
-    Args:
-        architecture: a name that ``models.build`` knows, with its options.
-        num_classes: K.
-        width: of the first stage, for architectures that have one.
-        mean: of the normalisation inside the model, a channel.
-        std: likewise.
-        image_size: height and width of the training images, if known.
-        classes: class names, if known.
-        site: where the polarizer sits, None for a model without one.
-        changes: of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
-        structure: of the polarizer; saving reads it off the layer.
-        config: of a classifier of transformers, what builds it, as JSON (``models.hugging_face``).
-        definition: SHA-256 of the user's own code that builds it; ``architecture`` then only says how it was called.
-        grey: whether the network takes one channel, the mean of the three.
-        output: key, attribute or index of the logits, where the network gives more than a tensor.
-        yes_no: whether the network gives one logit z, which stands for the two logits (0, z).
-    """
-
-    architecture: str
-    num_classes: int
-    width: int | None = None
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    image_size: tuple[int, int] | None = None
-    classes: tuple[str, ...] | None = None
-    site: str | None = None
+    architecture: str  # a name that ``models.build`` knows, with its options
+    num_classes: int  # K
+    width: int | None = None  # of the first stage, for architectures that have one
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of the normalisation inside the model, a channel
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)  # likewise
+    image_size: tuple[int, int] | None = None  # height and width of the training images, if known
+    classes: tuple[str, ...] | None = None  # class names, if known
+    site: str | None = None  # where the polarizer sits, None for a model without one
+    # Of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
     changes: tuple[tuple[str, str], ...] = ()
-    structure: Structure = "conv-bn"
-    config: str | None = None
+    structure: Structure = "conv-bn"  # of the polarizer; saving reads it off the layer
+    config: str | None = None  # of a classifier of transformers, what builds it, as JSON (``models.hugging_face``)
+    # SHA-256 of the user's own code that builds it; ``architecture`` then only says how it was called.
     definition: str | None = None
-    grey: bool = False
-    output: str | None = None
-    yes_no: bool = False
+    grey: bool = False  # whether the network takes one channel, the mean of the three
+    output: str | None = None  # key, attribute or index of the logits, where the network gives more than a tensor
+    yes_no: bool = False  # whether the network gives one logit z, which stands for the two logits (0, z)
 
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
     from neural_polarizer import __version__
 
-    return {
-        "neural_polarizer": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
+    return {"neural_polarizer": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def with_structure(record: ModelRecord, model: nn.Module) -> ModelRecord:
@@ -82,11 +63,8 @@ def with_structure(record: ModelRecord, model: nn.Module) -> ModelRecord:
 
 def folded_record(record: ModelRecord, folded: Folded) -> ModelRecord:
     """The record of a folded model, from that of the purified one."""
-    return replace(
-        record,
-        site=record.site if folded.site_kept else None,
-        changes=(*record.changes, *folded.changes.items()),
-    )
+    site = record.site if folded.site_kept else None
+    return replace(record, site=site, changes=(*record.changes, *folded.changes.items()))
 
 
 def metadata_of(record: ModelRecord) -> dict[str, str]:
@@ -118,13 +96,13 @@ def read_record(text: str | None, file: Path) -> ModelRecord | None:
             std=tuple(float(value) for value in found["std"]),
             image_size=None if size is None else (int(size[0]), int(size[1])),
             classes=None if classes is None else tuple(str(name) for name in classes),
-            site=None if found.get("site") is None else str(found["site"]),
+            site=_text(found, "site"),
             changes=tuple((str(name), str(kind)) for name, kind in found.get("changes", ())),
             structure=_structure(found.get("structure", "conv-bn")),
-            config=None if found.get("config") is None else str(found["config"]),
-            definition=None if found.get("definition") is None else str(found["definition"]),
+            config=_text(found, "config"),
+            definition=_text(found, "definition"),
             grey=found.get("grey") is True,
-            output=None if found.get("output") is None else str(found["output"]),
+            output=_text(found, "output"),
             yes_no=found.get("yes_no") is True,
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
@@ -134,16 +112,14 @@ def read_record(text: str | None, file: Path) -> ModelRecord | None:
         raise BadInputError(f"{file}: its record of the model is damaged (mean and std are not three numbers each)")
     if not all(1 <= side <= MAX_SIDE for side in record.image_size or ()):
         raise BadInputError(f"{file}: its record of the model is damaged (image_size is not within 1..{MAX_SIDE})")
-    names = (
-        record.architecture,
-        record.site or "",
-        record.definition or "",
-        record.output or "",
-        *chain.from_iterable(record.changes),
-    )
-    if max(map(len, names)) > MAX_NAME or len(record.changes) > MAX_NAME:
+    named = (record.architecture, record.site, record.definition, record.output, *chain.from_iterable(record.changes))
+    if max(len(name or "") for name in named) > MAX_NAME or len(record.changes) > MAX_NAME:
         raise BadInputError(f"{file}: its record of the model is damaged (a name or list of more than {MAX_NAME})")
     return record
+
+
+def _text(found: Mapping[str, Any], name: str) -> str | None:
+    return None if found.get(name) is None else str(found[name])
 
 
 def _structure(name: Any) -> Structure:

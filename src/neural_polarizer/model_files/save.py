@@ -13,7 +13,7 @@ from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.model_files.foreign import names_in_files
 from neural_polarizer.model_files.record import POLARIZER_PREFIX, ModelRecord, metadata_of, with_structure
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.normalize import bare
 
 
 def network_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -36,15 +36,8 @@ def save_model(path: Path, model: nn.Module, record: ModelRecord) -> None:
 
 
 def model_bytes(model: nn.Module, record: ModelRecord, also: Mapping[str, str] = MappingProxyType({})) -> bytes:
-    """The safetensors file from which ``load_model`` makes ``model`` again.
-
-    Args:
-        model: its normalisation goes into the record.
-        record: what the file says about it.
-        also: further metadata, for other readers.
-    """
-    network = model.network if isinstance(model, Normalized) else model
-    names, tensors = names_in_files(record.architecture, record.config), network_tensors(network)
+    """The safetensors file from which ``load_model`` makes ``model`` again; ``also`` is metadata for other readers."""
+    names, tensors = names_in_files(record), network_tensors(bare(model))
     tensors = {names.get(name, name): value for name, value in tensors.items()}
     return save(tensors, metadata={**also, **metadata_of(with_structure(record, model))})
 
