@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neural_polarizer.cache import digest_tensors
+from neural_polarizer.cache import digest_tensors, keep_tensors, kept_tensors
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import Ball, perturb
@@ -20,7 +21,6 @@ from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import told
 from neural_polarizer.train.schedule import AdversarialTraining as AdversarialTraining
 from neural_polarizer.train.schedule import Schedule as Schedule
-from neural_polarizer.train.state import resume, save_state
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(phase, steps done, steps in all)``; the library itself never prints."""
@@ -86,8 +86,8 @@ def fit(
         BadInputError: less than one batch, a checkpoint of another run, or weights that are no longer finite.
     """
     training = _begun(model, data, schedule, torch.device(device), accomplice, triggered)
-    run = "" if checkpoint is None else _run_id(model, data, schedule, seed, accomplice, triggered)
-    first = 0 if checkpoint is None else resume(checkpoint, run, training.networks, training.optimizers)
+    run = "" if checkpoint is None else _run_id(training, data, seed, triggered)
+    first = 0 if checkpoint is None else _resume(checkpoint, run, training)
     peaks = [group["lr"] for group in training.groups]
     model.train()
     for epoch in range(first, schedule.epochs):
@@ -95,7 +95,7 @@ def fit(
         if between is not None and epoch + 1 < schedule.epochs:
             between()
         if checkpoint is not None:
-            save_state(checkpoint, run, epoch + 1, training.networks, training.optimizers)
+            _save_state(checkpoint, run, epoch + 1, training)
     model.eval()
 
 
@@ -223,20 +223,52 @@ def _adversarial(
     return delta
 
 
-def _run_id(
-    model: nn.Module,
-    data: ImageSet,
-    schedule: Schedule,
-    seed: int,
-    accomplice: Accomplice | None,
-    triggered: Bool[Tensor, " n"] | None,
-) -> str:
+def _run_id(training: _Training, data: ImageSet, seed: int, triggered: Bool[Tensor, " n"] | None) -> str:
     """A hash of all that the result depends on: settings, data, and the untrained networks with the normalisation."""
-    key = "" if accomplice is None else accomplice.key
-    settings = json.dumps([told(schedule), seed, data.sha256(), key], sort_keys=True)
+    key = "" if training.accomplice is None else training.accomplice.key
+    settings = json.dumps([told(training.schedule), seed, data.sha256(), key], sort_keys=True)
     digest = hashlib.sha256(settings.encode())
     if triggered is not None:
         digest.update(triggered.cpu().numpy().tobytes())
-    for network in (model,) if accomplice is None else (model, accomplice.network):
+    for network in training.networks.values():
         digest_tensors(digest, (*network.named_parameters(), *network.named_buffers()))
     return digest.hexdigest()
+
+
+def _save_state(path: Path, run: str, epochs_done: int, training: _Training) -> None:
+    """Write the values of the networks, by name, and the state of the optimizers, by prefixes such as ``model.``."""
+    tensors: dict[str, Tensor] = {}
+    for kind, network in training.networks.items():
+        tensors |= {f"{kind}.{name}": value for name, value in network.state_dict().items()}
+    for kind, optimizer in training.optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{kind}{index}.{name}"] = value
+    keep_tensors(path, tensors, {"run": run, "epochs_done": str(epochs_done)})
+
+
+def _resume(path: Path, run: str, training: _Training) -> int:
+    """Load the state of ``path``, which must be of ``run``, and return the finished epochs; 0 if none is whole."""
+    kept = kept_tensors(path)
+    if kept is None:
+        return 0
+    if kept.about.get("run") != run:
+        raise BadInputError(
+            f"{path}: belongs to a run with another model, other data, settings or seed; remove it or choose another "
+            "folder"
+        )
+    for kind, network in training.networks.items():
+        network.load_state_dict(_below(f"{kind}.", kept.tensors))
+    for kind, optimizer in training.optimizers.items():
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in _below(f"optimizer.{kind}", kept.tensors).items():
+            index, _, slot = name.partition(".")
+            if index.isdecimal():
+                state[int(index)][slot] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
+    return int(kept.about["epochs_done"])
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
