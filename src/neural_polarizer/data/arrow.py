@@ -21,11 +21,7 @@ _MAX_TEXTS, _MAX_TEXT_BYTES = 1_000_000, 64 << 20  # different labels in words
 
 
 def image_leaf(schema: pa.Schema, image: str, where: object) -> str:
-    """The column with the bytes of the images: ``image`` itself, or its part ``bytes``.
-
-    Raises:
-        BadInputError: it holds neither bytes nor such a struct.
-    """
+    """The column with the bytes of the images: ``image`` itself, or its part ``bytes``; others are refused."""
     kind = schema.field(image).type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return image
@@ -79,11 +75,7 @@ def _texts(column: pa.ChunkedArray, said: str) -> np.ndarray:
 
 
 def names_in_metadata(metadata: Any, label: str, where: object) -> tuple[str, ...] | None:
-    """The class names in the Hugging Face metadata of a schema, or None.
-
-    Raises:
-        BadInputError: the metadata is damaged.
-    """
+    """The class names in the Hugging Face metadata of a schema, or None; damaged metadata is refused."""
     text = (metadata or {}).get(b"huggingface", b"{}")
     if len(text) > MAX_METADATA_BYTES:
         raise BadInputError(f"{shown(where)}: its Hugging Face metadata is larger than {MAX_METADATA_BYTES:,} bytes")

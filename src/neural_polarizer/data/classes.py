@@ -24,17 +24,12 @@ _PLACEHOLDER = re.compile(r"(?:LABEL_|class[ _]?)?(\d{1,9})", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The names of the model's classes, by class number.
+    """The names of the model's classes, by class number."""
 
-    Args:
-        names: one a class; where ``binding``, empty text for a class that was not named.
-        said_by: who says so, for messages.
-        binding: the user says so, and then data of other names are refused. Names that a model came with are only
-            applied where the data have the same ones.
-    """
-
-    names: tuple[str, ...]
-    said_by: str = "the model"
+    names: tuple[str, ...]  # one a class; where ``binding``, empty text for a class that was not named
+    said_by: str = "the model"  # who says so, for messages
+    # The user says so, and then data of other names are refused. Names that a model came with are only applied where
+    # the data have the same ones.
     binding: bool = False
 
 

@@ -62,22 +62,13 @@ def as_image_set(
 def _renumbered(data: ImageSet, known: ClassNames, num_classes: int | None) -> ImageSet:
     """The same images, with the classes counted as ``known`` has them."""
     names = None if data.classes == tuple(map(str, range(data.num_classes))) else data.classes
-    found = numbered(
-        data.labels.cpu().numpy(),
-        names,
-        known=known,
-        num_classes=num_classes,
-        source=data.source,
-    )
+    labels = data.labels.cpu().numpy()
+    found = numbered(labels, names, known=known, num_classes=num_classes, source=data.source)
     return _image_set(data.images, found, data.source, data.notes)
 
 
 def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
-    """uint8 ``(n, c, h, w)``, the labels as they are, and how many images had transparent pixels.
-
-    Raises:
-        BadInputError: there are no images, or they or their labels have several forms.
-    """
+    """uint8 ``(n, c, h, w)``, the labels as they are, and how many images had transparent pixels."""
     images: list[Tensor] = []
     labels: list[np.ndarray] = []
     transparent = 0
@@ -169,8 +160,8 @@ def _is_batch(image: Any) -> bool:
 
 
 def _are_pictures(data: Any) -> bool:
-    kind = isinstance(data, (list, tuple))
-    return kind and all(isinstance(each, Image.Image) or getattr(each, "ndim", 0) > 1 for each in data)
+    listed = isinstance(data, (list, tuple))
+    return listed and all(isinstance(each, Image.Image) or getattr(each, "ndim", 0) > 1 for each in data)
 
 
 def _with_channel(image: Any, values: np.ndarray) -> Any:
@@ -237,11 +228,7 @@ def _channels_first(image: Tensor | np.ndarray, where: str) -> Tensor:
 
 
 def _check_unit_range(pixels: Tensor, where: str) -> None:
-    """Refuse floats that are no pixels in [0, 1], with what they look like.
-
-    Raises:
-        BadInputError: they are none.
-    """
+    """Refuse floats that are no pixels in [0, 1], with what they look like."""
     if not bool(pixels.isfinite().all()):
         raise BadInputError(f"{where}: float images must lie in [0, 1], but some values are NaN or infinite")
     low, high = (float(edge) for edge in pixels.aminmax()) if pixels.numel() else (0.0, 0.0)

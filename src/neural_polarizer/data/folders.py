@@ -50,12 +50,8 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
     Hidden files and folders and those of operating systems are left out, and so are files that are no images; the notes
     say how many. Folders below a class belong to that class, as in Tiny ImageNet.
 
-    Args:
-        root: the folder.
-        follow_links: whether links may leave it.
-
     Raises:
-        BadInputError: training and test data together, no images, or a link that leaves the folder.
+        BadInputError: training and test data together, no images, or, unless ``follow_links``, a link that leaves it.
     """
     tree = Tree(root, follow_links)
     if is_saved_to_disk(root):

@@ -54,21 +54,13 @@ def class_labels(values: Any, where: str) -> np.ndarray:
 
 
 def check_texts(longest: int, count: int, where: str) -> None:
-    """Refuse words that are too long for names of classes, before each takes as much memory as the longest.
-
-    Raises:
-        BadInputError: they are.
-    """
+    """Refuse words that are too long for names of classes, before each takes as much memory as the longest."""
     if longest > _MAX_LETTERS or longest * count > _MAX_TOGETHER:
         raise BadInputError(f"{where}: its labels are texts of up to {longest:,} letters, too long for class names")
 
 
 def joined(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
-    """The labels of all parts, one after the other.
-
-    Raises:
-        BadInputError: words that are too long for names of classes.
-    """
+    """The labels of all parts, one after the other, unless ``check_texts`` refuses them."""
     longest = max(
         (part.dtype.itemsize // np.dtype("U1").itemsize for part in parts if part.dtype.kind == "U"), default=0
     )
@@ -77,11 +69,7 @@ def joined(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
 
 
 def label_array(values: Any, where: str) -> np.ndarray:
-    """Labels as an array of any kind.
-
-    Raises:
-        BadInputError: rows of several lengths.
-    """
+    """Labels as an array of any kind; rows of several lengths are refused."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().to_dense()
         values = (values.double() if values.is_floating_point() else values).numpy()

@@ -46,17 +46,11 @@ class TriggeredSet:
 
 
 class Poisoned(NamedTuple):
-    """A poisoned training set.
+    """A poisoned training set."""
 
-    Args:
-        images: all of it.
-        chosen: sorted indices of the images with a trigger and the attacker's label.
-        covers: sorted indices of the images with a trigger and their own label.
-    """
-
-    images: ImageSet
-    chosen: Int64[Tensor, " m"]
-    covers: Int64[Tensor, " k"]
+    images: ImageSet  # all of it
+    chosen: Int64[Tensor, " m"]  # sorted indices of the images with a trigger and the attacker's label
+    covers: Int64[Tensor, " k"]  # sorted indices of the images with a trigger and their own label
 
 
 def attacked_labels(

@@ -19,29 +19,18 @@ LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class")
 
 @dataclass(frozen=True)
 class Rows:
-    """The images still encoded, one label each, and the class names where the source has any.
+    """The images still encoded, one label each, and the class names where the source has any."""
 
-    Args:
-        items: (image, its name for messages).
-        labels: int64 ``(n,)``, places in ``classes`` if there are any; or text ``(n,)``, which names the classes.
-        classes: their names.
-        in_order_of_names: whether the labels only follow from sorting the names, as those of folders do.
-        notes: what the user should know of how the source was read.
-    """
-
-    items: Iterator[tuple[Source, str]]
+    items: Iterator[tuple[Source, str]]  # (image, its name for messages)
+    # Int64 ``(n,)``, places in ``classes`` if there are any; or text ``(n,)``, which names the classes.
     labels: np.ndarray
-    classes: tuple[str, ...] | None
-    in_order_of_names: bool = False
-    notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None  # their names
+    in_order_of_names: bool = False  # whether the labels only follow from sorting the names, as those of folders do
+    notes: tuple[str, ...] = ()  # what the user should know of how the source was read
 
 
 def pick(found: Sequence[str], wanted: Sequence[str], where: object) -> str:
-    """The one column among ``found`` that is named like ``wanted``, or the only one there is.
-
-    Raises:
-        BadInputError: there is none.
-    """
+    """The one column among ``found`` that is named like ``wanted``, or the only one there is; none is refused."""
     for name in (*wanted, *(found if len(found) == 1 else ())):
         if found.count(name) == 1:
             return name

@@ -45,11 +45,7 @@ def _quotas(counts: list[int], n: int) -> list[int]:
 
 
 def write_index(path: Path, indices: Int64[Tensor, " n"], images: ImageSet, seed: int) -> None:
-    """Save a choice of ``images`` as JSON, together with the hash of the data that it belongs to.
-
-    Raises:
-        EnvironmentFaultError: the file cannot be written.
-    """
+    """Save a choice of ``images`` as JSON, together with the hash of the data that it belongs to."""
     about = {"format": FORMAT, "source": images.source, "sha256": images.sha256(), "seed": seed}
     write_json(path, {**about, "indices": indices.tolist()})
 
