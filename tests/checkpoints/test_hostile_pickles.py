@@ -171,6 +171,20 @@ def test_dicts_within_dicts_many_times_over_take_no_time(tmp_path: Path) -> None
     _refuse(saved(tmp_path / "m.pt", value), "no weights found in it")
 
 
+def test_many_entries_beside_the_weights_take_no_time(tmp_path: Path) -> None:
+    beside = {f"k{number}": None for number in range(20_000)}
+    path = saved(tmp_path / "m.pt", {"a.w": torch.ones(1), "b.w": torch.ones(1), **beside})
+    started = time.process_time()
+    assert list(read_checkpoint(path).tensors) == ["a.w", "b.w"]
+    assert time.process_time() - started < 5
+
+
+def test_a_long_name_is_not_put_together_again_and_again(tmp_path: Path) -> None:
+    long = b"X\x00\x00\x10\x00" + b"a" * (1 << 20) + b"q\x000"  # a megabyte, remembered
+    data = b"\x80\x04" + long + b"h\x00h\x00\x93" * 1000 + b"."
+    _refuse(with_pickle(tmp_path / "m.pt", data), "its pickle is damaged")
+
+
 def test_numbers_that_are_keys_do_not_collide() -> None:
     chosen = [1, 2**61, 2.0**61]
     assert len({hash(key) for key in chosen}) == 1

@@ -65,7 +65,7 @@ def fit_names(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[di
 
 def _fitting(tensors: Mapping[str, Value], wanted: Collection[str]) -> tuple[dict[str, Value], tuple[str, ...]] | None:
     """What ``fit_names`` returns, if a rule leads to the ``wanted`` names."""
-    spare = [name for name in tensors if name not in wanted and SPARE.search(name)]
+    spare = {name: value for name, value in tensors.items() if name not in wanted and SPARE.search(name)}
     kept = {name: value for name, value in tensors.items() if name not in spare}
     prefixes = ["", *_prefixes(kept, wanted)]
     inside = {

@@ -20,6 +20,7 @@ from neural_polarizer.model_files.checkpoints.wording import printable
 MAX_OPCODES = 1_000_000  # about one second; a ResNet-152 needs 60,000
 MAX_MARKS = 500  # depth of nesting; real files stay below 20
 MAX_INTEGER = 2**64
+MAX_NAME = 1_000  # letters of a module or what is in it; a few bytes can have a long text put together again and again
 _DAMAGED = "its pickle is damaged; get the file again or save the state_dict anew"
 
 _PUSHED = frozenset(
@@ -74,11 +75,7 @@ class Walked:
 
 
 def walk(data: bytes, *, limit: int | None = None) -> Walked:
-    """Read a pickle of protocol 2 to 5 without running any of it.
-
-    Args:
-        data: begins with the pickle; what follows its end is left alone.
-        limit: of opcodes; None: ``MAX_OPCODES``.
+    """Read the pickle, of protocol 2 to 5 and at most ``limit`` opcodes, that ``data`` begins with; none of it is run.
 
     Raises:
         BadInputError: damaged, too large, too deep, or made of opcodes that ``torch.save`` does not write.
@@ -206,7 +203,7 @@ class _Machine:
             target.update((safe_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
 
     def _global(self, module: Any, name: Any) -> None:
-        if not (isinstance(module, str) and isinstance(name, str)):
+        if not (isinstance(module, str) and isinstance(name, str)) or max(len(module), len(name)) > MAX_NAME:
             raise BadInputError(_DAMAGED)
         full = f"{module}.{name}"
         if full.partition(".")[0] not in _KNOWN_PACKAGES and full not in _HARMLESS:

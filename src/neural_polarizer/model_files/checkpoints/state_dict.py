@@ -229,8 +229,8 @@ def _split(holder: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     packed = [printable(name) for name in holder if _QUANTISED.search(name)]
     if packed:
         raise BadInputError(f"a quantised model, by its entries {listing(packed)}; {_FLOAT}")
-    beside = [name for name, item in holder.items() if not (_is_tensor(item) or _is_call_for_tensor(name, item))]
-    return {name: item for name, item in holder.items() if name not in beside}, [*map(printable, beside)]
+    tensors = {name: item for name, item in holder.items() if _is_tensor(item) or _is_call_for_tensor(name, item)}
+    return tensors, [printable(name) for name in holder if name not in tensors]
 
 
 def _is_module(value: Any) -> bool:
