@@ -56,13 +56,8 @@ def numbered(
     Names on both sides are mapped by name. Folders and labels in words whose names are or have whole numbers are those
     class numbers. Else the order of the data's own names counts, and their count must be the model's.
 
-    Args:
-        labels: int64 ``(n,)``, places in ``names`` if there are any; or texts ``(n,)``.
-        names: of the data's classes, if it has any.
-        in_order_of_names: whether the labels only follow from sorting ``names``, as those of folders do.
-        known: the names of the model's classes, if known.
-        num_classes: K, if known.
-        source: names the data in messages.
+    ``labels`` are int64 ``(n,)``, places in the data's ``names`` if there are any, or texts ``(n,)``. Those of folders
+    only follow from sorting the names (``in_order_of_names``). ``known`` names the model's classes, which are K.
 
     Raises:
         BadInputError: it cannot be told which class is which, or a label is out of range.

@@ -64,12 +64,7 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
     is composited over black and dropped; the EXIF orientation is applied; of an animation the first frame
     counts; resizing is Pillow's bilinear, which averages when it shrinks, and ignores the aspect ratio.
 
-    Shape: uint8 ``(h, w, 3)`` in 0..255.
-
-    Args:
-        data: the file's bytes.
-        size: height and width to resize to; None keeps the image's own.
-        where: names the image in errors.
+    Shape: uint8 ``(h, w, 3)`` in 0..255, of the height and width ``size``; None keeps the image's own.
 
     Raises:
         BadInputError: not one of ``FORMATS``, over ``MAX_PIXELS``, truncated, or damaged.

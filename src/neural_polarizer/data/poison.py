@@ -73,12 +73,7 @@ def chosen_rows(
 ) -> Int64[Tensor, " m"]:
     """Sorted indices of the images that ``poison`` relabels: ``round(rate * n)``, chosen uniformly.
 
-    Args:
-        labels: of all n training images.
-        rate: share of n.
-        seed: fixes the choice.
-        only: the class to choose from; None is all of them.
-        most: share of that class that may be taken.
+    With ``only``, all are of that class, and no more than the share ``most`` of it.
     """
     count = round(rate * len(labels))
     candidates = torch.arange(len(labels)) if only is None else (labels == only).nonzero().flatten()

@@ -86,10 +86,8 @@ class Definition:
 def network_named(text: str | None) -> str | Definition | None:
     """What the user means by ``--arch``: the code of ``FILE.py:NAME`` or ``MODULE:NAME``, or a name as it is.
 
-    The code is imported. So this is for what a user has typed or passed, never for what a file says.
-
-    Args:
-        text: ``NAME[?KEY=VALUE&KEY=VALUE]``; values are JSON, or text where they are not.
+    The code is imported. So this is for what a user has typed or passed, never for what a file says. Arguments may
+    follow as ``?KEY=VALUE&KEY=VALUE``; values are JSON, or text where they are not.
 
     Raises:
         BadInputError: the file or the module cannot be imported, or there is nothing to call under that name.
