@@ -20,7 +20,7 @@ from neural_polarizer.defenses.rnp import RNP, accuracy, prune_within
 from neural_polarizer.defenses.sau import divergence, shared_loss, shared_perturbation
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.build import build
-from neural_polarizer.models.channels import convolutions_with_norms, lipschitz_bounds, outliers
+from neural_polarizer.models.layers import convolutions_with_norms, lipschitz_bounds, outliers
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Schedule
 from toys import TwoPixels, made, tiny_images, tiny_model

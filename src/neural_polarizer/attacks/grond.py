@@ -12,7 +12,7 @@ from neural_polarizer.attacks.base import NOTHING, Attack, Category, TriggerStat
 from neural_polarizer.attacks.stamping import added
 from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.channels import convolutions_with_norms, lipschitz_bounds, outliers
+from neural_polarizer.models.layers import convolutions_with_norms, lipschitz_bounds, outliers
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.rng import stream
 

@@ -10,7 +10,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.channels import convolutions_with_norms, lipschitz_bounds, outliers
+from neural_polarizer.models.layers import convolutions_with_norms, lipschitz_bounds, outliers
 
 
 @dataclass(frozen=True, kw_only=True)
