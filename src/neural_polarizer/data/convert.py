@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
 from neural_polarizer.data.decode import decoded, one_line, picture, shown, transparency_note
-from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.images import ImageSet, to_bytes
 from neural_polarizer.data.labels import class_labels, label_array
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS
 from neural_polarizer.devices import out_of_memory
@@ -195,7 +195,7 @@ def _bytes(image: Any, where: str) -> tuple[Tensor, int]:
     if not pixels.is_floating_point():
         raise BadInputError(f"{where}: images must be uint8 or float, got {pixels.dtype}; convert them to 8 bits")
     _check_unit_range(pixels, where)
-    return (pixels.float() * 255).round().to(torch.uint8), 0
+    return to_bytes(pixels.float()), 0
 
 
 def _one(pixels: np.ndarray, transparent: bool) -> tuple[Tensor, int]:

@@ -165,7 +165,7 @@ def read_triggered(
         )
     images = read_images(str(path), size=size, num_classes=num_classes, classes=classes)
     if poison_label is not None:
-        return _attacked(images, images.num_classes, poison_label)
+        return _attacked(images, poison_label)
     try:
         rows = parquet_rows([path], ("true_label",))
     except BadInputError as error:
@@ -175,11 +175,13 @@ def read_triggered(
     return TriggeredSet(images, torch.from_numpy(found.labels.copy()))
 
 
-def _attacked(images: ImageSet, num_classes: int, poison_label: PoisonLabel) -> TriggeredSet:
+def _attacked(images: ImageSet, poison_label: PoisonLabel) -> TriggeredSet:
     """Triggered images under their true labels, with the attacker's."""
-    wanted = -1 if poison_label == "next" else poison_label
-    if poison_label != "next" and not 0 <= wanted < num_classes:
-        raise BadInputError(f"the poison label must be next or lie in 0..{num_classes - 1}, got {poison_label}")
-    rule: LabelRule = "all-to-all" if poison_label == "next" else "all-to-one"
-    labels = attacked_labels(images.labels, num_classes, rule, wanted)
+    count = images.num_classes
+    if poison_label == "next":
+        labels = attacked_labels(images.labels, count, "all-to-all", -1)
+    elif 0 <= poison_label < count:
+        labels = attacked_labels(images.labels, count, "all-to-one", poison_label)
+    else:
+        raise BadInputError(f"the poison label must be next or lie in 0..{count - 1}, got {poison_label}")
     return TriggeredSet(replace(images, labels=labels), images.labels)
