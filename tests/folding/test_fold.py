@@ -209,12 +209,17 @@ def test_the_shipped_site_says_why_nothing_better_is_open() -> None:
     )
 
 
-def test_a_fold_that_gives_other_logits_is_passed_over() -> None:
+@pytest.mark.parametrize("wrong", [2.0, float("nan")])
+def test_a_fold_that_gives_other_logits_is_passed_over(wrong: float) -> None:
     """The network reads a weight in plain Python, which no graph shows."""
 
     class Entangled(TinyNet):
+        seen: float | None = None
+
         def forward(self, images: Tensor) -> Tensor:
-            return super().forward(images) * float(next(self.features[3].parameters()).detach().sum())
+            now = float(next(self.features[3].parameters()).detach().sum())
+            self.seen = now if self.seen is None else self.seen
+            return super().forward(images) * (1.0 if now == self.seen else wrong)
 
     folded = check(made(Entangled()), "before:features.4", pixels_of())
     assert folded.changes == {"features.4": "pointwise"}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.surgery import PolarizedModule, nearest
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.normalize import bare
 
 
 def frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
@@ -21,7 +21,7 @@ def last_convolution(model: nn.Module) -> str:
     Give it the network as it was: an inserted polarizer has a convolution, too. A normalisation around the network
     is not counted in the name.
     """
-    network = model.network if isinstance(model, Normalized) else model
+    network = bare(model)
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     if not names:
         raise BadInputError("the network has no convolution; name the layer whose feature map is to be looked at")
@@ -34,7 +34,7 @@ def name_in(model: nn.Module, layer: str) -> str:
     Where the polarizer sits at this very module, the name is that of the two together, whose output is what the rest of
     the network receives in the module's place.
     """
-    network = model.network if isinstance(model, Normalized) else model
+    network = bare(model)
     module, path = network, [] if network is model else ["network"]
     for part in layer.split("."):
         if isinstance(module, PolarizedModule):

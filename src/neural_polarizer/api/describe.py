@@ -6,7 +6,7 @@ from torch import nn
 
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.definition import definition_of
-from neural_polarizer.models.normalize import Converted, Normalized
+from neural_polarizer.models.normalize import Converted, Normalized, bare
 from neural_polarizer.models.preact_resnet import PreActResNet18
 
 
@@ -29,7 +29,7 @@ def record_of_model(
     origin = getattr(model, "origin", None)
     if isinstance(origin, ModelRecord):
         return replace(origin, site=site or origin.site, classes=classes or origin.classes, image_size=image_size)
-    network = model.network if isinstance(model, Normalized) else model
+    network = bare(model)
     record = ModelRecord(
         architecture="preactresnet18", num_classes=num_classes, classes=classes, image_size=image_size, site=site
     )

@@ -16,7 +16,7 @@ from neural_polarizer.model_files.load import load_model, with_polarizer
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
 from neural_polarizer.models.forms import check_module
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.normalize import Normalized, bare
 
 
 @plain_torch()
@@ -97,6 +97,6 @@ def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
 
 def _site_of(model: nn.Module) -> str | None:
     """Where the polarizer of ``model`` is, by the network's own names; None without one."""
-    network = model.network if isinstance(model, Normalized) else model
+    network = bare(model)
     found = [(name, part.side) for name, part in network.named_modules() if isinstance(part, PolarizedModule)]
     return f"{found[0][1]}:{found[0][0]}" if found else None

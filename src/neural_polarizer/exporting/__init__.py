@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError, WrongUsageError
-from neural_polarizer.exporting.formats import FORMATS, Format, FormatName, Run
+from neural_polarizer.exporting.formats import FORMATS, Format, FormatName
 from neural_polarizer.exporting.graphs import reason
 from neural_polarizer.exporting.portable import Portable, portable_form
 from neural_polarizer.files import atomic_path, write_json
 from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.models.forms import largest_gap
 
 TOLERANCE = 1e-4  # of a logit in float32
 _BATCH = 32
@@ -109,7 +109,9 @@ def _checked(
     Refused where it cannot be read back, or gives other logits.
     """
     try:
-        deviation, largest = _compare(portable.reference, kind.reader(written, portable), to_pixels(images.images))
+        pixels = to_pixels(images.images)
+        batches = (pixels[:1], *pixels.split(_BATCH))  # one image alone shows a graph of a fixed batch size
+        deviation, largest = largest_gap(portable.reference, kind.reader(written, portable), batches)
     except Exception as error:  # torch and onnxruntime have kinds of their own
         cause = reason(error).replace(str(written), str(path))
         raise BadInputError(f"{path}: not kept, as it cannot be read back and run ({cause})") from None
@@ -119,16 +121,3 @@ def _checked(
             f"{largest:.3g}, and {tolerance:.2g} is allowed; try another format or a larger tolerance"
         )
     return deviation, largest
-
-
-@torch.no_grad()
-def _compare(model: nn.Module, run: Run, pixels: Tensor) -> tuple[float, float]:
-    """(largest difference of the logits, largest logit); one image alone shows a graph of a fixed batch size."""
-    deviation = largest = torch.zeros(())
-    for batch in (pixels[:1], *pixels.split(_BATCH)):
-        expected, found = model(batch.clone()), run(batch)  # a network may change its input in place
-        if found.shape != expected.shape:
-            raise BadInputError(f"it gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")
-        deviation = torch.maximum(deviation, (found - expected).abs().max())
-        largest = torch.maximum(largest, expected.abs().max())
-    return float(deviation), float(largest)

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,23 @@ def value_like(now: Tensor, before: Tensor) -> Tensor:
     if held.shape == now.shape and torch.equal(held.to(now.device, now.dtype), now.detach()):
         return held.clone()
     return now.detach().to(held.device, held.dtype)
+
+
+@torch.no_grad()
+def largest_gap(model: nn.Module, other: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> tuple[float, float]:
+    """The largest difference of the logits of two models, and the largest logit of the first; NaN where one is.
+
+    Raises:
+        BadInputError: the logits differ in shape.
+    """
+    gaps, largest = [], []
+    for batch in batches:
+        expected, found = model(batch.clone()), other(batch.clone())  # a network may change its input in place
+        if found.shape != expected.shape:
+            raise BadInputError(f"it gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")
+        gaps.append((found - expected).abs().max())
+        largest.append(expected.abs().max())
+    return float(torch.stack(gaps).max()), float(torch.stack(largest).max())
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from neural_polarizer.layer.folding.plan import Plan, UnfoldableError, beside, l
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.adapted import replace_module
+from neural_polarizer.models.forms import largest_gap
 
 Border = Literal["exact", "ignored"]
 FOLDED_IMAGES = 512
@@ -159,16 +160,11 @@ def _compare(model: nn.Module, folded: nn.Module, pixels: Tensor) -> tuple[float
     """(largest difference of the logits, largest logit), with ``model`` in evaluation mode for the time being."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    deviation = largest = 0.0
     try:
-        for batch in pixels.split(_BATCH):
-            expected = model(batch.clone())  # a network may change its input in place
-            gap = (folded(batch.clone()) - expected).abs().max()
-            deviation, largest = max(deviation, float(gap)), max(largest, float(expected.abs().max()))
+        return largest_gap(model, folded, pixels.split(_BATCH))
     finally:
         for module, training in modes.items():
             module.training = training
-    return deviation, largest
 
 
 def _tolerance(dtype: torch.dtype) -> float:
