@@ -34,6 +34,13 @@ def test_an_unknown_spec_is_refused(spec: str, reason: str) -> None:
         read_images(spec)
 
 
+@pytest.mark.parametrize("name", ["clean.zip", "clean.tar.gz", "CLEAN.ZIP"])
+def test_an_archive_is_to_be_unpacked(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(BadInputError, match="an archive; unpack it, and give the folder that comes out; a data spec"):
+        read_images(tmp_path / name)
+
+
 def test_impossible_sizes_and_limits_are_refused() -> None:
     wrong: dict[str, list[Any]] = {"limit": [0, "3"], "num_classes": [0, "3", 2.5], "size": [(0, 5), (4,), 0, "8", 8.5]}
     for name, values in wrong.items():

@@ -27,6 +27,8 @@ FORMS = (
     "digits[:train|:test]"
 )
 
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+
 
 def read_images(
     spec: str | os.PathLike[str],
@@ -100,4 +102,6 @@ def _rows(spec: str) -> Rows:
             raise
         raise BadInputError(f"{shown(spec)}: cannot be read ({error})") from None
     found = "no such file or folder" if not os.path.lexists(spec.replace("\0", "")) else "not usable as data"
+    if path.is_file() and path.suffix.lower() in ARCHIVES:
+        found = "an archive; unpack it, and give the folder that comes out"
     raise BadInputError(f"{shown(spec)}: {found}; a data spec is one of: {FORMS}")
