@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from neural_polarizer import metrics
-from neural_polarizer.api.data import Classes, Images
+from neural_polarizer.api import Classes, Images
 from neural_polarizer.api.progress import told, warn
 from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.audit import Audited, audited

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from neural_polarizer.api.data import Images
+from neural_polarizer.api import Images
 from neural_polarizer.api.describe import record_of_model
 from neural_polarizer.cache import digest_tensors
 from neural_polarizer.data.images import ImageSet

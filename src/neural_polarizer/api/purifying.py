@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from neural_polarizer.api.data import Classes, Images
+from neural_polarizer.api import Classes, Images
 from neural_polarizer.api.progress import LOG, told, warn
 from neural_polarizer.api.purified import Purified, purified_of
 from neural_polarizer.audit import choose_target
