@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from neural_polarizer.report.bench import bars, plots
-from neural_polarizer.report.bench.heads import column_texts, corner_texts, head_rows, row_texts
 from neural_polarizer.report.bench.names import (
     DIRECTIONS,
     MEAN,
@@ -103,7 +102,6 @@ def _context(page: _Page, pictures: Mapping[str, Sequence[Picture]]) -> dict[str
     return {
         "page": page,
         "table": table,
-        "head_rows": head_rows(table),
         "filters": _filters(table),
         "notes": notes(table),
         "failures": failures(table),
@@ -140,12 +138,9 @@ def _helpers() -> dict[str, Any]:
         "plot_frame": plots,
         "bar_frame": bars,
         "axis_text": axis_text,
-        "column_texts": column_texts,
-        "corner_texts": corner_texts,
         "sought": _sought,
         "text_of": text_of,
         "number_text": number_text,
-        "row_texts": row_texts,
         "signed": _signed,
         "tone": _tone,
         "value_text": value_text,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from neural_polarizer.report.bench.heads import column_texts, corner_texts, head_rows, row_texts
 from neural_polarizer.report.bench.names import RATES, number_text, signed_text, unit_text, value_text
 from neural_polarizer.report.bench.plot_groups import text_of
 from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Cell, Figure, Key, Table, error_of
@@ -74,12 +73,12 @@ def failures(table: Table) -> tuple[str, ...]:
 def render_markdown(table: Table) -> str:
     """A heading, the table, and how to read it."""
     style = _Style("**{}**", "<ins>{}</ins>", "{} \N{PLUS-MINUS SIGN} {}", FAILED_ATTACK)
-    heads = [*map(_markdown, corner_texts(table))]
+    heads = [*map(_markdown, table.corner_texts)]
     for column in table.columns:
-        above = [_markdown(text) for text in column_texts(table, column)]
+        above = [_markdown(text) for text in table.column_texts(column)]
         heads += [" ".join([*above, _markdown(value_text(value))]) for value in table.values]
     lines = [_row(heads), _row(["---"] * len(table.row_axes) + ["---:"] * (len(heads) - len(table.row_axes)))]
-    lines += [_row([*map(_markdown, row_texts(table, row)), *_cells(table, row, style)]) for row in table.rows]
+    lines += [_row([*map(_markdown, table.row_texts(row)), *_cells(table, row, style)]) for row in table.rows]
     reading = [*notes(table), "In parentheses: the number of runs. In brackets: the paper, and the difference to it."]
     parts = [f"# {_markdown(table.title)}", "\n".join(lines), " ".join(reading)]
     if failed := failures(table):
@@ -95,16 +94,16 @@ def render_latex(table: Table) -> str:
     reading = [*notes(table), "In parentheses: the number of runs. In brackets: the paper, and the difference to it."]
     lines.append(f"\\caption{{{_latex(' '.join([table.title + '.', *reading]))}}}")
     lines += [f"\\begin{{tabular}}{{{'l' * left}{'r' * each * len(table.columns)}}}", r"\toprule"]
-    for level in head_rows(table):
+    for level in table.head_rows:
         spans = [f"\\multicolumn{{{span.length * each}}}{{c}}{{{_latex(span.text)}}}" for span in level]
         lines.append(_line([*[""] * left, *spans]))
         starts = [(left + span.first * each + 1, left + (span.first + span.length) * each) for span in level]
         lines.append("".join(f"\\cmidrule(lr){{{first}-{last}}}" for first, last in starts))
     values = [_latex(value_text(value)) for value in table.values]
-    lines += [_line([*map(_latex, corner_texts(table)), *values * len(table.columns)])]
+    lines += [_line([*map(_latex, table.corner_texts), *values * len(table.columns)])]
     for _, rows in groupby(table.rows, key=table.averaged):
         lines.append(r"\midrule")
-        lines += [_line([*map(_latex, row_texts(table, row)), *_cells(table, row, style)]) for row in rows]
+        lines += [_line([*map(_latex, table.row_texts(row)), *_cells(table, row, style)]) for row in rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
