@@ -12,8 +12,7 @@ from rich.table import Table
 from neural_polarizer.bench.cells import Cell, GivenCell, Planned, VictimCell
 from neural_polarizer.bench.engines import InlineEngine, Resources, ray_engine
 from neural_polarizer.bench.grid import planned
-from neural_polarizer.bench.publish import publish
-from neural_polarizer.bench.results import states, suite_result
+from neural_polarizer.bench.results import publish, states, suite_result
 from neural_polarizer.bench.schedule import Engine, current, missing
 from neural_polarizer.bench.schedule import run as run_cells
 from neural_polarizer.bench.sources import parse_sources
