@@ -45,7 +45,7 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         "tables": [
             (name, found)
             for name, part in (("Original model", record), ("Purified model", purified))
-            if (found := evidence_table(table(part, "by_class"), record)) is not None
+            if (found := evidence_table(part, record)) is not None
         ],
         "spectrum": _spectrum(table(purified, "spectrum")),
         "groups": group_pictures(pictures),
