@@ -64,18 +64,10 @@ def audited(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Audited:
-    """Audit ``model``, which is untouched, with clean images.
+    """Audit ``model``, float pixels in [0, 1] to logits ``(n, k)``, with clean images; it is untouched.
 
-    Args:
-        model: float pixels in [0, 1] to logits ``(n, k)``.
-        clean: the defender's images.
-        seed: of all that is drawn.
-        settings: of the default defense, whose evidence it is; None are its defaults.
-        device: where to compute.
-        progress: told about every step.
-
-    Raises:
-        BadInputError: no images, labels that the model does not know, or an output that is not one logit a class.
+    The ``settings`` are those of the default defense, whose evidence it is. No images, labels that the model does not
+    know, and an output that is not one logit a class, are refused.
     """
     chosen = settings or Settings()
     net, found = found_in(model, clean, chosen, seed=seed, device=device, progress=progress)
