@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from neural_polarizer.analysis.inputs import check_pairs, frozen_copy, share
+from neural_polarizer.analysis.inputs import check_pairs, frozen_copy
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.sites import default_site
 from neural_polarizer.layer.surgery import Site, full_name
+from neural_polarizer.metrics import share
 from neural_polarizer.models.layers import watching
 from neural_polarizer.perturb import Ball, StepRule, clip, perturb
 from neural_polarizer.report.pictures import amplify
@@ -27,7 +28,7 @@ PIXELS = "pixels"
 
 @dataclass(frozen=True)
 class Search:
-    """What both kinds of perturbation have in common."""
+    """What both kinds of perturbation have in common, by the names that ``perturb`` has for it."""
 
     ball: Ball  # the constraint on each perturbation
     steps: int  # of projected gradient descent
@@ -190,17 +191,7 @@ def _perturbed(
     """The images perturbed towards their targets, and away from their labels."""
 
     def found(aim: Tensor, targeted: bool) -> Tensor:
-        delta = perturb(
-            model,
-            pixels,
-            aim,
-            ball=search.ball,
-            steps=search.steps,
-            step_size=search.step_size,
-            targeted=targeted,
-            rule=search.rule,
-        )
-        return clip(pixels + delta)
+        return clip(pixels + perturb(model, pixels, aim, targeted=targeted, **vars(search)))
 
     return found(targets, True), found(labels, False)
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from neural_polarizer.analysis.inputs import share
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.metrics import share
 from neural_polarizer.rng import stream
 
 _FEATURES, _INPUTS, _CLASSES, _TARGET = 60, 5, 3, 0
