@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from neural_polarizer.report.bench.names import RATES, axis_text, label_text, labels_text, number_text, value_text
 from neural_polarizer.report.bench.plot_groups import Groups, grouped, labels_on, sweep_of, text_of
@@ -120,9 +121,8 @@ def make_scatter(table: Table) -> Plot | None:
 
 def _styles(groups: Groups) -> dict[str, int]:
     """The same colour for the same name in all plots."""
-    return {
-        name: style for style, name in enumerate(dict.fromkeys(name for lines in groups.values() for name in lines))
-    }
+    names = dict.fromkeys(name for lines in groups.values() for name in lines)
+    return {name: style for style, name in enumerate(names)}
 
 
 def _places(cells: Sequence[Cell], axis: str) -> dict[Label, float]:
@@ -130,10 +130,8 @@ def _places(cells: Sequence[Cell], axis: str) -> dict[Label, float]:
     labels = labels_on(cells, axis)
     if axis == "site":
         return {label: float(place) for place, label in enumerate(labels)}
-    found = {label: _amount(cells, axis, label) for label in labels}
-    return dict(
-        sorted(((label, place) for label, place in found.items() if place is not None), key=lambda pair: pair[1])
-    )
+    known = [(label, place) for label in labels if (place := _amount(cells, axis, label)) is not None]
+    return dict(sorted(known, key=itemgetter(1)))
 
 
 def _tick(axis: str, label: Label, place: float) -> str:
@@ -155,20 +153,20 @@ def _amount(cells: Sequence[Cell], axis: str, label: Label) -> float | None:
 
 def _along(cells: Sequence[Cell], axis: str, places: dict[Label, float], value: str) -> list[_Dot]:
     known = [(places[cell.labels[axis]], cell) for cell in cells if cell.labels[axis] in places]
-    return [
-        _dot(place, cell.figures[value].mean, place, cell.figures[value].paper, labels_text(cell.labels)[axis])
-        for place, cell in sorted(known, key=lambda pair: pair[0])
-    ]
+    dots = []
+    for place, cell in sorted(known, key=itemgetter(0)):
+        figure, text = cell.figures[value], labels_text(cell.labels)[axis]
+        dots.append(_Dot(_point(place, figure.mean), _point(place, figure.paper), text))
+    return dots
 
 
 def _against(cell: Cell, text: str) -> _Dot:
     x, y = cell.figures["asr"], cell.figures["acc"]
-    return _dot(x.mean, y.mean, x.paper, y.paper, text)
+    return _Dot(_point(x.mean, y.mean), _point(x.paper, y.paper), text)
 
 
-def _dot(x: float | None, y: float | None, paper_x: float | None, paper_y: float | None, text: str) -> _Dot:
-    ours = None if x is None or y is None else (x, y)
-    return _Dot(ours, None if paper_x is None or paper_y is None else (paper_x, paper_y), text)
+def _point(x: float | None, y: float | None) -> Point | None:
+    return None if x is None or y is None else (x, y)
 
 
 def _rates(cells: Sequence[Cell], value: str, start: float, stop: float) -> tuple[Axis, tuple[Tick, ...]]:
