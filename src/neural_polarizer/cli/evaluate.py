@@ -10,7 +10,7 @@ from rich.table import Table
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading, json_file
-from neural_polarizer.cli.output import console, right, show, show_table
+from neural_polarizer.cli.output import console, right, show_table, show_warnings
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json
@@ -65,8 +65,7 @@ def evaluate(asked: EvaluateOptions) -> None:
         write_json(asked.json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
     if not asked.quiet:
         show_table(_table(metrics))
-        for remark in remarks:
-            show(f"note: {remark}")
+        show_warnings((), remarks)
 
 
 def _table(metrics: Metrics) -> Table:

@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _orderly_termination():
-            app([_expanded(word) for word in given], standalone_mode=True, obj=given)
+            app([_expanded(word) for word in given], standalone_mode=True, obj=given)  # the words as they were given
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
     except (MemoryError, OSError, RuntimeError) as error:

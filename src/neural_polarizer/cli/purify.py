@@ -11,7 +11,7 @@ import typer
 from neural_polarizer.audit import choose_target
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import classes_of, given_words, parse_label, read_evidence, triggered_path
+from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
 from neural_polarizer.cli.output import console, show_report, show_warnings
 from neural_polarizer.cli.progress import bars
 from neural_polarizer.cli.result import show_result
@@ -132,7 +132,7 @@ def purify(asked: PurifyOptions) -> None:
             device=place,
             notes=notes,
             load_seconds=time.perf_counter() - started,
-            command=["polarizer", *given_words(asked.context)],
+            command=["polarizer", *asked.context.find_root().obj],
             progress=progress,
         )
         if asked.fold:
