@@ -21,7 +21,7 @@ from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.run.page import render_run
-from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, run_sarif, run_verdict
+from neural_polarizer.report.run.verdict_files import run_files
 from neural_polarizer.runs.inspect import inspect
 from neural_polarizer.runs.purification import RECORD, Purification, chosen_images, finished, told_of
 from neural_polarizer.train import Progress, silent
@@ -132,16 +132,17 @@ def _written(
     described = _described(job)
     saved = replace(described, site=purified.site or described.site)
     save_model(out / PURIFIED, purified.model, saved)
+    layer = () if purified.polarizer is None else (POLARIZER,)
     if purified.polarizer is not None:
         save_polarizer(out / POLARIZER, purified.polarizer, saved)
     else:  # a killed run of another method may have left one
         (out / POLARIZER).unlink(missing_ok=True)
     write_index(out / CLEAN_INDEX, rows, job.pool, job.seed)
     write_text(out / REPORT, render_run(record, pictures))
-    write_json(out / VERDICT, run_verdict(record))
-    write_json(out / SARIF, run_sarif(record))
-    layer = () if purified.polarizer is None else (POLARIZER,)
-    names = (PURIFIED, *layer, CLEAN_INDEX, REPORT, VERDICT, SARIF)
+    verdicts = run_files(record)
+    for name, found in verdicts.items():
+        write_json(out / name, found)
+    names = (PURIFIED, *layer, CLEAN_INDEX, REPORT, *verdicts)
     whole = {**record, "files": {name: sha256_of_file(out / name) for name in names}}
     write_json(out / RECORD, whole)
     return whole
