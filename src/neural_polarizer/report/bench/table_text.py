@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from neural_polarizer.report.bench.names import RATES, number_text, signed_text, unit_text, value_text
-from neural_polarizer.report.bench.plot_groups import text_of
+from neural_polarizer.report.bench.names import RATES, number_text, signed_text, text_of, unit_text, value_text
 from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Cell, Figure, Key, Table, error_of
 from neural_polarizer.report.values import visible
 
@@ -79,8 +78,7 @@ def render_markdown(table: Table) -> str:
         heads += [" ".join([*above, _markdown(value_text(value))]) for value in table.values]
     lines = [_row(heads), _row(["---"] * len(table.row_axes) + ["---:"] * (len(heads) - len(table.row_axes)))]
     lines += [_row([*map(_markdown, table.row_texts(row)), *_cells(table, row, style)]) for row in table.rows]
-    reading = [*notes(table), "In parentheses: the number of runs. In brackets: the paper, and the difference to it."]
-    parts = [f"# {_markdown(table.title)}", "\n".join(lines), " ".join(reading)]
+    parts = [f"# {_markdown(table.title)}", "\n".join(lines), _reading(table)]
     if failed := failures(table):
         parts.append("\n".join(["Failed:", "", *(f"- {_markdown(text)}" for text in failed)]))
     return "\n\n".join(parts) + "\n"
@@ -91,8 +89,7 @@ def render_latex(table: Table) -> str:
     style = _Style(r"\textbf{{{}}}", r"\underline{{{}}}", r"{} $\pm$ {}", _LATEX[FAILED_ATTACK])
     left, each = len(table.row_axes), len(table.values)
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering"]
-    reading = [*notes(table), "In parentheses: the number of runs. In brackets: the paper, and the difference to it."]
-    lines.append(f"\\caption{{{_latex(' '.join([table.title + '.', *reading]))}}}")
+    lines.append(f"\\caption{{{_latex(f'{table.title}. {_reading(table)}')}}}")
     lines += [f"\\begin{{tabular}}{{{'l' * left}{'r' * each * len(table.columns)}}}", r"\toprule"]
     for level in table.head_rows:
         spans = [f"\\multicolumn{{{span.length * each}}}{{c}}{{{_latex(span.text)}}}" for span in level]
@@ -126,6 +123,11 @@ def render_csv(table: Table) -> str:
             )
             writer.writerow([_spreadsheet(field) if isinstance(field, str) else field for field in fields])
     return file.getvalue()
+
+
+def _reading(table: Table) -> str:
+    cited = "In parentheses: the number of runs. In brackets: the paper, and the difference to it."
+    return " ".join([*notes(table), cited])
 
 
 def _cells(table: Table, row: Key, style: _Style) -> list[str]:

@@ -82,7 +82,6 @@ class Table:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Those of the rows, then those of the columns."""
         return self.row_axes + self.column_axes
 
     @property
@@ -92,7 +91,6 @@ class Table:
 
     @property
     def columns(self) -> tuple[Key, ...]:
-        """In the same order as the rows."""
         return _grouped([column for _, column in self.cells])
 
     @property
@@ -101,11 +99,9 @@ class Table:
         return tuple(cell for cell in self.cells.values() if cell.entries)
 
     def row_labels(self, row: Key) -> dict[str, Label]:
-        """The labels of a row, by axis."""
         return dict(zip(self.row_axes, row, strict=True))
 
     def column_labels(self, column: Key) -> dict[str, Label]:
-        """The labels of a column, by axis."""
         return dict(zip(self.column_axes, column, strict=True))
 
     def row_texts(self, row: Key) -> tuple[str, ...]:
@@ -118,7 +114,6 @@ class Table:
 
     @property
     def corner_texts(self) -> tuple[str, ...]:
-        """The names of the axes of the rows."""
         return tuple(axis_text(axis) for axis in self.row_axes)
 
     @property
