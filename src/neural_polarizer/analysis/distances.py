@@ -105,27 +105,18 @@ def study_perturbations(
         BadInputError: images that are no pairs, labels that do not fit, or a site without a single tensor.
     """
     _check(clean, triggered, labels, targets)
-    frozen = frozen_copy(backdoored, device)
+    frozen, data = frozen_copy(backdoored, device), (clean, triggered, labels, targets)
     places = default_sites(default_site(frozen, to_pixels(clean[:2].to(device)))) if sites is None else sites
-    seen = _by_batches(frozen, places, (clean, triggered, labels, targets), search, batch_size, device)
+    versions, answers, lengths = _by_batches(frozen, places, data, search, batch_size, device)
     return PerturbationStudy(
         n=len(clean),
-        distances=tuple(_distance(space, lengths) for space, lengths in seen.lengths.items()),
-        triggered_reached=share(seen.answers[1] == targets),
-        targeted_reached=share(seen.answers[2] == targets),
-        untargeted_reached=share(seen.answers[3] != labels),
-        scatters={space: scatter(each) for space, each in _look(frozen, places, seen.versions[:, :plotted])[1].items()},
-        rows=_rows(seen.versions[:, :shown].cpu()),
+        distances=tuple(_distance(space, each) for space, each in lengths.items()),
+        triggered_reached=share(answers[1] == targets),
+        targeted_reached=share(answers[2] == targets),
+        untargeted_reached=share(answers[3] != labels),
+        scatters={space: scatter(each) for space, each in _look(frozen, places, versions[:, :plotted])[1].items()},
+        rows=_rows(versions[:, :shown].cpu()),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """All images as they are, triggered, perturbed towards their targets and away from their labels."""
-
-    versions: Tensor  # float pixels ``(4, n, 3, h, w)``, on the device
-    answers: Tensor  # the network's classes, int64 ``(4, n)``, on the CPU
-    lengths: Mapping[str, Tensor]  # distances from the triggered image in each space, ``(4, n)``, on the CPU
 
 
 def _by_batches(
@@ -135,7 +126,11 @@ def _by_batches(
     search: Search,
     batch_size: int,
     device: torch.device | str,
-) -> _Seen:
+) -> tuple[Float[Tensor, "4 n 3 h w"], Int64[Tensor, "4 n"], dict[str, Float[Tensor, "4 n"]]]:
+    """The versions as float pixels, on the device; on the CPU their classes, and their distances from the triggered.
+
+    The versions are the images as they are, triggered, perturbed towards their targets and away from their labels.
+    """
     lengths: dict[str, list[Tensor]] = defaultdict(list)
     versions, answers = [], []
     for batch in zip(*(part.split(batch_size) for part in data), strict=True):
@@ -147,7 +142,7 @@ def _by_batches(
         for space, values in spaces.items():
             lengths[space].append((values - values[1]).norm(dim=2).cpu())
     together = {space: torch.cat(parts, dim=1) for space, parts in lengths.items()}
-    return _Seen(torch.cat(versions, dim=1), torch.cat(answers, dim=1), together)
+    return torch.cat(versions, dim=1), torch.cat(answers, dim=1), together
 
 
 def default_sites(site: Site) -> tuple[Site, ...]:
