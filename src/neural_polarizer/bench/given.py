@@ -57,7 +57,6 @@ class GivenVictim:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All that it needs below the folder of the models."""
         return (self.file, *(() if self.trigger is None else self.trigger.files))
 
     def missing(self, models: Path | None) -> str | None:

@@ -17,6 +17,7 @@ from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 from neural_polarizer.models.normalize import PROFILES
+from neural_polarizer.report.bench.names import UNDEFENDED
 from neural_polarizer.report.bench.results import Label
 from neural_polarizer.runs.attack import Victim
 from neural_polarizer.scales import Scale, VictimScale
@@ -25,7 +26,6 @@ from neural_polarizer.train import AdversarialTraining
 
 RULES: Mapping[str, LabelRule] = {"-a2a": "all-to-all", "-source": "source-specific", "-multi": "multi-target"}
 """Label rules by the ending of an attack's name."""
-NO_DEFENSE = "none"
 VICTIM_AXES = ("data", "model", "attack", "poison_rate", "adaptive", "victim_seed", "victim", "init")
 CLEAN = "clean"
 """What the axis "attack" says of a given victim without a trigger."""
@@ -53,7 +53,7 @@ def planned(suite: Suite, scale: BenchScale | None = None) -> list[Planned]:
     scale = scale or suite.scale
     if suite.kind == "lemma1":
         seeds = [seed for grid in suite.grids for seed in grid.get("seed", (0,))]
-        return [Planned(LemmaCell(seed=int(seed)), {"defense": NO_DEFENSE, "seed": seed}) for seed in seeds]
+        return [Planned(LemmaCell(seed=int(seed)), {"defense": UNDEFENDED, "seed": seed}) for seed in seeds]
     try:
         return _planned(suite, scale)
     except NeuralPolarizerError as error:
@@ -70,9 +70,9 @@ def _planned(suite: Suite, scale: BenchScale) -> list[Planned]:
             given = suite.given.get(str(labels["victim"]))
             victims[of_victim] = _victim(suite, scale, labels) if given is None else GivenCell(given=given)
         victim = victims[of_victim]
-        before = {**labels, "defense": NO_DEFENSE, "variant": "", "site": "", "seed": labels["victim_seed"]}
+        before = {**labels, "defense": UNDEFENDED, "variant": "", "site": "", "seed": labels["victim_seed"]}
         cells: list[tuple[Cell, Mapping[str, Label]]] = [(victim, before)]
-        if labels["defense"] != NO_DEFENSE:
+        if labels["defense"] != UNDEFENDED:
             of_defense = (*of_victim, *(labels[axis] for axis in DEFENSE_AXES))
             if of_defense not in defenses:
                 defenses[of_defense] = _defense(suite, scale, labels, victim)

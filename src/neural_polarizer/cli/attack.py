@@ -147,14 +147,14 @@ def _planted(kind: type[Attack], base: Recipe, asked: AttackOptions) -> Attack:
 def _start(asked: AttackOptions) -> LoadedModel | None:
     """The trained network that the attack begins with; None for random weights."""
     network = options.network_named(asked.arch)
-    if asked.init is None and not isinstance(network, str | None):
+    if asked.init is None:
+        if isinstance(network, str | None):
+            return None
         raise typer.BadParameter(
             "--arch FILE.py:NAME goes with --init; victims from random weights have networks by name"
         )
-    if asked.init is not None and asked.width is not None:
+    if asked.width is not None:
         raise typer.BadParameter("--width is for victims from random weights; that of --init is as it is")
-    if asked.init is None:
-        return None
     return load_model(asked.init, architecture=network, profile=asked.profile, weights=asked.weights)
 
 

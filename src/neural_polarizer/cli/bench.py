@@ -1,7 +1,7 @@
 """``polarizer bench``: suites of cells, computed once, and their report."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -174,11 +174,8 @@ def _plan(cells: Sequence[Cell], todo: Sequence[Cell]) -> Table:
     return table
 
 
-@contextmanager
-def _engine(asked: RunOptions, work: Bench, store: Store) -> Iterator[Engine]:
+def _engine(asked: RunOptions, work: Bench, store: Store) -> AbstractContextManager[Engine]:
     if asked.engine == "inline":
-        yield InlineEngine(work.compute)
-        return
+        return nullcontext(InlineEngine(work.compute))
     each = Resources(asked.cpus, asked.gpus, round(asked.memory * 1e9))
-    with ray_engine(work.compute, store, each, address=asked.address, workers=asked.workers) as engine:
-        yield engine
+    return ray_engine(work.compute, store, each, address=asked.address, workers=asked.workers)
