@@ -110,7 +110,8 @@ def examine(
     """
     rules = rules or Rules()
     found = predict(model, clean, device=device, batch_size=batch_size, progress=progress)
-    hits, count, classes = int((found == clean.labels).sum()), len(clean), _class_count(model, clean, device)
+    hits, count = int((found == clean.labels).sum()), len(clean)
+    classes = max(2, _logits(model, clean.select(torch.arange(min(2, count))), device).shape[1])
     remedy, mistaken = None, False
     if hits / count < rules.doubtful:
         remedy, mistaken = _mistake(model, clean, found, classes, rules, device=device, batch_size=batch_size)
@@ -178,11 +179,6 @@ def binomial_tail(hits: int, count: int, share: float) -> float:
     ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     logs = ways + k * float(np.log(share)) + (n - k) * float(np.log1p(-share))
     return min(1.0, float(logs.exp().sum()))
-
-
-def _class_count(model: nn.Module, clean: ImageSet, device: torch.device | str) -> int:
-    """K, read off the logits."""
-    return max(2, _logits(model, clean.select(torch.arange(min(2, len(clean)))), device).shape[1])
 
 
 def _after_sigmoid(model: nn.Module, clean: ImageSet, device: torch.device | str) -> bool:
