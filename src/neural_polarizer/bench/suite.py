@@ -45,8 +45,6 @@ trigger; so is an init, a clean one that the attack is planted into."""
 
 _KEYS = ("title", "kind", "paper", "scale", "precision", "grid", "variants", "sites", "victims", "options", "table")
 _MANIFEST = "manifest"
-_OPTIONS = ("attack", "defense")
-_TABLE = ("rows", "columns", "values")
 VALUES = (
     *("acc", "asr", "ra", "der", "acc_lost", "ra5", "seconds", "peak_mb"),
     *("distance_targeted", "distance_untargeted", "distance_ratio"),
@@ -113,8 +111,8 @@ def parse_suite(text: str, name: str, folder: Path | None = None) -> Suite:
 def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> Suite:
     check_keys("a key", found, (*_KEYS, _MANIFEST))
     options, table = table_at(found, "options", {}), table_at(found, "table", {})
-    check_keys("a key of options", options, _OPTIONS)
-    check_keys("a key of table", table, _TABLE)
+    check_keys("a key of options", options, ("attack", "defense"))
+    check_keys("a key of table", table, ("rows", "columns", "values"))
     kind, scale = found.get("kind", "purification"), found.get("scale", "laptop")
     precision: Any = found.get("precision") or "bf16"
     check_choice("kind", kind, get_args(Kind))
