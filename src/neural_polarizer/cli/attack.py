@@ -13,8 +13,7 @@ from neural_polarizer.attacks import ATTACKS, Attack, attack_class
 from neural_polarizer.attacks.recipes import Recipe, recipe
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.output import console, right, show, show_table
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.output import bars, right, show, show_table
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.data.sources import read_images
@@ -130,7 +129,7 @@ def attack(asked: AttackOptions) -> None:
     )
     place = choose_device(asked.device)
     victim = _victim(asked, base, start, place)
-    with result_folder(out), bars(console, quiet=asked.quiet) as progress:
+    with result_folder(out), bars(quiet=asked.quiet) as progress:
         job = Planting(planted, train_images, test_images, victim, start)
         record = deliver_attack(job, out, device=place, progress=progress)
     if not asked.quiet:

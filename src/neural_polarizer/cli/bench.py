@@ -82,7 +82,7 @@ def run(asked: RunOptions) -> None:
     with (
         store.alone(),
         _engine(asked, work, store) as place,
-        watching(console, found, records, total=len(cells), todo=todo, quiet=asked.quiet) as listener,
+        watching(found, records, total=len(cells), todo=todo, quiet=asked.quiet) as listener,
     ):
         run_cells(todo, place, store, listener)
     failed = [record for record in current(cells, store).values() if record["status"] == "failed"]

@@ -13,6 +13,7 @@ from rich.text import Text
 from neural_polarizer.bench.cells import Cell, Planned
 from neural_polarizer.bench.schedule import Listener
 from neural_polarizer.bench.suite import AXES
+from neural_polarizer.cli.output import console
 
 _SHOWN = 12
 _NAMING = ("victim", *(axis for axis in AXES if axis not in ("victim", "victim_seed", "init")))
@@ -58,15 +59,9 @@ class _View:
 
 @contextmanager
 def watching(
-    console: Console,
-    planned: Sequence[Planned],
-    records: Mapping[str, Any],
-    *,
-    total: int,
-    todo: Sequence[Cell],
-    quiet: bool,
+    planned: Sequence[Planned], records: Mapping[str, Any], *, total: int, todo: Sequence[Cell], quiet: bool
 ) -> Iterator[Listener]:
-    """Someone to tell of a run, who shows it on ``console``; nobody if ``quiet``."""
+    """Someone to tell of a run, who shows it; nobody if ``quiet``."""
     shown = Console(quiet=True) if quiet else console
     names = {each.cell.id: _name(each) for each in planned}
     done = sum(record["status"] == "done" for record in records.values())

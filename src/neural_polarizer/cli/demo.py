@@ -8,8 +8,7 @@ import typer
 
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.cli.options import Quiet, Seed
-from neural_polarizer.cli.output import console, show, show_report, show_table, show_warnings
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.output import bars, show, show_report, show_table, show_warnings
 from neural_polarizer.cli.result import found_and_cost, summary_table
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
@@ -47,7 +46,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Plant a backdoor in a small digit classifier, purify it with 5 % clean images, and write the report."""
-    with result_folder(out), bars(console, quiet=quiet) as progress:
+    with result_folder(out), bars(quiet=quiet) as progress:
         record = _run(out, seed, progress if quiet else _telling(progress))
     if not quiet:
         show_warnings(record["warnings"])

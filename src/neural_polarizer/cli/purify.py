@@ -12,8 +12,7 @@ from neural_polarizer.audit import choose_target
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
-from neural_polarizer.cli.output import console, show_report, show_warnings
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.output import bars, show_report, show_warnings
 from neural_polarizer.cli.result import show_result
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFAULT, DEFENSES, Defense
@@ -125,7 +124,7 @@ def purify(asked: PurifyOptions) -> None:
     if asked.target == AUTO:
         asked, notes = _with_target(asked, job, place)
         job = replace(job, defense=_chosen_defense(asked, profile, place), method=asked.method)
-    with result_folder(asked.out), bars(console, quiet=asked.quiet) as progress:
+    with result_folder(asked.out), bars(quiet=asked.quiet) as progress:
         record = run_purify(
             job,
             asked.out,
@@ -219,7 +218,7 @@ def _costs(asked: PurifyOptions, job: Purification) -> list[str]:
 
 def _with_target(asked: PurifyOptions, job: Purification, place: torch.device) -> tuple[PurifyOptions, tuple[str, ...]]:
     """``asked`` with the method and the target that an audit decides on, and its reason."""
-    with bars(console, quiet=asked.quiet) as progress:
+    with bars(quiet=asked.quiet) as progress:
         images = chosen_images(job.pool, asked.n_clean, asked.seed)[1]
         patient = admitted(job.loaded.model, images, device=place, force=asked.force, progress=progress)
         found = choose_target(asked.method, patient.working, images, seed=asked.seed, device=place, progress=progress)
