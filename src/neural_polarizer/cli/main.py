@@ -15,7 +15,7 @@ from neural_polarizer import __version__
 from neural_polarizer.cli.attack import attack
 from neural_polarizer.cli.audit import audit
 from neural_polarizer.cli.bench import COMMANDS as BENCH_COMMANDS
-from neural_polarizer.cli.brief import FULL, BriefCommand
+from neural_polarizer.cli.command import FULL, BriefCommand
 from neural_polarizer.cli.demo import demo
 from neural_polarizer.cli.evaluate import evaluate
 from neural_polarizer.cli.export import export
