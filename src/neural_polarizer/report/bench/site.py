@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from neural_polarizer.report.bench import bars, names, plots
 from neural_polarizer.report.bench.results import Label, SuiteResult
-from neural_polarizer.report.bench.summary import Progress, conditions, headline, progress
+from neural_polarizer.report.bench.summary import conditions, headline, progress
 from neural_polarizer.report.bench.table_text import failures, notes, render_csv, render_latex, render_markdown
 from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Table
 from neural_polarizer.report.bench.tabulate import make_table
@@ -41,14 +41,6 @@ class _Page:
     stem: str
     suite: SuiteResult
     table: Table
-
-    @property
-    def progress(self) -> Progress:
-        return progress(self.suite.entries)
-
-    @property
-    def headline(self) -> tuple[str, ...]:
-        return headline(self.table)
 
 
 def render_site(
@@ -127,6 +119,8 @@ def _helpers() -> dict[str, Any]:
         "script_hash": _hash(script),
         "style_hash": _hash(style),
         "names": names,
+        "progress": progress,
+        "headline": headline,
         "plot_frame": plots,
         "bar_frame": bars,
         "sought": _sought,
