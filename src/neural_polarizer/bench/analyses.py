@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.analysis.distances import VERSIONS, study_perturbations
-from neural_polarizer.analysis.distances import Search as PerturbationSearch
+from neural_polarizer.analysis.distances import VERSIONS, Search, study_perturbations
 from neural_polarizer.analysis.gradcam import compare_cams
 from neural_polarizer.analysis.lemma1 import check_lemma1
 from neural_polarizer.attacks.base import LearnedTrigger
@@ -52,9 +51,7 @@ def distances(
     if not isinstance(defense, NPD):
         raise BadInputError("distances are those of NPD's perturbations: its defense must be of the NPD family")
     clean, triggered, labels, targets = _pairs(test, trigger)
-    search = PerturbationSearch(
-        Ball(defense.norm, defense.radii[0]), defense.steps, defense.step_size, defense.step_rule
-    )
+    search = Search(Ball(defense.norm, defense.radii[0]), defense.steps, defense.step_size, defense.step_rule)
     found = study_perturbations(model, clean, triggered, labels, targets, search=search, shown=_SHOWN, device=device)
     result = {
         "n": found.n,
