@@ -141,8 +141,7 @@ def _configured(
     else:
         chosen = make_defense(method, name=preset, scale=scale, profile=profile, target=target)
         chosen = with_precision(chosen, choose_precision(place))
-    found: Defense = changed(with_options(chosen, _named(method), {"site": site}), settings)
-    return found
+    return changed(with_options(chosen, _named(method), {"site": site}), settings)
 
 
 def _named(method: str | Defense) -> str:

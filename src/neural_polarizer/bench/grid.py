@@ -150,8 +150,7 @@ def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> Vic
 
 def _small(method: Method) -> Method:
     """An attack or a defense in a moment; each says itself how."""
-    found: Method = changed(method, method.smoke)
-    return found
+    return changed(method, method.smoke)
 
 
 def _small_victim(victim: Victim) -> tuple[Victim, int]:

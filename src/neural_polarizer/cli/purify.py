@@ -198,8 +198,7 @@ def _chosen_defense(asked: PurifyOptions, profile: str | None, device: torch.dev
         "mixture": None if asked.mixture is None else "mixture",
     }
     defense = with_options(with_precision(defense, choose_precision(device)), method, given)
-    found: Defense = changed(defense, options.parse_settings(asked.own or (), setting_names(defense)))
-    return found
+    return changed(defense, options.parse_settings(asked.own or (), setting_names(defense)))
 
 
 def _profile_of(record: ModelRecord) -> str | None:

@@ -30,9 +30,7 @@ ATTACK_RECORD = "attack.json"
 
 def settings_of(defense: Defense) -> dict[str, Any]:
     """The fields of the dataclass as JSON has them; text for what JSON has no form for."""
-    fields: Any = defense
-    found: dict[str, Any] = json.loads(json.dumps(told(fields), default=str))
-    return found
+    return json.loads(json.dumps(told(defense), default=str))
 
 
 def algorithm_of(defense: Defense) -> dict[str, Any]:
