@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from neural_polarizer.audit import audited
+from neural_polarizer.bench.analyses import curve_png
 from neural_polarizer.bench.cells import VictimCell
-from neural_polarizer.bench.figures import curve_png
 from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.sources import Sources
 from neural_polarizer.bench.suite import parse_suite

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from neural_polarizer.attacks.base import LearnedTrigger
+from neural_polarizer.bench.analyses import curve_png
 from neural_polarizer.bench.cells import VictimCell
-from neural_polarizer.bench.figures import curve_png
 from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.sources import Sources
 from neural_polarizer.bench.suite import parse_suite

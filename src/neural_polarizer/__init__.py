@@ -1,15 +1,15 @@
 """Purify an image classifier that may carry a backdoor, with the evidence."""
 
-from neural_polarizer.api import Purified as Purified
-from neural_polarizer.api import audit as audit
-from neural_polarizer.api import evaluate as evaluate
-from neural_polarizer.api import export as export
-from neural_polarizer.api import fold as fold
-from neural_polarizer.api import load as load
-from neural_polarizer.api import load_polarizer as load_polarizer
-from neural_polarizer.api import purify as purify
-from neural_polarizer.api import save as save
-from neural_polarizer.api import sites as sites
+from neural_polarizer.api.deploying import export as export
+from neural_polarizer.api.deploying import fold as fold
+from neural_polarizer.api.files import load as load
+from neural_polarizer.api.files import load_polarizer as load_polarizer
+from neural_polarizer.api.files import save as save
+from neural_polarizer.api.measuring import audit as audit
+from neural_polarizer.api.measuring import evaluate as evaluate
+from neural_polarizer.api.measuring import sites as sites
+from neural_polarizer.api.purified import Purified as Purified
+from neural_polarizer.api.purifying import purify as purify
 from neural_polarizer.attacks import Attack as Attack
 from neural_polarizer.attacks import BadNets as BadNets
 from neural_polarizer.attacks import Blended as Blended

@@ -117,7 +117,7 @@ def evaluate(
         if len(test) == 0:
             raise BadInputError(f"{test.source}: the test set is empty")
         found = predict(model, test, device=device, progress=progress)
-        acc = _share(found == test.labels)
+        acc = share(found == test.labels)
     if triggered is not None:
         told = triggered.images.labels != triggered.true_labels
         attacked = int(told.sum())
@@ -125,11 +125,12 @@ def evaluate(
             raise BadInputError(f"{triggered.images.source}: no triggered image has a poison label of its own")
         images, true_labels = triggered.images.select(told), triggered.true_labels[told]
         found = predict(model, images, device=device, progress=progress)
-        asr, ra = _share(found == images.labels), _share(found == true_labels)
+        asr, ra = share(found == images.labels), share(found == true_labels)
     return Metrics(acc=acc, asr=asr, ra=ra, n_test=0 if test is None else len(test), n_triggered=attacked)
 
 
-def _share(hits: Tensor) -> float:
+def share(hits: Tensor) -> float:
+    """The share that is True."""
     return hits.double().mean().item()
 
 

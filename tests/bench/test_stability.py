@@ -4,12 +4,14 @@ from collections import Counter
 
 import pytest
 
+from benchmark_scripts import script
 from neural_polarizer.bench.cells import PurificationCell
 from neural_polarizer.bench.grid import planned
 from neural_polarizer.bench.suite import load_suite
 from neural_polarizer.report.bench.results import Entry
-from neural_polarizer.report.bench.stability import Stability, stability
 from neural_polarizer.settings import setting_names
+
+STABILITY = script("stability")
 
 
 def entry(attack: str, variant: str, der: float | None, *, defense: str = "a", status: str = "done") -> Entry:
@@ -32,13 +34,13 @@ def test_the_mean_change_between_each_variant_and_the_usual_settings_by_hand() -
         entry("x", "", None, defense="c"),
         entry("x", "", 0.4, defense="none"),
     ]
-    found = stability(entries)
+    found = STABILITY.stability(entries)
     assert set(found) == {"a", "b"}
     assert found["a"].change == pytest.approx((0.10 + 0.05 + 0.06) / 3)
     assert found["a"].largest == pytest.approx(0.10)
     assert found["a"].pairs == 3
-    assert found["b"] == Stability(0.0, 0.0, 1)
-    assert stability([]) == {}
+    assert found["b"] == STABILITY.Stability(0.0, 0.0, 1)
+    assert STABILITY.stability([]) == {}
 
 
 def test_the_suite_changes_one_setting_of_each_defense_to_half_and_to_twice() -> None:

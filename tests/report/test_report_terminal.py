@@ -4,7 +4,7 @@ from typing import Any
 from report_samples import sample_record
 from rich.console import Console
 
-from neural_polarizer.report.run.terminal import found_and_cost, summary_table
+from neural_polarizer.cli.result import found_and_cost, summary_table
 
 
 def printed(record: dict[str, Any]) -> list[list[str]]:

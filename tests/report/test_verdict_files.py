@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from report_samples import sample_record
 
-from neural_polarizer.report.run.verdict_files import audit_sarif, audit_verdict, run_sarif, run_verdict
+from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, audit_files, run_files
 
 AUDIT: dict[str, Any] = {
     "verdict": "backdoor",
@@ -69,10 +69,10 @@ def rates(acc: float, asr: float) -> dict[str, float]:
 )
 def test_the_level_follows_the_verdict(after: dict[str, float], kind: str, level: str, verdict: str) -> None:
     record = sample_record(after=after)
-    first, warning, finding = check_sarif(run_sarif(record))
+    first, warning, finding = check_sarif(run_files(record)[SARIF])
     assert (first["kind"], first["level"]) == (kind, level)
     assert (warning["ruleId"], finding["ruleId"]) == ("run-warning", "model-file")
-    found = run_verdict(record)
+    found = run_files(record)[VERDICT]
     assert found["verdict"] == verdict
     assert found["headline"] in first["message"]["text"]
     assert len(found["what_now"]) == 3
@@ -80,30 +80,30 @@ def test_the_level_follows_the_verdict(after: dict[str, float], kind: str, level
 
 
 def test_an_audit_has_a_result_for_each_model() -> None:
-    before, after, finding = check_sarif(audit_sarif(AUDIT))
+    before, after, finding = check_sarif(audit_files(AUDIT)[SARIF])
     assert (before["ruleId"], before["level"]) == ("audit", "error")
     assert (after["ruleId"], after["kind"]) == ("audit-after", "pass")
     assert finding["message"]["text"] == "runs code when loaded"
-    found = audit_verdict(AUDIT)
+    found = audit_files(AUDIT)[VERDICT]
     assert (found["verdict"], found["figures"]["after_purification"]["verdict"]) == ("backdoor", "none seen")
     assert found["tool"] == {"name": "neural-polarizer", "version": "9.9"}
 
 
 @pytest.mark.parametrize("path", ["models/a b:c.pt", "/x/\u202e\udc80.pt", r"C:\models\a.pt", "", "..//%41?#"])
 def test_any_path_is_a_valid_reference(path: str) -> None:
-    check_sarif(run_sarif(sample_record(model={"path": path})))
+    check_sarif(run_files(sample_record(model={"path": path}))[SARIF])
 
 
 @pytest.mark.parametrize(
     "record", [{}, {"model": 3, "warnings": "x", "figures": None}, {"after": {"asr": float("nan")}}]
 )
 def test_records_with_holes_give_whole_files(record: dict[str, Any]) -> None:
-    check_sarif(run_sarif(record))
-    check_sarif(audit_sarif(record))
-    json.dumps([run_verdict(record), audit_verdict(record)], allow_nan=False)
+    check_sarif(run_files(record)[SARIF])
+    check_sarif(audit_files(record)[SARIF])
+    json.dumps([run_files(record)[VERDICT], audit_files(record)[VERDICT]], allow_nan=False)
 
 
 def test_hidden_characters_are_spelled_out() -> None:
     record = sample_record(warnings=["runs \u202egpj.exe"])
-    assert run_verdict(record)["warnings"] == [r"runs \u202egpj.exe"]
-    assert check_sarif(run_sarif(record))[1]["message"]["text"] == r"runs \u202egpj.exe"
+    assert run_files(record)[VERDICT]["warnings"] == [r"runs \u202egpj.exe"]
+    assert check_sarif(run_files(record)[SARIF])[1]["message"]["text"] == r"runs \u202egpj.exe"

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from neural_polarizer.analysis.inputs import check_pairs, frozen_copy, share
+from neural_polarizer.analysis.inputs import check_pairs, frozen_copy
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.sites import default_site
 from neural_polarizer.layer.surgery import Site, full_name
+from neural_polarizer.metrics import share
 from neural_polarizer.models.layers import watching
 from neural_polarizer.perturb import Ball, StepRule, clip, perturb
 from neural_polarizer.report.pictures import amplify
@@ -27,7 +28,7 @@ PIXELS = "pixels"
 
 @dataclass(frozen=True)
 class Search:
-    """What both kinds of perturbation have in common."""
+    """What both kinds of perturbation have in common, by the names that ``perturb`` has for it."""
 
     ball: Ball  # the constraint on each perturbation
     steps: int  # of projected gradient descent
@@ -104,27 +105,18 @@ def study_perturbations(
         BadInputError: images that are no pairs, labels that do not fit, or a site without a single tensor.
     """
     _check(clean, triggered, labels, targets)
-    frozen = frozen_copy(backdoored, device)
+    frozen, data = frozen_copy(backdoored, device), (clean, triggered, labels, targets)
     places = default_sites(default_site(frozen, to_pixels(clean[:2].to(device)))) if sites is None else sites
-    seen = _by_batches(frozen, places, (clean, triggered, labels, targets), search, batch_size, device)
+    versions, answers, lengths = _by_batches(frozen, places, data, search, batch_size, device)
     return PerturbationStudy(
         n=len(clean),
-        distances=tuple(_distance(space, lengths) for space, lengths in seen.lengths.items()),
-        triggered_reached=share(seen.answers[1] == targets),
-        targeted_reached=share(seen.answers[2] == targets),
-        untargeted_reached=share(seen.answers[3] != labels),
-        scatters={space: scatter(each) for space, each in _look(frozen, places, seen.versions[:, :plotted])[1].items()},
-        rows=_rows(seen.versions[:, :shown].cpu()),
+        distances=tuple(_distance(space, each) for space, each in lengths.items()),
+        triggered_reached=share(answers[1] == targets),
+        targeted_reached=share(answers[2] == targets),
+        untargeted_reached=share(answers[3] != labels),
+        scatters={space: scatter(each) for space, each in _look(frozen, places, versions[:, :plotted])[1].items()},
+        rows=_rows(versions[:, :shown].cpu()),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """All images as they are, triggered, perturbed towards their targets and away from their labels."""
-
-    versions: Tensor  # float pixels ``(4, n, 3, h, w)``, on the device
-    answers: Tensor  # the network's classes, int64 ``(4, n)``, on the CPU
-    lengths: Mapping[str, Tensor]  # distances from the triggered image in each space, ``(4, n)``, on the CPU
 
 
 def _by_batches(
@@ -134,7 +126,11 @@ def _by_batches(
     search: Search,
     batch_size: int,
     device: torch.device | str,
-) -> _Seen:
+) -> tuple[Float[Tensor, "4 n 3 h w"], Int64[Tensor, "4 n"], dict[str, Float[Tensor, "4 n"]]]:
+    """The versions as float pixels, on the device; on the CPU their classes, and their distances from the triggered.
+
+    The versions are the images as they are, triggered, perturbed towards their targets and away from their labels.
+    """
     lengths: dict[str, list[Tensor]] = defaultdict(list)
     versions, answers = [], []
     for batch in zip(*(part.split(batch_size) for part in data), strict=True):
@@ -146,7 +142,7 @@ def _by_batches(
         for space, values in spaces.items():
             lengths[space].append((values - values[1]).norm(dim=2).cpu())
     together = {space: torch.cat(parts, dim=1) for space, parts in lengths.items()}
-    return _Seen(torch.cat(versions, dim=1), torch.cat(answers, dim=1), together)
+    return torch.cat(versions, dim=1), torch.cat(answers, dim=1), together
 
 
 def default_sites(site: Site) -> tuple[Site, ...]:
@@ -190,17 +186,7 @@ def _perturbed(
     """The images perturbed towards their targets, and away from their labels."""
 
     def found(aim: Tensor, targeted: bool) -> Tensor:
-        delta = perturb(
-            model,
-            pixels,
-            aim,
-            ball=search.ball,
-            steps=search.steps,
-            step_size=search.step_size,
-            targeted=targeted,
-            rule=search.rule,
-        )
-        return clip(pixels + delta)
+        return clip(pixels + perturb(model, pixels, aim, targeted=targeted, **vars(search)))
 
     return found(targets, True), found(labels, False)
 

@@ -59,28 +59,18 @@ def compare_cams(
     clean: Tensor,
     triggered: Tensor,
     *,
-    layer: str | None = None,
     shown: int = 8,
     device: torch.device | str = "cpu",
     batch_size: int = 128,
 ) -> CamComparison:
-    """Grad-CAM of triggered images, before and after a defense.
+    """Grad-CAM at the last convolution of triggered images, before and after a defense; both networks are untouched.
 
-    Args:
-        backdoored: pixels in [0, 1] to logits; untouched.
-        purified: the same network with a polarizer inside, or with other weights; untouched.
-        clean: uint8 ``(n, 3, h, w)``.
-        triggered: the same images with the trigger.
-        layer: a module of the backdoored network, by its name without the normalisation; None: its last convolution.
-        shown: images in ``rows``, from the first on.
-        device: where to compute.
-        batch_size: images a pass.
-
-    Raises:
-        BadInputError: images that are no pairs, a layer that a network has not or that gives no map, or no captum.
+    Networks map pixels in [0, 1] to logits; ``purified`` has a polarizer inside, or other weights. ``triggered`` are
+    the images of ``clean``, uint8 ``(n, 3, h, w)``, with the trigger; the first ``shown`` make the ``rows``. Images
+    that are no pairs, a convolution that gives no map, and a missing captum are refused.
     """
     check_pairs(clean, triggered)
-    layer = last_convolution(backdoored) if layer is None else layer
+    layer = last_convolution(backdoored)
     before = grad_cam(backdoored, triggered, layer, device=device, batch_size=batch_size)
     after = grad_cam(purified, triggered, layer, device=device, batch_size=batch_size)
     height, width = clean.shape[2:]

@@ -64,8 +64,3 @@ def check_pairs(clean: Tensor, triggered: Tensor) -> None:
         )
     if torch.equal(clean, triggered):
         raise BadInputError("the triggered images equal the clean ones; stamp them first")
-
-
-def share(hits: Tensor) -> float:
-    """The share that is True."""
-    return float(hits.double().mean())

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from neural_polarizer.analysis.inputs import share
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.metrics import share
 from neural_polarizer.rng import stream
 
 _FEATURES, _INPUTS, _CLASSES, _TARGET = 60, 5, 3, 0
@@ -65,16 +65,10 @@ class Problem:
 
 
 def check_lemma1(seed: int, *, samples: int = 600, rate: float = 0.3, points: int = 21) -> Lemma1:
-    """Draw a problem, fit the backdoored predictors and project.
+    """Draw a problem of n ``samples``, fit the backdoored predictors and project.
 
-    Args:
-        seed: of the problem.
-        samples: n.
-        rate: q, the probability of a sample to be poisoned, in (0, 1).
-        points: of the curve, at least 2.
-
-    Raises:
-        BadInputError: all samples are clean, or all are poisoned; or the curve has no two ends.
+    ``rate`` is q, the probability of a sample to be poisoned, in (0, 1). A curve of less than 2 ``points`` is refused,
+    and so are samples that are all clean or all poisoned.
     """
     if points < 2:
         raise BadInputError(f"the curve needs at least its 2 ends, got {points} points")

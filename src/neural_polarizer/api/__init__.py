@@ -1,14 +1,14 @@
-"""The functions that users call: ``purify`` and what comes before and after it."""
+"""The functions that users call, ``purify`` and what comes before and after it; what they hand in is named here."""
 
-from neural_polarizer.api.data import Classes as Classes
-from neural_polarizer.api.data import Images as Images
-from neural_polarizer.api.deploying import export as export
-from neural_polarizer.api.deploying import fold as fold
-from neural_polarizer.api.files import load as load
-from neural_polarizer.api.files import load_polarizer as load_polarizer
-from neural_polarizer.api.files import save as save
-from neural_polarizer.api.measuring import audit as audit
-from neural_polarizer.api.measuring import evaluate as evaluate
-from neural_polarizer.api.measuring import sites as sites
-from neural_polarizer.api.purified import Purified as Purified
-from neural_polarizer.api.purifying import purify as purify
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from torch.utils.data import DataLoader, Dataset
+
+from neural_polarizer.data.images import ImageSet
+
+Images: TypeAlias = ImageSet | Dataset[object] | DataLoader[object] | Iterable[object]
+"""An ``ImageSet``, or a data set or loader of (image, label), or of rows as {"image": ..., "label": ...}."""
+
+Classes: TypeAlias = Sequence[str] | Mapping[str, int] | Mapping[int, str]
+"""Class names in the model's order: a list, {name: number} or {number: name}."""

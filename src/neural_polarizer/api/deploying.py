@@ -5,7 +5,7 @@ from os import PathLike
 import torch
 from torch import nn
 
-from neural_polarizer.api.data import Images
+from neural_polarizer.api import Images
 from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels

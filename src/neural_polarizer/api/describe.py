@@ -19,12 +19,7 @@ def record_of_model(
 ) -> ModelRecord:
     """What is known of ``model``: all, if it was read from a file; else which code has built it.
 
-    Args:
-        model: with or without a polarizer.
-        num_classes: K.
-        classes: their names.
-        image_size: height and width.
-        site: where its polarizer is; None for a model without one.
+    Its polarizer is at ``site``; None for a model without one.
     """
     origin = getattr(model, "origin", None)
     if isinstance(origin, ModelRecord):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from neural_polarizer import metrics
-from neural_polarizer.api.data import Classes, Images
+from neural_polarizer.api import Classes, Images
 from neural_polarizer.api.progress import told, warn
 from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.audit import Audited, audited
@@ -106,9 +106,8 @@ def evaluate(
         BadInputError: a set is empty, or the model does not take it or has too few classes for it.
     """
     place = choose_device(None if device is None else str(device))
-    module = check_module(module_of(model))
-    module = module if is_float32(module) else in_float32(module)
-    plain = module
+    plain = check_module(module_of(model))
+    plain = plain if is_float32(plain) else in_float32(plain)
     module, images = measurable(plain, as_image_set(test, classes=classes))
     warn(images.notes)
     if isinstance(triggered, (str, PathLike)):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import nn
 
-from neural_polarizer.api.data import Images
+from neural_polarizer.api import Images
 from neural_polarizer.api.describe import record_of_model
-from neural_polarizer.cache import digest_tensors
+from neural_polarizer.cache import digest_tensors, key_of
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import Repaired
 from neural_polarizer.errors import BadInputError
@@ -27,7 +27,7 @@ from neural_polarizer.model_files.record import versions
 from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.report.run.page import render_run
 from neural_polarizer.runs.inspect import exhibits
-from neural_polarizer.runs.purification import RECORD, algorithm_of, settings_of
+from neural_polarizer.runs.purification import RECORD, algorithm_of, settings_of, told_of
 from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
 
 
@@ -142,37 +142,24 @@ class Purified(Repaired):
     def record(self) -> dict[str, object]:
         """What ``run.json`` says: everything that was done and measured, but for test images, which nobody gave."""
         nothing = asdict(Metrics())
-        audit, guarded = self.audit, self.guarded
         model = record_of_model(self.model, self.num_classes, self.classes, self.image_size, self.site)
         return {
             "schema": 1,
             "run_id": self._identity,
             "method": self.method,
-            "site": self.site,
-            "site_reason": self.site_reason,
-            "seed": self.seed,
-            "suspect": self.suspect,
-            "revision": self.defense.revision,
-            "config": {**self.settings, **({} if self.site is None else {"site": self.site})},
-            "n_clean": self.n_clean,
-            "clean_acc": dict(zip(("before", "after"), self.clean_acc or (None, None), strict=True)),
+            **told_of(self),
             "before": nothing,
             "after": nothing,
             "der": None,
             "seconds": {**self.seconds, "total": self.figures["seconds"]},
-            "history": [dict(each) for each in self.history],
             "surrogate": {},
-            "guarded": None if guarded is None else asdict(guarded),
-            "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
             "model": {"path": None, **asdict(model)},
             "model_sha256": self.model_sha256,
             "data": {},
+            "n_clean": self.n_clean,
             "clean_sha256": self.clean_sha256,
             "findings": [],
             "warnings": list(self.notes),
-            "device": self.device,
-            "precision": self.precision,
-            "versions": versions(),
             "command": None,
         }
 
@@ -187,7 +174,7 @@ class Purified(Repaired):
             "seed": self.seed,
             "versions": versions(),
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return key_of(parts)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write the model, its layer, the record and, where jinja2 is installed, the report into ``folder``.

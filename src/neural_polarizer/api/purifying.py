@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from neural_polarizer.api.data import Classes, Images
+from neural_polarizer.api import Classes, Images
 from neural_polarizer.api.progress import LOG, told, warn
 from neural_polarizer.api.purified import Purified, purified_of
 from neural_polarizer.audit import choose_target
@@ -141,8 +141,7 @@ def _configured(
     else:
         chosen = make_defense(method, name=preset, scale=scale, profile=profile, target=target)
         chosen = with_precision(chosen, choose_precision(place))
-    found: Defense = changed(with_options(chosen, _named(method), {"site": site}), settings)
-    return found
+    return changed(with_options(chosen, _named(method), {"site": site}), settings)
 
 
 def _named(method: str | Defense) -> str:

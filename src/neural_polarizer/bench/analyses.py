@@ -1,18 +1,17 @@
 """The figures' cells: what is looked at, and the pictures of it."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.analysis.distances import VERSIONS, study_perturbations
-from neural_polarizer.analysis.distances import Search as PerturbationSearch
+from neural_polarizer.analysis.distances import VERSIONS, Search, study_perturbations
 from neural_polarizer.analysis.gradcam import compare_cams
 from neural_polarizer.analysis.lemma1 import check_lemma1
 from neural_polarizer.attacks.base import LearnedTrigger
-from neural_polarizer.bench.figures import curve_png, scatter_png
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import NPD, Defense
 from neural_polarizer.errors import BadInputError
@@ -23,6 +22,7 @@ Pictures = dict[str, bytes]
 LOOKED_AT = 1000
 _SHOWN = 8
 _SIDE = 96  # pixels of an image in a contact sheet
+_MARKERS = ("o", "x", "^", "s")
 
 
 def lemma1(seed: int) -> tuple[dict[str, Any], Pictures]:
@@ -51,9 +51,7 @@ def distances(
     if not isinstance(defense, NPD):
         raise BadInputError("distances are those of NPD's perturbations: its defense must be of the NPD family")
     clean, triggered, labels, targets = _pairs(test, trigger)
-    search = PerturbationSearch(
-        Ball(defense.norm, defense.radii[0]), defense.steps, defense.step_size, defense.step_rule
-    )
+    search = Search(Ball(defense.norm, defense.radii[0]), defense.steps, defense.step_size, defense.step_rule)
     found = study_perturbations(model, clean, triggered, labels, targets, search=search, shown=_SHOWN, device=device)
     result = {
         "n": found.n,
@@ -98,3 +96,38 @@ def _pairs(test: ImageSet, trigger: LearnedTrigger) -> tuple[Tensor, Tensor, Ten
     rows = rows[:: max(1, len(rows) // LOOKED_AT)][:LOOKED_AT]
     clean = test.images[rows]
     return clean, trigger.stamp(clean), test.labels[rows], targets[rows]
+
+
+def curve_png(x: Sequence[float], lines: Mapping[str, Sequence[float | None]], label: str) -> bytes:
+    """Lines over a common axis, by name; None is a gap."""
+    figure, axes = _axes()
+    for name, values in lines.items():
+        axes.plot(x, [float("nan") if value is None else value for value in values], label=name)
+    axes.set_xlabel(label)
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def scatter_png(groups: Mapping[str, Sequence[Sequence[float]]], title: str) -> bytes:
+    """Groups of points in the plane, by name."""
+    figure, axes = _axes()
+    for marker, (name, points) in zip(_MARKERS, groups.items(), strict=False):
+        axes.scatter(*zip(*points, strict=True), s=10, marker=marker, label=name)
+    axes.set_title(f"{title}: two principal components")
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _axes() -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BadInputError("matplotlib is not installed: pip install 'neural-polarizer[bench]'") from None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()

@@ -74,7 +74,6 @@ class GivenCell(Cell):
 
     @property
     def data(self) -> str:
-        """Name of the data set."""
         return self.given.data
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from neural_polarizer.models.normalize import normalisation_named
 from neural_polarizer.settings import check_choice
 
 _VICTIM = ("file", "network", "profile", "data", "trigger")
-_TRIGGER = ("name", "target", "pixels", "add", "replace", "mask")
 _KINDS = ("pixels", "add", "replace")
 
 
@@ -57,7 +56,6 @@ class GivenVictim:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All that it needs below the folder of the models."""
         return (self.file, *(() if self.trigger is None else self.trigger.files))
 
     def missing(self, models: Path | None) -> str | None:
@@ -83,14 +81,11 @@ class GivenVictim:
 
     def stamp(self, models: Path) -> "PublishedTrigger | None":
         """The trigger with its pictures, read from files that ``load`` has checked."""
-        if self.trigger is None:
-            return None
-        picture = mask = None
         rule = self.trigger
-        if rule.add or rule.replace:
-            picture = _picture(models / (rule.add or rule.replace))
-        if rule.mask:
-            mask = _mask(models / rule.mask)
+        if rule is None:
+            return None
+        file = rule.add or rule.replace
+        picture, mask = _picture(models / file) if file else None, _mask(models / rule.mask) if rule.mask else None
         return PublishedTrigger(rule, picture, mask)
 
 
@@ -147,15 +142,15 @@ def _victim(name: str, told: Mapping[str, Any], hashes: Mapping[str, Any], home:
     code = home / victim.network.partition(":")[0]
     if not code.is_file():
         raise BadInputError(f"victim {name}: {code}: no such file; network must be FILE.py:NAME beside the manifest")
-    kept = {each: hashes.get(each) for each in victim.files}
+    kept: dict[str, Any] = {each: hashes.get(each) for each in victim.files}
     for each, value in kept.items():
         if not isinstance(value, str) or len(value) != 64 or Path(each).is_absolute() or ".." in Path(each).parts:
             raise BadInputError(f"victim {name}: {each!r} needs its SHA-256 in the table sha256, and no way upwards")
-    return GivenVictim(**{**vars(victim), "hashes": {**kept, "network": sha256_of_file(code)}})
+    return replace(victim, hashes={**kept, "network": sha256_of_file(code)})
 
 
 def _trigger(name: str, told: Mapping[str, Any]) -> TriggerRule:
-    check_keys(f"a key of {name}'s trigger", told, _TRIGGER)
+    check_keys(f"a key of {name}'s trigger", told, [field.name for field in fields(TriggerRule)])
     texts = {key: told.get(key, "") for key in ("name", "add", "replace", "mask")}
     target, pixels = told.get("target"), told.get("pixels", [])
     if type(target) is not int or target < 0 or not all(isinstance(value, str) for value in texts.values()):

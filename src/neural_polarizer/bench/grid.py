@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import TypeVar
 
-from neural_polarizer.attacks import attack_class
+from neural_polarizer.attacks import Attack, attack_class
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.bench.cells import Cell, GivenCell, LemmaCell, Planned, PurificationCell, VictimCell
 from neural_polarizer.bench.given import GivenVictim
-from neural_polarizer.bench.smoke import SMOKE_CLEAN, SMOKE_DATA, small, small_victim
 from neural_polarizer.bench.suite import AXES, BenchScale, Suite
 from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.defenses import Defense
@@ -17,6 +17,7 @@ from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 from neural_polarizer.models.normalize import PROFILES
+from neural_polarizer.report.bench.names import UNDEFENDED
 from neural_polarizer.report.bench.results import Label
 from neural_polarizer.runs.attack import Victim
 from neural_polarizer.scales import Scale, VictimScale
@@ -25,11 +26,23 @@ from neural_polarizer.train import AdversarialTraining
 
 RULES: Mapping[str, LabelRule] = {"-a2a": "all-to-all", "-source": "source-specific", "-multi": "multi-target"}
 """Label rules by the ending of an attack's name."""
-NO_DEFENSE = "none"
 VICTIM_AXES = ("data", "model", "attack", "poison_rate", "adaptive", "victim_seed", "victim", "init")
 CLEAN = "clean"
 """What the axis "attack" says of a given victim without a trigger."""
 DEFENSE_AXES = ("defense", "variant", "site")
+SMOKE_DATA = "digits"
+SMOKE_CLEAN = 50
+FEWER_IMAGES = 100
+SMOKE_VICTIMS: Mapping[str, tuple[int, int]] = {
+    "preactresnet18": (4, 1000),
+    "vgg19": (4, 1000),
+    "vgg19_bn": (4, 1000),
+    "densenet161": (6, FEWER_IMAGES),
+    "inception_v3": (2, FEWER_IMAGES),
+}
+"""Widths, and numbers of training images, of victims from which no result is to be believed."""
+
+Method = TypeVar("Method", Attack, Defense)
 
 
 def planned(suite: Suite, scale: BenchScale | None = None) -> list[Planned]:
@@ -40,7 +53,7 @@ def planned(suite: Suite, scale: BenchScale | None = None) -> list[Planned]:
     scale = scale or suite.scale
     if suite.kind == "lemma1":
         seeds = [seed for grid in suite.grids for seed in grid.get("seed", (0,))]
-        return [Planned(LemmaCell(seed=int(seed)), {"defense": NO_DEFENSE, "seed": seed}) for seed in seeds]
+        return [Planned(LemmaCell(seed=int(seed)), {"defense": UNDEFENDED, "seed": seed}) for seed in seeds]
     try:
         return _planned(suite, scale)
     except NeuralPolarizerError as error:
@@ -57,9 +70,9 @@ def _planned(suite: Suite, scale: BenchScale) -> list[Planned]:
             given = suite.given.get(str(labels["victim"]))
             victims[of_victim] = _victim(suite, scale, labels) if given is None else GivenCell(given=given)
         victim = victims[of_victim]
-        before = {**labels, "defense": NO_DEFENSE, "variant": "", "site": "", "seed": labels["victim_seed"]}
+        before = {**labels, "defense": UNDEFENDED, "variant": "", "site": "", "seed": labels["victim_seed"]}
         cells: list[tuple[Cell, Mapping[str, Label]]] = [(victim, before)]
-        if labels["defense"] != NO_DEFENSE:
+        if labels["defense"] != UNDEFENDED:
             of_defense = (*of_victim, *(labels[axis] for axis in DEFENSE_AXES))
             if of_defense not in defenses:
                 defenses[of_defense] = _defense(suite, scale, labels, victim)
@@ -131,8 +144,23 @@ def _victim(suite: Suite, scale: BenchScale, labels: Mapping[str, Label]) -> Vic
         seed=int(labels["victim_seed"]),
     )
     if scale == "smoke":
-        attack, (victim, images) = small(attack), small_victim(victim)
+        attack, (victim, images) = _small(attack), _small_victim(victim)
     return VictimCell(data=data, images=images, attack=attack, victim=victim, init=init)
+
+
+def _small(method: Method) -> Method:
+    """An attack or a defense in a moment; each says itself how."""
+    return changed(method, method.smoke)
+
+
+def _small_victim(victim: Victim) -> tuple[Victim, int]:
+    """The victim in a moment, and the number of its training images."""
+    hardening = victim.schedule.adversarial
+    schedule = replace(victim.schedule, epochs=1, batch_size=32, adversarial=hardening and replace(hardening, steps=1))
+    if victim.architecture != "preactresnet18":  # deep networks learn nothing at all in 30 steps
+        schedule = replace(schedule, epochs=3, batch_size=16, optimizer="sgd", lr=0.02, weight_decay=5e-4)
+    width, images = SMOKE_VICTIMS.get(victim.architecture, (None, FEWER_IMAGES))
+    return replace(victim, width=width, schedule=schedule), images
 
 
 def split_rule(name: str) -> tuple[str, LabelRule]:
@@ -155,7 +183,7 @@ def _defense(suite: Suite, scale: BenchScale, labels: Mapping[str, Label], victi
     if labels["site"]:
         named = suite.sites.get(str(labels["model"]), {})
         defense = with_options(defense, method, {"site": named.get(str(labels["site"]), str(labels["site"]))})
-    return small(defense) if scale == "smoke" else defense
+    return _small(defense) if scale == "smoke" else defense
 
 
 def _by_name(method: str, scale: BenchScale, victim: VictimCell | GivenCell, name: Preset | None) -> Defense:

@@ -11,11 +11,12 @@ Row = Mapping[str, str]
 _RATES = ("acc", "asr", "der")
 
 _LOSS_TERMS = ("bce1", "bce2", "asr")
+_ATTACKS = {"avg": "mean", "badnets_a2o": "badnets"}
 _STRUCTURES: Mapping[str, str] = {"conv_bn_x2": "conv-bn-x2", "conv_bn": ""}
 _LABELS: Mapping[str, Callable[[str], tuple[str, Label]]] = {
     "dataset": lambda text: ("data", text),
     "model": lambda text: ("model", text),
-    "attack": lambda text: ("attack", _attack(text)),
+    "attack": lambda text: ("attack", _ATTACKS.get(text, text.replace("_", "-"))),
     "defense": lambda text: ("defense", text.replace("_", "-")),
     "poisoning_ratio_pct": lambda text: ("poison_rate", float(text) / 100),
     "n_clean": lambda text: ("n_clean", int(text)),
@@ -48,8 +49,3 @@ def _value(row: Row) -> PaperValue:
     if row.get("seconds"):
         values["seconds"] = float(row["seconds"])
     return PaperValue(labels, values)
-
-
-def _attack(text: str) -> str:
-    names = {"avg": "mean", "badnets_a2o": "badnets", "badnets_a2a": "badnets-a2a"}
-    return names.get(text, text.replace("_", "-"))

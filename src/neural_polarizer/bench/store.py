@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,11 +53,9 @@ class Store:
         except OSError as error:
             raise BadInputError(f"{self.url}: cannot be written to ({error})") from None
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keep other runs away from the folder (``files.sole_use``); at other addresses nobody can."""
-        with nullcontext() if self.folder is None else sole_use(self.folder / RECORDS):
-            yield
+        return nullcontext() if self.folder is None else sole_use(self.folder / RECORDS)
 
     def records(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Those of the records that are there and whole, by id."""

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -44,8 +45,6 @@ trigger; so is an init, a clean one that the attack is planted into."""
 
 _KEYS = ("title", "kind", "paper", "scale", "precision", "grid", "variants", "sites", "victims", "options", "table")
 _MANIFEST = "manifest"
-_OPTIONS = ("attack", "defense")
-_TABLE = ("rows", "columns", "values")
 VALUES = (
     *("acc", "asr", "ra", "der", "acc_lost", "ra5", "seconds", "peak_mb"),
     *("distance_targeted", "distance_untargeted", "distance_ratio"),
@@ -112,12 +111,13 @@ def parse_suite(text: str, name: str, folder: Path | None = None) -> Suite:
 def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> Suite:
     check_keys("a key", found, (*_KEYS, _MANIFEST))
     options, table = table_at(found, "options", {}), table_at(found, "table", {})
-    check_keys("a key of options", options, _OPTIONS)
-    check_keys("a key of table", table, _TABLE)
-    kind, scale, precision = found.get("kind", "purification"), found.get("scale", "laptop"), found.get("precision")
+    check_keys("a key of options", options, ("attack", "defense"))
+    check_keys("a key of table", table, ("rows", "columns", "values"))
+    kind, scale = found.get("kind", "purification"), found.get("scale", "laptop")
+    precision: Any = found.get("precision") or "bf16"
     check_choice("kind", kind, get_args(Kind))
     check_choice("scale", scale, get_args(BenchScale))
-    check_choice("precision", precision or "bf16", ("bf16", "fp32"))
+    check_choice("precision", precision, ("bf16", "fp32"))
     blocks = found.get("grid", [])
     if not isinstance(blocks, list) or not blocks:
         raise BadInputError("it needs at least one [[grid]]")
@@ -136,11 +136,11 @@ def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> 
     return Suite(
         name=name,
         title=str(found.get("title", name)),
-        about="\n".join(_head(text)),
+        about=_head(text),
         kind=kind,
         paper=str(found.get("paper", "")),
         scale=scale,
-        precision=precision or "bf16",
+        precision=precision,
         grids=grids,
         variants=variants,
         sites=_tables(found, "sites"),
@@ -203,11 +203,7 @@ def _axes(table: Mapping[str, Any], key: str, default: tuple[str, ...]) -> tuple
     return words
 
 
-def _head(text: str) -> list[str]:
+def _head(text: str) -> str:
     """The comment at the head of a file."""
-    found = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        found.append(line.removeprefix("#").removeprefix(" "))
-    return found
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in comment)

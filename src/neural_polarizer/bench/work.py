@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -176,9 +176,8 @@ class Bench:
         return _Scene(model, learned, train, test, triggered, victim)
 
     def _made_of_victim(self, cell: PurificationCell, device: torch.device) -> dict[str, Any]:
-        scene = self._scene(cell)
-        model, trigger, train, test = scene.model, scene.trigger, scene.train, scene.test
-        weights = {"model_sha256": scene.victim["model_sha256"]}
+        model, trigger, train, test, triggered, victim = self._scene(cell)
+        weights = {"model_sha256": victim["model_sha256"]}
         if cell.kind == "distances":
             assert isinstance(trigger, LearnedTrigger), "analyses are of trained victims"
             study = analyses.distances(model, cell.defense, test, trigger, device)
@@ -189,8 +188,8 @@ class Bench:
             shown = mixture(trigger, train, len(clean), cell.seed)
         patient = admitted(model, clean, device=device, force=True)  # a victim that learned little is a result, too
         purified = patient.repaired(cell.defense, seed=cell.seed, device=device, shown=shown)
-        before = Metrics(**{rate: scene.victim[rate] for rate in _RATES})
-        after = evaluate(purified.model, test, scene.triggered, device=device)
+        before = Metrics(**{rate: victim[rate] for rate in _RATES})
+        after = evaluate(purified.model, test, triggered, device=device)
         result = {
             **asdict(after),
             "before": asdict(before),
@@ -204,8 +203,8 @@ class Bench:
         }
         if cell.kind == "reactivation":
             assert trigger is not None, "a clean victim has nothing to bring back"
-            assert scene.triggered is not None
-            result["ra5"] = reactivated(purified.model, train, trigger, scene.triggered, seed=cell.seed, device=device)
+            assert triggered is not None
+            result["ra5"] = reactivated(purified.model, train, trigger, triggered, seed=cell.seed, device=device)
         if cell.kind == "gradcam":
             assert isinstance(trigger, LearnedTrigger), "analyses are of trained victims"
             result |= self._with_pictures(cell, *analyses.gradcam(model, purified.model, test, trigger, device))
@@ -222,8 +221,7 @@ class Bench:
         return {**result, "pictures": list(pictures), "files": hashes}
 
 
-@dataclass(frozen=True, eq=False)
-class _Scene:
+class _Scene(NamedTuple):
     """A victim with what it is purified and measured on; ``trigger`` and ``triggered`` are None where it is clean."""
 
     model: nn.Module

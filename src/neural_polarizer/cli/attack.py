@@ -13,8 +13,7 @@ from neural_polarizer.attacks import ATTACKS, Attack, attack_class
 from neural_polarizer.attacks.recipes import Recipe, recipe
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.output import console, right, show, show_table
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.output import bars, right, show, show_table
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.data.sources import read_images
@@ -130,7 +129,7 @@ def attack(asked: AttackOptions) -> None:
     )
     place = choose_device(asked.device)
     victim = _victim(asked, base, start, place)
-    with result_folder(out), bars(console, quiet=asked.quiet) as progress:
+    with result_folder(out), bars(quiet=asked.quiet) as progress:
         job = Planting(planted, train_images, test_images, victim, start)
         record = deliver_attack(job, out, device=place, progress=progress)
     if not asked.quiet:
@@ -147,14 +146,14 @@ def _planted(kind: type[Attack], base: Recipe, asked: AttackOptions) -> Attack:
 def _start(asked: AttackOptions) -> LoadedModel | None:
     """The trained network that the attack begins with; None for random weights."""
     network = options.network_named(asked.arch)
-    if asked.init is None and not isinstance(network, str | None):
+    if asked.init is None:
+        if isinstance(network, str | None):
+            return None
         raise typer.BadParameter(
             "--arch FILE.py:NAME goes with --init; victims from random weights have networks by name"
         )
-    if asked.init is not None and asked.width is not None:
+    if asked.width is not None:
         raise typer.BadParameter("--width is for victims from random weights; that of --init is as it is")
-    if asked.init is None:
-        return None
     return load_model(asked.init, architecture=network, profile=asked.profile, weights=asked.weights)
 
 

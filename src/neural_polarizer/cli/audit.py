@@ -10,8 +10,7 @@ import typer
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.inputs import classes_of
 from neural_polarizer.cli.options import Classes, DeviceName, Out, OwnSettings, Quiet, Reading, Seed, parse_settings
-from neural_polarizer.cli.output import console, show, show_report, show_warnings
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.output import bars, show, show_report, show_warnings
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
@@ -70,7 +69,7 @@ def audit(asked: AuditOptions) -> None:
     cost = cost_of_looks(settings, loaded.record.num_classes)
     if cost is not None and not asked.quiet:
         show_warnings((), (cost,))
-    with result_folder(asked.out), bars(console, quiet=asked.quiet) as progress:
+    with result_folder(asked.out), bars(quiet=asked.quiet) as progress:
         record = run_audit(
             loaded,
             pool,

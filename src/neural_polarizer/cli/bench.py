@@ -1,7 +1,7 @@
 """``polarizer bench``: suites of cells, computed once, and their report."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,8 +12,7 @@ from rich.table import Table
 from neural_polarizer.bench.cells import Cell, GivenCell, Planned, VictimCell
 from neural_polarizer.bench.engines import InlineEngine, Resources, ray_engine
 from neural_polarizer.bench.grid import planned
-from neural_polarizer.bench.publish import publish
-from neural_polarizer.bench.results import states, suite_result
+from neural_polarizer.bench.results import publish, states, suite_result
 from neural_polarizer.bench.schedule import Engine, current, missing
 from neural_polarizer.bench.schedule import run as run_cells
 from neural_polarizer.bench.sources import parse_sources
@@ -83,7 +82,7 @@ def run(asked: RunOptions) -> None:
     with (
         store.alone(),
         _engine(asked, work, store) as place,
-        watching(console, found, records, total=len(cells), todo=todo, quiet=asked.quiet) as listener,
+        watching(found, records, total=len(cells), todo=todo, quiet=asked.quiet) as listener,
     ):
         run_cells(todo, place, store, listener)
     failed = [record for record in current(cells, store).values() if record["status"] == "failed"]
@@ -175,11 +174,8 @@ def _plan(cells: Sequence[Cell], todo: Sequence[Cell]) -> Table:
     return table
 
 
-@contextmanager
-def _engine(asked: RunOptions, work: Bench, store: Store) -> Iterator[Engine]:
+def _engine(asked: RunOptions, work: Bench, store: Store) -> AbstractContextManager[Engine]:
     if asked.engine == "inline":
-        yield InlineEngine(work.compute)
-        return
+        return nullcontext(InlineEngine(work.compute))
     each = Resources(asked.cpus, asked.gpus, round(asked.memory * 1e9))
-    with ray_engine(work.compute, store, each, address=asked.address, workers=asked.workers) as engine:
-        yield engine
+    return ray_engine(work.compute, store, each, address=asked.address, workers=asked.workers)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,29 +12,11 @@ from rich.text import Text
 
 from neural_polarizer.bench.cells import Cell, Planned
 from neural_polarizer.bench.schedule import Listener
+from neural_polarizer.bench.suite import AXES
+from neural_polarizer.cli.output import console
 
 _SHOWN = 12
-_NAMING = (
-    "victim",
-    "data",
-    "model",
-    "attack",
-    "poison_rate",
-    "adaptive",
-    "defense",
-    "variant",
-    "site",
-    "n_clean",
-    "seed",
-)
-
-
-class _Silent:
-    def started(self, cell: Cell) -> None:
-        pass
-
-    def finished(self, cell: Cell, record: Mapping[str, Any]) -> None:
-        pass
+_NAMING = ("victim", *(axis for axis in AXES if axis not in ("victim", "victim_seed", "init")))
 
 
 class _View:
@@ -77,25 +59,14 @@ class _View:
 
 @contextmanager
 def watching(
-    console: Console,
-    planned: Sequence[Planned],
-    records: Mapping[str, Any],
-    *,
-    total: int,
-    todo: Sequence[Cell],
-    quiet: bool,
+    planned: Sequence[Planned], records: Mapping[str, Any], *, total: int, todo: Sequence[Cell], quiet: bool
 ) -> Iterator[Listener]:
-    """Someone to tell of a run, who shows it on ``console``; nobody if ``quiet``."""
-    if quiet:
-        yield _Silent()
-        return
+    """Someone to tell of a run, who shows it; nobody if ``quiet``."""
+    shown = Console(quiet=True) if quiet else console
     names = {each.cell.id: _name(each) for each in planned}
     done = sum(record["status"] == "done" for record in records.values())
-    view = _View(console, names, done, total, len(todo))
-    if not console.is_terminal:
-        yield view
-        return
-    with Live(view, console=console, refresh_per_second=2):
+    view = _View(shown, names, done, total, len(todo))
+    with nullcontext() if quiet or not console.is_terminal else Live(view, console=console, refresh_per_second=2):
         yield view
 
 

@@ -1,11 +1,17 @@
-"""A command whose options are the fields of one dataclass: declared once, handed on as one value."""
+"""Commands: options that are the fields of one dataclass, handed on as one value, and help on one screen."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, Signature
 from typing import Any, TypeVar, get_type_hints
 
+from typer.core import TyperCommand
+
 Options = TypeVar("Options")
+FULL = "--help-all"
+_LEFT = 30
+_WIDEST = 110
 
 
 def from_options(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
@@ -43,3 +49,50 @@ def _made(options: Any, given: Mapping[str, Any]) -> Any:
     hints = get_type_hints(options)
     names = [field.name for field in fields(options)]
     return options(**{name: _made(hints[name], given) if is_dataclass(hints[name]) else given[name] for name in names})
+
+
+class BriefCommand(TyperCommand):
+    """A command whose ``--help`` has one line an option, the first sentence of its text; ``--help-all`` has all."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; whole texts where the command line asked for them."""
+        if FULL in (ctx.find_root().obj or ()):
+            super().format_help(ctx, formatter)
+            return
+        width = min(shutil.get_terminal_size((_WIDEST, 50)).columns, _WIDEST)
+        params = list(self.get_params(ctx))
+        arguments = [each for each in params if each.param_type_name == "argument"]
+        options = [each for each in params if each.param_type_name == "option"]
+        names = " ".join(_value(each) if each.required else f"[{_value(each)}]" for each in arguments)
+        lines = [f"Usage: {ctx.command_path} {names}{' ' if names else ''}[OPTIONS]", "", first_sentence(self.help), ""]
+        lines += [_line(_value(each), each, width) for each in arguments]
+        lines += [_line(_names(each), each, width) for each in options]
+        lines += ["", f"{ctx.command_path} {FULL} says more about each."]
+        formatter.write("\n".join(lines) + "\n")
+
+
+def first_sentence(text: str | None) -> str:
+    """The text up to its first full stop or semicolon."""
+    whole = " ".join((text or "").split())
+    ends = [place for sign in (". ", "; ") if (place := whole.find(sign)) >= 0]
+    return whole[: min(ends)] + "." if ends else whole
+
+
+def _names(option: Any) -> str:
+    value = "" if option.is_flag or not option.expose_value else f" {_value(option)}"
+    return "/".join([option.opts[-1], *option.secondary_opts]) + value
+
+
+def _value(param: Any) -> str:
+    return str(param.metavar or param.name.upper())
+
+
+def _line(name: str, param: Any, width: int) -> str:
+    text = first_sentence(getattr(param, "help", None))
+    default = param.default
+    if param.required:
+        text = f"(required) {text}"
+    elif isinstance(default, str | int | float) and not isinstance(default, bool) and "efault" not in text:
+        text += f" Default: {default}."
+    line = f"  {name:<{_LEFT}}  {text}"
+    return line if len(line) <= width else line[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"

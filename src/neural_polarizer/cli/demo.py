@@ -8,8 +8,8 @@ import typer
 
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.cli.options import Quiet, Seed
-from neural_polarizer.cli.output import console, show, show_report, show_table, show_warnings
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.output import bars, show, show_report, show_table, show_warnings
+from neural_polarizer.cli.result import found_and_cost, summary_table
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFAULT
@@ -17,7 +17,6 @@ from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.report.run.terminal import found_and_cost, summary_table
 from neural_polarizer.runs.attack import TRIGGERED, Planting, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import Purification
@@ -47,7 +46,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Plant a backdoor in a small digit classifier, purify it with 5 % clean images, and write the report."""
-    with result_folder(out), bars(console, quiet=quiet) as progress:
+    with result_folder(out), bars(quiet=quiet) as progress:
         record = _run(out, seed, progress if quiet else _telling(progress))
     if not quiet:
         show_warnings(record["warnings"])

@@ -10,8 +10,7 @@ from rich.table import Table
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading, json_file
-from neural_polarizer.cli.output import console, right, show, show_table
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.output import bars, right, show_table, show_warnings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json
 from neural_polarizer.metrics import Metrics
@@ -55,7 +54,7 @@ def evaluate(asked: EvaluateOptions) -> None:
     if evidence.test is not None:
         check_takes(loaded, evidence.test.image_size)
     place = choose_device(asked.device)
-    with bars(console, quiet=asked.quiet) as progress:
+    with bars(quiet=asked.quiet) as progress:
         metrics = measure(loaded.model, evidence.test, evidence.triggered, device=place, progress=progress)
     remarks = (*loaded.findings, *evidence.notes)
     if evidence.test is not None and metrics.acc is not None and metrics.acc < Rules().doubtful:
@@ -65,8 +64,7 @@ def evaluate(asked: EvaluateOptions) -> None:
         write_json(asked.json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
     if not asked.quiet:
         show_table(_table(metrics))
-        for remark in remarks:
-            show(f"note: {remark}")
+        show_warnings((), remarks)
 
 
 def _table(metrics: Metrics) -> Table:

@@ -1,7 +1,7 @@
 """Reading what several commands take beside a model: names of classes, and the test data to measure it on."""
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -14,12 +14,6 @@ from neural_polarizer.runs.attack import TRIGGERED
 from neural_polarizer.runs.inspect import Evidence
 
 
-def given_words(context: typer.Context) -> list[str]:
-    """The words of the command line, also where ``main`` was called with a list of them."""
-    words = context.find_root().obj
-    return [str(word) for word in words] if isinstance(words, list) else sys.argv[1:]
-
-
 def triggered_path(model: Path, given: Path | None) -> Path | None:
     """The triggered set that was named, or the one in the attack's folder."""
     if given is None and (model / TRIGGERED).is_file():
@@ -28,24 +22,18 @@ def triggered_path(model: Path, given: Path | None) -> Path | None:
 
 
 def classes_of(loaded: LoadedModel, given: Path | None) -> ClassNames | None:
-    """The names of the model's classes: those of the file that the user gave, else those that came with the model.
-
-    Raises:
-        BadInputError: the file cannot be read.
-    """
+    """The names of the model's classes: those of the file that the user gave, else those that came with the model."""
     if given is not None:
         return read_class_names(given)
     return None if loaded.record.classes is None else ClassNames(loaded.record.classes, said_by=str(loaded.path))
 
 
 def parse_label(text: str | None, option: str, expected: str = "a class number or 'next'") -> PoisonLabel | None:
-    """A class number or "next", as ``option`` has it.
-
-    Raises:
-        typer.BadParameter: it is neither.
-    """
-    if text is None or text == "next":
-        return None if text is None else "next"
+    """A class number or "next", as ``option`` has it; anything else than what is ``expected`` is refused."""
+    if text is None:
+        return None
+    if text == "next":
+        return "next"
     try:
         return int(text)
     except ValueError:
@@ -63,17 +51,13 @@ def read_evidence(
 ) -> Evidence:
     """The clean and the triggered test set, of one size; None for what was not named.
 
-    Raises:
-        BadInputError: a set is missing, damaged, or does not fit the model.
-        WrongUsageError: there is a label for images with the trigger, but there are none.
+    A set that is missing, damaged, or does not fit the model is refused, and so is a label for images that are none.
     """
     if triggered is None and poison_label is not None:
         raise WrongUsageError("--poison-label is for images with the trigger; give --triggered, too")
-    images = None if test is None else read_images(test, size=size, num_classes=num_classes, classes=classes)
+    form: dict[str, Any] = {"num_classes": num_classes, "classes": classes}
+    images = None if test is None else read_images(test, size=size, **form)
+    if triggered is None:
+        return Evidence(test=images)
     shape = size if images is None else images.image_size
-    stamped = None
-    if triggered is not None:
-        stamped = read_triggered(
-            triggered, size=shape, num_classes=num_classes, classes=classes, poison_label=poison_label
-        )
-    return Evidence(test=images, triggered=stamped)
+    return Evidence(test=images, triggered=read_triggered(triggered, size=shape, poison_label=poison_label, **form))

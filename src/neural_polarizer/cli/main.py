@@ -15,7 +15,7 @@ from neural_polarizer import __version__
 from neural_polarizer.cli.attack import attack
 from neural_polarizer.cli.audit import audit
 from neural_polarizer.cli.bench import COMMANDS as BENCH_COMMANDS
-from neural_polarizer.cli.brief import FULL, BriefCommand
+from neural_polarizer.cli.command import FULL, BriefCommand
 from neural_polarizer.cli.demo import demo
 from neural_polarizer.cli.evaluate import evaluate
 from neural_polarizer.cli.export import export
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _orderly_termination():
-            app([_expanded(word) for word in given], standalone_mode=True, obj=given)
+            app([_expanded(word) for word in given], standalone_mode=True, obj=given)  # the words as they were given
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
     except (MemoryError, OSError, RuntimeError) as error:

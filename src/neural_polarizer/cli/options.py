@@ -19,11 +19,7 @@ from neural_polarizer.models.normalize import PROFILES, normalisation_named
 
 
 def known_profile(text: str | None) -> str | None:
-    """``text`` as it is.
-
-    Raises:
-        typer.BadParameter: it is no normalisation that a model can be given.
-    """
+    """``text`` as it is; what is no normalisation that a model can be given is refused."""
     try:
         if text is not None:
             normalisation_named(text)
@@ -33,11 +29,7 @@ def known_profile(text: str | None) -> str | None:
 
 
 def json_file(path: Path | None) -> Path | None:
-    """``path`` as it is.
-
-    Raises:
-        WrongUsageError: something else than JSON would be lost there.
-    """
+    """``path`` as it is; refused where something else than JSON would be lost."""
     if path is None or not path.exists():
         return path
     if path.is_file():  # a pipe would make us wait
@@ -126,19 +118,11 @@ class Reading:
 
     @cached_property
     def network(self) -> str | definition.Definition | None:
-        """What ``--arch`` means.
-
-        Raises:
-            BadInputError: it is code that cannot be imported.
-        """
+        """What ``--arch`` means (``network_named``)."""
         return network_named(self.arch)
 
     def model(self, path: Path) -> LoadedModel:
-        """The model in the file or folder ``path``.
-
-        Raises:
-            BadInputError: its file cannot be read, or does not fit.
-        """
+        """The model in the file or folder ``path``; one that cannot be read, or does not fit, is refused."""
         return load_model(
             path,
             architecture=self.network,
@@ -150,20 +134,12 @@ class Reading:
         )
 
     def image_size(self, loaded: LoadedModel) -> tuple[int, int] | None:
-        """The size that was asked for, else that of the model's record.
-
-        Raises:
-            BadInputError: what was asked for is no size.
-        """
+        """The size that was asked for, else that of the model's record."""
         return parse_size(self.size) or loaded.record.image_size
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Height and width from ``32`` or ``32x48``.
-
-    Raises:
-        BadInputError: any other form.
-    """
+    """Height and width from ``32`` or ``32x48``; any other form is refused."""
     if text is None:
         return None
     height, _, width = text.partition("x")
@@ -175,11 +151,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_settings(texts: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` texts as values by name; values are JSON, or text where they are not.
-
-    Raises:
-        BadInputError: there is no setting of that name, or the text has another form.
-    """
+    """``NAME=VALUE`` texts as values by name, which must be ``known``; values are JSON, or text where they are not."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -198,11 +170,7 @@ def _no_number(word: str) -> None:
 
 
 def network_named(arch: str | None) -> str | definition.Definition | None:
-    """What ``--arch`` means; code of the user's own is imported, from the current folder, too.
-
-    Raises:
-        BadInputError: it cannot be imported.
-    """
+    """What ``--arch`` means; code of the user's own is imported, from the current folder, too, or refused."""
     look_in_current_folder(arch or "")
     return definition.network_named(arch)
 

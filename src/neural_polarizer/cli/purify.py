@@ -1,30 +1,110 @@
 """``polarizer purify``."""
 
 import time
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from neural_polarizer.audit import choose_target
+from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.defense import AUTO, PurifyOptions, chosen_defense, profile_of
-from neural_polarizer.cli.inputs import classes_of, given_words, parse_label, read_evidence, triggered_path
-from neural_polarizer.cli.output import console, show_report, show_warnings
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
+from neural_polarizer.cli.output import bars, show_report, show_warnings
 from neural_polarizer.cli.result import show_result
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.defenses import Defense
+from neural_polarizer.defenses import DEFAULT, DEFENSES, Defense
+from neural_polarizer.defenses.npd.presets import Preset
 from neural_polarizer.defenses.patient import admitted
+from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
 from neural_polarizer.defenses.stand_ins.settings import Settings
-from neural_polarizer.devices import choose_device
+from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.check import check_takes
+from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.normalize import PROFILES
 from neural_polarizer.runs.fold import fold_run
 from neural_polarizer.runs.purification import Purification, chosen_images
 from neural_polarizer.runs.purify import REPORT, run_purify
+from neural_polarizer.scales import Scale
+from neural_polarizer.settings import changed, setting_names
+
+AUTO = "auto"
+"""The target of which an audit decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifyOptions:
+    """What can be asked of ``polarizer purify``."""
+
+    context: typer.Context
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of attack or transformers.")]
+    clean: Annotated[str, typer.Option(help="Clean images: a folder or another data spec.", metavar="IMAGES")]
+    out: options.Out
+    arch: options.GivenArchitecture = None  # these two are those of ``reading``, further up in the help
+    profile: options.ProfileName = None
+    n_clean: Annotated[int | None, typer.Option(help="How many of the clean images to use. Default: all.", min=1)] = (
+        None
+    )
+    test: Annotated[str | None, typer.Option(help="Test images, to measure the accuracy.", metavar="IMAGES")] = None
+    triggered: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images with the trigger, to measure the attack. triggered.parquet, or a folder with --poison-label.",
+            metavar="IMAGES",
+        ),
+    ] = None
+    fold: Annotated[bool, typer.Option("--fold", help="Also write the model without the layer, as fast.")] = False
+    method: Annotated[
+        str,
+        typer.Option(help=f"The defense; {', '.join(DEFENSES)}, or MODULE:CLASS of your own.", metavar="NAME"),
+    ] = DEFAULT
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The attacker's class, if you know it. npd-ls, npd-tp, npd-tu: a number, 'next' for all-to-all, or "
+            "'auto': what an audit finds with confidence, and npd if it finds none.",
+            metavar="CLASS",
+        ),
+    ] = None
+    own: options.OwnSettings = None
+    seed: options.Seed = 0
+    site: Annotated[
+        str | None,
+        typer.Option(help="Where the layer goes: before:NAME, after:NAME or auto. NPD only; default: the preset's."),
+    ] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the clean images.", min=1, metavar="N")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Images at once.", min=1, metavar="N")] = None
+    radius: Annotated[
+        list[float] | None,
+        typer.Option(help="NPD: radius of the perturbations, in pixel units of [0, 1]. Repeatable."),
+    ] = None
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="NPD: shipped, paper or reference settings. The last are those of the authors' code."),
+    ] = None
+    scale: Annotated[
+        Scale | None, typer.Option(help="Other methods: paper settings, or laptop: minutes on two cores.")
+    ] = None
+    mixture: Annotated[
+        str | None,
+        typer.Option(
+            help="Poisoned training images, for ep only. It sees these instead of the clean ones.", metavar="IMAGES"
+        ),
+    ] = None
+    reading: options.Reading
+    classes: options.Classes = None
+    poison_label: options.PoisonLabelText = None
+    precision: options.PrecisionName = None
+    device: options.DeviceName = None
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on where the model only guesses on the clean images."),
+    ] = False
+    quiet: options.Quiet = False
 
 
 @from_options(PurifyOptions)
@@ -36,22 +116,22 @@ def purify(asked: PurifyOptions) -> None:
     started = time.perf_counter()
     place = choose_device(asked.device)
     named = asked.profile if asked.profile in PROFILES else None
-    job = _read(asked, chosen_defense(asked, named, place))  # wrong usage is told before anything is read
-    profile, notes = named or profile_of(job.loaded.record), tuple[str, ...]()
-    job = replace(job, defense=chosen_defense(asked, profile, place))
+    job = _read(asked, _chosen_defense(asked, named, place))  # wrong usage is told before anything is read
+    profile, notes = named or _profile_of(job.loaded.record), tuple[str, ...]()
+    job = replace(job, defense=_chosen_defense(asked, profile, place))
     if not asked.quiet:
         show_warnings((), _costs(asked, job))
     if asked.target == AUTO:
         asked, notes = _with_target(asked, job, place)
-        job = replace(job, defense=chosen_defense(asked, profile, place), method=asked.method)
-    with result_folder(asked.out), bars(console, quiet=asked.quiet) as progress:
+        job = replace(job, defense=_chosen_defense(asked, profile, place), method=asked.method)
+    with result_folder(asked.out), bars(quiet=asked.quiet) as progress:
         record = run_purify(
             job,
             asked.out,
             device=place,
             notes=notes,
             load_seconds=time.perf_counter() - started,
-            command=["polarizer", *given_words(asked.context)],
+            command=["polarizer", *asked.context.find_root().obj],
             progress=progress,
         )
         if asked.fold:
@@ -97,6 +177,36 @@ def _read(asked: PurifyOptions, defense: Defense) -> Purification:
     )
 
 
+def _chosen_defense(asked: PurifyOptions, profile: str | None, device: torch.device) -> Defense:
+    """The defense that was asked for, with its settings; what makes no sense for it is refused.
+
+    ``profile`` is the data set that the images are like, a name of ``PROFILES``, if that is known.
+    """
+    method = asked.method
+    if method not in DEFENSES and ":" not in method:
+        raise typer.BadParameter(f"--method {method!r}: choose one of {', '.join(DEFENSES)}, or give MODULE:CLASS")
+    options.look_in_current_folder(method)
+    # any class, to check the other options with; ``purify`` puts the audit's in its place
+    target = 0 if asked.target == AUTO else parse_label(asked.target, "--target", "a class number, 'next' or 'auto'")
+    defense = make_defense(method, name=asked.preset, scale=asked.scale, profile=profile, target=target)
+    given = {
+        "site": asked.site,
+        "epochs": asked.epochs,
+        "batch-size": asked.batch_size,
+        "radius": tuple(asked.radius) if asked.radius else None,
+        "precision": asked.precision,
+        "mixture": None if asked.mixture is None else "mixture",
+    }
+    defense = with_options(with_precision(defense, choose_precision(device)), method, given)
+    return changed(defense, options.parse_settings(asked.own or (), setting_names(defense)))
+
+
+def _profile_of(record: ModelRecord) -> str | None:
+    """The data set with the model's normalisation, if only one has it."""
+    names = [name for name, statistics in PROFILES.items() if statistics == (record.mean, record.std)]
+    return names[0] if len(names) == 1 else None
+
+
 def _costs(asked: PurifyOptions, job: Purification) -> list[str]:
     """What must be said beforehand of how long it will take."""
     classes = job.loaded.record.num_classes
@@ -107,7 +217,7 @@ def _costs(asked: PurifyOptions, job: Purification) -> list[str]:
 
 def _with_target(asked: PurifyOptions, job: Purification, place: torch.device) -> tuple[PurifyOptions, tuple[str, ...]]:
     """``asked`` with the method and the target that an audit decides on, and its reason."""
-    with bars(console, quiet=asked.quiet) as progress:
+    with bars(quiet=asked.quiet) as progress:
         images = chosen_images(job.pool, asked.n_clean, asked.seed)[1]
         patient = admitted(job.loaded.model, images, device=place, force=asked.force, progress=progress)
         found = choose_target(asked.method, patient.working, images, seed=asked.seed, device=place, progress=progress)

@@ -11,8 +11,7 @@ from rich.text import Text
 from neural_polarizer.bench.store import RECORDS
 from neural_polarizer.bench.verify import verify_results
 from neural_polarizer.cli.options import DeviceName, Quiet, network_named
-from neural_polarizer.cli.output import console, show_table, show_whole
-from neural_polarizer.cli.progress import bars
+from neural_polarizer.cli.output import bars, show_table, show_whole
 from neural_polarizer.devices import choose_device
 from neural_polarizer.report.values import visible
 from neural_polarizer.runs.verify import TOLERANCE, Given, Measuring, verify_run
@@ -43,7 +42,7 @@ def verify(
 ) -> None:
     """Check whether a run's files, data and figures are still those of its record; exit code 1 if not."""
     given = Given(clean=clean, test=test, triggered=triggered, architecture=network_named(arch))
-    with bars(console, quiet=quiet) as progress:
+    with bars(quiet=quiet) as progress:
         measuring = Measuring(device=choose_device(device), tolerance=tolerance, progress=progress)
         benchmark = (folder / RECORDS).is_dir()
         checks = (verify_results if benchmark else verify_run)(folder, given, measuring)

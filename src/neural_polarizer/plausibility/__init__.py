@@ -1,10 +1,11 @@
 """Whether a model makes sense of its images, which small mistake would explain it if not, and what a repair left."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
@@ -23,50 +24,29 @@ FORCED = "--force (force=True) goes on all the same"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """When a model's answers count as meaningless, and when a mistake is looked for.
+    """When a model's answers count as meaningless, and when a mistake is looked for."""
 
-    Args:
-        level: of the one-sided binomial tests against guessing, and against the accuracy as it is.
-        doubtful: below this accuracy, mistakes are looked for.
-        ratio: an accuracy that so many times as high by one small change proves a mistake.
-        images: at most so many are used to look for mistakes.
-        folds: parts of the images; the classes of one are matched by the others.
-        low: below this accuracy, a remark is made in any case.
-        kept: a repair that leaves less than this share of the accuracy has done harm.
-    """
-
-    level: float = 0.01
-    doubtful: float = 0.8
-    ratio: float = 2.0
-    images: int = 256
-    folds: int = 5
-    low: float = 0.5
-    kept: float = 0.5
+    level: float = 0.01  # of the one-sided binomial tests against guessing, and against the accuracy as it is
+    doubtful: float = 0.8  # below this accuracy, mistakes are looked for
+    ratio: float = 2.0  # an accuracy that so many times as high by one small change proves a mistake
+    images: int = 256  # at most so many are used to look for mistakes
+    folds: int = 5  # parts of the images; the classes of one are matched by the others
+    low: float = 0.5  # below this accuracy, a remark is made in any case
+    kept: float = 0.5  # a repair that leaves less than this share of the accuracy has done harm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a model makes of clean images.
+    """What a model makes of clean images."""
 
-    Args:
-        hits: images classified correctly.
-        count: images.
-        num_classes: K of the model.
-        remedy: a change that would help significantly, if one was found.
-        mistaken: the remedy is so much better that there must be a mistake.
-        source: names the images.
-        rules: what it was judged by.
-        sigmoid: its one output lies in [0, 1] for all images, so it is a probability where a logit is needed.
-    """
-
-    hits: int
-    count: int
-    num_classes: int
-    remedy: Remedy | None
-    mistaken: bool
-    source: str
-    rules: Rules
-    sigmoid: bool = False
+    hits: int  # images classified correctly
+    count: int  # images
+    num_classes: int  # K of the model
+    remedy: Remedy | None  # a change that would help significantly, if one was found
+    mistaken: bool  # the remedy is so much better that there must be a mistake
+    source: str  # names the images
+    rules: Rules  # what it was judged by
+    sigmoid: bool = False  # its one output lies in [0, 1] for all images: a probability, where a logit is needed
 
     @property
     def accuracy(self) -> float:
@@ -106,11 +86,7 @@ class Finding:
         return f"{said}; {CAUSES}" if self.guessing or self.accuracy < self.rules.low else None
 
     def require_sense(self) -> None:
-        """Stop where a result would mean nothing.
-
-        Raises:
-            BadInputError: it would, with what would help or may be the cause.
-        """
+        """Refuse what would give a result that means nothing, with what would help or may be the cause."""
         if self.meaningless:
             raise BadInputError(f"{self.source}: {self.remark}; {FORCED}")
 
@@ -129,20 +105,13 @@ def examine(
     Tried are the usual normalisations, swapped channels, and the best one-to-one matching of the classes, which is
     chosen on some of the images and judged on the others.
 
-    Args:
-        model: float32 pixels in [0, 1] to logits ``(n, k)``; left as it was.
-        clean: at least one image.
-        device: where to compute.
-        batch_size: images in a forward pass.
-        rules: what is judged by.
-        progress: told about every batch.
-
-    Raises:
-        BadInputError: the model's output is not one logit a class.
+    ``model`` maps float32 pixels in [0, 1] to logits ``(n, k)`` and is left as it was; another output is refused, and
+    there must be an image.
     """
     rules = rules or Rules()
     found = predict(model, clean, device=device, batch_size=batch_size, progress=progress)
-    hits, count, classes = int((found == clean.labels).sum()), len(clean), _class_count(model, clean, device)
+    hits, count = int((found == clean.labels).sum()), len(clean)
+    classes = max(2, _logits(model, clean.select(torch.arange(min(2, count))), device).shape[1])
     remedy, mistaken = None, False
     if hits / count < rules.doubtful:
         remedy, mistaken = _mistake(model, clean, found, classes, rules, device=device, batch_size=batch_size)
@@ -172,11 +141,8 @@ def _mistake(
     count = len(clean)
     rows = torch.arange(count) if count <= rules.images else torch.linspace(0, count - 1, rules.images).long()
     few, before = clean.select(rows), int((found[rows] == clean.labels[rows]).sum())
-    tried = [
-        *other_pixels(model, few, device, batch_size),
-        *other_classes(found[rows], few, classes, rules.folds),
-    ]
-    best = max(tried, key=lambda each: each.hits, default=None)
+    tried = (other_pixels(model, few, device, batch_size), other_classes(found[rows], few, classes, rules.folds))
+    best = max(chain(*tried), key=lambda each: each.hits, default=None)
     share = max(before / len(few), 1 / classes)
     if best is None or best.hits <= before or binomial_tail(best.hits, len(few), share) > rules.level:
         return None, False
@@ -186,10 +152,7 @@ def _mistake(
 def harm_done(before: Finding, after: int, classes: int) -> str | None:
     """What a repair that ruined the model must be told with; None where it left most of the accuracy.
 
-    Args:
-        before: what the model made of the clean images.
-        after: how many of them the repaired model classifies correctly.
-        classes: how many of the model's classes the clean images have.
+    The repaired model classifies ``after`` of the clean images correctly, which are of so many of its ``classes``.
     """
     rules, share = before.rules, after / before.count
     if after >= before.hits or before.guessing:
@@ -218,29 +181,21 @@ def binomial_tail(hits: int, count: int, share: float) -> float:
     return min(1.0, float(logs.exp().sum()))
 
 
-def _class_count(model: nn.Module, clean: ImageSet, device: torch.device | str) -> int:
-    """K, read off the logits."""
-    widths: list[int] = []
-
-    def note(logits: Tensor) -> Tensor:
-        widths.append(int(logits.shape[1]))
-        return logits
-
-    predict(Changed(model, lambda pixels: pixels, note), clean.select(torch.arange(min(2, len(clean)))), device=device)
-    return max(2, widths[0])
-
-
 def _after_sigmoid(model: nn.Module, clean: ImageSet, device: torch.device | str) -> bool:
     """Whether the one output of a yes/no model lies in [0, 1] for some dozens of images."""
     if not any(isinstance(each, Converted) and each.yes_no for each in model.modules()):
         return False
-    outputs: list[Tensor] = []
+    few = clean.select(torch.linspace(0, len(clean) - 1, min(64, len(clean))).long())
+    values = _logits(model, few, device)[:, 1]
+    return len(values) > 8 and bool(((values >= 0) & (values <= 1)).all())
+
+
+def _logits(model: nn.Module, images: ImageSet, device: torch.device | str) -> Float[Tensor, "n k"]:
+    seen: list[Tensor] = []
 
     def note(logits: Tensor) -> Tensor:
-        outputs.append(logits[:, 1])
+        seen.append(logits)
         return logits
 
-    few = clean.select(torch.linspace(0, len(clean) - 1, min(64, len(clean))).long())
-    predict(Changed(model, lambda pixels: pixels, note), few, device=device)
-    values = torch.cat(outputs)
-    return len(values) > 8 and bool(((values >= 0) & (values <= 1)).all())
+    predict(Changed(model, lambda pixels: pixels, note), images, device=device)
+    return torch.cat(seen)

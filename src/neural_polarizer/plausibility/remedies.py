@@ -15,17 +15,11 @@ from neural_polarizer.models.normalize import PROFILES, Normalized
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """A small change with which the model makes more sense.
+    """A small change with which the model makes more sense."""
 
-    Args:
-        what: the change, as in "with --profile cifar10".
-        accuracy: with it, in [0, 1].
-        hits: images that are right with it, of those that it was tried on.
-    """
-
-    what: str
-    accuracy: float
-    hits: int
+    what: str  # as in "with --profile cifar10"
+    accuracy: float  # with it, in [0, 1]
+    hits: int  # images that are right with it, of those that it was tried on
 
 
 class Changed(nn.Module):
@@ -48,10 +42,9 @@ class Changed(nn.Module):
 
 def other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str, batch_size: int) -> Iterator[Remedy]:
     """The accuracy with other normalisations and with swapped channels."""
-    inside = next((module for module in model.modules() if isinstance(module, Normalized)), None)
-    colours = clean.images.shape[1]
-    if colours != 3:
+    if clean.images.shape[1] != 3:
         return
+    inside = next((module for module in model.modules() if isinstance(module, Normalized)), None)
     for name, (mean, std) in _normalisations(inside).items():
         for swapped in (False, True):
             if name is None and not swapped:

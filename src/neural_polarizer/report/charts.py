@@ -113,16 +113,16 @@ def dial_chart(
     )
 
 
-def nice_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
-    """Round numbers at equal steps that enclose [low, high]."""
-    step = _nice_step((high - low) / about if high > low else max(abs(high), 1.0) / about)
+def nice_ticks(low: float, high: float) -> list[float]:
+    """About five round numbers at equal steps that enclose [low, high]."""
+    step = _nice_step((high - low if high > low else max(abs(high), 1.0)) / 5)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
-def epoch_ticks(low: float, high: float, *, about: int = 6) -> list[float]:
-    """Whole epochs in [low, high], the first included, at most about ``about`` of them."""
-    step = max(1.0, float(math.ceil(_nice_step((high - low) / about)))) if high > low else 1.0
+def epoch_ticks(low: float, high: float) -> list[float]:
+    """Whole epochs in [low, high], the first included, at most about six of them."""
+    step = max(1.0, float(math.ceil(_nice_step((high - low) / 6)))) if high > low else 1.0
     round_ones = range(math.floor(low / step) + 1, math.floor(high / step) + 1)
     wanted = [low, *(step * index for index in round_ones)]
     return [x for index, x in enumerate(wanted) if index != 1 or x - low > step / 2]

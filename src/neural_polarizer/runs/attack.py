@@ -196,17 +196,12 @@ def run_attack(job: Planting, out: Path, *, device: torch.device, progress: Prog
     files = {name: sha256_of_file(out / name) for name in FILES if name != RECORD}
     result = {**request, "data": train.source, "test": test.source, **counts}
     result |= {"model_sha256": files[MODEL], "files": files}
-    result["seconds"] = _seconds(trigger=started, train=prepared, evaluate=trained)
+    seconds = {"trigger": prepared - started, "train": trained - prepared, "evaluate": time.perf_counter() - trained}
+    result["seconds"] = seconds
     result |= {"device": str(device), "versions": versions()}
     write_json(out / RECORD, result)
     (out / TRAINING_STATE).unlink(missing_ok=True)
     return result
-
-
-def _seconds(**begun: float) -> dict[str, float]:
-    """How long each phase took, from the moments at which they began; the last ends now."""
-    ends = [*list(begun.values())[1:], time.perf_counter()]
-    return {name: end - start for (name, start), end in zip(begun.items(), ends, strict=True)}
 
 
 def clean_model(train: ImageSet, victim: Victim, *, device: torch.device, progress: Progress = silent) -> nn.Module:

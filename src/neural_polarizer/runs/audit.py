@@ -19,7 +19,7 @@ from neural_polarizer.model_files.record import versions
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.report.run.audit_page import render_audit
-from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, audit_sarif, audit_verdict
+from neural_polarizer.report.run.verdict_files import audit_files
 from neural_polarizer.runs.purification import chosen_images
 from neural_polarizer.settings import told
 from neural_polarizer.train import Progress, silent
@@ -57,14 +57,15 @@ def run_audit(
     if purified is not None:
         second = audited(purified.model, clean, seed=seed, settings=settings, device=device, progress=progress)
         pictures, after = [*pictures, *_pictures(second, "Purified model")], _after(purified, second)
-    record = {"schema": 2, **_told(first), **_subject(loaded, pool), "purified": after}
+    described = asdict(loaded.record) | {"classes": loaded.record.classes or pool.classes}
+    record = {"schema": 2, **_told(first), "model": {"path": str(loaded.path), **described}}
+    record |= {"model_sha256": loaded.sha256, "findings": list(loaded.findings), "purified": after}
     record |= {"n_clean": len(clean), "clean_sha256": clean.sha256(), "data": dict(sources), "seed": seed}
     record |= {"config": told(settings), "device": str(device), "versions": versions()}
     record["seconds"] = time.perf_counter() - started
     write_text(out / REPORT, render_audit(record, pictures))
-    write_json(out / VERDICT, audit_verdict(record))
-    write_json(out / SARIF, audit_sarif(record))
-    write_json(out / RECORD, record)  # the last: where it is, all is there
+    for name, found in {**audit_files(record), RECORD: record}.items():  # it is the last: where it is, all is there
+        write_json(out / name, found)
     return record
 
 
@@ -89,12 +90,6 @@ def _after(purified: LoadedModel, found: Audited) -> dict[str, Any]:
         **_told(found),
         "spectrum": None if layer is None else asdict(layer),
     }
-
-
-def _subject(loaded: LoadedModel, pool: ImageSet) -> dict[str, Any]:
-    model = asdict(loaded.record) | {"classes": loaded.record.classes or pool.classes}
-    found = {"model_sha256": loaded.sha256, "findings": list(loaded.findings)}
-    return {"model": {"path": str(loaded.path), **model}, **found}
 
 
 def _told(found: Audited) -> dict[str, Any]:

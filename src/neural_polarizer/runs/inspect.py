@@ -1,6 +1,7 @@
 """What the report shows beside the figures: fresh perturbations against both models, and pictures."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,8 @@ from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import stream
 
-SAMPLES = 8
+TRIED, SAMPLES = 256, 8
+"""So many images are perturbed, and so many are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,6 @@ def inspect(
     evidence: Evidence,
     device: torch.device,
     seed: int,
-    sample: int = 256,
 ) -> tuple[dict[str, float], list[Picture]]:
     """Fresh targeted perturbations against both models on clean images, and pictures for the report.
 
@@ -51,8 +52,9 @@ def inspect(
     without such a class each aims at its image's runner-up. NPD's are made with its own settings, all other defenses
     are tried with the shipped ones of NPD or NPD-TU.
     """
-    probe = defense if isinstance(defense, NPD) else _shipped(purified.suspect)
-    rows = torch.randperm(len(clean), generator=stream(seed, "inspect"))[:sample]
+    shipped = preset("npd") if purified.suspect is None else preset("npd-tu", target=purified.suspect)
+    probe = defense if isinstance(defense, NPD) else shipped
+    rows = torch.randperm(len(clean), generator=stream(seed, "inspect"))[:TRIED]
     labels, pixels = clean.labels[rows].to(device), to_pixels(clean.images[rows].to(device))
     aim = purified.suspect if probe.target is None else probe.target
     radius = max(probe.radii)
@@ -67,10 +69,6 @@ def inspect(
         success.append(share)
     pictures = [*exhibits(purified.audit), *_pictures(pixels.cpu(), perturbed.cpu(), evidence)]
     return {"before": success[1], "after": success[0], "radius": radius}, pictures
-
-
-def _shipped(suspect: Suspect | None) -> NPD:
-    return preset("npd") if suspect is None else preset("npd-tu", target=suspect)
 
 
 def _attack(
@@ -92,20 +90,19 @@ def _attack(
     else:
         targets = (labels + 1) % logits.shape[1] if aim == "next" else torch.full_like(labels, aim)
     batches = list(zip(pixels.split(at_once), targets.split(at_once), strict=True))
-    deltas = [
-        perturb(
-            model,
-            some,
-            wanted,
-            ball=Ball(probe.norm, radius),
-            steps=max(probe.steps, 2),
-            step_size=probe.step_size,
-            universal=aim is not None,
-            rule=probe.step_rule,
-        )
-        for some, wanted in batches[: 1 if aim is not None else None]
-    ]
-    perturbed = (pixels + torch.cat(deltas)).clamp(0, 1) if aim is None else (pixels + deltas[0][:1]).clamp(0, 1)
+    found = partial(
+        perturb,
+        model,
+        ball=Ball(probe.norm, radius),
+        steps=max(probe.steps, 2),
+        step_size=probe.step_size,
+        rule=probe.step_rule,
+    )
+    if aim is None:
+        deltas = torch.cat([found(some, wanted) for some, wanted in batches])
+    else:
+        deltas = found(*batches[0], universal=True)[:1]
+    perturbed = (pixels + deltas).clamp(0, 1)
     reached = (_logits(model, perturbed, at_once).argmax(dim=1) == targets)[targets != labels]
     return perturbed, float(reached.float().mean()) if len(reached) else 0.0
 

@@ -1,9 +1,8 @@
 """What is to be purified and with what, whether that goes together, and which run it is."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from neural_polarizer.cache import key_of
 from neural_polarizer.data.images import ImageSet, count_shared
 from neural_polarizer.data.subset import clean_subset
-from neural_polarizer.defenses.base import Defense
+from neural_polarizer.defenses.base import Defense, Repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
@@ -29,14 +29,32 @@ ATTACK_RECORD = "attack.json"
 
 def settings_of(defense: Defense) -> dict[str, Any]:
     """The fields of the dataclass as JSON has them; text for what JSON has no form for."""
-    fields: Any = defense
-    found: dict[str, Any] = json.loads(json.dumps(told(fields), default=str))
-    return found
+    return json.loads(json.dumps(told(defense), default=str))
 
 
 def algorithm_of(defense: Defense) -> dict[str, Any]:
     """What ids know of a defense: its settings, and its revision unless that is the first."""
     return {"defense": settings_of(defense), **({} if defense.revision == 1 else {"revision": defense.revision})}
+
+
+def told_of(done: Repaired) -> dict[str, Any]:
+    """What the record of a run says of the result itself, whoever asked for it."""
+    audit, guarded = done.audit, done.guarded
+    return {
+        "site": done.site,
+        "site_reason": done.site_reason,
+        "seed": done.seed,
+        "suspect": done.suspect,
+        "revision": done.defense.revision,
+        "config": settings_of(done.defense) | ({} if done.site is None else {"site": done.site}),
+        "clean_acc": dict(zip(("before", "after"), done.clean_acc or (None, None), strict=True)),
+        "history": [dict(each) for each in done.history],
+        "guarded": None if guarded is None else asdict(guarded),
+        "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
+        "device": done.device,
+        "precision": done.defense.precision_used,
+        "versions": versions(),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +114,7 @@ class Purification:
             "versions": versions(),
             **({} if self.mixture is None else {"mixture": self.mixture.sha256()}),
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return key_of(parts)
 
     def remarks(self, before: Metrics, clean: ImageSet) -> list[str]:
         """What a reader of the result must know."""

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from neural_polarizer.defenses.base import Repaired
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
-from neural_polarizer.model_files.record import ModelRecord, versions
+from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.run.page import render_run
-from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, run_sarif, run_verdict
+from neural_polarizer.report.run.verdict_files import run_files
 from neural_polarizer.runs.inspect import inspect
-from neural_polarizer.runs.purification import RECORD, Purification, chosen_images, finished, settings_of
+from neural_polarizer.runs.purification import RECORD, Purification, chosen_images, finished, told_of
 from neural_polarizer.train import Progress, silent
 
 PURIFIED = "purified.safetensors"
@@ -57,86 +58,59 @@ def run_purify(
     found = finished(out, identity)
     if found is not None:
         return found
-    result = _purified(job, clean, device, before, progress)
-    seconds = {"load": load_seconds, **result.seconds, "total": time.perf_counter() - started}
-    record = {"schema": 1, "run_id": identity, **_record(job, clean, result, seconds, notes)}
-    record |= {"device": str(device), "precision": job.defense.precision_used, "versions": versions()}
-    record["command"] = None if command is None else list(command)
-    return _written(out, record, job, result, rows)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Result:
-    """The purified model, and what was measured of both."""
-
-    purified: Repaired
-    before: Metrics
-    after: Metrics
-    surrogate: dict[str, float]
-    pictures: list[Picture]
-    seconds: dict[str, float]
+    purified, told, pictures = _purified(job, clean, device, before, progress)
+    seconds = {"load": load_seconds, **told["seconds"], "total": time.perf_counter() - started}
+    unread = [note for note in job.evidence.notes if note not in clean.notes]
+    record = {
+        "schema": 1,
+        "run_id": identity,
+        **told,
+        "seconds": seconds,
+        "warnings": [*told["warnings"], *notes, *unread],
+        "command": None if command is None else list(command),
+    }
+    return _written(out, record, job, purified, pictures, rows)
 
 
 def _purified(
     job: Purification, clean: ImageSet, device: torch.device, before: Metrics | None, progress: Progress
-) -> _Result:
-    model, test, triggered = job.loaded.model, job.evidence.test, job.evidence.triggered
-    at_once = job.defense.at_once
+) -> tuple[Repaired, dict[str, Any], list[Picture]]:
+    """The purified model, what the record says of it and of what it was made of, and pictures."""
+    model, evidence, at_once = job.loaded.model, job.evidence, job.defense.at_once
     patient = admitted(model, clean, device=device, force=job.force, batch_size=at_once, progress=progress)
     purified = patient.repaired(job.defense, seed=job.seed, device=device, shown=job.mixture, progress=progress)
     defended = time.perf_counter()
-    first = evaluate(model, test, triggered, device=device, progress=progress) if before is None else before
-    after = evaluate(purified.model, test, triggered, device=device, progress=progress)
-    surrogate, pictures = inspect(model, purified, clean, job.defense, job.evidence, device, job.seed)
-    return _Result(
-        purified=purified,
-        before=first,
-        after=after,
-        surrogate=surrogate,
-        pictures=pictures,
-        seconds={**purified.seconds, "evaluate": time.perf_counter() - defended},
-    )
+    measured = partial(evaluate, test=evidence.test, triggered=evidence.triggered, device=device, progress=progress)
+    first, after = before or measured(model), measured(purified.model)
+    surrogate, pictures = inspect(model, purified, clean, job.defense, evidence, device, job.seed)
+    told = {
+        "method": job.method,
+        **told_of(purified),
+        "before": asdict(first),
+        "after": asdict(after),
+        "der": defense_effectiveness(first, after),
+        "seconds": {**purified.seconds, "evaluate": time.perf_counter() - defended},
+        "surrogate": surrogate,
+        **_given(job, clean),
+        "warnings": [*purified.notes, *job.remarks(first, clean)],  # what limits the result most comes first
+    }
+    return purified, told, pictures
 
 
-def _record(
-    job: Purification, clean: ImageSet, result: _Result, seconds: dict[str, float], notes: Sequence[str]
-) -> dict[str, Any]:
-    """What the record says of method, result, model and data."""
-    purified, before, after, evidence = result.purified, result.before, result.after, job.evidence
-    audit, loaded, triggered = purified.audit, job.loaded, evidence.triggered
+def _given(job: Purification, clean: ImageSet) -> dict[str, Any]:
+    """What the record says of model and data."""
+    loaded, test, triggered = job.loaded, job.evidence.test, job.evidence.triggered
     weights = {} if loaded.weights is None else {"weights": loaded.weights}
     return {
-        "method": job.method,
-        "site": purified.site,
-        "site_reason": purified.site_reason,
-        "seed": job.seed,
-        "suspect": purified.suspect,
-        "revision": job.defense.revision,
-        "config": settings_of(job.defense) | ({} if purified.site is None else {"site": purified.site}),
-        "n_clean": len(clean),
-        "clean_acc": dict(zip(("before", "after"), purified.clean_acc or (None, None), strict=True)),
-        "before": asdict(before),
-        "after": asdict(after),
-        "der": defense_effectiveness(before, after),
-        "seconds": seconds,
-        "history": list(purified.history),
-        "surrogate": result.surrogate,
-        "guarded": None if purified.guarded is None else asdict(purified.guarded),
-        "audit": None if audit is None else {"summary": audit.summary, "by_class": dict(audit.by_class)},
         "model": {"path": str(loaded.path), **weights, **asdict(_described(job))},
         "model_sha256": loaded.sha256,
         "data": dict(job.sources),
+        "n_clean": len(clean),
         "clean_sha256": clean.sha256(),
-        "test_sha256": None if evidence.test is None else evidence.test.sha256(),
+        "test_sha256": None if test is None else test.sha256(),
         "triggered_sha256": None if triggered is None else triggered.images.sha256(),
         "mixture": None if job.mixture is None else {"n": len(job.mixture), "sha256": job.mixture.sha256()},
         "findings": list(loaded.findings),
-        "warnings": [
-            *purified.notes,  # those of the guard among them: what limits the result most comes first
-            *job.remarks(before, clean),
-            *notes,
-            *(note for note in evidence.notes if note not in clean.notes),
-        ],
     }
 
 
@@ -147,22 +121,28 @@ def _described(job: Purification) -> ModelRecord:
 
 
 def _written(
-    out: Path, record: dict[str, Any], job: Purification, result: _Result, rows: Int64[Tensor, " n"]
+    out: Path,
+    record: dict[str, Any],
+    job: Purification,
+    purified: Repaired,
+    pictures: Sequence[Picture],
+    rows: Int64[Tensor, " n"],
 ) -> dict[str, Any]:
     """``record`` with the hashes of the files, after all of them are in ``out``, itself the last."""
-    purified, described = result.purified, _described(job)
+    described = _described(job)
     saved = replace(described, site=purified.site or described.site)
     save_model(out / PURIFIED, purified.model, saved)
+    layer = () if purified.polarizer is None else (POLARIZER,)
     if purified.polarizer is not None:
         save_polarizer(out / POLARIZER, purified.polarizer, saved)
     else:  # a killed run of another method may have left one
         (out / POLARIZER).unlink(missing_ok=True)
     write_index(out / CLEAN_INDEX, rows, job.pool, job.seed)
-    write_text(out / REPORT, render_run(record, result.pictures))
-    write_json(out / VERDICT, run_verdict(record))
-    write_json(out / SARIF, run_sarif(record))
-    layer = () if purified.polarizer is None else (POLARIZER,)
-    names = (PURIFIED, *layer, CLEAN_INDEX, REPORT, VERDICT, SARIF)
+    write_text(out / REPORT, render_run(record, pictures))
+    verdicts = run_files(record)
+    for name, found in verdicts.items():
+        write_json(out / name, found)
+    names = (PURIFIED, *layer, CLEAN_INDEX, REPORT, *verdicts)
     whole = {**record, "files": {name: sha256_of_file(out / name) for name in names}}
     write_json(out / RECORD, whole)
     return whole

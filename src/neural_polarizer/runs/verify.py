@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -38,6 +38,8 @@ from neural_polarizer.train import Progress, silent
 ATTACK_FILES = (MODEL, TRIGGERED, TRIGGER, PICTURE)
 PURIFICATION_FILES = (PURIFIED, CLEAN_INDEX, REPORT)
 TOLERANCE = 0.001  # of a rate: another machine may tip a few images in ten thousand
+
+Found = TypeVar("Found", ImageSet | str, TriggeredSet | str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +84,11 @@ def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Me
     form = _form(folder, record.get("num_classes"), None if known is None else known.image_size, classes)
     train = _training_images(record, given, form)
     test = _images(given.test, record.get("test"), "--test", form)
-    checks = [
-        *files,
-        image_check("training images", record.get("data_sha256"), train),
-        image_check("test images", record.get("test_sha256"), test),
-    ]
+    checks = [*files, image_check("training images", record.get("data_sha256"), train)]
+    test = _same(checks, "test images", record.get("test_sha256"), test)
     triggered = _triggered(None, folder / TRIGGERED, form)
     if any(check.what == TRIGGERED and check.holds is False for check in files):
         triggered = f"{TRIGGERED} is not that of the run"
-    test = _unless_other(checks[-1], test)
     measured = _measured(model, test, triggered, measuring)
     return [*checks, *rate_checks(record, measured, measuring.tolerance, "", _unmeasured(test, triggered))]
 
@@ -108,15 +106,12 @@ def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuri
     triggered: TriggeredSet | str = "no triggered images were used"
     if given.test is not None or data.get("test") is not None or number(after.get("acc")) is not None:
         test = _images(given.test, data.get("test"), "--test", form)
-        checks.append(image_check("test images", record.get("test_sha256"), test))
-        test = _unless_other(checks[-1], test)
+        test = _same(checks, "test images", record.get("test_sha256"), test)
     if given.triggered is not None or data.get("triggered") is not None or number(after.get("asr")) is not None:
         label = data.get("poison_label")
         stamped = form | ({"poison_label": label} if label == "next" or type(label) is int else {})
         triggered = _triggered(given.triggered, data.get("triggered"), stamped)
-        images = triggered if isinstance(triggered, str) else triggered.images
-        checks.append(image_check("triggered images", record.get("triggered_sha256"), images))
-        triggered = _unless_other(checks[-1], triggered)
+        triggered = _same(checks, "triggered images", record.get("triggered_sha256"), triggered)
     found_before = _measured(original[1], test, triggered, measuring)
     found_after = _measured(_loaded(folder / PURIFIED, architecture=own), test, triggered, measuring)
     missing = _unmeasured(test, triggered)
@@ -245,9 +240,11 @@ def _triggered(given: Path | None, recorded: Any, form: Mapping[str, Any]) -> Tr
     return or_why(lambda: read_triggered(Path(recorded), **form), "; give --triggered")
 
 
-def _unless_other(check: Check, images: Any) -> Any:
-    """``images``, or why figures measured on them would tell nothing."""
-    return f"the {check.what} are not those of the run" if check.holds is False else images
+def _same(checks: list[Check], what: str, recorded: Any, found: Found) -> Found | str:
+    """``found``, whose check joins ``checks``; or why figures measured on it would tell nothing."""
+    check = image_check(what, recorded, found.images if isinstance(found, TriggeredSet) else found)
+    checks.append(check)
+    return f"the {what} are not those of the run" if check.holds is False else found
 
 
 def _measured(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from neural_polarizer.report.bench.names import UNDEFENDED, number_text, value_text
-from neural_polarizer.report.bench.plot_groups import grouped
+from neural_polarizer.report.bench.plots import grouped
 from neural_polarizer.report.bench.tables import Cell, Table
 from neural_polarizer.report.charts import Axis, Tick
 
@@ -34,12 +34,10 @@ class BarPlot:
 
     @property
     def cited(self) -> bool:
-        """Whether there are numbers of the paper."""
         return any(bar.paper is not None for bar in self.bars)
 
     @property
     def description(self) -> str:
-        """What the plot shows, in words."""
         return f"{self.x_title}: " + ", ".join(f"{bar.label} {bar.text}" for bar in self.bars) + "."
 
 

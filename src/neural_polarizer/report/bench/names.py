@@ -1,6 +1,6 @@
 """How the report of the benchmark names axes, labels and values, and how it writes their numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.defenses import DEFENSES, title_of
@@ -82,6 +82,12 @@ def labels_text(labels: Mapping[str, Label]) -> dict[str, str]:
     """All labels as people read them; what an undefended model leaves empty is a dash."""
     undefended = labels.get("defense") == UNDEFENDED
     return {axis: "-" if undefended and label == "" else label_text(axis, label) for axis, label in labels.items()}
+
+
+def text_of(labels: Mapping[str, Label], axes: Sequence[str]) -> str:
+    """The labels on some axes in one text."""
+    texts = labels_text(labels)
+    return ", ".join(texts[axis] for axis in axes if texts.get(axis, "-") != "-")
 
 
 def value_text(value: str) -> str:

@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
-from neural_polarizer.report.bench.names import RATES, axis_text, label_text, labels_text, number_text, value_text
-from neural_polarizer.report.bench.plot_groups import Groups, grouped, labels_on, sweep_of, text_of
+from neural_polarizer.report.bench.names import (
+    RATES,
+    UNDEFENDED,
+    axis_text,
+    label_text,
+    labels_text,
+    number_text,
+    text_of,
+    value_text,
+)
 from neural_polarizer.report.bench.results import Label
-from neural_polarizer.report.bench.tables import Cell, Table
+from neural_polarizer.report.bench.tables import RIVALS, Cell, Table
 from neural_polarizer.report.charts import Axis, Point, Tick, nice_ticks, unbroken
 from neural_polarizer.report.values import number
 from neural_polarizer.report.values import table as inner
@@ -18,6 +27,12 @@ SLANT = 74
 _SMALLEST = 0.01
 """The least range of rates that an axis shows, lest differences look like more than they are."""
 _LONG = 6  # characters of a label above which they are
+
+SWEEPS = ("poison_rate", "n_clean", "site")
+"""The axes along which a curve can be drawn."""
+
+Groups = dict[str, dict[str, list[Cell]]]
+"""Cells by the name of their plot, and in it by the name of their line or bar."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +72,14 @@ class Plot:
 
     @property
     def joined(self) -> bool:
-        """Whether there are lines."""
         return any(series.runs for series in self.series)
 
     @property
     def cited(self) -> bool:
-        """Whether there are numbers of the paper."""
         return any(series.paper for series in self.series)
 
     @property
     def description(self) -> str:
-        """What the plot shows, in words."""
         names = ", ".join(series.label for series in self.series)
         return f"{self.y_title} over {self.x_title}: {names}. The table on this page has the numbers."
 
@@ -83,7 +95,8 @@ class _Dot:
 
 def make_curves(table: Table) -> tuple[Plot, ...]:
     """A plot for each rate, and for all that the lines do not tell apart; none without an axis to draw along."""
-    axis = sweep_of(table)
+    cells = table.measured
+    axis = next((axis for axis in SWEEPS if axis in table.axes and len(_labels_on(cells, axis)) > 1), None)
     places = {} if axis is None else _places(table.measured, axis)
     if axis is None or not places:
         return ()
@@ -118,22 +131,43 @@ def make_scatter(table: Table) -> Plot | None:
     return Plot("ACC against ASR: best is up and left", "ASR", "ACC", x_ticks, y_ticks, tuple(series))
 
 
+def _labels_on(cells: Sequence[Cell], axis: str) -> tuple[Label, ...]:
+    """The labels of an axis, in the order of the cells; undefended models have no layer."""
+    return tuple(dict.fromkeys(cell.labels[axis] for cell in cells if axis in cell.labels and not _apart(cell, axis)))
+
+
+def grouped(table: Table, cells: Sequence[Cell], *, along: str | None = None) -> Groups:
+    """Compare methods within a plot and let all else tell the plots apart; without rivals, compare all in one.
+
+    ``along`` is the axis of a curve, whose labels belong to one line.
+    """
+    drawn = [cell for cell in cells if along is None or not _apart(cell, along)]
+    axes = [axis for axis in table.axes if axis != along and len({cell.labels.get(axis) for cell in drawn}) > 1]
+    lines = [axis for axis in axes if axis in RIVALS] or axes
+    groups: Groups = {}
+    for cell in drawn:
+        plot = text_of(cell.labels, [axis for axis in axes if axis not in lines])
+        groups.setdefault(plot, {}).setdefault(text_of(cell.labels, lines), []).append(cell)
+    return groups
+
+
+def _apart(cell: Cell, axis: str) -> bool:
+    return axis == "site" and cell.labels.get("defense") == UNDEFENDED
+
+
 def _styles(groups: Groups) -> dict[str, int]:
     """The same colour for the same name in all plots."""
-    return {
-        name: style for style, name in enumerate(dict.fromkeys(name for lines in groups.values() for name in lines))
-    }
+    names = dict.fromkeys(name for lines in groups.values() for name in lines)
+    return {name: style for style, name in enumerate(names)}
 
 
 def _places(cells: Sequence[Cell], axis: str) -> dict[Label, float]:
     """Where the labels lie on an axis, in this order; layers lie side by side."""
-    labels = labels_on(cells, axis)
+    labels = _labels_on(cells, axis)
     if axis == "site":
         return {label: float(place) for place, label in enumerate(labels)}
-    found = {label: _amount(cells, axis, label) for label in labels}
-    return dict(
-        sorted(((label, place) for label, place in found.items() if place is not None), key=lambda pair: pair[1])
-    )
+    known = [(label, place) for label in labels if (place := _amount(cells, axis, label)) is not None]
+    return dict(sorted(known, key=itemgetter(1)))
 
 
 def _tick(axis: str, label: Label, place: float) -> str:
@@ -155,20 +189,20 @@ def _amount(cells: Sequence[Cell], axis: str, label: Label) -> float | None:
 
 def _along(cells: Sequence[Cell], axis: str, places: dict[Label, float], value: str) -> list[_Dot]:
     known = [(places[cell.labels[axis]], cell) for cell in cells if cell.labels[axis] in places]
-    return [
-        _dot(place, cell.figures[value].mean, place, cell.figures[value].paper, labels_text(cell.labels)[axis])
-        for place, cell in sorted(known, key=lambda pair: pair[0])
-    ]
+    dots = []
+    for place, cell in sorted(known, key=itemgetter(0)):
+        figure, text = cell.figures[value], labels_text(cell.labels)[axis]
+        dots.append(_Dot(_point(place, figure.mean), _point(place, figure.paper), text))
+    return dots
 
 
 def _against(cell: Cell, text: str) -> _Dot:
     x, y = cell.figures["asr"], cell.figures["acc"]
-    return _dot(x.mean, y.mean, x.paper, y.paper, text)
+    return _Dot(_point(x.mean, y.mean), _point(x.paper, y.paper), text)
 
 
-def _dot(x: float | None, y: float | None, paper_x: float | None, paper_y: float | None, text: str) -> _Dot:
-    ours = None if x is None or y is None else (x, y)
-    return _Dot(ours, None if paper_x is None or paper_y is None else (paper_x, paper_y), text)
+def _point(x: float | None, y: float | None) -> Point | None:
+    return None if x is None or y is None else (x, y)
 
 
 def _rates(cells: Sequence[Cell], value: str, start: float, stop: float) -> tuple[Axis, tuple[Tick, ...]]:

@@ -6,25 +6,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import chain, count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from neural_polarizer.report.bench import bars, plots
-from neural_polarizer.report.bench.heads import column_texts, corner_texts, head_rows, row_texts
-from neural_polarizer.report.bench.names import (
-    DIRECTIONS,
-    MEAN,
-    axis_text,
-    labels_text,
-    number_text,
-    signed_text,
-    value_text,
-)
-from neural_polarizer.report.bench.plot_groups import text_of
+from neural_polarizer.report.bench import bars, names, plots
 from neural_polarizer.report.bench.results import Label, SuiteResult
-from neural_polarizer.report.bench.summary import Progress, conditions, headline, progress
+from neural_polarizer.report.bench.summary import conditions, headline, progress
 from neural_polarizer.report.bench.table_text import failures, notes, render_csv, render_latex, render_markdown
 from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Table
 from neural_polarizer.report.bench.tabulate import make_table
@@ -51,14 +41,6 @@ class _Page:
     stem: str
     suite: SuiteResult
     table: Table
-
-    @property
-    def progress(self) -> Progress:
-        return progress(self.suite.entries)
-
-    @property
-    def headline(self) -> tuple[str, ...]:
-        return headline(self.table)
 
 
 def render_site(
@@ -90,8 +72,8 @@ def _stems(results: Sequence[SuiteResult]) -> list[str]:
     stems: list[str] = []
     for suite in results:
         wanted = re.sub(r"[^a-z0-9_-]+", "-", suite.name.lower()).strip("-") or "suite"
-        names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
-        stems.append(next(name for name in names if name not in ("index", *stems)))
+        candidates = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+        stems.append(next(name for name in candidates if name not in ("index", *stems)))
     return stems
 
 
@@ -103,7 +85,6 @@ def _context(page: _Page, pictures: Mapping[str, Sequence[Picture]]) -> dict[str
     return {
         "page": page,
         "table": table,
-        "head_rows": head_rows(table),
         "filters": _filters(table),
         "notes": notes(table),
         "failures": failures(table),
@@ -117,16 +98,16 @@ def _context(page: _Page, pictures: Mapping[str, Sequence[Picture]]) -> dict[str
 
 def _sought(labels: Mapping[str, Label]) -> dict[str, str]:
     """What the filters compare with; an average belongs to no attack."""
-    averaged = labels.get("attack") == MEAN
-    return {axis: text for axis, text in labels_text(labels).items() if not (averaged and axis == "attack")}
+    averaged = labels.get("attack") == names.MEAN
+    return {axis: text for axis, text in names.labels_text(labels).items() if not (averaged and axis == "attack")}
 
 
 def _filters(table: Table) -> dict[str, tuple[str, ...]]:
     """The axes with more than one label, and their labels, as they are shown."""
-    found = {
-        axis: tuple(dict.fromkeys(labels_text(cell.labels)[axis] for cell in table.measured if axis in cell.labels))
-        for axis in table.axes
-    }
+    found = {}
+    for axis in table.axes:
+        labels = [cell.labels for cell in table.measured if axis in cell.labels]
+        found[axis] = tuple(dict.fromkeys(names.labels_text(each)[axis] for each in labels))
     return {axis: texts for axis, texts in found.items() if len(texts) > 1}
 
 
@@ -137,19 +118,15 @@ def _helpers() -> dict[str, Any]:
         "style": style,
         "script_hash": _hash(script),
         "style_hash": _hash(style),
+        "names": names,
+        "progress": progress,
+        "headline": headline,
         "plot_frame": plots,
         "bar_frame": bars,
-        "axis_text": axis_text,
-        "column_texts": column_texts,
-        "corner_texts": corner_texts,
         "sought": _sought,
-        "text_of": text_of,
-        "number_text": number_text,
-        "row_texts": row_texts,
         "signed": _signed,
         "tone": _tone,
-        "value_text": value_text,
-        "pretty": _pretty,
+        "pretty": partial(json.dumps, indent=2, ensure_ascii=False, default=str),
         "marks": _MARKS,
         "repeats": REPEATS,
         "failed_attack": FAILED_ATTACK,
@@ -167,16 +144,12 @@ def _hash(text: str) -> str:
 
 
 def _signed(value: str, change: float) -> str:
-    return signed_text(value, change).replace("-", "\N{MINUS SIGN}")
+    return names.signed_text(value, change).replace("-", "\N{MINUS SIGN}")
 
 
 def _tone(value: str, change: float) -> str:
     """Whether a difference is for the better; what is shown as nothing is neither."""
-    if not signed_text(value, change).strip("+-0."):
+    if not names.signed_text(value, change).strip("+-0."):
         return "plain"
-    better = DIRECTIONS.get(value, 0) * change
+    better = names.DIRECTIONS.get(value, 0) * change
     return "good" if better > 0 else "bad" if better < 0 else "plain"
-
-
-def _pretty(part: Any) -> str:
-    return json.dumps(part, indent=2, ensure_ascii=False, default=str)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from neural_polarizer.report.bench.names import RATES, number_text, unit_text, value_text
-from neural_polarizer.report.bench.plot_groups import text_of
+from neural_polarizer.report.bench.names import RATES, number_text, text_of, unit_text, value_text
 from neural_polarizer.report.bench.results import Entry
 from neural_polarizer.report.bench.tables import Table
 from neural_polarizer.report.values import number, seconds
@@ -22,7 +21,6 @@ class Progress:
 
     @property
     def total(self) -> int:
-        """All of them."""
         return self.done + self.failed + self.missing
 
 

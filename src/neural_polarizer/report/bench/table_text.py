@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from neural_polarizer.report.bench.heads import column_texts, corner_texts, head_rows, row_texts
-from neural_polarizer.report.bench.names import RATES, number_text, signed_text, unit_text, value_text
-from neural_polarizer.report.bench.plot_groups import text_of
+from neural_polarizer.report.bench.names import RATES, number_text, signed_text, text_of, unit_text, value_text
 from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Cell, Figure, Key, Table, error_of
 from neural_polarizer.report.values import visible
 
@@ -74,14 +72,13 @@ def failures(table: Table) -> tuple[str, ...]:
 def render_markdown(table: Table) -> str:
     """A heading, the table, and how to read it."""
     style = _Style("**{}**", "<ins>{}</ins>", "{} \N{PLUS-MINUS SIGN} {}", FAILED_ATTACK)
-    heads = [*map(_markdown, corner_texts(table))]
+    heads = [*map(_markdown, table.corner_texts)]
     for column in table.columns:
-        above = [_markdown(text) for text in column_texts(table, column)]
+        above = [_markdown(text) for text in table.column_texts(column)]
         heads += [" ".join([*above, _markdown(value_text(value))]) for value in table.values]
     lines = [_row(heads), _row(["---"] * len(table.row_axes) + ["---:"] * (len(heads) - len(table.row_axes)))]
-    lines += [_row([*map(_markdown, row_texts(table, row)), *_cells(table, row, style)]) for row in table.rows]
-    reading = [*notes(table), "In parentheses: the number of runs. In brackets: the paper, and the difference to it."]
-    parts = [f"# {_markdown(table.title)}", "\n".join(lines), " ".join(reading)]
+    lines += [_row([*map(_markdown, table.row_texts(row)), *_cells(table, row, style)]) for row in table.rows]
+    parts = [f"# {_markdown(table.title)}", "\n".join(lines), _reading(table)]
     if failed := failures(table):
         parts.append("\n".join(["Failed:", "", *(f"- {_markdown(text)}" for text in failed)]))
     return "\n\n".join(parts) + "\n"
@@ -92,19 +89,18 @@ def render_latex(table: Table) -> str:
     style = _Style(r"\textbf{{{}}}", r"\underline{{{}}}", r"{} $\pm$ {}", _LATEX[FAILED_ATTACK])
     left, each = len(table.row_axes), len(table.values)
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering"]
-    reading = [*notes(table), "In parentheses: the number of runs. In brackets: the paper, and the difference to it."]
-    lines.append(f"\\caption{{{_latex(' '.join([table.title + '.', *reading]))}}}")
+    lines.append(f"\\caption{{{_latex(f'{table.title}. {_reading(table)}')}}}")
     lines += [f"\\begin{{tabular}}{{{'l' * left}{'r' * each * len(table.columns)}}}", r"\toprule"]
-    for level in head_rows(table):
+    for level in table.head_rows:
         spans = [f"\\multicolumn{{{span.length * each}}}{{c}}{{{_latex(span.text)}}}" for span in level]
         lines.append(_line([*[""] * left, *spans]))
         starts = [(left + span.first * each + 1, left + (span.first + span.length) * each) for span in level]
         lines.append("".join(f"\\cmidrule(lr){{{first}-{last}}}" for first, last in starts))
     values = [_latex(value_text(value)) for value in table.values]
-    lines += [_line([*map(_latex, corner_texts(table)), *values * len(table.columns)])]
+    lines += [_line([*map(_latex, table.corner_texts), *values * len(table.columns)])]
     for _, rows in groupby(table.rows, key=table.averaged):
         lines.append(r"\midrule")
-        lines += [_line([*map(_latex, row_texts(table, row)), *_cells(table, row, style)]) for row in rows]
+        lines += [_line([*map(_latex, table.row_texts(row)), *_cells(table, row, style)]) for row in rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -127,6 +123,11 @@ def render_csv(table: Table) -> str:
             )
             writer.writerow([_spreadsheet(field) if isinstance(field, str) else field for field in fields])
     return file.getvalue()
+
+
+def _reading(table: Table) -> str:
+    cited = "In parentheses: the number of runs. In brackets: the paper, and the difference to it."
+    return " ".join([*notes(table), cited])
 
 
 def _cells(table: Table, row: Key, style: _Style) -> list[str]:

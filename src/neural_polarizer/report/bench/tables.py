@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from operator import itemgetter
+from typing import Literal, NamedTuple
 
-from neural_polarizer.report.bench.names import MEAN
+from neural_polarizer.report.bench.names import MEAN, axis_text, labels_text
 from neural_polarizer.report.bench.results import Entry, Label
 
 Key = tuple[Label, ...]
@@ -58,6 +60,14 @@ class Cell:
         return sum(entry.record is None for entry in self.entries)
 
 
+class Span(NamedTuple):
+    """A head above neighbouring columns."""
+
+    text: str  # what it says
+    first: int  # the index of the first of these columns, not counting those of the values
+    length: int  # how many columns there are
+
+
 @dataclass(frozen=True)
 class Table:
     """A suite's cells by row and column."""
@@ -72,7 +82,6 @@ class Table:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Those of the rows, then those of the columns."""
         return self.row_axes + self.column_axes
 
     @property
@@ -82,7 +91,6 @@ class Table:
 
     @property
     def columns(self) -> tuple[Key, ...]:
-        """In the same order as the rows."""
         return _grouped([column for _, column in self.cells])
 
     @property
@@ -91,12 +99,35 @@ class Table:
         return tuple(cell for cell in self.cells.values() if cell.entries)
 
     def row_labels(self, row: Key) -> dict[str, Label]:
-        """The labels of a row, by axis."""
         return dict(zip(self.row_axes, row, strict=True))
 
     def column_labels(self, column: Key) -> dict[str, Label]:
-        """The labels of a column, by axis."""
         return dict(zip(self.column_axes, column, strict=True))
+
+    def row_texts(self, row: Key) -> tuple[str, ...]:
+        """The head of a row, a text for each of its axes."""
+        return tuple(labels_text(self.row_labels(row)).values())
+
+    def column_texts(self, column: Key) -> tuple[str, ...]:
+        """The head of a column, a text for each of its axes."""
+        return tuple(labels_text(self.column_labels(column)).values())
+
+    @property
+    def corner_texts(self) -> tuple[str, ...]:
+        return tuple(axis_text(axis) for axis in self.row_axes)
+
+    @property
+    def head_rows(self) -> tuple[tuple[Span, ...], ...]:
+        """The heads of the columns, level by level; neighbours with the same head share it."""
+        levels = []
+        for depth in range(1, len(self.column_axes) + 1):
+            spans: list[Span] = []
+            for _, columns in groupby(self.columns, key=itemgetter(slice(depth))):
+                head, *others = columns
+                first = spans[-1].first + spans[-1].length if spans else 0
+                spans.append(Span(self.column_texts(head)[depth - 1], first, 1 + len(others)))
+            levels.append(tuple(spans))
+        return tuple(levels)
 
     def averaged(self, row: Key) -> bool:
         """Whether a row is a mean over attacks."""

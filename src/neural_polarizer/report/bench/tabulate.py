@@ -22,7 +22,7 @@ def make_table(suite: SuiteResult) -> Table:
     rows, columns = _axes(suite)
     no_victims = failed_attacks(suite.entries)
     cells = {
-        place: _measured(suite, runs, attack_failed=any(_victim(run.labels) in no_victims for run in runs))
+        place: _measured(suite, runs, attack_failed=any(_key(run.labels, _OF_VICTIM) in no_victims for run in runs))
         for place, runs in _groups(suite.entries, rows, columns).items()
     }
     cells |= _averages(suite, cells, rows, columns)
@@ -77,16 +77,12 @@ def failed_attacks(entries: Iterable[Entry]) -> frozenset[Key]:
         result = table(entry.record or {}, "result")
         acc, asr = number(result.get("acc")), number(result.get("asr"))
         if entry.labels.get("defense") == UNDEFENDED and acc is not None and asr is not None:
-            rates[_victim(entry.labels)] = acc, asr
+            rates[_key(entry.labels, _OF_VICTIM)] = acc, asr
             kin = _key(entry.labels, _KIN)
             best[kin] = max(acc, best.get(kin, 0.0))
     return frozenset(
         victim for victim, (acc, asr) in rates.items() if acc < best[victim[: len(_KIN)]] / 2 or asr < _LEAST_ASR
     )
-
-
-def _victim(labels: Mapping[str, Label]) -> Key:
-    return _key(labels, _OF_VICTIM)
 
 
 def _measured(suite: SuiteResult, runs: Sequence[Entry], *, attack_failed: bool) -> Cell:
@@ -165,11 +161,10 @@ def _ranked(cells: Mapping[Place, Cell], axes: Sequence[str]) -> dict[Place, Cel
             contests.setdefault(_key(cell.labels, conditions), []).append(place)
     for places in contests.values():
         for value, direction in DIRECTIONS.items():
-            shown = {}
-            for place in places:
-                figure = cells[place].figures.get(value)
-                if figure is not None and figure.mean is not None:
-                    shown[place] = direction * float(number_text(value, figure.mean))  # ties are what looks equal
+            means = {place: cells[place].figures[value].mean for place in places if value in cells[place].figures}
+            shown = {  # ties are what looks equal
+                place: direction * float(number_text(value, mean)) for place, mean in means.items() if mean is not None
+            }
             for place, rank in _ranks(shown, planned=len(places)).items():
                 cell = ranked[place]
                 figures = {**cell.figures, value: replace(cell.figures[value], rank=rank)}

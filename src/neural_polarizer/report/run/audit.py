@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from neural_polarizer.report.values import class_name, items, number, table
@@ -21,25 +22,14 @@ def audit_summary(record: Mapping[str, Any]) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
-def audit_table(record: Mapping[str, Any]) -> AuditTable | None:
-    """The table, or ``None`` if nothing was found class by class."""
-    return evidence_table(table(table(record, "audit"), "by_class"), record)
-
-
-def evidence_table(by_class: Mapping[str, Any], record: Mapping[str, Any]) -> AuditTable | None:
-    """Values by class as a table with the classes' names, which ``record`` has; ``None`` for no values."""
-    columns = {str(name): items(by_class, name) for name in by_class}
-    length = max((len(values) for values in columns.values()), default=0)
-    if length == 0:
-        return None
-    rows = (
-        (
-            class_name(record, label),
-            *(_text(values[label]) if label < len(values) else "-" for values in columns.values()),
-        )
-        for label in range(length)
-    )
-    return AuditTable(("class", *(name.replace("_", " ") for name in columns)), tuple(rows))
+def evidence_table(found: Mapping[str, Any], record: Mapping[str, Any]) -> AuditTable | None:
+    """What was ``found`` class by class, with the classes' names, which ``record`` has; None for nothing."""
+    by_class = table(found, "by_class")
+    columns = [items(by_class, name) for name in by_class]
+    by_label = enumerate(zip_longest(*columns))
+    rows = tuple((class_name(record, label), *map(_text, values)) for label, values in by_label)
+    heads = ("class", *(str(name).replace("_", " ") for name in by_class))
+    return AuditTable(heads, rows) if rows else None
 
 
 def _text(value: Any) -> str:

@@ -39,17 +39,17 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         "purified_name": PurePath(str(purified.get("path") or "")).name,
         "model_name": table(record, "model").get("architecture") or "unknown architecture",
         "n_clean": number(record.get("n_clean")),
-        "finding": judge_audit(record),
+        "verdict": judge_audit(record),
         "after": judge_audit({**purified, "model": table(record, "model")}) if purified else None,
         "tests": [(name, _test(part)) for name, part in (("original", record), ("purified", purified)) if part],
         "tables": [
             (name, found)
             for name, part in (("Original model", record), ("Purified model", purified))
-            if (found := evidence_table(table(part, "by_class"), record)) is not None
+            if (found := evidence_table(part, record)) is not None
         ],
         "spectrum": _spectrum(table(purified, "spectrum")),
         "groups": group_pictures(pictures),
-        "remarks": [str(text) for text in items(record, "findings")],
+        "findings": [str(text) for text in items(record, "findings")],
         "warnings": [str(text) for text in items(record, "warnings")],
         "what_now": after_audit(record),
         "facts": [

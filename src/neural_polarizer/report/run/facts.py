@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from neural_polarizer.report.values import class_name, items, number, seconds, table
@@ -11,35 +10,27 @@ from neural_polarizer.report.values import class_name, items, number, seconds, t
 _NOT_RECORDED = "not recorded"
 RUN = ("method", "seed", "device", "precision")
 
-
-@dataclass(frozen=True)
-class FactTable:
-    """A heading and its rows of (name, value)."""
-
-    heading: str
-    rows: tuple[tuple[str, str], ...]
+Rows = tuple[tuple[str, str], ...]
+"""Names and values."""
 
 
-def fact_tables(record: Mapping[str, Any]) -> list[FactTable]:
-    """The tables of the closing section, without the empty ones."""
-    model = dict(table(record, "model"))
+def fact_tables(record: Mapping[str, Any]) -> dict[str, Rows]:
+    """The tables of the closing section by their headings, without the empty ones."""
+    model, spent = table(record, "model"), table(record, "seconds")
     classes = items(model, "classes")
-    model.pop("classes", None)
-    timings = table(record, "seconds")
-    tables = [
-        FactTable("Repeat it", (("command", _command(record)),)),
-        FactTable(
-            "Run",
-            (*_rows({key: record.get(key) for key in RUN}, _NOT_RECORDED), *_inserted(record), *_suspected(record)),
-        ),
-        FactTable("Model", (*_rows(model), ("sha256 of the file", _text(record.get("model_sha256"))))),
-        FactTable("Images", _images(record)),
-        FactTable("Settings", _rows(table(record, "config"))),
-        FactTable("Time", tuple((str(key), seconds(number(value))) for key, value in timings.items())),
-        FactTable("Versions", _rows(table(record, "versions"))),
-        FactTable("Classes", tuple((str(index), _text(name)) for index, name in enumerate(classes))),
-    ]
-    return [entry for entry in tables if entry.rows]
+    described = {key: value for key, value in model.items() if key != "classes"}
+    run = _rows({key: record.get(key) for key in RUN}, _NOT_RECORDED)
+    tables = {
+        "Repeat it": (("command", _command(record)),),
+        "Run": (*run, *_inserted(record), *_suspected(record)),
+        "Model": (*_rows(described), ("sha256 of the file", _text(record.get("model_sha256")))),
+        "Images": _images(record),
+        "Settings": _rows(table(record, "config")),
+        "Time": tuple((str(key), seconds(number(value))) for key, value in spent.items()),
+        "Versions": _rows(table(record, "versions")),
+        "Classes": tuple((str(index), _text(name)) for index, name in enumerate(classes)),
+    }
+    return {heading: rows for heading, rows in tables.items() if rows}
 
 
 def _command(record: Mapping[str, Any]) -> str:
@@ -47,7 +38,7 @@ def _command(record: Mapping[str, Any]) -> str:
     return shlex.join(str(part) for part in arguments) if arguments else f"{_NOT_RECORDED} (started from Python)"
 
 
-def _images(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _images(record: Mapping[str, Any]) -> Rows:
     data = table(record, "data")
     return (
         ("clean, for training", _text(data.get("clean"))),
@@ -58,14 +49,14 @@ def _images(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _inserted(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _inserted(record: Mapping[str, Any]) -> Rows:
     site, reason = record.get("site"), record.get("site_reason")
     if site is None:
         return ()
     return (("site of the new layer", _text(site)), *((("why there", _text(reason)),) if reason else ()))
 
 
-def _suspected(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _suspected(record: Mapping[str, Any]) -> Rows:
     """The class that the method took for the attacker's, if one stood out."""
     suspect = record.get("suspect")
     if suspect == "next":
@@ -75,7 +66,7 @@ def _suspected(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return (("suspected class", class_name(record, suspect)),)
 
 
-def _rows(values: Mapping[str, Any], missing: str = "none") -> tuple[tuple[str, str], ...]:
+def _rows(values: Mapping[str, Any], missing: str = "none") -> Rows:
     return tuple((str(key), _text(value, missing=missing)) for key, value in values.items())
 
 

@@ -66,10 +66,10 @@ _TEXTS = (
 def measures(record: Mapping[str, Any]) -> list[Measure]:
     """The rows of the table of results, in the order in which they are read."""
     before, after = table(record, "before"), table(record, "after")
-    rows = [
-        Measure(short, name, explanation, higher, _share(before, short), _share(after, short), remedy=remedy)
-        for short, name, explanation, higher, remedy in _TEXTS
-    ]
+    rows = []
+    for short, name, explanation, higher, remedy in _TEXTS:
+        shares = [number(rates.get(short.lower())) for rates in (before, after)]
+        rows.append(Measure(short, name, explanation, higher, shares[0], shares[1], remedy))
     effectiveness = Measure(
         "DER",
         "Defense effectiveness rating",
@@ -95,7 +95,3 @@ def _on_clean_images(record: Mapping[str, Any]) -> list[Measure]:
     )
     before, after = number(found.get("before")), number(found.get("after"))
     return [Measure("clean", "Accuracy on the clean images given", explanation, True, before, after, remedy="")]
-
-
-def _share(results: Mapping[str, Any], short: str) -> float | None:
-    return number(results.get(short.lower()))

@@ -8,7 +8,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.report import charts
 from neural_polarizer.report.html import Picture, group_pictures, make_environment
 from neural_polarizer.report.run.advice import what_now
-from neural_polarizer.report.run.audit import audit_table
+from neural_polarizer.report.run.audit import evidence_table
 from neural_polarizer.report.run.facts import fact_tables
 from neural_polarizer.report.run.guard import dial_charts, guard_summary
 from neural_polarizer.report.run.measures import measures
@@ -61,7 +61,7 @@ def _context(record: Mapping[str, Any], pictures: Sequence[Picture]) -> dict[str
         "dial": dial_charts(record),
         "guarded": guard_summary(record),
         "story": story(record),
-        "audit": audit_table(record),
+        "audit": evidence_table(table(record, "audit"), record),
         "charts": _charts(record),
         "groups": group_pictures(pictures),
         "findings": [str(text) for text in items(record, "findings")],

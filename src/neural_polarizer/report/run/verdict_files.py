@@ -42,42 +42,25 @@ class _Told:
     what_now: tuple[str, ...]
 
 
-def run_verdict(record: Mapping[str, Any]) -> dict[str, Any]:
-    """``verdict.json`` of a purification: ``record`` is the content of ``run.json``; anything may be missing."""
-    rates = {when: {key: number(table(record, when).get(key)) for key in ("acc", "asr", "ra")} for when in _WHEN}
-    return _verdict(record, _told_run(record), "run.json", {**rates, "der": number(record.get("der"))})
+def run_files(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Both files of a purification by their names; of ``record``, as in ``run.json``, anything may be missing."""
+    told = _Told("purification", judge(record), what_now(record))
+    when = {key: table(record, key) for key in ("before", "after")}
+    rates = {key: {rate: number(values.get(rate)) for rate in ("acc", "asr", "ra")} for key, values in when.items()}
+    figures = {**rates, "der": number(record.get("der"))}
+    return {VERDICT: _verdict(record, told, "run.json", figures), SARIF: _sarif(record, [told])}
 
 
-def audit_verdict(record: Mapping[str, Any]) -> dict[str, Any]:
-    """``verdict.json`` of an audit: ``record`` is the content of ``audit.json``; anything may be missing."""
-    first, *later = _told_audit(record)
-    after = {"after_purification": _words(later[0])} if later else {}
-    figures = {key: number(record.get(key)) for key in ("p_value", "level", "posterior")}
-    return _verdict(record, first, "audit.json", {**figures, "suspect": record.get("suspect"), **after})
-
-
-def run_sarif(record: Mapping[str, Any]) -> dict[str, Any]:
-    """``verdict.sarif`` of a purification."""
-    return _sarif(record, [_told_run(record)])
-
-
-def audit_sarif(record: Mapping[str, Any]) -> dict[str, Any]:
-    """``verdict.sarif`` of an audit."""
-    return _sarif(record, _told_audit(record))
-
-
-_WHEN = ("before", "after")
-
-
-def _told_run(record: Mapping[str, Any]) -> _Told:
-    return _Told("purification", judge(record), what_now(record))
-
-
-def _told_audit(record: Mapping[str, Any]) -> list[_Told]:
-    parts = [("audit", record)]
+def audit_files(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Both files of an audit by their names; of ``record``, as in ``audit.json``, anything may be missing."""
+    told = [_Told("audit", judge_audit(record), after_audit(record))]
+    figures: dict[str, Any] = {key: number(record.get(key)) for key in ("p_value", "level", "posterior")}
+    figures["suspect"] = record.get("suspect")
     if table(record, "purified"):
-        parts.append(("audit-after", {**table(record, "purified"), "model": table(record, "model")}))
-    return [_Told(rule, judge_audit(part), after_audit(part)) for rule, part in parts]
+        later = {**table(record, "purified"), "model": table(record, "model")}
+        told.append(_Told("audit-after", judge_audit(later), after_audit(later)))
+        figures["after_purification"] = _words(told[1])
+    return {VERDICT: _verdict(record, told[0], "audit.json", figures), SARIF: _sarif(record, told)}
 
 
 def _words(told: _Told) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The verdict on a model: the evidence of the default defense, and whether it can be believed."""
+"""What clean images tell about a backdoor: no trigger and no triggered image is needed.
+
+The evidence is that of the default defense. ``audited`` says what it amounts to and whether it can be believed;
+``choose_target`` names the attacker's class for a method that must be told; ``spectrum`` looks into a learned layer.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +17,8 @@ from neural_polarizer.defenses.stand_ins.belief import by_class, found_in
 from neural_polarizer.defenses.stand_ins.evidence import nameable, told_aim
 from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, Found
 from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.layer.folding.edits import Affine
+from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.plausibility import examine
 from neural_polarizer.train import Progress, silent
 
@@ -20,6 +26,8 @@ Verdict = Literal["backdoor", "none seen", "cannot say"]
 
 BLIND = 0.5
 """Where a class would have to be nearer than this share of the others' norm, by every measure, nothing can be said."""
+FALLBACK = "npd"
+"""What takes the place of a method that needs a target where none is found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +64,10 @@ def audited(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Audited:
-    """Audit ``model``, which is untouched, with clean images.
+    """Audit ``model``, float pixels in [0, 1] to logits ``(n, k)``, with clean images; it is untouched.
 
-    Args:
-        model: float pixels in [0, 1] to logits ``(n, k)``.
-        clean: the defender's images.
-        seed: of all that is drawn.
-        settings: of the default defense, whose evidence it is; None are its defaults.
-        device: where to compute.
-        progress: told about every step.
-
-    Raises:
-        BadInputError: no images, labels that the model does not know, or an output that is not one logit a class.
+    The ``settings`` are those of the default defense, whose evidence it is. No images, labels that the model does not
+    know, and an output that is not one logit a class, are refused.
     """
     chosen = settings or Settings()
     net, found = found_in(model, clean, chosen, seed=seed, device=device, progress=progress)
@@ -111,3 +111,67 @@ def _too_coarse(reach: Mapping[str, float | None]) -> str | None:
             f"{100 * max(told):.0f} % of the others' norm to stand out"
         )
     return None
+
+
+@dataclass(frozen=True)
+class ChosenTarget:
+    """What ``--target auto`` came to."""
+
+    method: str  # the one that was asked for, or ``FALLBACK``, which needs no target
+    target: Suspect | None  # the attacker's class, or "next"; None with ``FALLBACK``
+    reason: str  # in a sentence
+
+
+def choose_target(
+    method: str,
+    model: nn.Module,
+    clean: ImageSet,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> ChosenTarget:
+    """The class that the evidence names, for ``method``; where it names none, NPD, which needs no target.
+
+    ``model`` maps pixels in [0, 1] to logits ``(n, k)`` and is untouched. No images, and labels that the model does not
+    know, are refused.
+    """
+    settings = Settings()
+    _, found = found_in(model, clean, settings, seed=seed, device=device, progress=progress)
+    suspect = found.belief.accused(settings.looks.level)
+    said = f"corrected p {found.belief.p_value:.2g}, level {settings.looks.level:g}"
+    if suspect is None:
+        reason = f"no class stands out ({said}): {FALLBACK} was used, which needs no target (nor does npd-ls)"
+        return ChosenTarget(FALLBACK, None, reason)
+    name = "the class next to each image's own" if suspect == "next" else f"class {suspect}"
+    return ChosenTarget(method, suspect, f"the audit takes {name} for the attacker's ({said})")
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The layer's linear part A, channels by channels, against the identity I."""
+
+    gains: tuple[float, ...]  # singular values of A, falling; the identity has ones
+    # Singular values of A - I, falling; the identity has zeros. A direction of the features that is taken out whole has
+    # a 1.
+    changes: tuple[float, ...]
+    directions: int  # how many directions make up 90 % of the squared change
+    distance: float  # Frobenius norm of A - I over that of I
+
+
+def spectrum(model: nn.Module) -> Spectrum | None:
+    """The spectrum of the polarizer inside ``model``; None if there is none, or another structure than ours."""
+    found = [module for module in model.modules() if isinstance(module, Polarizer) and module.structure == "conv-bn"]
+    if len(found) != 1:
+        return None
+    with torch.no_grad():
+        mix = Affine.of(found[0]).mix
+        identity = torch.eye(len(mix), dtype=mix.dtype)
+        gains, changes = torch.linalg.svdvals(mix), torch.linalg.svdvals(mix - identity)
+    share = changes.square().cumsum(0) / changes.square().sum().clamp_min(1e-30)
+    return Spectrum(
+        gains=tuple(gains.tolist()),
+        changes=tuple(changes.tolist()),
+        directions=int((share < 0.9).sum()) + 1,
+        distance=float(changes.norm() / len(mix) ** 0.5),
+    )
