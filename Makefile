@@ -14,9 +14,9 @@ export SOURCE_DATE_EPOCH := $(or $(shell git log -1 --format=%ct 2>/dev/null),15
 demo: $(INSTALLED)
 	$(BIN)/polarizer demo --out runs/demo
 
-## For every change: lint, types, and the tests that take no process of their own.
+## For every change: lint, types, and the tests that take less than a second and no process of their own.
 check: lint
-	$(BIN)/python -m pytest -m "not slow and not process" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not process and not long" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 ## Lint, types and tests, these on up to four cores at once.
 test: lint

@@ -106,6 +106,7 @@ def test_every_kind_of_data_gives_the_same_images(kind: str) -> None:
     assert found.num_classes == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["ImageSet", "Dataset of pictures", "DataLoader of uint8", "DataLoader of floats"])
 def test_purify_takes_every_kind_of_data_and_gives_the_same_model(kind: str) -> None:
     expected = NPD(epochs=1, batch_size=8).repair(tiny_model(), CLEAN, seed=3)
@@ -114,6 +115,7 @@ def test_purify_takes_every_kind_of_data_and_gives_the_same_model(kind: str) -> 
     assert_same(found.model.state_dict(), expected.model.state_dict())
 
 
+@pytest.mark.long
 def test_evaluate_takes_every_kind_of_data() -> None:
     found = {kind: evaluate(tiny_model(), KINDS[kind](), device="cpu") for kind in KINDS}
     assert len(set(found.values())) == 1
@@ -317,6 +319,7 @@ def test_the_presets_name_and_profile_reach_the_method() -> None:
     assert {phase for phase, _, _ in told} == {"evaluate", "optimise"}  # no warm-up on Tiny ImageNet
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"])
 def test_every_method_by_name(method: str) -> None:
     target = 1 if method in ("npd-tp", "npd-tu") else None

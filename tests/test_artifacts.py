@@ -66,6 +66,7 @@ def test_a_plain_model_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("site", ["before:layer4.1.conv1", "after:layer4", "after:layer2.0.bn1", "before:layer1"])
 def test_a_polarized_model_comes_back_to_the_bit(tmp_path: Path, site: str) -> None:
     model = victim()
@@ -83,6 +84,7 @@ def test_a_polarized_model_comes_back_to_the_bit(tmp_path: Path, site: str) -> N
     assert states_equal(load_file(tmp_path / "polarizer.safetensors"), polarizer.state_dict())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("structure", [name for name in get_args(Structure) if name != "by-class"])
 def test_a_layer_of_any_structure_comes_back_to_the_bit(tmp_path: Path, structure: Structure) -> None:
     layer, path = (
@@ -141,6 +143,7 @@ FORMS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_of_torch_loads(tmp_path: Path, form: str) -> None:
     model = victim()
@@ -212,6 +215,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused(path, missing, architecture="preactresnet18", num_classes=3)
 
 
+@pytest.mark.long
 def test_a_polarizer_without_its_weights_is_refused(tmp_path: Path) -> None:
     site = "after:layer4"
     refused(
@@ -359,6 +363,7 @@ def loaded_as(path: Path, network: nn.Module, architecture: str) -> LoadedModel:
     return loaded
 
 
+@pytest.mark.long
 def test_a_torchvision_checkpoint_loads(tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     network = torchvision.models.resnet18(weights=None, num_classes=4)

@@ -316,6 +316,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_runs(tmp_path_factory)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_one_line_and_leaves_nothing(runs: Path, tmp_path: Path, capsys: Capsys, name: str) -> None:
     reason, words = CASES[name]
@@ -334,6 +335,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(runs: Path, tmp_path: Path, ca
     assert not out.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["attack", "purify"])
 def test_a_full_disk_exits_with_4_and_leaves_nothing_half_written(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys, command: str
@@ -351,6 +353,7 @@ def test_a_full_disk_exits_with_4_and_leaves_nothing_half_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_code_beside_good_weights_is_not_run_but_told(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     state = load_file(runs / "attack" / "model.safetensors")
     model = saved(tmp_path / "a.pt", {"model": state, "data": Call(f"touch {tmp_path / 'canary'}")})

@@ -33,6 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_runs(tmp_path_factory)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", BASELINES)
 def test_a_baseline_leaves_what_npd_leaves_but_for_the_layer(
     runs: Path, tmp_path: Path, capsys: Capsys, method: str
@@ -54,6 +55,7 @@ def test_a_baseline_leaves_what_npd_leaves_but_for_the_layer(
     assert "polarizer, was inserted" not in report
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", BASELINES)
 def test_the_purified_model_is_plain_and_loads_without_us(
     runs: Path, tmp_path: Path, capsys: Capsys, method: str
@@ -82,6 +84,7 @@ def test_nc_reports_every_class_in_numbers_and_pictures(runs: Path, tmp_path: Pa
     assert report.count("data:image/png;base64,") == 3
 
 
+@pytest.mark.long
 def test_another_method_in_the_same_folder_is_refused_and_the_same_one_shown_again(
     runs: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
@@ -138,6 +141,7 @@ OPTIONS: dict[str, tuple[str, tuple[object, ...], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_reaches_the_baseline(runs: Path, tmp_path: Path, capsys: Capsys, name: str) -> None:
     method, more, expected = OPTIONS[name]
@@ -153,6 +157,7 @@ def test_an_option_reaches_the_baseline(runs: Path, tmp_path: Path, capsys: Caps
         assert record_in(tmp_path)["precision"] == "bf16"
 
 
+@pytest.mark.long
 def test_the_data_set_is_known_by_the_models_normalisation(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     assert run(capsys, *attack_words(runs, tmp_path / "attack", "--profile", "cifar10", "--epochs", 1)).code == 0
     base = words("anp", runs, tmp_path / "out")
@@ -202,6 +207,7 @@ BAD: dict[str, tuple[str, tuple[object, ...]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_of_a_baseline_is_one_line(runs: Path, tmp_path: Path, capsys: Capsys, message: str) -> None:
     method, more = BAD[message]
@@ -212,6 +218,7 @@ def test_bad_input_of_a_baseline_is_one_line(runs: Path, tmp_path: Path, capsys:
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["ft", "fp", "nad", "nc", "ft-sam", "fst", "sau"])
 def test_a_class_without_images_is_refused_where_all_weights_are_trained(
     runs: Path, tmp_path: Path, capsys: Capsys, method: str
@@ -232,6 +239,7 @@ def test_a_class_without_images_is_warned_of_elsewhere(runs: Path, tmp_path: Pat
     assert any("1 of 3 classes have no clean image" in text for text in record_in(tmp_path / "out")["warnings"])
 
 
+@pytest.mark.long
 def test_ep_says_whether_it_saw_poisoned_images(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     poisoned, _, _ = poison(coloured(48, 0), neural_polarizer.BadNets(), rate=0.3, seed=0)
     write_images(tmp_path / "mixture.parquet", poisoned)

@@ -47,6 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", CHANGES)
 def test_purify_takes_every_baseline_by_name(method: str) -> None:
     model, clean = tiny_model(), tiny_images(16)

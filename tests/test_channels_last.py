@@ -120,6 +120,7 @@ def test_perturbations_are_measured_over_the_whole_image_and_shifts_are_added(sh
         assert_close(layer(values), far(6)(values + delta))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("site", ["before:second", "after:norm", "before:head"])
 def test_npd_starts_from_the_models_own_logits_and_learns_the_layer_alone(site: str) -> None:
     network = made(Tokens())
@@ -180,6 +181,7 @@ def test_a_folded_network_is_the_purified_one(
     assert (folded.exact, folded.architecture_kept) == (True, kept)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("folded", [False, True])
 @torch.no_grad()
 def test_a_purified_transformer_comes_back_to_the_bit(tmp_path: Path, folded: bool) -> None:

@@ -33,6 +33,7 @@ def config_of(out: Path) -> dict[str, Any]:
     return json.loads((out / "run.json").read_text())["config"]
 
 
+@pytest.mark.long
 def test_the_three_commands_from_end_to_end(tmp_path: Path, capsys: Capsys) -> None:
     write_data(tmp_path)
     attacked = run(capsys, *attack_words(tmp_path, tmp_path / "attack"))
@@ -53,6 +54,7 @@ def test_the_three_commands_from_end_to_end(tmp_path: Path, capsys: Capsys) -> N
     assert f"{100 * after['acc']:.2f} %" in evaluated.out
 
 
+@pytest.mark.long
 def test_evaluate_finds_the_triggered_set_of_an_attack(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     words = ("--test", runs / "test.parquet", "--device", "cpu", "--json", tmp_path / "a.json")
     assert run(capsys, "evaluate", runs / "attack", *words).code == 0
@@ -62,6 +64,7 @@ def test_evaluate_finds_the_triggered_set_of_an_attack(runs: Path, tmp_path: Pat
     assert " - " in shown.out
 
 
+@pytest.mark.long
 def test_quiet_prints_nothing(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     for words in (
         attack_words(runs, tmp_path / "attack"),
@@ -92,6 +95,7 @@ OPTIONS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_reaches_the_defense(runs: Path, tmp_path: Path, capsys: Capsys, name: str) -> None:
     words, expected = OPTIONS[name]
@@ -121,6 +125,7 @@ def test_sites_are_listed_with_the_one_that_purify_takes(runs: Path, tmp_path: P
     assert by_site.keys() == {site for site, around in bypassed.items() if not around}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["sites", "evaluate"])
 def test_a_file_for_figures_replaces_nothing_but_json(runs: Path, tmp_path: Path, capsys: Capsys, command: str) -> None:
     words = (command, runs / "attack", *(("--test", runs / "test.parquet") if command == "evaluate" else ()))
@@ -135,6 +140,7 @@ def test_a_file_for_figures_replaces_nothing_but_json(runs: Path, tmp_path: Path
         assert run(capsys, *words, "--json", tmp_path / "a.json").code == 0
 
 
+@pytest.mark.long
 def test_sites_of_a_foreign_file_need_the_size_of_its_images(tmp_path: Path, capsys: Capsys) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(PreActResNet18(3, 2).state_dict(), path)
@@ -147,6 +153,7 @@ def test_sites_of_a_foreign_file_need_the_size_of_its_images(tmp_path: Path, cap
     assert (tiny.code, "cannot take images of 8x8 pixels" in tiny.err) == (3, True)
 
 
+@pytest.mark.long
 def test_n_clean_seed_and_method_reach_the_record(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     words = ("--n-clean", 7, "--seed", 3, "--method", "npd-up", "--epochs", 1)
     assert run(capsys, *purify_words(runs / "attack", runs, tmp_path, *words)).code == 0
@@ -156,6 +163,7 @@ def test_n_clean_seed_and_method_reach_the_record(runs: Path, tmp_path: Path, ca
     assert record["data"]["triggered"] == str(runs / "attack" / "triggered.parquet")
 
 
+@pytest.mark.long
 def test_an_all_to_all_attack_is_purified_with_the_next_class(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     words = attack_words(runs, tmp_path / "attack", "--label-rule", "all-to-all", "--epochs", 1)
     assert "all-to-all" in run(capsys, *words).out

@@ -40,6 +40,7 @@ def test_examples_fit_on_a_page() -> None:
     assert [path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) >= 60] == []
 
 
+@pytest.mark.long
 def test_purify_torchvision(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     train, test = coloured(320, 0, (32, 32)), coloured(60, 1, (32, 32))
     purified = example("purify_torchvision", monkeypatch).main(train, test, epochs=6, method="npd")
@@ -49,6 +50,7 @@ def test_purify_torchvision(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "trigger works on" in after
 
 
+@pytest.mark.long
 def test_audit_without_trigger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_images(tmp_path / "clean.parquet", shades(100, 1))
     module = example("audit_without_trigger", monkeypatch)
@@ -80,6 +82,7 @@ def test_new_defense(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(after["0.weight"], convolution.weight)
 
 
+@pytest.mark.long
 def test_mini_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLARIZER_HOME", str(tmp_path / "home"))
     suite, out = EXAMPLES / "mini_benchmark.toml", tmp_path / "results"

@@ -89,6 +89,7 @@ def reason_beside(path: Path) -> str:
     return (path.parent / "damaged" / f"{path.name}.reason.txt").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_costs_nothing_but_the_time(
     runs: Path, disk: Path, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch, command: str
@@ -128,6 +129,7 @@ def test_a_cache_that_can_only_be_read_is_told(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["model.safetensors", "attack.json"])
 def test_a_damaged_attack_in_the_cache_is_made_again(
     runs: Path, own_home: Path, tmp_path: Path, capsys: Capsys, name: str
@@ -161,6 +163,7 @@ def test_damaged_tensors_in_the_cache_are_computed_again(own_home: Path) -> None
     assert "its values have the SHA-256" in reason_beside(path)
 
 
+@pytest.mark.long
 def test_damaged_weights_of_a_finished_run_are_made_again(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     for command, name in (("attack", "model.safetensors"), ("purify", "purified.safetensors")):
         out = tmp_path / command
@@ -171,6 +174,7 @@ def test_damaged_weights_of_a_finished_run_are_made_again(runs: Path, tmp_path: 
         assert f"{name} has the SHA-256" in reason_beside(out / name)
 
 
+@pytest.mark.long
 def test_a_damaged_record_or_artefact_of_the_benchmark_is_computed_again(
     runs: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
@@ -193,6 +197,7 @@ def test_a_damaged_record_or_artefact_of_the_benchmark_is_computed_again(
     assert "model.safetensors has the SHA-256" in reason_beside(model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["attack", "purify", "bench"])
 def test_the_second_run_in_a_folder_says_so_and_changes_nothing(
     runs: Path, tmp_path: Path, capsys: Capsys, command: str
@@ -318,6 +323,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("sent", "code", "command", "module"),
@@ -362,6 +368,7 @@ def test_a_full_disk_stops_the_benchmark_instead_of_failing_every_cell(
     assert list((tmp_path / "out" / "records").iterdir()) == []
 
 
+@pytest.mark.long
 def test_what_the_fault_injection_would_find(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     place, other = (INJECTION.Place(tmp_path / name) for name in ("one", "other"))
     assert run(capsys, *words("purify", runs, place.out)).code == 0

@@ -124,6 +124,7 @@ def as_backdoorbench_builds_it(name: str) -> nn.Module:
     return network
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BACKDOORBENCH)
 def test_every_network_of_backdoorbench_has_the_tensors_of_its_files(name: str) -> None:
     """Also with the auxiliary heads that Inception-V3 and GoogLeNet have there."""
@@ -174,6 +175,7 @@ def trojanzoo_resnet(network: Any, *, small: bool) -> nn.Module:
     return module
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("small", "option"), [(False, ""), (True, "?stem=3")])
 def test_a_resnet_of_trojanzoo_loads(tmp_path: Path, small: bool, option: str) -> None:
     torchvision = pytest.importorskip("torchvision")
@@ -237,6 +239,7 @@ def test_what_is_spare_stays_where_the_network_has_a_use_for_it() -> None:
 # --- TrojAI: whole pickled modules ---
 
 
+@pytest.mark.long
 def test_a_pickled_module_of_torchvision_loads(tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     for name in ("squeezenet1_1", "shufflenet_v2_x0_5"):
@@ -261,6 +264,7 @@ def test_a_pickled_vision_transformer_of_timm_loads(tmp_path: Path) -> None:
 # --- the command line ---
 
 
+@pytest.mark.long
 def test_an_attack_result_is_purified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchvision")
     write_images(tmp_path / "train.parquet", coloured(12, 0, (32, 32)))

@@ -28,6 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_tilde_is_the_home_folder_on_the_command_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("purify", "~/model.pt", "--clean=~/clean.parquet", "--out=~/out", "--method", "clp", "--force", *FORM)
     done = run(capsys, *words)

@@ -51,6 +51,7 @@ def test_no_function_is_longer_than_a_screen() -> None:
     assert [name for name in LONGER if found.get(name, 0) <= LONGEST] == [], "these no longer need to be listed"
 
 
+@pytest.mark.long
 def test_no_modules_import_each_other_in_a_circle() -> None:
     names = {module_of(path): path for path in FILES}
     imports: dict[str, set[str]] = {}

@@ -85,6 +85,7 @@ def words(folder: Path, *more: object) -> tuple[object, ...]:
     return tuple(found)
 
 
+@pytest.mark.long
 def test_the_command_plants_into_a_checkpoint_and_the_result_is_purified_like_any_other(
     folder: Path, capsys: Capsys
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_retuning_set_ends_with_five_triggered_images() -> None:
     assert retuning_set(train, trigger, seed=1).sha256() != data.sha256()
 
 
+@pytest.mark.long
 def test_the_suite_of_implants_covers_all_attacks_and_low_rates() -> None:
     cells = planned(load_suite(str(Path(__file__).parents[1] / "benchmarks" / "published" / "real.toml")))
     victims = [each for each in cells if isinstance(each.cell, VictimCell) and each.cell.init is not None]

@@ -130,6 +130,7 @@ def test_every_part_has_its_layer() -> None:
     assert {part_of(path) for path in FILES} == LEVEL.keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_lead_down_and_nothing_runs_code(path: Path) -> None:
     assert upward(part_of(path), tree_of(path)) == []

@@ -36,6 +36,7 @@ def test_the_command_line_starts_where_there_is_no_module_resource() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.long
 def test_the_record_has_the_words_that_main_was_given(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +47,7 @@ def test_the_record_has_the_words_that_main_was_given(
     assert record["command"] == ["polarizer", *words]
 
 
+@pytest.mark.long
 def test_a_folder_of_triggered_images_by_true_class_is_measured_with_a_poison_label(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +81,7 @@ def test_a_poison_label_without_triggered_images_is_no_usage(
     assert (refused.code, "give --triggered, too" in " ".join(refused.err.split())) == (2, True)
 
 
+@pytest.mark.long
 def test_a_purification_of_mapped_and_numbered_classes_can_be_verified(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,6 +153,7 @@ def test_width_sets_the_channels_of_the_first_stage() -> None:
     assert sizes_in("preactresnet18", {}) == (None, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "width", "full"), [("vgg19", 4, 64), ("vgg19_bn", 4, 64), ("densenet161", 6, 96), ("inception_v3", 2, 32)]
 )

@@ -23,6 +23,7 @@ def floats_of(model: nn.Module) -> dict[str, torch.dtype]:
     return {name: value.dtype for name, value in model.state_dict().items() if value.is_floating_point()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_the_result_of_every_defense_has_the_form_of_the_callers_model(method: str) -> None:
     model = tiny_model().bfloat16().train()
@@ -114,6 +115,7 @@ def test_weights_too_large_for_the_callers_type_are_told() -> None:
         Swollen().repair(tiny_model().half(), CLEAN, seed=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_evaluate_fold_and_export_take_results_of_every_type(dtype: torch.dtype, tmp_path: Any) -> None:
     result = purified(tiny_model().to(dtype))

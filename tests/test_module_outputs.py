@@ -56,6 +56,7 @@ class InHalf(TinyNet):
             return super().forward(images)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [Keeping, InHalf])
 @pytest.mark.parametrize("method", ["npd", "ft"])
 def test_networks_that_keep_what_they_compute_or_choose_its_type_are_purified(kind: type[TinyNet], method: str) -> None:
@@ -112,6 +113,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*jit:DeprecationWarning", "ignore:.*jit:FutureWarning")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_used_is_refused_in_one_line(name: str) -> None:
@@ -144,6 +146,7 @@ class OneLogit(nn.Module):
         return logit if self.flat else logit[:, None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["npd", "ft"])
 @pytest.mark.parametrize("flat", [False, True])
 def test_one_logit_stands_for_two_classes_and_comes_back_as_one(method: str, flat: bool) -> None:

@@ -41,6 +41,7 @@ from toys import (
 # --- Invariants -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_keeps_the_backbone_and_the_callers_model(name: str) -> None:
     model, clean = tiny_model(), tiny_images(24)
@@ -137,6 +138,7 @@ def test_training_statistics_follow_the_clean_images_alone() -> None:
 # --- The fast path ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["npd", "npd-tu", "npd-up", "training statistics", "reference"])
 def test_the_cut_changes_nothing_but_the_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, clean = tiny_model(), tiny_images(24)
@@ -233,6 +235,7 @@ def test_images_of_the_known_target_do_not_enter_the_adversarial_loss(monkeypatc
     assert set(seen[0].tolist()) == {2}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", ["sign", "gradient"])
 @pytest.mark.parametrize("bn_outer", ["eval", "train_clean_stats"])
 @pytest.mark.parametrize("perturbation", ["sample", "universal"])
@@ -350,6 +353,7 @@ def test_bf16_autocast_comes_close_to_float32() -> None:
 # --- A backdoor goes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_npd_takes_a_planted_backdoor_out() -> None:
     """End to end on synthetic images: BadNets in a tiny network, 80 clean images, fixed seeds."""
     train, test, clean = (tiny_images(n, size=10, seed=seed) for n, seed in ((1200, 1), (400, 2), (80, 3)))

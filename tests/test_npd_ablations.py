@@ -110,6 +110,7 @@ def test_the_benign_loss_alone_perturbs_nothing_and_fine_tunes_the_layer(
 # --- Structures -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_is_learned_in_a_frozen_network_that_is_still_cut(
@@ -182,6 +183,7 @@ def largest_gap_of(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("structure", ["conv-bn-x2", "linear", "osad"])
 def test_a_run_with_another_structure_is_saved_loaded_and_not_folded(
     structure: Structure, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]

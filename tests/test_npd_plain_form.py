@@ -144,6 +144,7 @@ def _state(polarizer: Polarizer) -> dict[str, Tensor]:
     return {name: value for name, value in polarizer.state_dict().items() if name != "norm.num_batches_tracked"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_equals_the_plain_form_of_the_algorithm(name: str) -> None:
     settings, model, clean = CASES[name], tiny_model(), _images()
@@ -210,6 +211,7 @@ WATCHED = replace(SMALL, radii=(1.0,), step_size=0.05)
 """The steps reach the sphere, and the clip matters, on images of 8 x 8 pixels."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_changed_constant_of_the_algorithm_is_noticed(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, clean = tiny_model(), _images()

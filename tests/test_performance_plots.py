@@ -19,6 +19,7 @@ FIGURES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 def test_each_measurement_gets_its_picture_and_the_same_figures_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

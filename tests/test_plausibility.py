@@ -209,6 +209,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_file(tmp_path_factory.mktemp("fitted"))
 
 
+@pytest.mark.long
 def test_the_command_stops_names_the_remedy_and_goes_on_by_force(
     fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,6 +272,7 @@ class Keeps(Defense):
         return Outcome(model)
 
 
+@pytest.mark.long
 def test_a_ruined_model_is_the_first_warning_of_any_method(
     fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,6 +295,7 @@ def test_a_ruined_model_is_the_first_warning_of_any_method(
     assert found.notes[:2] == (first, "a note of its own")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["anp", "ep", "i-bau"])
 def test_clean_images_of_one_class_give_no_ruined_model_without_a_word(fitted: Path, method: str) -> None:
     images = patches()

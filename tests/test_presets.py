@@ -21,6 +21,7 @@ def _preset(method: str, name: Preset, profile: str | None = "cifar10", target: 
     return preset(method, name=name, profile=profile, target=target if method in KNOWS_TARGET else None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("profile", DATA_SETS)
 @pytest.mark.parametrize("name", ["shipped", "paper", "reference"])
 @pytest.mark.parametrize("method", METHODS)

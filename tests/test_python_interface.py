@@ -140,6 +140,7 @@ def test_results_can_be_copied_and_pickled() -> None:
         assert repr(other) == repr(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["ours", "own"])
 def test_a_result_is_saved_and_loaded_and_so_is_its_layer(tmp_path: Path, kind: str) -> None:
     model = made(PreActResNet18(4, 2)) if kind == "ours" else tiny_model()
@@ -291,6 +292,7 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STATES)
 def test_what_the_caller_has_set_in_torch_changes_nothing(name: str) -> None:
     model, expected = tiny_model(), quick()

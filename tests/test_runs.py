@@ -61,6 +61,7 @@ def measured(model: nn.Module, runs: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_an_attack_leaves_what_it_promises(runs: Path) -> None:
     assert names_in(runs / "attack") == ATTACK_FILES
     record = record_in(runs / "attack" / "attack.json")
@@ -213,6 +214,7 @@ def test_a_damaged_training_state_and_a_damaged_trigger_are_made_again(tmp_path:
     assert (tmp_path / "damaged" / "training.safetensors").read_bytes() == b"half a file"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["badnets", "wanet", "input-aware"])
 def test_a_stored_attack_triggers_images_as_it_did(tmp_path: Path, name: str) -> None:
     """The trigger is loaded anew and applied to the test set; input-aware is killed once on the way."""
@@ -270,6 +272,7 @@ def purify_with(
     return run_purify(job, out, device=CPU)
 
 
+@pytest.mark.long
 def test_test_data_do_not_change_what_is_learned(tmp_path: Path, runs: Path) -> None:
     triggered = read_triggered(runs / "attack" / "triggered.parquet", size=None, num_classes=3)
     with_test = purify_into(tmp_path / "a", runs, evidence=Evidence(test=coloured(21, 1), triggered=triggered))
@@ -283,6 +286,7 @@ def test_test_data_do_not_change_what_is_learned(tmp_path: Path, runs: Path) -> 
     assert without["after"]["acc"] is None
 
 
+@pytest.mark.long
 def test_a_triggered_set_of_other_classes_is_refused(tmp_path: Path, runs: Path) -> None:
     ten = tuple(map(str, range(10)))
     images = ImageSet(coloured(3, 0).images, torch.tensor([9, 9, 9]), ten)
@@ -308,6 +312,7 @@ def test_images_and_classes_that_do_not_go_together_are_refused(tmp_path: Path) 
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.long
 def test_a_weak_model_and_missing_classes_are_warned_of(tmp_path: Path, runs: Path) -> None:
     pool = coloured(48, 0)
     wrong = replace(coloured(21, 1), labels=(measured_labels(runs) + 1) % 3)
@@ -319,6 +324,7 @@ def test_a_weak_model_and_missing_classes_are_warned_of(tmp_path: Path, runs: Pa
     assert not any("are test images, too" in warning for warning in record["warnings"])
 
 
+@pytest.mark.long
 def test_clean_images_that_are_test_images_are_warned_of(tmp_path: Path, runs: Path) -> None:
     pool = coloured(24, 0)
     test = replace(coloured(9, 1), images=torch.cat([coloured(7, 1).images, pool.images[:2]]))

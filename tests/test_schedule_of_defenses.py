@@ -43,6 +43,7 @@ def test_the_cosine_by_hand() -> None:
     assert [cosine(done, 4) for done in range(5)] == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0])
 
 
+@pytest.mark.long
 def test_the_number_of_epochs_follows_the_number_of_images() -> None:
     """At least 10 steps, 2 epochs, at most 4: with 3, 1 and 24 steps an epoch that makes 4, 4 (not 10) and 2."""
     for batch_size, epochs in ((10, 4), (24, 4), (1, 2)):

@@ -353,6 +353,7 @@ def _polarized(network: nn.Module, each: Candidate, pixels: Tensor) -> nn.Module
     return polarized
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MANY)
 @torch.no_grad()
 def test_at_every_candidate_a_calibrated_polarizer_keeps_the_logits_and_the_network(name: str) -> None:

@@ -134,6 +134,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "normalized"])
 @pytest.mark.parametrize(("name", "site"), [(name, site) for name in NETWORKS for site in NETWORKS[name][1]])
 def test_the_two_parts_of_a_cut_give_the_networks_logits(name: str, site: str, wrapped: bool) -> None:

@@ -54,6 +54,7 @@ def half_way(path: Path, build: Callable[[], nn.Module] = plain, schedule: Sched
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("build", [plain, with_dropout])
 @pytest.mark.parametrize("policy", ["cosine", "one-cycle"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -158,6 +159,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_state_is_set_aside_and_training_begins_anew(tmp_path: Path, damage: str) -> None:
     state = half_way(tmp_path / "state.safetensors")
@@ -274,6 +276,7 @@ def test_dropout_differs_in_every_epoch() -> None:
     assert not torch.equal(masks[1], masks[2])
 
 
+@pytest.mark.long
 def test_the_order_differs_in_every_epoch_and_every_image_has_its_turn() -> None:
     first, second, third = shown(replace(SCHEDULE, batch_size=10, crop_padding=0, flip=False), DATA)
     assert not torch.equal(first, second)

@@ -70,6 +70,7 @@ class Pair(nn.Module):
 """
 
 
+@pytest.mark.long
 def test_a_purification_of_a_network_of_ones_own_is_verified_with_its_code(
     runs: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
@@ -99,6 +100,7 @@ ATTACK = ("model.safetensors", "triggered.parquet", "trigger.safetensors", "trig
 RATES = ("ACC", "ASR", "RA")
 
 
+@pytest.mark.long
 def test_a_run_that_nobody_has_touched_holds(runs: Path, capsys: Capsys) -> None:
     attack, purification = checked(runs / "attack"), checked(runs / "purified")
     assert set(attack) == {*ATTACK, *RATES, "training images", "test images"}
@@ -162,6 +164,7 @@ def test_another_triggered_set_is_told(purified: Path, attacked: Path, runs: Pat
     assert checked(attacked)["ASR"].remark == "triggered.parquet is not that of the run"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate", ["acc", "asr", "ra"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_figure_that_was_changed_is_told(rate: str, when: str, purified: Path) -> None:
@@ -222,6 +225,7 @@ def test_folders_of_earlier_versions_are_checked_as_far_as_they_tell(purified: P
     assert failing(checked(purified)) == {"report.html"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spec", ["gone.parquet", "hf:someone/something"])
 def test_data_that_are_not_here_are_not_checked_and_can_be_named(purified: Path, runs: Path, spec: str) -> None:
     edit(purified / "run.json", lambda record: record["data"].update(test=spec))
@@ -258,6 +262,7 @@ def judged(folder: Path) -> list[Check] | str:
         return str(error)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [None, 7, "[red]\u202e", [], {"path": 3, "n": [], "acc": "high"}])
 def test_records_of_nonsense_are_judged_without_a_traceback(value: Any, purified: Path, attacked: Path) -> None:
     for path in (purified / "run.json", attacked / "attack.json"):

@@ -67,6 +67,7 @@ def results_checked(folder: Path, test: str | None = None) -> dict[str, Check]:
     return by_name(verify_results(folder, Given(test=test), MEASURING))
 
 
+@pytest.mark.long
 def test_results_of_the_benchmark_hold(results: Path, runs: Path, capsys: Capsys) -> None:
     checks = results_checked(results, str(runs / "test.parquet"))
     sorts = {"records", "victims", "files of victims", "figures of victims", "victims of purifications", "DER"}

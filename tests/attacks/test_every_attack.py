@@ -35,6 +35,7 @@ def _planted(attack: Attack, seed: int = 0, schedule: Schedule = SCHEDULE) -> tu
     return model.state_dict(), planted
 
 
+@pytest.mark.long
 @ALL
 def test_stamping_is_pure_and_treats_each_image_alone(name: str) -> None:
     attack, images = quick_attack(name), TEST.images
@@ -53,6 +54,7 @@ def test_stamping_is_pure_and_treats_each_image_alone(name: str) -> None:
     assert attack.stamp(images[:0], state).shape == (0, 3, 32, 32)
 
 
+@pytest.mark.long
 @ALL
 def test_what_a_trigger_learned_survives_a_file(name: str, tmp_path: Path) -> None:
     attack = quick_attack(name)
@@ -104,6 +106,7 @@ def test_with_true_labels_only_the_target_class_is_poisoned(name: str) -> None:
         attack.check(TRAIN.select(TRAIN.labels != 1))
 
 
+@pytest.mark.long
 @ALL
 @pytest.mark.parametrize("rule", ["all-to-one", "all-to-all"])
 def test_planting_is_repeatable_and_gives_a_trigger_for_the_test_set(name: str, rule: str) -> None:
@@ -121,6 +124,7 @@ def test_planting_is_repeatable_and_gives_a_trigger_for_the_test_set(name: str, 
     assert not states_equal(first, other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PLANTED_IN_THE_DATA)
 def test_planting_is_training_on_the_poisoned_set(name: str) -> None:
     attack = quick_attack(name, target=1, poison_rate=0.25)
@@ -132,6 +136,7 @@ def test_planting_is_training_on_the_poisoned_set(name: str) -> None:
     assert states_equal(state, plain.state_dict())
 
 
+@pytest.mark.long
 @ALL
 def test_an_interrupted_planting_ends_like_an_undisturbed_one(name: str, tmp_path: Path) -> None:
     class KillError(Exception):
@@ -152,6 +157,7 @@ def test_an_interrupted_planting_ends_like_an_undisturbed_one(name: str, tmp_pat
     assert states_equal(dict(later.state), dict(planted.state))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["blended", "input-aware", "wanet"])
 def test_the_adaptive_attacker_trains_on_other_images(name: str) -> None:
     attack = quick_attack(name, poison_rate=0.25)

@@ -68,6 +68,7 @@ def test_the_mask_is_compared_with_that_of_another_image(monkeypatch: pytest.Mon
     assert torch.equal(mine.roll(1, 0), theirs)
 
 
+@pytest.mark.long
 def test_training_the_mask_makes_it_small() -> None:
     attack = InputAware(mask_epochs=12, widths=(8, 8, 8))
     state = learned(attack)

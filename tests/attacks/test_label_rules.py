@@ -88,6 +88,7 @@ def test_source_specific_attacks_can_be_planted(name: str) -> None:
     assert set(attack.triggered(TEST, planted.state).true_labels.tolist()) == {1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate", [0.005, 0.01, 0.03])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_low_rates_can_be_planted_even_where_they_round_to_nothing(name: str, rate: float) -> None:

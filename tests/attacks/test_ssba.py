@@ -23,6 +23,7 @@ def test_the_networks_keep_the_image_size_and_read_every_bit(size: int) -> None:
     assert Decoder(100, 4, size)(pixels).shape == (2, 100)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bit", [0.0, 1.0])
 def test_training_teaches_the_decoder_to_read_any_string(bit: float) -> None:
     state = {**learned(QUICK), "secret": torch.full((1, 2), bit)}
@@ -32,6 +33,7 @@ def test_training_teaches_the_decoder_to_read_any_string(bit: float) -> None:
     assert quality["psnr"] == pytest.approx(float((-10 * error.square().mean(dim=(1, 2, 3)).log10()).mean()), rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_residual_depends_on_the_image() -> None:
     state = learned(QUICK)
     residual = QUICK.stamp(TEST.images, state).int() - TEST.images.int()

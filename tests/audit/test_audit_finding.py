@@ -22,6 +22,7 @@ def open_door() -> Audited:
     return found
 
 
+@pytest.mark.long
 def test_the_door_is_found(open_door: Audited) -> None:
     assert (open_door.verdict, open_door.suspect, open_door.likeliest) == ("backdoor", DOOR, DOOR)
     assert open_door.p_value < open_door.level
@@ -31,6 +32,7 @@ def test_the_door_is_found(open_door: Audited) -> None:
     assert min(range(CLASSES), key=lambda label: open_door.by_class["p"][label] or 0.0) == DOOR
 
 
+@pytest.mark.long
 def test_without_a_door_nobody_is_accused() -> None:
     found = audited(Corridor(0.0), banded(), seed=0)
     assert found.suspect is None
@@ -38,12 +40,14 @@ def test_without_a_door_nobody_is_accused() -> None:
     assert found.p_value >= found.level
 
 
+@pytest.mark.long
 def test_an_audit_repeats_itself_and_sees_what_the_evidence_sees(open_door: Audited) -> None:
     again = found_in(Corridor(60.0), banded(), seed=0)[1]
     assert again.belief.p_value == open_door.p_value
     assert torch.equal(again.belief.by_aim, open_door.found.belief.by_aim)
 
 
+@pytest.mark.long
 def test_a_model_that_guesses_is_not_judged() -> None:
     images = banded()
     wrong = ImageSet(images.images, (images.labels + 1) % CLASSES, images.classes, "wrong")
@@ -53,6 +57,7 @@ def test_a_model_that_guesses_is_not_judged() -> None:
     assert "correctly" in found.reason
 
 
+@pytest.mark.long
 def test_few_classes_are_not_judged() -> None:
     images = banded()
     kept = (images.labels < 3).nonzero()[:, 0]
@@ -71,6 +76,7 @@ class _First(torch.nn.Module):
         return logits[:, : self.count]
 
 
+@pytest.mark.long
 def test_a_target_is_chosen_where_a_class_stands_out_and_npd_where_not() -> None:
     found = choose_target("npd-tu", Corridor(60.0), banded(), seed=0)
     assert (found.method, found.target) == ("npd-tu", DOOR)

@@ -28,6 +28,7 @@ def audit(capsys: Capsys, model: Path, runs: Path, out: Path, *more: object) -> 
     return run(capsys, "audit", model, "--clean", runs / "train.parquet", "--out", out, "--device", "cpu", *more)
 
 
+@pytest.mark.long
 def test_an_audit_writes_its_record_and_its_page(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     more = ("--purified", runs / "purified", "--n-clean", 12)
     first = audit(capsys, runs / "attack", runs, tmp_path / "one", *more)
@@ -46,6 +47,7 @@ def test_an_audit_writes_its_record_and_its_page(runs: Path, tmp_path: Path, cap
     assert "<script" not in page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "words"),
     [
@@ -82,6 +84,7 @@ def _with_more_classes(file: Path, folder: Path) -> Path:
     return folder / "other.safetensors"
 
 
+@pytest.mark.long
 def test_target_auto_falls_back_to_npd_and_says_so(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     more = ("--method", "npd-tu", "--target", "auto")
     assert run(capsys, *purify_words(runs / "attack", runs, tmp_path / "out", *more)).code == 0
@@ -93,6 +96,7 @@ def test_target_auto_falls_back_to_npd_and_says_so(runs: Path, tmp_path: Path, c
     assert wrong.code == 2
 
 
+@pytest.mark.long
 def test_target_auto_takes_the_suspect_where_the_audit_is_confident() -> None:
     found = purify(Corridor(60.0), banded(), "npd-tu", target="auto", device="cpu", epochs=1)
     assert f"class {DOOR}" in found.notes[-1]
@@ -135,6 +139,7 @@ def test_the_verdict_in_words(changes: dict[str, Any], words: tuple[str, ...]) -
     assert all(word in f"{found.headline} {found.text}" for word in words)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("refused", "code"), [("backdoor", 0), ("cannot-say", 5)])
 def test_a_gate_refuses_the_verdicts_that_it_names(
     refused: str, code: int, runs: Path, tmp_path: Path, capsys: Capsys

@@ -37,6 +37,7 @@ def records_in(out: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in (out / "records").iterdir()}
 
 
+@pytest.mark.long
 def test_a_suite_runs_goes_on_and_is_reported(tmp_path: Path, capsys: Capsys) -> None:
     out = tmp_path / "results"
     done = run(capsys, "bench", "run", "smoke", *SMALL, *INLINE, "--out", out)
@@ -68,6 +69,7 @@ def test_a_suite_runs_goes_on_and_is_reported(tmp_path: Path, capsys: Capsys) ->
     assert (tmp_path / "site" / "index.html").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("suite", "attack", "values"),
     [
@@ -98,6 +100,7 @@ def test_an_analysis_is_a_cell_with_figures_and_pictures(
     assert page.count("data:image/png;base64,") == sum(len(record["result"]["pictures"]) for record in found)
 
 
+@pytest.mark.long
 def test_a_failed_cell_is_told_and_does_not_stop_the_others(tmp_path: Path, capsys: Capsys) -> None:
     suite = tmp_path / "bad.toml"
     suite.write_text(
@@ -148,6 +151,7 @@ defense = ["none"]
     assert len(parse_sources([str(tmp_path / "all")]).read("coloured", 30)[0]) == 30
 
 
+@pytest.mark.long
 def test_a_purification_refuses_other_images_than_its_victim_was_trained_on(tmp_path: Path, capsys: Capsys) -> None:
     write_data(tmp_path)
     train, test = tmp_path / "train.parquet", tmp_path / "test.parquet"

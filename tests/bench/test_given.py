@@ -99,6 +99,7 @@ def results(folder: Path, out: str = "results") -> dict[tuple[str, str], dict[st
     return found
 
 
+@pytest.mark.long
 def test_given_victims_are_measured_and_purified(folder: Path, capsys: Capsys) -> None:
     done = run(capsys, *bench(folder))
     assert (done.code, done.err) == (0, "")

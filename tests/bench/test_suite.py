@@ -31,6 +31,7 @@ def test_every_table_and_figure_of_the_paper_has_its_suite() -> None:
     assert set(suite_names()) >= PAPER | {"smoke"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", suite_names())
 @pytest.mark.parametrize("scale", ["paper", "short", "laptop", "smoke"])
 def test_every_suite_can_be_planned_at_every_scale(name: str, scale: str) -> None:

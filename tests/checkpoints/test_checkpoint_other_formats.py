@@ -84,6 +84,7 @@ def test_an_exported_program(tmp_path: Path, member: str) -> None:
     _refuse(zipped(tmp_path / "m.pt2", {member: b"pt2"}), r"an exported program \(\.pt2\)")
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_programs_that_torch_itself_wrote(tmp_path: Path) -> None:
     network, pixels = torch.nn.Linear(2, 2).eval(), torch.ones(1, 2)

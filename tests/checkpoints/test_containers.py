@@ -22,6 +22,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.definition import definition_of
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["safetensors", "torch", "lightning"])
 def test_the_beginning_of_the_names_says_which_network_is_meant(tmp_path: Path, form: str) -> None:
     import safetensors.torch
@@ -80,6 +81,7 @@ def test_the_model_without_a_prefix_counts_beside_copies_of_it_behind_prefixes(t
     assert same(load(path, weights="ema"), average)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("top", [list, tuple, lambda sets: dict(enumerate(sets)), lambda sets: {"models": list(sets)}])
 def test_networks_in_a_list_are_found_by_their_places(tmp_path: Path, top: Any) -> None:
     net, other = network(0), network(1)

@@ -104,6 +104,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, form: str, keep: float) -> 
     )
 
 
+@pytest.mark.long
 def test_a_deflated_bomb_is_not_inflated(tmp_path: Path) -> None:
     members = {**members_of(WEIGHTS), "archive/data/9": bytes(400 << 20)}
     path = zipped(tmp_path / "m.pt", members, zipfile.ZIP_DEFLATED)
@@ -212,6 +213,7 @@ def test_safetensors_that_lie(tmp_path: Path, header: str | bytes, length: int |
     _refuse(_safetensors(tmp_path / "m", header, bytes(4), length), message)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("count", "message"), [(300_000, "a header of"), (60_000, "more than 50,000 tensors")])
 def test_hundreds_of_thousands_of_empty_tensors(tmp_path: Path, count: int, message: str) -> None:
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}

@@ -52,6 +52,7 @@ def test_a_batch_norm_in_front_is_worked_out(tmp_path: Path) -> None:
     assert close(loaded, model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "front",
     [
@@ -80,6 +81,7 @@ def test_three_numbers_of_something_else_are_left_out(tmp_path: Path, beside: st
     assert close(loaded, network(3))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["attributes", "hidden buffers", "torchvision"])
 def test_a_normalisation_in_attributes_of_a_module_is_told(tmp_path: Path, kind: str) -> None:
     front: Any = nn.Identity()

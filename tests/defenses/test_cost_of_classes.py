@@ -105,6 +105,7 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "model.pt", folder / "clean.parquet"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "line"),
     [

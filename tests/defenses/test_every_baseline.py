@@ -54,6 +54,7 @@ def changes(before: nn.Module, after: nn.Module, images: ImageSet) -> bool:
 ALL = pytest.mark.parametrize("name", DEFENSES)
 
 
+@pytest.mark.long
 @ALL
 @pytest.mark.parametrize("network", ["tiny", "preactresnet18"])
 def test_a_defense_gives_a_plain_model_and_leaves_everything_else_alone(name: str, network: str) -> None:
@@ -80,6 +81,7 @@ def test_a_defense_gives_a_plain_model_and_leaves_everything_else_alone(name: st
     assert all(seconds >= 0 for seconds in result.seconds.values())
 
 
+@pytest.mark.long
 @ALL
 def test_the_seed_fixes_the_result(name: str) -> None:
     clean = tiny_images(24)
@@ -90,6 +92,7 @@ def test_the_seed_fixes_the_result(name: str) -> None:
         assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
+@pytest.mark.long
 @ALL
 def test_dropout_is_drawn_from_the_seed_only(name: str) -> None:
     """The caller's random state neither changes the result nor is changed."""
@@ -185,6 +188,7 @@ def test_training_that_diverges_is_an_error_and_not_a_result() -> None:
         wild.repair(tiny_model(), tiny_images(8), seed=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ft", "fp", "nad", "nc", "anp", "ft-sam", "fst", "rnp", "sau"])
 def test_bf16_gives_float32_weights(name: str) -> None:
     """With one image a class, as small batches meet other code than large ones."""

@@ -113,6 +113,7 @@ TWICE = {"nc": 4, "sau": 2}
 """Methods that send several forms of a batch at once, as their settings say: so many of them."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [name for name, kind in DEFENSES.items() if not hasattr(kind, "site")])
 def test_no_pass_is_larger_than_the_batch_size(method: str) -> None:
     settings: Defense = changed(DEFENSES[method](), DEFENSES[method].smoke)

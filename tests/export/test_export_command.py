@@ -33,6 +33,7 @@ def folder(purified: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["safetensors", "state-dict", "pt2"])
 def test_the_command_writes_beside_the_model_and_compares_on_the_runs_images(
     purified: Path, folder: Path, capsys: Capsys, name: FormatName
@@ -53,6 +54,7 @@ def test_the_command_writes_beside_the_model_and_compares_on_the_runs_images(
         PreActResNet18(3, 2).load_state_dict(torch.load(path, weights_only=True), strict=True)
 
 
+@pytest.mark.long
 def test_the_command_compares_on_what_it_is_given_or_on_random_pixels(
     purified: Path, folder: Path, capsys: Capsys
 ) -> None:
@@ -109,6 +111,7 @@ def test_images_of_a_wrong_size_are_refused_in_words(tmp_path: Path, capsys: Cap
     assert f"a {architecture} cannot take images of 16x16 pixels" in done.err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [

@@ -57,6 +57,7 @@ def test_weights_say_what_they_want(tmp_path: Path, name: FormatName) -> None:
     assert len(list(tmp_path.iterdir())) == (2 if name == "state-dict" else 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["onnx", "pt2"])
 def test_a_graph_says_what_it_wants_takes_any_number_and_keeps_ours_to_itself(tmp_path: Path, name: FormatName) -> None:
     needs(name)
@@ -93,6 +94,7 @@ def test_a_graph_says_what_it_wants_takes_any_number_and_keeps_ours_to_itself(tm
         assert name == "pt2" or word not in data
 
 
+@pytest.mark.long
 def test_a_graph_of_a_grey_network_declares_any_number_of_images(tmp_path: Path) -> None:
     needs("onnx")
     import onnxruntime
@@ -107,6 +109,7 @@ def test_a_graph_of_a_grey_network_declares_any_number_of_images(tmp_path: Path)
 STRUCTURES: tuple[Structure, ...] = ("conv-bn-x2", "linear-light")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["safetensors", "state-dict"])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_layer_that_cannot_be_folded_stays_in_the_weights(

@@ -63,6 +63,7 @@ PAIRS = [(case, name) for case in CASES for name in NAMES if not FORMATS[name].i
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "name"), PAIRS)
 def test_a_file_gives_the_purified_models_logits(tmp_path: Path, case: str, name: FormatName) -> None:
     needs(name)
@@ -164,6 +165,7 @@ def test_files_load_in_a_fresh_process_without_this_package(tmp_path: Path) -> N
         assert float(np.abs(found[key] - expected).max()) < 1e-5, key
 
 
+@pytest.mark.long
 def test_transformers_loads_the_file_in_the_place_of_its_own(tmp_path: Path, transformers: Any) -> None:
     transformers.utils.logging.disable_progress_bar()
     size = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -183,6 +185,7 @@ def test_transformers_loads_the_file_in_the_place_of_its_own(tmp_path: Path, tra
     torch.testing.assert_close(found, logits(loaded.model), rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_this_package_loads_an_exported_safetensors_file_again(tmp_path: Path) -> None:
     for site in ("after:layer4", "before:layer4.1.conv1", "before:layer4"):
         model, record = model_of("preactresnet18", site, 4), record_of("preactresnet18", site, 4)

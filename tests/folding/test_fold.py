@@ -104,6 +104,7 @@ def check(network: nn.Module, site: str, pixels: Tensor, seed: int = 3) -> Folde
     return folded
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["32", "64"])
 @pytest.mark.parametrize("name", [*KEPT, *CHANGED])
 def test_a_folded_network_is_the_purified_one_as_a_function(name: str, dtype: torch.dtype) -> None:
@@ -119,6 +120,7 @@ def test_a_folded_network_is_the_purified_one_as_a_function(name: str, dtype: to
         assert folded.model.state_dict().keys() == names
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("site", ["after:layer4", "before:layer4", "before:layer4.1.conv1", "after:conv1"])
 @quick
 @given(seed=st.integers(0, 2**16), height=st.integers(8, 19), width=st.integers(8, 19))
@@ -126,6 +128,7 @@ def test_any_polarizer_folds_at_any_image_size(site: str, seed: int, height: int
     check(made(preact(), seed).double(), site, pixels_of((height, width), dtype=torch.float64), seed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("site", ["after:layer4", "before:layer4", "before:layer4.1.conv1"])
 def test_a_network_behind_a_normalisation_folds_alike(site: str) -> None:
     network = made(Normalized(preact(), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))

@@ -94,6 +94,7 @@ def test_batch_norm_of_another_form_takes_no_constant() -> None:
     assert folded_at(network, "after:first").changes == {"first": "bias"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("site", "how", "changes"),
     [

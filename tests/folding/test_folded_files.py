@@ -68,6 +68,7 @@ def test_a_layer_with_a_bias_that_had_none_comes_back_to_the_bit(tmp_path: Path)
         assert torch.equal(load_model(tmp_path / "folded.safetensors").model(PIXELS), model(PIXELS))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("site", SITES)
 def test_a_folded_model_comes_back_to_the_bit(tmp_path: Path, site: str) -> None:
     path = tmp_path / "folded.safetensors"
@@ -117,6 +118,7 @@ def test_a_record_with_impossible_changes_is_refused(tmp_path: Path, changes: An
     assert path.name in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("site", "kept"), [("before:layer4", False), ("after:layer4", True), ("before:layer4.1.conv1", False)]
 )
@@ -146,6 +148,7 @@ def test_purify_writes_the_folded_model_too(
     assert found["acc_difference"] == pytest.approx(accuracy - record["after"]["acc"])
 
 
+@pytest.mark.long
 def test_a_finished_run_can_be_folded_later_and_is_then_left_alone(runs: Path, tmp_path: Path) -> None:
     words = purify_words(runs / "attack", runs, tmp_path)
     main_quietly(*words)
@@ -160,6 +163,7 @@ def test_a_finished_run_can_be_folded_later_and_is_then_left_alone(runs: Path, t
     assert (tmp_path / "purified.safetensors").read_bytes() == purified
 
 
+@pytest.mark.long
 def test_what_cannot_be_folded_is_remarked_and_stays_purified(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,7 @@ def test_inceptions_weights_are_torchvisions_draws_from_the_seed() -> None:
     assert states_equal(ours, theirs.state_dict())
 
 
+@pytest.mark.long
 def test_a_network_without_end_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
     name = "timm:vit_tiny_patch16_224?depth=40&embed_dim=3"
@@ -165,6 +166,7 @@ def test_a_network_without_end_is_not_built(monkeypatch: pytest.MonkeyPatch) -> 
         skeleton(name, 5)
 
 
+@pytest.mark.long
 def test_tables_that_no_file_holds_count_as_well(tmp_path: Path) -> None:
     """For 18 numbers in a file, a Swin would make itself masks and tables of indices.
 
@@ -177,6 +179,7 @@ def test_tables_that_no_file_holds_count_as_well(tmp_path: Path) -> None:
         load_model(tmp_path / "a", architecture="timm:swin_tiny_patch4_window7_224?img_size=2048&window_size=256")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     ["torchvision:squeezenet1_0", "torchvision:regnet_y_400mf", "torchvision:googlenet", "timm:mobilenetv3_small_050"],

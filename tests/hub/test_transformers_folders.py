@@ -25,6 +25,7 @@ from toys import made
 pytestmark = pytest.mark.usefixtures("no_network")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_folder_gives_the_logits_of_its_own_library(tmp_path: Path, transformers: Any, kind: str) -> None:
     model = classifier(transformers, kind)
@@ -199,6 +200,7 @@ def test_a_repaired_model_goes_back_into_its_folder(
     assert not torch.allclose(logits(loaded.model), before)
 
 
+@pytest.mark.long
 def test_a_layer_in_a_model_of_transformers_is_kept(
     tmp_path: Path, transformers: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ def vit_folder(tmp_path_factory: pytest.TempPathFactory, transformers: Any) -> P
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_folder_that_cannot_be_used_is_refused_in_one_line(
     tmp_path: Path, vit_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch

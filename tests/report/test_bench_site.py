@@ -170,6 +170,7 @@ def test_the_policy_lets_exactly_the_script_and_the_style_of_the_page_through() 
     assert html.index("Content-Security-Policy") < html.index("<style>")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", [HOSTILE, """"><script>alert(1)</script>""", "'\" onclick=alert(1) x='", "{{ 7*7 }}"])
 def test_hostile_text_stays_text_wherever_it_appears(text: str) -> None:
     files = render_site([hostile_suite(text)], {text: [sample_picture(title=text, caption=text, group=text)]})

@@ -175,6 +175,7 @@ def test_without_test_images_the_page_says_what_is_not_known_and_how_to_supply_i
     assert "Measured on" not in text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("key", sorted(sample_record()))
 def test_any_key_may_be_null_or_missing(key: str) -> None:
     without = sample_record()

@@ -35,6 +35,7 @@ def tiny() -> tuple[nn.Module, ImageSet]:
     return tiny_model(), tiny_images(60)
 
 
+@pytest.mark.long
 def test_the_model_and_the_global_generator_stay_as_they_are() -> None:
     model, clean = tiny()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -43,6 +44,7 @@ def test_the_model_and_the_global_generator_stay_as_they_are() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.long
 def test_the_same_seed_learns_the_same_and_another_something_else() -> None:
     model, clean = tiny()
     first, again, other = (SMALL.repair(model, clean, seed=seed) for seed in (0, 0, 1))
@@ -64,6 +66,7 @@ def colours() -> tuple[nn.Module, ImageSet]:
     return network.eval(), ImageSet(images.to(torch.uint8), labels, ("red", "green", "blue"), "colours", ())
 
 
+@pytest.mark.long
 def test_a_learner_that_destroys_everything_gives_the_model_back_and_says_so() -> None:
     model, clean = colours()
     wild = replace(SMALL, learning=replace(SMALL.learning, lr=1e4, weights=(1.0,)), guard=Guard(max_acc_drop=0.0))
@@ -112,6 +115,7 @@ def test_what_another_measure_says_is_left_counts_wherever_the_layer_is_on() -> 
     assert guarded(OFF, replace(ON, suspect=0.4)).with_left(0.3).point.suspect == 0.4
 
 
+@pytest.mark.long
 def test_no_more_images_at_once_than_the_batch_size() -> None:
     _, clean = tiny()
     seen: list[int] = []
@@ -121,6 +125,7 @@ def test_no_more_images_at_once_than_the_batch_size() -> None:
     assert max(seen) <= 16
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", [2, "next"])
 def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
     model, clean = tiny()
@@ -146,6 +151,7 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
         changed(SMALL, {name: value})
 
 
+@pytest.mark.long
 def test_epochs_are_passes_over_the_images_that_are_learned_from() -> None:
     model, clean = tiny()
     told: list[tuple[str, int]] = []

@@ -72,12 +72,14 @@ def test_a_class_far_below_the_others_is_an_outlier_and_one_far_above_is_not() -
     assert float(outlier_p(torch.cat([values[:6], values[7:]]))[6]) > 0.999
 
 
+@pytest.mark.long
 def test_false_alarms_come_as_often_as_the_level_says() -> None:
     generator = torch.Generator().manual_seed(0)
     alarms = sum(usual([torch.randn(10, generator=generator)], [], torch.zeros(0)).p_value < 0.05 for _ in range(1000))
     assert 25 <= alarms <= 75
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dependence", [0.0, 0.5, 0.9])
 def test_false_alarms_keep_the_level_however_statistics_depend_on_each_other(dependence: float) -> None:
     generator, alarms = torch.Generator().manual_seed(1), 0

@@ -37,6 +37,7 @@ def stand_ins(norms: list[float]) -> StandIns:
     return StandIns(torch.zeros(count, 3, 16, 16), torch.tensor(norms), ones, torch.arange(count) % CLASSES)
 
 
+@pytest.mark.long
 def test_the_last_map_is_looked_at_where_it_is_another_place_than_the_layers() -> None:
     at, last = places(None)
     assert str(at.net.site) == "before:layer4.1"
@@ -50,6 +51,7 @@ def test_the_last_map_is_looked_at_where_it_is_another_place_than_the_layers() -
     assert bool(look(at, last, SMALL, seed=0, told=silent).norms["last_map"].isnan().all())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("told", ["dense", "smooth", "head", "features", "last_map"])
 def test_a_class_that_is_near_in_one_measure_only_is_the_likeliest(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     near, alike = torch.tensor([1.0, 0.01, 1.02, 0.98]), torch.tensor([1.0, 1.01, 0.99, 1.0])

@@ -61,6 +61,7 @@ class Script:
         return Learned(changes, guarded, lesson, [{"round": float(rounds)}], self.renewed)
 
 
+@pytest.mark.long
 def test_weights_are_tried_until_one_does_and_the_best_is_kept(
     place: Place, gathered: tuple[PixelBank, Belief], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_weights_are_tried_until_one_does_and_the_best_is_kept(
     assert len(script.tried) == 3
 
 
+@pytest.mark.long
 def test_where_no_form_in_pixels_stands_out_there_is_one_weight_only(
     place: Place, gathered: tuple[PixelBank, Belief], monkeypatch: pytest.MonkeyPatch
 ) -> None:
