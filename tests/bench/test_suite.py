@@ -199,6 +199,7 @@ preset = 'reference'
         ("grid = 3\n", "at least one [[grid]]"),
         ("[[grid]\n", "suite test: "),
         ("scale = 'lap'\n[[grid]]\n", "did you mean 'laptop'"),
+        ("precision = ''\n[[grid]]\n", "precision cannot be ''"),
         ("variants = 3\n[[grid]]\n", "variants must be a table"),
         ("[[grid]]\nseed = []\n", "seed must be one or more of int"),
     ],

@@ -114,7 +114,7 @@ def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> 
     check_keys("a key of options", options, ("attack", "defense"))
     check_keys("a key of table", table, ("rows", "columns", "values"))
     kind, scale = found.get("kind", "purification"), found.get("scale", "laptop")
-    precision: Any = found.get("precision") or "bf16"
+    precision: Any = found.get("precision", "bf16")
     check_choice("kind", kind, get_args(Kind))
     check_choice("scale", scale, get_args(BenchScale))
     check_choice("precision", precision, ("bf16", "fp32"))

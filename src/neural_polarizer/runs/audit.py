@@ -112,7 +112,7 @@ def _pictures(audited: Audited, group: str) -> list[Picture]:
                 title=f"The smallest perturbations, {name}",
                 caption="Added to any image, each leads most images to its class; amplified, mid grey changes nothing. "
                 f"From left to right the classes {', '.join(known)}, the most suspicious first.",
-                png=contact_sheet([amplify(colours)], scale=max(1, 64 // deltas.shape[-1])),
+                png=contact_sheet([amplify(colours)], scale=max(1, 64 // deltas.shape[-2])),
                 group=group,
             )
         )
