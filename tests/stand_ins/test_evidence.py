@@ -97,6 +97,9 @@ def test_combined_p_values_are_those_of_cauchy() -> None:
     assert float(combined_p(torch.tensor([[1e-9], [0.5], [0.5], [0.5]]))) == pytest.approx(4e-9, rel=1e-6)
     assert float(combined_p(torch.tensor([[0.02], [1.0]]))) == pytest.approx(0.02)  # 1: not measured
     assert float(combined_p(torch.tensor([[1.0], [1.0]]))) == 1.0
+    # Far away in one statistic clears nobody of what another one says.
+    far = torch.tensor([[1e-6], [1 - 1e-9]], dtype=torch.float64)
+    assert float(combined_p(far)) == pytest.approx(2e-6, rel=1e-3)
     assert corrected_p(0.01, 10) == pytest.approx(1 - 0.99**10)
 
 

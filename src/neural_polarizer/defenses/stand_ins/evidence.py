@@ -140,11 +140,14 @@ def combined_p(p: Float[Tensor, "s c"]) -> Float[Tensor, " c"]:
 
     The Cauchy combination test: the mean of tan(pi (1/2 - p)) has a standard Cauchy tail, exactly where the tests are
     independent or the same, and nearly so, for small p-values, under other dependence.  Source: Liu and Xie, "Cauchy
-    Combination Test", JASA 2020.  P-values of 1 (nothing measured) are left out; 1 where there are no others.
+    Combination Test", JASA 2020.  P-values above 0.99 count as 0.99: near 1 the tangent has no lower bound, so that a
+    class kept far away in one statistic would be cleared of what all others say.  Source: Fang, Chang, Park and Tseng,
+    "Heavy-tailed distribution for combining dependent p-values with asymptotic robustness", Statistica Sinica 2023.
+    P-values of exactly 1 (nothing measured) are left out; 1 where there are no others.
     """
     p = p.double()
     told = p < 1
-    scores = torch.where(told, torch.tan(math.pi * (0.5 - p.clamp(1e-15, 1 - 1e-9))), 0.0)
+    scores = torch.where(told, torch.tan(math.pi * (0.5 - p.clamp(1e-15, 0.99))), 0.0)
     mean = scores.sum(dim=0) / told.sum(dim=0).clamp_min(1)
     # atan2 keeps small tails exact, where 1/2 - atan(x) / pi would cancel.
     tail = torch.atan2(torch.ones_like(mean), mean) / math.pi
