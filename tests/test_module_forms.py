@@ -91,6 +91,7 @@ def test_frozen_models_and_other_layouts_of_memory_come_back_as_they_were() -> N
     assert weight.stride() == model.get_parameter("network.features.0.weight").stride()
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch, of Python 3.13.0
 @torch.no_grad()
 def test_a_compiled_model_gives_what_the_module_in_it_gives() -> None:
     torch.manual_seed(0)

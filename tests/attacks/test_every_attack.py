@@ -67,6 +67,7 @@ def test_what_a_trigger_learned_survives_a_file(name: str, tmp_path: Path) -> No
 @ALL
 def test_learning_depends_on_the_seed_alone(name: str) -> None:
     attack = quick_attack(name)
+    workshop().clean_model()  # made once for all tests, with weights of the global generator
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one = learned(attack)
