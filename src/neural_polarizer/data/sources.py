@@ -101,7 +101,7 @@ def _rows(spec: str) -> Rows:
         if isinstance(error, BadInputError):
             raise
         raise BadInputError(f"{shown(spec)}: cannot be read ({error})") from None
-    found = "no such file or folder" if not os.path.lexists(spec.replace("\0", "")) else "not usable as data"
     if path.is_file() and path.suffix.lower() in ARCHIVES:
-        found = "an archive; unpack it, and give the folder that comes out"
+        raise BadInputError(f"{shown(spec)}: an archive; unpack it, and give the folder that comes out")
+    found = "no such file or folder" if not os.path.lexists(spec.replace("\0", "")) else "not usable as data"
     raise BadInputError(f"{shown(spec)}: {found}; a data spec is one of: {FORMS}")
