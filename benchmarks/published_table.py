@@ -5,7 +5,8 @@
 One row a model: ACC / ASR in percent before, after our default method (the mean of the seeds that are there, and the
 largest ASR of them), after it with 50 and 2,500 clean images where that was computed, and after each rival (the mean of
 its seeds). Implants have RA5 as a third value; the one before is that of the clean network, into which the trigger is
-planted anew. A last row has the mean DER of the backdoored models. Cells that are not computed show "-".
+planted anew. A last row has the mean DER of the backdoored models for which all of these were computed. Cells that are
+not computed show "-".
 """
 
 import argparse
@@ -90,10 +91,11 @@ def row(victim: str, found: Results, others: Mapping[int, Results], rivals: Sequ
 
 
 def last_row(victims: Sequence[str], found: Results, others: Mapping[int, Results], rivals: Sequence[str]) -> list[str]:
-    """The mean DER of the models that have a backdoor."""
+    """The mean DER of the models that have a backdoor, where no defense is missing: the same ones for all."""
+    whole = [victim for victim in victims if all((victim, each) in found for each in (OURS, *rivals))]
 
     def der(defense: str, found: Results = found) -> str:
-        each = [found.get((victim, defense), []) for victim in victims]
+        each = [found.get((victim, defense), []) for victim in whole]
         known = [[run["der"] for run in runs if run["der"] is not None] for runs in each if runs]
         means = [sum(runs) / len(runs) for runs in known if runs]
         return f"{100 * sum(means) / len(means):.1f}" if means else NONE
