@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from neural_polarizer.defenses.guard import Point, allowed, chosen_dial, expected_drop, margins
+from neural_polarizer.defenses.stand_ins.settings import Bank, Guard
 
 
 def points(*drops_and_stand_ins: tuple[float, float]) -> list[Point]:
@@ -90,3 +91,7 @@ def test_accuracy_and_stand_ins_are_weighed_by_the_probability_of_a_backdoor() -
 def test_what_destroys_everything_comes_back_as_it_was() -> None:
     curve = points((0.0, 0.9), (0.4, 0.0), (0.8, 0.0))
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.5) == 0.0
+
+
+def test_one_image_that_a_stand_in_leads_over_is_chance_and_two_are_not() -> None:
+    assert 1 / Bank().images <= Guard().enough < 2 / Bank().images
