@@ -42,7 +42,9 @@ def main() -> None:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
         pool, test = (images.select(half) for half in order.chunk(2))
         triggered = None if trigger is None else triggered_test(test, trigger)
-        purified = npz.purify(model, pool.select(clean_subset(pool, options.n_clean, seed=options.seed)), seed=0)
+        purified = npz.purify(
+            model, pool.select(clean_subset(pool, options.n_clean, seed=options.seed)), seed=options.seed
+        )
         before, after = (npz.evaluate(each, test, triggered) for each in (model, purified))
         print(f"{name}: {told(before)} to {told(after)}", *purified.notes, sep="\n  ", flush=True)
 
