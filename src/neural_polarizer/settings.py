@@ -97,6 +97,8 @@ def places(settings: Any, name: str) -> list[str]:
 def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
     """A copy of a frozen dataclass with other values; names are those of ``setting_names``, or of whole fields.
 
+    A dictionary for a field with settings of its own changes those that it names: ``{"schedule": {"epochs": 3}}``.
+
     Raises:
         BadInputError: there is no such setting, or the value is of another type.
     """
@@ -110,6 +112,9 @@ def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
             if not is_dataclass(inner):
                 raise BadInputError(f"{head} of {kind.__name__} has no settings of its own, such as {rest!r}")
             own[head] = changed(inner, {rest: value})
+            continue
+        if isinstance(value, Mapping) and is_dataclass(getattr(settings, head)):
+            own[head] = changed(own.get(head, getattr(settings, head)), value)
             continue
         own[head] = tuple(value) if isinstance(value, list) else value
         hint = get_type_hints(kind)[head]
@@ -135,7 +140,7 @@ def _fits(value: Any, hint: Any) -> bool:
         )
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
+    return isinstance(value, hint) if hint in (bool, str, NoneType) or is_dataclass(hint) else True
 
 
 def class_named(what: str, name: str, known: Mapping[str, type]) -> Any:

@@ -159,6 +159,7 @@ def test_a_change_leaves_the_rest_and_the_original_alone() -> None:
 @dataclass(frozen=True)
 class Inner:
     depth: int = 1
+    width: int = 2
 
 
 @dataclass(frozen=True)
@@ -196,12 +197,16 @@ def test_values_of_the_right_type_are_taken(name: str, value: Any) -> None:
     [
         *(("whole", 1.5), ("whole", True), ("whole", None), ("real", "1"), ("real", False), ("switch", 1)),
         *(("word", "c"), ("maybe", "prev"), ("maybe", 1.5), ("some", ("x",)), ("some", 1), ("pair", (1,))),
-        *(("pair", (1, 2)), ("text", 3), ("inner.depth", "deep")),
+        *(("pair", (1, 2)), ("text", 3), ("inner.depth", "deep"), ("inner", 5), ("inner", {"depth": "deep"})),
     ],
 )
 def test_values_of_another_type_are_refused(name: str, value: Any) -> None:
     with pytest.raises(BadInputError, match=r"cannot be .*: expected"):
         changed(Every(), {name: value})
+
+
+def test_a_table_of_settings_changes_those_that_it_names() -> None:
+    assert changed(Every(), {"inner.width": 7, "inner": {"depth": 5}}).inner == Inner(depth=5, width=7)
 
 
 @pytest.mark.parametrize(
