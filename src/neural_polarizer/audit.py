@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.defenses.result import Suspect
 from neural_polarizer.defenses.stand_ins.belief import by_class, found_in
 from neural_polarizer.defenses.stand_ins.evidence import nameable, told_aim
@@ -27,7 +28,7 @@ Verdict = Literal["backdoor", "none seen", "cannot say"]
 BLIND = 0.5
 """Where a class would have to be nearer than this share of the others' norm, by every measure, nothing can be said."""
 FALLBACK = "npd"
-"""What takes the place of a method that needs a target where none is found."""
+"""What takes the place of NPD-TP and NPD-TU, which need a target, where none is found; NPD-LS goes on without."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +118,8 @@ def _too_coarse(reach: Mapping[str, float | None]) -> str | None:
 class ChosenTarget:
     """What ``--target auto`` came to."""
 
-    method: str  # the one that was asked for, or ``FALLBACK``, which needs no target
-    target: Suspect | None  # the attacker's class, or "next"; None with ``FALLBACK``
+    method: str  # the one that was asked for, or ``FALLBACK``
+    target: Suspect | None  # the attacker's class, or "next"; None where no class stands out
     reason: str  # in a sentence
 
 
@@ -131,7 +132,7 @@ def choose_target(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> ChosenTarget:
-    """The class that the evidence names, for ``method``; where it names none, NPD, which needs no target.
+    """The class that the evidence names, for ``method``; where it names none, a method that needs no target.
 
     ``model`` maps pixels in [0, 1] to logits ``(n, k)`` and is untouched. No images, and labels that the model does not
     know, are refused.
@@ -141,8 +142,8 @@ def choose_target(
     suspect = found.belief.accused(settings.looks.level)
     said = f"corrected p {found.belief.p_value:.2g}, level {settings.looks.level:g}"
     if suspect is None:
-        reason = f"no class stands out ({said}): {FALLBACK} was used, which needs no target (nor does npd-ls)"
-        return ChosenTarget(FALLBACK, None, reason)
+        without = method if method == DEFAULT else FALLBACK
+        return ChosenTarget(without, None, f"no class stands out ({said}): {without} was used, without a target")
     name = "the class next to each image's own" if suspect == "next" else f"class {suspect}"
     return ChosenTarget(method, suspect, f"the audit takes {name} for the attacker's ({said})")
 

@@ -77,13 +77,14 @@ class _First(torch.nn.Module):
 
 
 @pytest.mark.long
-def test_a_target_is_chosen_where_a_class_stands_out_and_npd_where_not() -> None:
+def test_a_target_is_chosen_where_a_class_stands_out_and_none_is_needed_where_not() -> None:
     found = choose_target("npd-tu", Corridor(60.0), banded(), seed=0)
     assert (found.method, found.target) == ("npd-tu", DOOR)
     assert f"class {DOOR}" in found.reason
-    fallback = choose_target("npd-tu", Corridor(0.0), banded(), seed=0)
-    assert (fallback.method, fallback.target) == ("npd", None)
-    assert "no class stands out" in fallback.reason
+    for asked, instead in (("npd-tu", "npd"), ("npd-ls", "npd-ls")):
+        without = choose_target(asked, Corridor(0.0), banded(), seed=0)
+        assert (without.method, without.target) == (instead, None)
+        assert "no class stands out" in without.reason
 
 
 def test_the_spectrum_of_the_identity_and_of_a_projection() -> None:

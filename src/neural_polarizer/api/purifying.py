@@ -74,7 +74,7 @@ def purify(
         site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the method's. NPD family only.
         seed: fixes the order of the batches.
         target: the attacker's class, "next" for all-to-all, or "auto": what an audit finds with confidence; where it
-            finds none, NPD takes the method's place. For the names "npd-ls", "npd-tp" and "npd-tu".
+            finds none, "npd-ls" goes on without, and NPD takes the place of "npd-tp" and "npd-tu". For these names.
         preset: which settings the names of the NPD family start from: "shipped" (the default), "paper" or "reference".
         scale: likewise for all other names: "paper" (the default) or "laptop".
         profile: which data set the images are like, such as "gtsrb"; the paper's settings depend on it.

@@ -66,7 +66,7 @@ class PurifyOptions:
         str | None,
         typer.Option(
             help="The attacker's class, if you know it. npd-ls, npd-tp, npd-tu: a number, 'next' for all-to-all, or "
-            "'auto': what an audit finds with confidence, and npd if it finds none.",
+            "'auto': the one that an audit finds; if none, npd takes the place of npd-tp and npd-tu.",
             metavar="CLASS",
         ),
     ] = None
