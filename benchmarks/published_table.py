@@ -1,15 +1,20 @@
 """README's tables of published models and of implants into them, from the records of a suite, in Markdown.
 
-    python benchmarks/published_table.py [--suite real] [--results results] [--n-clean 500]
+    python benchmarks/published_table.py [--suite real] [--means] [--results results] [--n-clean 500]
 
 One row a model: ACC / ASR in percent before, after our default method (the mean of the seeds that are there, and the
 largest ASR of them), after it with 50 and 2,500 clean images where that was computed, and after each rival (the mean of
 its seeds). Implants have RA5 as a third value; the one before is that of the clean network, into which the trigger is
 planted anew. A last row has the mean DER of the backdoored models for which all of these were computed. Cells that are
 not computed show "-".
+
+With --means there is one row a defense, for all that were computed: the mean DER, the ACC lost (mean and most) and the
+largest ASR left of the backdoored models that all of them have, and the ACC lost of clean ones, or of implants the mean
+RA5.
 """
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,15 +109,45 @@ def last_row(victims: Sequence[str], found: Results, others: Mapping[int, Result
     return ["mean DER", "", "", "", "", *ours, *(der(each) for each in rivals)]
 
 
+def by_defense(found: Results, suite: str) -> list[list[str]]:
+    """The table of --means, with its head."""
+    defenses = [each for each in dict.fromkeys(defense for _, defense in found) if each != "none"]
+    victims = dict.fromkeys(victim for victim, _ in found)
+    whole = [victim for victim in victims if all((victim, each) in found for each in defenses)]
+    last = "ACC lost by clean ones" if suite == "published" else "RA5"
+    rows = [["defense", "mean DER", "ACC lost", "most lost", "worst ASR", last], ["---"] * 6]
+    for defense in sorted(defenses, key=lambda each: -_mean([found[victim, each] for victim in whole], "der")):
+        each = [found[victim, defense] for victim in whole]
+        attacked = [runs for runs in each if runs[0]["asr"] is not None]
+        clean = [runs for runs in each if runs[0]["asr"] is None]
+        most = [
+            max((run[value] for runs in attacked for run in runs), default=math.nan) for value in ("acc_lost", "asr")
+        ]
+        values = [_mean(attacked, "der"), _mean(attacked, "acc_lost"), *most]
+        values.append(_mean(clean, "acc_lost") if suite == "published" else _mean(attacked, "ra5"))
+        rows.append([f"`{defense}`", *(f"{100 * value:.1f}" for value in values)])
+    return rows
+
+
+def _mean(each: Sequence[Sequence[Mapping[str, Any]]], value: str) -> float:
+    """The mean over models of the mean over seeds; models without the value do not count."""
+    known = [[run[value] for run in runs] for runs in each if runs[0].get(value) is not None]
+    return sum(sum(runs) / len(runs) for runs in known) / len(known) if known else math.nan
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=RIVALS, default="published")
+    parser.add_argument("--means", action="store_true", help="one row a defense")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--n-clean", type=int, default=500)
     options = parser.parse_args()
     store, rivals = Store(str(options.results)), RIVALS[options.suite]
     found = results(options.suite, store, options.n_clean)
+    if options.means:
+        show(by_defense(found, options.suite))
+        return
     counts = [count for count in OTHER_COUNTS if options.suite == "published" and count != options.n_clean]
     each = {count: results(options.suite, store, count) for count in counts}
     others = {count: found for count, found in each.items() if any(defense == OURS for _, defense in found)}
@@ -120,7 +155,12 @@ def main() -> None:
     heads = ["model", "before", f"`{OURS}`", "worst ASR", "RA", "DER", *(f"{count:,} images" for count in others)]
     heads += [f"`{each}`" for each in rivals]
     rows = [row(each, found, others, rivals) for each in victims]
-    for cells in (heads, ["---"] * len(heads), *rows, last_row(victims, found, others, rivals)):
+    show([heads, ["---"] * len(heads), *rows, last_row(victims, found, others, rivals)])
+
+
+def show(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table in Markdown."""
+    for cells in rows:
         print("| " + " | ".join(cells) + " |")
 
 
