@@ -1,12 +1,12 @@
 """README's tables of published models and of implants into them, from the records of a suite, in Markdown.
 
-    python benchmarks/published_table.py [--suite real] [--means] [--results results] [--n-clean 500]
+    python benchmarks/published_table.py [--suite real] [--all | --means] [--results results] [--n-clean 500]
 
 One row a model: ACC / ASR in percent before, after our default method (the mean of the seeds that are there, and the
-largest ASR of them), after it with 50 and 2,500 clean images where that was computed, and after each rival (the mean of
-its seeds). Implants have RA5 as a third value; the one before is that of the clean network, into which the trigger is
-planted anew. A last row has the mean DER of the backdoored models for which all of these were computed. Cells that are
-not computed show "-".
+largest ASR of them), after it with 50 and 2,500 clean images where that was computed, and after some rivals, or with
+--all after all that were computed (the mean of their seeds). Implants have RA5 as a third value; the one before is that
+of the clean network, into which the trigger is planted anew. A last row has the mean DER of the backdoored models for
+which all of these were computed. Cells that are not computed show "-".
 
 With --means there is one row a defense, for all that were computed: the mean DER, the ACC lost (mean and most) and the
 largest ASR left of the backdoored models that all of them have, and the ACC lost of clean ones, or of implants the mean
@@ -25,10 +25,8 @@ from neural_polarizer.bench.suite import load_suite
 
 SUITES = Path(__file__).parent / "published"
 OURS = "npd-ls"
-RIVALS = {
-    "published": ("npd", "npd reference", "ft", "ft-sam", "fst", "i-bau", "clp"),
-    "real": ("npd", "ft", "ft-sam", "fst", "i-bau", "clp"),
-}
+RIVALS = ("npd", "npd reference", "ft", "ft-sam", "i-bau")
+"""With a column of their own, unless all have one."""
 OTHER_COUNTS = (50, 2500)
 """Of clean images, with which our method has a column of its own."""
 NONE = "-"
@@ -138,16 +136,19 @@ def _mean(each: Sequence[Sequence[Mapping[str, Any]]], value: str) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=RIVALS, default="published")
+    parser.add_argument("--suite", choices=("published", "real"), default="published")
+    parser.add_argument("--all", action="store_true", help="a column for each defense")
     parser.add_argument("--means", action="store_true", help="one row a defense")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--n-clean", type=int, default=500)
     options = parser.parse_args()
-    store, rivals = Store(str(options.results)), RIVALS[options.suite]
+    store = Store(str(options.results))
     found = results(options.suite, store, options.n_clean)
     if options.means:
         show(by_defense(found, options.suite))
         return
+    computed = list(dict.fromkeys(defense for _, defense in found if defense not in ("none", OURS)))
+    rivals = computed if options.all else [each for each in RIVALS if each in computed]
     counts = [count for count in OTHER_COUNTS if options.suite == "published" and count != options.n_clean]
     each = {count: results(options.suite, store, count) for count in counts}
     others = {count: found for count, found in each.items() if any(defense == OURS for _, defense in found)}
