@@ -14,7 +14,7 @@ from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.patient import _over_budget
 from neural_polarizer.defenses.recipes import make_defense, with_options
 from neural_polarizer.defenses.stand_ins import LeastStandIns
-from neural_polarizer.defenses.stand_ins.defense import _remarks
+from neural_polarizer.defenses.stand_ins.defense import _remarks as remarks_with
 from neural_polarizer.defenses.stand_ins.folds import cross_fitted
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search
 from neural_polarizer.errors import BadInputError
@@ -83,6 +83,10 @@ def guarded(*points: Point, chosen: float = 1.0, held: int = 12, backdoor: float
     return Guarded(points, chosen, 625, held, 0.006, backdoor, 0.02, 0.03, 0)
 
 
+def _remarks(found: Guarded, allowed: float = 0.006) -> list[str]:
+    return remarks_with(found, allowed)
+
+
 OFF, ON = Point(0.0, 0.9, 0.0, 0.0, 0.9, 0.9), Point(1.0, 0.9, 0.004, 0.0, 0.0, 0.0)
 
 
@@ -106,6 +110,18 @@ def test_why_a_model_comes_back_as_it_was_is_said_as_it_is() -> None:
     (weak,) = _remarks(guarded(replace(OFF, stand_ins=0.01), ON, chosen=0.0))
     assert "lead no images to a class, even without a layer" in weak
     assert all(each.startswith("not purified: ") for each in (over, nothing, weak))
+
+
+def test_a_budget_that_would_do_is_named_with_what_it_costs_and_leaves() -> None:
+    left, beyond = replace(ON, suspect=0.3, stand_ins=0.3), Point(1.5, 0.88, 0.0214, 0.02, 0.1, 0.04)
+    (told,) = _remarks(guarded(OFF, left, beyond))
+    assert "guard.max_acc_drop=0.022, which is expected to lose 2.1 points of accuracy and to leave 4 %" in told
+    (halved,) = _remarks(guarded(OFF, left, beyond), allowed=0.012)  # the evidence allowed half of it
+    assert "guard.max_acc_drop=0.043" in halved
+    (none,) = _remarks(guarded(OFF, left, replace(beyond, drop=math.inf)))
+    assert none.endswith("a larger guard.max_acc_drop")
+    (unchanged,) = _remarks(guarded(OFF, beyond, chosen=0.0))
+    assert "guard.max_acc_drop=0.022" in unchanged
 
 
 def test_what_another_measure_says_is_left_counts_wherever_the_layer_is_on() -> None:

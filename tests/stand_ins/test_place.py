@@ -147,6 +147,36 @@ def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(
     assert found.points[-1].dial == last  # the first over the budget; nothing behind it is measured
 
 
+def test_where_stand_ins_are_left_the_curve_goes_on_to_where_more_does_no_good(
+    place: Place, gathered: tuple[PixelBank, Belief], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, belief = gathered
+    measured: list[float] = []
+
+    def point(_changes: Any, at: float, _held: Any, _likeliest: int, _errors: float) -> Point:
+        measured.append(at)
+        return Point(at, 1.0, 0.01 * at, 0.01 * at, *[max(0.0, 0.6 - 0.3 * at)] * 2)
+
+    monkeypatch.setattr(place.judge, "point", point)
+    guard = replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0))
+    monkeypatch.setattr(place, "settings", replace(SMALL, guard=guard))
+    nothing = [place.layer.nothing] * 2
+    guarded = replace(place._guarded(nothing, place._gathered(bank, belief), 0.03, 0, belief), backdoor=1.0)
+    assert guarded.chosen == 0.5
+    measured.clear()
+    learned = Learned(nothing, guarded, place._gathered(bank, belief), [], None)
+    ahead = place.looked_ahead(learned, belief).guarded
+    assert measured == [1.5, 2.0, 2.5]  # the last does more harm than the one before it
+    assert ahead.better is not None
+    assert (ahead.better.dial, ahead.chosen) == (2.0, 0.5)
+    assert (
+        place.looked_ahead(replace(learned, guarded=replace(guarded, enough=1.0)), belief).guarded.points
+        == guarded.points
+    )
+    renewed = place._at_layer(torch.tensor([0]), 1.0, torch.Generator().manual_seed(0), "")
+    assert place.looked_ahead(replace(learned, renewed=renewed), belief).guarded == guarded
+
+
 def test_what_is_kept_is_the_mean_of_the_folds_at_the_chosen_dial(place: Place, gathered: Any) -> None:
     nothing = place.layer.nothing
     one = Change(nothing.mix + 0.2, nothing.shift + 0.4)

@@ -32,7 +32,8 @@ class Point:
 class Guarded:
     """What the guard let through."""
 
-    # The dial's curve, from weak to strong, up to the first point that loses more than the budget.
+    # The dial's curve, from weak to strong, up to the first point that loses more than the budget; where stand-ins are
+    # left, on to where more does no good.
     points: tuple[Point, ...]
     chosen: float  # the dial of the result; 0 where nothing helps within the budget
     judges: int  # number of clean images that judge, each a layer that was not learned from it
@@ -52,6 +53,12 @@ class Guarded:
     def harm(self) -> float:
         """Of the chosen one."""
         return self.point.harm(self.backdoor, self.enough)
+
+    @property
+    def better(self) -> Point | None:
+        """The point of least harm, if that is beyond what the budget allows."""
+        best = min(self.points, key=lambda each: each.harm(self.backdoor, self.enough))
+        return best if best.dial > self.chosen else None
 
     @property
     def counted(self) -> float:

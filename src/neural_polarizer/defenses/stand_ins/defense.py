@@ -1,5 +1,6 @@
 """The defense: look, gather stand-ins, learn to disregard them, and stop where it would do harm."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class LeastStandIns(Settings, Defense):
         looked = time.perf_counter()
         pixels = place.stand_ins(found, belief)
         gathered = time.perf_counter()
-        learned = place.renew(place.learn(pixels, belief), belief)
+        learned = place.looked_ahead(place.renew(place.learn(pixels, belief), belief), belief)
         place.keep(learned)
         clock |= {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
         clock["learn"] = time.perf_counter() - gathered
@@ -76,7 +77,7 @@ class LeastStandIns(Settings, Defense):
             polarizer=place.net.polarizer,
             site=str(place.net.site),
             history=learned.history,
-            notes=(*place.net.notes, *_remarks(learned.guarded)),
+            notes=(*place.net.notes, *_remarks(learned.guarded, self.guard.max_acc_drop)),
             suspect=found.belief.accused(self.looks.level) if self.target is None else self.target,
             audit=_audit(found, place.net.num_classes, self.looks.level),
             site_reason=place.net.site_reason,
@@ -84,9 +85,9 @@ class LeastStandIns(Settings, Defense):
         )
 
 
-def _remarks(guarded: Guarded) -> list[str]:
+def _remarks(guarded: Guarded, allowed: float) -> list[str]:
     if guarded.chosen == 0:
-        return [f"not purified: {_why_not(guarded)}; the model comes back as it was"]
+        return [f"not purified: {_why_not(guarded, allowed)}; the model comes back as it was"]
     found = []
     if guarded.over(guarded.lost):
         found.append(
@@ -97,12 +98,23 @@ def _remarks(guarded: Guarded) -> list[str]:
     if not guarded.done:
         found.append(
             f"held-out stand-ins still lead {100 * guarded.point.suspect:.0f} % of the images to the most suspicious "
-            "class, so a trigger may still work; more clean images or a larger guard.max_acc_drop may help"
+            f"class, so a trigger may still work; more clean images may help, or {_allowing_more(guarded, allowed)}"
         )
     return found
 
 
-def _why_not(guarded: Guarded) -> str:
+def _allowing_more(guarded: Guarded, allowed: float) -> str:
+    """What a larger budget would give; ``allowed`` is ``guard.max_acc_drop``, the budget before the evidence."""
+    if guarded.better is None:
+        return "a larger guard.max_acc_drop"
+    needed = guarded.better.drop * (allowed / guarded.budget if guarded.budget > 0 else 1.0)
+    return (
+        f"guard.max_acc_drop={math.ceil(1000 * needed) / 1000:g}, which is expected to lose "
+        f"{100 * guarded.better.drop:.1f} points of accuracy and to leave {100 * guarded.better.suspect:.0f} %"
+    )
+
+
+def _why_not(guarded: Guarded, allowed: float) -> str:
     if guarded.held == 0:
         return (
             "no perturbation that the search can reach leads most images to a class, so that nothing stands in for a "
@@ -111,8 +123,8 @@ def _why_not(guarded: Guarded) -> str:
     if guarded.points[0].stand_ins <= guarded.enough:
         return "the perturbations that judge lead no images to a class, even without a layer"
     return (
-        f"nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy (a larger "
-        "guard.max_acc_drop allows more)"
+        f"nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy; what may help is "
+        f"{_allowing_more(guarded, allowed)}"
     )
 
 

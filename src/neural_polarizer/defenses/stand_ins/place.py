@@ -131,6 +131,25 @@ class Place:
             best = min(best, latest, key=lambda each: each.guarded.harm)
         return replace(best, history=history)
 
+    def looked_ahead(self, learned: Learned, belief: Belief) -> Learned:
+        """The same, with the curve beyond the budget where stand-ins are left: what a larger budget would give.
+
+        Not where renewed stand-ins measure what is left, as they are made for one dial.
+        """
+        guarded, errors = learned.guarded, self._excused(belief)
+        points = list(guarded.points)
+        for dial in self.settings.guard.dials if learned.renewed is None and not guarded.done else ():
+            if dial > points[-1].dial:
+                points.append(self.judge.point(learned.changes, dial, learned.lesson.held, belief.likeliest, errors))
+                now, before = (each.harm(guarded.backdoor, guarded.enough) for each in (points[-1], points[-2]))
+                if now > before:
+                    break
+        return replace(learned, guarded=replace(guarded, points=tuple(points)))
+
+    def _excused(self, belief: Belief) -> float:
+        """So many standard errors of a loss."""
+        return belief.certainty(self.settings.looks.clear) * self.settings.guard.errors
+
     def keep(self, learned: Learned) -> None:
         """Give the layer what was learned, at the dial that the guard chose."""
         self.layer.set(mean_of(learned.changes), learned.guarded.chosen)
@@ -232,7 +251,7 @@ class Place:
     ) -> Guarded:
         guard = self.settings.guard
         budget = min(1.0, belief.factor) * guard.max_acc_drop  # where the evidence speaks against a backdoor, less
-        errors = belief.certainty(self.settings.looks.clear) * guard.errors
+        errors = self._excused(belief)
         points: list[Point] = []
         for dial in guard.dials:
             points.append(self.judge.point(changes, dial, lesson.held, belief.likeliest, errors))
