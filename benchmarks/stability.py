@@ -1,6 +1,6 @@
 """Prints the stability figure of each defense: the mean absolute change of DER over half and twice each main setting.
 
-    polarizer bench run stability --data DATA --out results
+    polarizer bench run benchmarks/published/stability.toml --data DATA --models FOLDER --out results
     python benchmarks/stability.py results
 
 Takes no time beside the first command; cells that have not been computed are left out, and "cells" tells how many
@@ -10,6 +10,7 @@ were compared.
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from neural_polarizer.bench.results import suite_result
@@ -18,6 +19,8 @@ from neural_polarizer.bench.suite import load_suite
 from neural_polarizer.defenses import title_of
 from neural_polarizer.report.bench.results import Entry, Label
 from neural_polarizer.report.values import number, table
+
+SUITE = Path(__file__).parent / "published" / "stability.toml"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Stability:
 def stability(entries: Iterable[Entry]) -> dict[str, Stability]:
     """For each defense how far DER moves between its usual settings (variant "") and each of its variants.
 
-    The variants each change one setting, to half and to twice (suite "stability"). Cells that are not computed, or
+    The variants each change one setting, to half and to twice (``SUITE``). Cells that are not computed, or
     whose usual form is not, have no part in it.
     """
     found = {_key(entry.labels): der for entry in entries if (der := _der(entry)) is not None}
@@ -63,4 +66,4 @@ def markdown(found: dict[str, Stability]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(stability(suite_result(load_suite("stability"), Store(sys.argv[1])).entries)))
+    print(markdown(stability(suite_result(load_suite(str(SUITE)), Store(sys.argv[1])).entries)))

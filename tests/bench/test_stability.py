@@ -44,7 +44,7 @@ def test_the_mean_change_between_each_variant_and_the_usual_settings_by_hand() -
 
 
 def test_the_suite_changes_one_setting_of_each_defense_to_half_and_to_twice() -> None:
-    cells = planned(load_suite("stability"))
+    cells = planned(load_suite(str(STABILITY.SUITE)))
     by_variant = {
         (str(each.labels["defense"]), str(each.labels["variant"])): each.cell.defense
         for each in cells
