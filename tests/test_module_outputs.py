@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import neural_polarizer as npz
 from module_cases import CLEAN, METHODS, ONE, purified
@@ -48,6 +49,25 @@ class Keeping(TinyNet):
         return self.head(self.pool(self.kept).flatten(1))
 
 
+class Logging(Keeping):
+    """Keeps it in lists and dicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: dict[str, list[tuple[Tensor, int]]] = {"features": []}
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        self.log["features"] = [(self.kept, len(self.log))]
+        return logits
+
+
+def with_sparse_buffer() -> nn.Module:
+    model = tiny_model()
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    return model
+
+
 class InHalf(TinyNet):
     """Computes in bfloat16, whatever it is given."""
 
@@ -57,7 +77,7 @@ class InHalf(TinyNet):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", [Keeping, InHalf])
+@pytest.mark.parametrize("kind", [Keeping, Logging, InHalf])
 @pytest.mark.parametrize("method", ["npd", "ft"])
 def test_networks_that_keep_what_they_compute_or_choose_its_type_are_purified(kind: type[TinyNet], method: str) -> None:
     settings: dict[str, Any] = {"epochs": 1} if method == "npd" else {}
@@ -75,6 +95,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "TorchScript inside": (lambda: nn.Sequential(scripted()), "the model is TorchScript"),
     "no values": (lambda: tiny_model().to("meta"), "on the device meta, which hold no values"),
+    "sparse buffers": (with_sparse_buffer, r"buffers of the layout torch.sparse_coo; give it with dense ones"),
+    "pruned": (
+        lambda: nn.Sequential(nn.Flatten(), prune.random_unstructured(nn.Linear(192, 4), "weight", 0.5)),
+        r"the model cannot be copied .*prune\.remove and remove_weight_norm",
+    ),
     "lazy layers": (
         lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)),
         "has lazy layers, whose sizes are known only",

@@ -2,7 +2,8 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ def check_module(model: object) -> nn.Module:
 
     Raises:
         BadInputError: it is none, TorchScript, exported, quantised, without values or with a state that is no tensor,
-            or spread over several devices.
+            sparse, or spread over several devices.
     """
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
@@ -40,7 +41,12 @@ def check_module(model: object) -> nn.Module:
                 f"the model's {type(module).__name__} has a state that is no tensor (get_extra_state), which no file "
                 "of weights holds; keep it in buffers, or give a class without it"
             )
-    tensors = list(_tensors(model))
+    _check_values(list(_tensors(model)))
+    return model
+
+
+def _check_values(tensors: Sequence[Tensor]) -> None:
+    """Refuse parameters and buffers that nothing can be computed with, or that are in several places."""
     if any(is_lazy(tensor) for tensor in tensors):
         raise BadInputError(
             "the model has lazy layers, whose sizes are known only once an image has gone through; send one through "
@@ -48,10 +54,14 @@ def check_module(model: object) -> nn.Module:
         )
     if any(tensor.is_meta for tensor in tensors):
         raise BadInputError("the model has parameters on the device meta, which hold no values; load its weights first")
+    packed = next((tensor.layout for tensor in tensors if tensor.layout != torch.strided), None)
+    if packed is not None:
+        raise BadInputError(
+            f"the model has parameters or buffers of the layout {packed}; give it with dense ones (tensor.to_dense())"
+        )
     places = sorted({str(tensor.device) for tensor in tensors})
     if len(places) > 1:
         raise BadInputError(f"the model is spread over the devices {', '.join(places)}; move it to one of them")
-    return model
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -62,7 +72,7 @@ def copied(model: nn.Module) -> nn.Module:
         reason = " ".join(str(error).split())[:200]
         raise BadInputError(
             f"the model cannot be copied ({reason}); give it without locks, open files, or tensors that are still part "
-            "of a computation"
+            "of a computation (torch.nn.utils has prune.remove and remove_weight_norm)"
         ) from None
 
 
@@ -73,9 +83,24 @@ def let_go(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                vars(module)[name] = value.detach()
+            if name not in _OWN:
+                vars(module)[name] = _values(value)
     return model
+
+
+_OWN = frozenset(vars(nn.Module()))  # what every module has
+
+
+def _values(kept: Any, depth: int = 4) -> Any:
+    """``kept`` without its part in a computation; lists and dicts are changed in place."""
+    if isinstance(kept, Tensor):
+        return kept.detach() if kept.grad_fn is not None else kept
+    if depth and isinstance(kept, (dict, list)):
+        for place, value in [*(kept.items() if isinstance(kept, dict) else enumerate(kept))]:
+            kept[place] = _values(value, depth - 1)
+    if depth and type(kept) is tuple:
+        return tuple(_values(value, depth - 1) for value in kept)
+    return kept
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
