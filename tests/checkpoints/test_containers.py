@@ -108,6 +108,20 @@ def test_the_set_that_fits_is_taken_and_the_others_are_named(tmp_path: Path) -> 
     assert "it holds other weights, too: netG, netM; --weights takes those of another entry" in loaded.findings
 
 
+@pytest.mark.parametrize("head", [{"weight": "weight", "bias": "bias"}, {"weight": "fc.weight", "bias": "fc.bias"}])
+def test_a_body_and_a_head_in_two_entries_are_one_network(tmp_path: Path, head: dict[str, str]) -> None:
+    net = network()
+    body = {name: value for name, value in net.state_dict().items() if not name.startswith("linear.")}
+    parts = {"encoder": body, "head": {head[name]: value for name, value in net.linear.state_dict().items()}}
+    for top in (parts, {"epoch": 3, "model": parts, "optimizer": {"state": {0: {"m": ONE}}}}):
+        loaded = load(saved(tmp_path / "m.pt", {**top, "decoder": {"weight": ONE}} if top is parts else top))
+        assert same(loaded, net)
+    assert "the weights were taken from its entries model.encoder and model.head" in loaded.findings
+    two = {**parts, "other_head": dict(parts["head"])}
+    with pytest.raises(BadInputError, match="several sets of weights"):
+        load(saved(tmp_path / "two.pt", two))
+
+
 def test_an_average_beside_the_model_is_taken_on_demand(tmp_path: Path) -> None:
     net, average = network(0), network(1)
     path = saved(tmp_path / "m.pth", {"state_dict": net.state_dict(), "state_dict_ema": average.state_dict()})

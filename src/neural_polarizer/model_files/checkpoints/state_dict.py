@@ -38,10 +38,13 @@ def find_state_dict(
         BadInputError: there are none, several sets of them, or tensors of a kind that cannot be read.
     """
     levels = _candidates(value)
+    parts = _in_parts(levels, fits) if fits is not None and entry is None else {}
+    if parts:
+        levels = [{" and ".join(parts): _together(parts)}]
     path, inner = _choose(levels, value, entry, fits)
     found = {name: item for level in levels for name, item in level.items()}
     holder = found[path]
-    remarks = [f"the weights were taken from its entry {path}"] if path else []
+    remarks = [f"the weights were taken from its entr{'ies' if parts else 'y'} {path}"] if path else []
     near = found if inner or path not in levels[0] else levels[0]
     far = [other for other in [*found][:_MAX_RIVALS] if fits and other not in near and fits(_names(found[other]))]
     others = [other for other in (*near, *far) if other != path]
@@ -159,6 +162,20 @@ def _choose(levels: list[dict[str, Any]], top: Any, entry: str | None, fits: Fit
     )
 
 
+def _in_parts(levels: list[dict[str, Any]], fits: Fits) -> dict[str, Any]:
+    """The two sets that only together are the network, as its body in one entry and its head in another; or none."""
+    everywhere = [item for level in levels for item in level.values()][:_MAX_RIVALS]
+    if not levels or len(levels[0]) < 2 or any(fits(_names(item)) for item in everywhere):
+        return {}
+    largest, *others = sorted([*levels[0].items()][:_MAX_RIVALS], key=lambda part: -len(_weights(part[1])))
+    fitting = [pair for other in others if fits(_together(pair := dict((largest, other))))]
+    return fitting[0] if len(fitting) == 1 else {}
+
+
+def _together(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{path}.{name}": value for path, item in parts.items() for name, value in _weights(item).items()}
+
+
 def _inside(found: dict[str, Any], entry: str) -> tuple[str, str]:
     """The one set of weights that has names behind ``entry``, with or without its own path in front, and the prefix."""
     places = []
@@ -175,11 +192,15 @@ def _inside(found: dict[str, Any], entry: str) -> tuple[str, str]:
 
 def _names(holder: Any) -> set[str]:
     """The names of the weights in it; none where they could not be read."""
+    return set(strip_wrappers(_weights(holder))[0])
+
+
+def _weights(holder: Any) -> dict[str, Any]:
+    """The weights in it by name; none where they could not be read."""
     try:
-        weights = (_module_weights if isinstance(holder, Opaque) else _split)(holder)[0]
+        return (_module_weights if isinstance(holder, Opaque) else _split)(holder)[0]
     except BadInputError:
-        return set()
-    return set(strip_wrappers(weights)[0])
+        return {}
 
 
 def _key(key: Any) -> str:
