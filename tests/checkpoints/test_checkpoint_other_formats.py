@@ -16,6 +16,7 @@ from checkpoint_files import members_of, zipped
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.model_files.checkpoints import read_checkpoint
+from neural_polarizer.model_files.load import locate
 
 
 def _refuse(path: Path, message: str) -> None:
@@ -45,7 +46,8 @@ def _refuse(path: Path, message: str) -> None:
             "a parquet file, not a model; the model comes first, and data with",
         ),
         (b"\x89PNG\r\n", "an image, not a model"),
-        (b'{"weight_map": {}}', "a text file of JSON, not of weights; give the file of weights"),
+        (b'{"layers": {}}', "a text file of JSON, not of weights; give the file of weights"),
+        (b'{"weight_map": {}}', "the index of a model in several files; save it in one, by save_pretrained"),
         (b"\x08\x07\x12\x07pytorch\x1a\x053", "an ONNX model"),
         (pickle.dumps({"a": 1}), "a bare pickle, which can only be run"),
         (pickle.dumps({"a": 1}, protocol=2), "a bare pickle"),
@@ -71,6 +73,8 @@ def test_a_tar_archive(tmp_path: Path) -> None:
 def test_a_zip_file_of_something_else_is_told_by_what_is_in_it(tmp_path: Path) -> None:
     zipped(tmp_path / "m.npz", {"conv1.weight.npy": b"", "a\nb": b""})
     _refuse(tmp_path / "m.npz", r"no data\.pkl, but conv1\.weight\.npy, a\\nb\); if one of these is the model file")
+    zipped(tmp_path / "a.npz", {"conv1.weight.npy": b"", "conv1.bias.npy": b""})
+    _refuse(tmp_path / "a.npz", r"NumPy arrays \(\.npz\); make tensors of them with torch\.from_numpy")
 
 
 @pytest.mark.parametrize("member", ["archive/constants.pkl", "archive/code/__torch__.py"])
@@ -92,6 +96,21 @@ def test_programs_that_torch_itself_wrote(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(network, (pixels,)), tmp_path / "program.pt2")
     _refuse(tmp_path / "script.pt", "a TorchScript program, which carries code")
     _refuse(tmp_path / "program.pt2", r"an exported program \(\.pt2\)")
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "pytorch_model-00002-of-00002.bin"])
+def test_a_part_of_a_model_is_told_as_such(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    with pytest.raises(BadInputError, match="one of several files that a model lies in; save it in one"):
+        locate(path)
+
+
+def test_a_distributed_checkpoint_says_how_to_make_one_file_of_it(tmp_path: Path) -> None:
+    (tmp_path / "__0_0.distcp").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "__0_0.distcp"):
+        with pytest.raises(BadInputError, match=r"a distributed checkpoint; .*dcp_to_torch FOLDER"):
+            locate(path)
 
 
 def test_another_zip_file(tmp_path: Path) -> None:

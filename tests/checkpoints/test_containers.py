@@ -218,6 +218,13 @@ def test_a_model_for_fewer_bits_is_refused_by_name(tmp_path: Path, entry: str) -
         load(saved(tmp_path / "m.pt", {**network().state_dict(), entry: ONE}))
 
 
+@pytest.mark.filterwarnings("ignore:.*quant")
+def test_a_quantised_module_is_refused_by_name(tmp_path: Path) -> None:
+    net = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), {nn.Linear})
+    with pytest.raises(BadInputError, match=r"quantised model, by its torch\..*\.Linear 1\..*float model"):
+        load(saved(tmp_path / "m.pt", net))
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
 def test_weights_under_a_parametrization_are_refused_with_the_remedy(tmp_path: Path, wrap: Any) -> None:
     net = network()
@@ -266,6 +273,7 @@ def test_an_option_that_is_not_needed_is_told_so(tmp_path: Path) -> None:
 
 
 def test_arrays_in_place_of_tensors_are_told_as_such(tmp_path: Path) -> None:
-    path = saved(tmp_path / "m.pt", {"w": ONE.numpy()})
-    with pytest.raises(BadInputError, match=r"with the entries w \(NumPy arrays; torch\.from_numpy makes tensors"):
-        read_checkpoint(path)
+    for top in ({"w": ONE.numpy()}, {"w": {"conv1.weight": ONE.numpy()}}):
+        path = saved(tmp_path / "m.pt", top)
+        with pytest.raises(BadInputError, match=r"with the entries w \(NumPy arrays; torch\.from_numpy makes tensors"):
+            read_checkpoint(path)

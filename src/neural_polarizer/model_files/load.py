@@ -1,5 +1,6 @@
 """Models from disk, ours and those of others, without ever unpickling anything."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,6 +13,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.structures import polarizer_for
 from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint
+from neural_polarizer.model_files.checkpoints.reader import ONE_FILE
 from neural_polarizer.model_files.checkpoints.wording import listing, printable
 from neural_polarizer.model_files.foreign import Wanted, fitted, foreign_record, hub_folder, names_in_files, unlike
 from neural_polarizer.model_files.record import KEY, POLARIZER_PREFIX, ModelRecord, read_record
@@ -24,6 +26,7 @@ from neural_polarizer.models.normalize import Converted, Normalized, channels_ta
 
 FILES = ("purified.safetensors", "model.safetensors")
 _SUFFIXES = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors"))
+_SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.(safetensors|bin)$")
 SPARE_NUMBERS = 50_000_000  # 200 MB: up to here the names of the missing tensors tell more than their count
 _MAX_FILES = 10_000  # that are looked through for one to propose
 _GREY = "the network takes one channel: it gets the mean of the three"
@@ -64,6 +67,13 @@ def locate(path: Path) -> Path:
         BadInputError: there is no such file or folder, or the folder holds no model of ours.
     """
     try:
+        if path.suffix == ".distcp" or (path.is_dir() and any(path.glob("*.distcp"))):
+            raise BadInputError(
+                f"{path}: a distributed checkpoint; make one file of the folder: python -m "
+                "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
+            )
+        if _SHARD.search(path.name):
+            raise BadInputError(f"{path}: one of several files that a model lies in; {ONE_FILE}")
         if path.is_dir():
             for name in FILES:
                 if (path / name).is_file():

@@ -38,6 +38,7 @@ _DTYPES = frozenset(
     )
 )
 _AGAIN = "get the file again"
+ONE_FILE = "save it in one, by save_pretrained with a large max_shard_size or by safetensors.torch.save_file"
 _PACKED = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
 _DATA = "not a model; the model comes first, and data with options such as --clean"
 _BEGINNINGS = (
@@ -164,6 +165,8 @@ def _reason(head: bytes) -> str:
         )
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x3a", b"\x42"):
         return "an ONNX model; export the PyTorch weights it was made from as a state_dict"
+    if text.startswith(b"{") and b'"weight_map"' in text:
+        return f"the index of a model in several files; {ONE_FILE}"
     if text.startswith((b"{", b"[")):
         return "a text file of JSON, not of weights; give the file of weights beside it, or the folder of both"
     return "not a model file that this program knows; give a safetensors file or a torch.save checkpoint"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
 from typing import Any, TypeVar
 
 from neural_polarizer.errors import BadInputError
@@ -212,7 +213,8 @@ def _describe(top: Any) -> str:
     if isinstance(top, dict):
         if not top:
             return "its top is an empty dict"
-        arrays = any(isinstance(each, Opaque) and each.name.startswith("numpy.") for each in top.values())
+        held = [*top.values(), *chain.from_iterable(each.values() for each in top.values() if isinstance(each, dict))]
+        arrays = any(isinstance(each, Opaque) and each.name.startswith("numpy.") for each in held)
         told = " (NumPy arrays; torch.from_numpy makes tensors of them)" if arrays else ""
         return f"its top is a dict with the entries {listing(list(dict.fromkeys(map(_key, top))))}{told}"
     if isinstance(top, Opaque):
@@ -272,6 +274,8 @@ def _module_weights(module: Any) -> tuple[dict[str, Any], list[str]]:
     for prefix, part in queue:
         if not _is_module(part):
             raise BadInputError(f"its module {printable(prefix)} is not a plain torch module; {_RESAVE}")
+        if "quantized" in part.name.split("."):
+            raise BadInputError(f"a quantised model, by its {printable(part.name)} {printable(prefix)}; {_FLOAT}")
         state = part.state
         hidden = state.get("_non_persistent_buffers_set", [])
         names = [str(name) for kind in ("_parameters", "_buffers", "_modules") for name in state[kind]]

@@ -131,6 +131,8 @@ def _root(names: list[str]) -> str:
     if any(name in ("archive_format", "serialized_exported_program.json") for name in (*names, *inner)):
         raise BadInputError(f"an exported program (.pt2), which carries its own graph; {_RESAVE}")
     pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+    if not pickles and all(name.endswith(".npy") for name in names):
+        raise BadInputError("NumPy arrays (.npz); make tensors of them with torch.from_numpy and save their state_dict")
     if not pickles:
         raise BadInputError(
             f"a zip file that torch.save did not write (no data.pkl, but {listing([*map(printable, names)])}); if one "
