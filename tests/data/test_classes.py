@@ -1,6 +1,7 @@
 """Which number a class of the data has in the model: names on both sides, and the files that give an order."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from folder_cases import folder
 from image_bytes import png
 
 from neural_polarizer.data.classes import ClassNames, class_names, numbered, read_class_names
@@ -31,6 +33,7 @@ def number(names: tuple[str, ...] | None, known: ClassNames | None, labels: Any 
         (("ant", "moose", "zebra"), [1, 2, 0]),
         (("moose",), [2]),
         (("Ant", "MOOSE", "zebra"), [1, 2, 0]),
+        (("\u0661", "\u0662", "\u0660"), [1, 2, 0]),
         (("0", "1", "2"), [0, 1, 2]),
         (("2",), [2]),
     ],
@@ -48,6 +51,12 @@ def test_a_mapping_that_changes_something_is_told() -> None:
         "classes were matched by name with those of the model: ant is class 1 there, not 0; the data have 2 of its 3 "
         "classes"
     )
+
+
+def test_letters_that_a_file_system_takes_apart_are_the_same() -> None:
+    said = class_names(["zébra", "élan"], said_by="classes.txt")
+    apart = tuple(unicodedata.normalize("NFD", name) for name in ("élan", "zébra"))
+    assert number(apart, said).labels.tolist() == [1, 0]
 
 
 def test_spelling_that_would_make_two_names_one_is_not_ignored() -> None:
@@ -109,8 +118,10 @@ def test_what_the_user_says_binds() -> None:
     assert number(("ant", "moose", "zebra"), said).labels.tolist() == [2, 0, 1]
     with pytest.raises(BadInputError, match=r"its classes x, y, z cannot be found among those of order\.txt"):
         number(("x", "y", "z"), said)
-    with pytest.raises(BadInputError, match=r"order\.txt: names 3 classes, but 2 are expected"):
+    with pytest.raises(BadInputError, match=r"order\.txt: names 3 classes \(moose, zebra, ant\), but 2 are expected$"):
         number(("ant", "zebra"), said, num_classes=2)
+    with pytest.raises(BadInputError, match=r"names 3 classes \(a, b\), but 2 are expected; numbers count from 0"):
+        number(("a", "b"), class_names({1: "a", 2: "b"}, said_by="order.txt"), num_classes=2)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +133,55 @@ def test_what_the_user_says_binds() -> None:
         '{"0": "zebra", "2": "moose", "1": "ant"}',
         '{"0": ["zebra", "Equus"], "1": ["ant", "x"], "2": ["moose", "x"]}',
         "\ufeffzebra\nant\nmoose",
+        "1,ant\n0,zebra\n2,moose",
+        "1: zebra\n2: ant\n3: moose",
+        "zebra 0\nmoose\t2\nant;1",
     ],
 )
 def test_every_form_of_a_file_of_names(tmp_path: Path, text: str) -> None:
     (tmp_path / "names").write_text(text, encoding="utf-8")
     assert read_class_names(tmp_path / "names").names == ("zebra", "ant", "moose")
+
+
+@pytest.mark.parametrize(
+    "text", ["{} tench, Tinca tinca\n{} goldfish", "{}\tx\n{}\tx", '{{"0": ["{}", "x"], "1": ["{}", "x"]}}']
+)
+def test_the_lists_of_imagenet_name_folders_by_their_id(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names").write_text(text.format("n01443537", "n01440764"))
+    assert read_class_names(tmp_path / "names").names == ("n01443537", "n01440764")
+
+
+@pytest.mark.parametrize("text", ["class 0\nclass 1", "1 a\n3 b", "20 km\n30 km", "x 0\ny"])
+def test_numbers_in_names_of_classes_stay_in_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names").write_text(text)
+    assert read_class_names(tmp_path / "names").names == tuple(text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("class_to_idx.json", '{"zebra": 0, "ant": 1, "moose": 2}'),
+        ("class_indices.json", '{"0": "zebra", "1": "ant", "2": "moose"}'),
+        ("classes.txt", "zebra\nant\nmoose\n"),
+    ],
+)
+def test_a_file_beside_class_folders_numbers_them(tmp_path: Path, name: str, text: str) -> None:
+    (folder(tmp_path, ant=1, moose=1, zebra=1) / name).write_text(text)
+    got = read_images(str(tmp_path))
+    assert (got.classes, got.labels.tolist()) == (("zebra", "ant", "moose"), [1, 2, 0])
+    assert got.notes == (f"classes were matched by name with those of {tmp_path / name}: ant is class 1 there, not 0",)
+    other = class_names(["moose", "ant", "zebra"], said_by="the user")
+    assert read_images(str(tmp_path), classes=other).labels.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("x\ny\nz", "names other classes, so it was not used"), ("{", "damaged JSON")]
+)
+def test_a_file_beside_class_folders_that_does_not_fit_is_told_of(tmp_path: Path, text: str, told: str) -> None:
+    (folder(tmp_path, ant=1, moose=1, zebra=1) / "classes.txt").write_text(text)
+    got = read_images(str(tmp_path), num_classes=3)
+    assert got.classes == ("ant", "moose", "zebra")
+    assert any(told in note and "classes.txt" in note for note in got.notes)
 
 
 def test_a_file_of_names_may_be_what_powershell_writes(tmp_path: Path) -> None:

@@ -121,6 +121,14 @@ def test_folders_that_are_numbers_say_which_of_the_models_classes_they_are(
     got = read_images(str(folder(tmp_path, **dict.fromkeys(names, 1))), num_classes=12)
     assert got.labels.tolist() == labels
     assert got.num_classes == 12
+    assert ("the classes are not numbered without gaps, so 10 is class 1" in got.notes) == ("110" in names)
+    assert ("the classes are numbered from 1, so 1 is class 0" in got.notes) == ("12" in names)
+
+
+def test_names_behind_the_name_of_a_column_are_those_of_classes(tmp_path: Path) -> None:
+    root = str(folder(tmp_path, **{"label=ant": 1, "label=zebra": 1}))
+    assert read_images(root).classes == ("ant", "zebra")
+    assert read_images(root, classes=ClassNames(("zebra", "ant"))).labels.tolist() == [1, 0]
 
 
 def test_numbers_that_cannot_be_the_models_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,12 @@ LISTED = 6  # names that a message lists
 _NUMBERED = re.compile(r"([^0-9]{0,40})([0-9]{1,9})(?!\.0*[1-9])(?:[^0-9].*)?")  # 1.5 is no class
 _AT_THE_END = re.compile(r".*?([0-9]{1,9})[^0-9A-Za-z]?")
 _PLACEHOLDER = re.compile(r"(?:LABEL_|class[ _]?)?(\d{1,9})", re.IGNORECASE)
+
+_SYNSET = re.compile(r"(n\d{8})(?!\w)")
+_WITH_NUMBER = (
+    re.compile(r"(?P<number>\d{1,6})[\s:,;]+(?P<name>\S.*)"),
+    re.compile(r"(?P<name>.*[^\s:,;])[\s:,;]+(?P<number>\d{1,6})"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ def numbered(
     known: ClassNames | None,
     num_classes: int | None,
     source: str,
+    beside: ClassNames | None = None,
 ) -> Numbered:
     """Number the classes of the data as the model does.
 
@@ -57,15 +65,16 @@ def numbered(
     class numbers. Else the order of the data's own names counts, and their count must be the model's.
 
     ``labels`` are int64 ``(n,)``, places in the data's ``names`` if there are any, or texts ``(n,)``. Those of folders
-    only follow from sorting the names (``in_order_of_names``). ``known`` names the model's classes, which are K.
+    only follow from sorting the names (``in_order_of_names``). ``known`` names the model's classes, which are K; where
+    nobody does, ``beside`` counts, which came with the data, if it fits them.
 
     Raises:
         BadInputError: it cannot be told which class is which, or a label is out of range.
     """
     spoken = labels.dtype.kind == "U"
     if spoken:
-        found, labels = np.unique(labels, return_inverse=True)
-        names = tuple(shown(name) for name in found)
+        words, labels = np.unique(labels, return_inverse=True)
+        names = tuple(map(shown, words))
         if len(names) > MAX_CLASSES:
             raise BadInputError(f"{source}: has more than {MAX_CLASSES:,} different labels")
     labels = labels.astype(np.int64)
@@ -78,6 +87,8 @@ def numbered(
         _check_range(labels, len(classes), source)
         return Numbered(labels, classes)
     data = _Named(labels, names, source, in_order_of_names or spoken, spoken)
+    if known is None and beside is not None:
+        return data.as_beside(beside, num_classes)
     return data.by_own_names(num_classes) if known is None else data.as_known(known, _all_of(known, num_classes))
 
 
@@ -85,7 +96,10 @@ def _all_of(known: ClassNames, num_classes: int | None) -> tuple[str, ...]:
     """A name for each of the model's classes, the number where it has none."""
     count = num_classes or len(known.names)
     if len(known.names) > count:
-        raise BadInputError(f"{known.said_by}: names {len(known.names)} classes, but {count} are expected")
+        named, counted = _listed([*filter(None, known.names)]), "" if known.names[0] else "; numbers count from 0"
+        raise BadInputError(
+            f"{known.said_by}: names {len(known.names)} classes ({named}), but {count} are expected{counted}"
+        )
     return tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - len(known.names)))))
 
 
@@ -116,6 +130,15 @@ class _Named:
         if len(names) < num_classes and all(name.isdecimal() and int(name) == i for i, name in enumerate(names)):
             return Numbered(self.labels, (*names, *map(str, range(len(names), num_classes))))
         raise self._count_error(num_classes)
+
+    def as_beside(self, beside: ClassNames, num_classes: int | None) -> Numbered:
+        """By the names in a file beside the data, unless it does not fit them."""
+        try:
+            return self.as_known(beside, _all_of(beside, num_classes))
+        except BadInputError:
+            found = self.by_own_names(num_classes)
+        note = f"{beside.said_by} names other classes, so it was not used; --classes FILE says which is which"
+        return replace(found, notes=(*found.notes, note))
 
     def as_known(self, known: ClassNames, full: tuple[str, ...]) -> Numbered:
         """By the names of the model's classes, of which ``full`` has one for each."""
@@ -171,8 +194,10 @@ class _Named:
                 "--classes FILE says another order"
             )
         if num_classes is None or len(names) == num_classes:
-            if max(values) >= len(names):
-                notes.append(f"the classes are numbered from {min(values)}, so {ranked.names[0]} is class 0")
+            odd = next((i for i, value in enumerate(sorted(values)) if value != i), None)
+            if odd is not None:
+                why = f"are numbered from {min(values)}" if odd == 0 else "are not numbered without gaps"
+                notes.append(f"the classes {why}, so {ranked.names[odd]} is class {odd}")
             return Numbered(ranked.labels, ranked.names, tuple(notes))
         if len(names) < num_classes and max(values) < num_classes:
             found = f"the data have {len(names)} of {num_classes} classes, those of the numbers in"
@@ -206,13 +231,26 @@ def read_class_names(path: Path) -> ClassNames:
         text = text_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path}: cannot be read as text ({one_line(error)}); save it as UTF-8") from None
-    parsed: Any = [line.strip() for line in text.splitlines() if line.strip()]
+    parsed: Any = _of_lines([line.strip() for line in text.splitlines() if line.strip()])
     if text.lstrip()[:1] in ("[", "{"):
         try:
             parsed = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadInputError(f"{path}: is damaged JSON ({one_line(error)})") from None
     return class_names(parsed, said_by=shown(path))
+
+
+def _of_lines(lines: list[str]) -> list[str] | dict[str, int]:
+    """One name a line, beside its number from 0 or 1 or alone; of ImageNet's lists the id, as folders are called."""
+    ids = [_SYNSET.match(line) for line in lines]
+    if all(ids):
+        return [each[1] for each in ids if each]
+    for pattern in _WITH_NUMBER:
+        pairs = {each["name"]: int(each["number"]) for each in map(pattern.fullmatch, lines) if each}
+        first = min(pairs.values(), default=0)
+        if len(pairs) == len(lines) and first <= 1 and sorted(pairs.values()) == [*range(first, first + len(lines))]:
+            return {name: number - first for name, number in pairs.items()}
+    return lines
 
 
 def class_names(found: ClassNames | Sequence[str] | Mapping[Any, Any], *, said_by: str) -> ClassNames:
@@ -234,8 +272,7 @@ def class_names(found: ClassNames | Sequence[str] | Mapping[Any, Any], *, said_b
         pairs = list(enumerate(found))
     else:
         raise BadInputError(f"{said_by}: expected {form}")
-    # ImageNet's index has [id, name] for each number: folders are called by the id
-    pairs = [(n, name[0] if isinstance(name, list) and name else name) for n, name in pairs]
+    pairs = [(n, name[0] if isinstance(name, list) and name else name) for n, name in pairs]  # ImageNet's [id, name]
     if not pairs or not all(type(n) is int and 0 <= n < MAX_CLASSES and isinstance(name, str) for n, name in pairs):
         raise BadInputError(f"{said_by}: expected {form}")
     numbers, texts = [n for n, _ in pairs], [shown(name.strip()) for _, name in pairs]
@@ -273,7 +310,7 @@ def _check_range(labels: np.ndarray, count: int | None, source: str) -> None:
 
 
 def _all_numbers(names: Sequence[str]) -> bool:
-    return all(name.isdecimal() and name.isascii() and len(name) < 19 for name in names)
+    return all(name.isdecimal() and len(name) < 19 for name in names)
 
 
 def _numbers_in(names: Sequence[str], count: int | None) -> list[int] | None:
@@ -301,13 +338,13 @@ def _only_numbers(names: Sequence[str]) -> bool:
 
 
 def _folded(name: str) -> str:
-    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
+    composed = unicodedata.normalize("NFKC", name.casefold())  # macOS takes letters apart
+    return re.sub(r"[\W_]+", " ", composed).strip()
 
 
 def _valued(name: str) -> str | int:
-    return int(name) if name.isascii() and name.isdecimal() else name
+    return int(name) if name.isdecimal() else name
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

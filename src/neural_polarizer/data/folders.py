@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows
+from neural_polarizer.data.classes import ClassNames, read_class_names
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
 from neural_polarizer.data.rows import Rows, is_saved_to_disk, label_in
@@ -19,6 +20,7 @@ from neural_polarizer.errors import BadInputError
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
 _SPLIT_OF = re.compile(rf"({'|'.join(sorted(SPLITS))})([ _-]?(images?|imgs?|pictures|data|set|split))?", re.IGNORECASE)
 _LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0-9]+)([ _-].*)?", re.IGNORECASE)
+CLASS_FILES = ("class_to_idx.json", "class_indices.json", "classes.json", "classes.txt", "class_names.txt")
 MAX_DEPTH = 8  # of folders below a class
 MAX_IN_REPOSITORY = 32  # entries of a folder that may be a data set's repository
 _NO_CLASS = frozenset({IMAGES, "image", "img", "imgs", "pictures"})
@@ -74,13 +76,24 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
         found = f"; left out {told}" if (told := left_out.told()) else ""
         raise BadInputError(f"{shown(root)}: no images in its class folders {shown(classes[:6])}{found}")
     labels = np.array([label for _, label in files], dtype=np.int64)
+    beside, notes = _names_beside(tree, names)
     return Rows(
         ((path, shown(path)) for path, _ in files),
         labels,
-        tuple(map(shown, classes)),
+        tuple(shown(label_in(root / name / name) or name) for name in classes),
         in_order_of_names=True,
-        notes=(f"{shown(root)}: left out {told}",) if (told := left_out.told()) else (),
+        notes=(*([f"{shown(root)}: left out {told}"] if (told := left_out.told()) else []), *notes),
+        beside=beside,
     )
+
+
+def _names_beside(tree: Tree, names: list[str]) -> tuple[ClassNames | None, tuple[str, ...]]:
+    """The class names in a file beside the class folders, or a note of why they cannot be read."""
+    found = next((name for name in CLASS_FILES if name in names), None)
+    try:
+        return (None if found is None else read_class_names(tree.inside(tree.root / found))), ()
+    except BadInputError as error:
+        return None, (f"{error}; it was not used to number the classes",)
 
 
 def _of_repository(root: Path, names: list[str]) -> list[Path]:

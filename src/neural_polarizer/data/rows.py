@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.errors import BadInputError
 
@@ -27,6 +28,7 @@ class Rows:
     classes: tuple[str, ...] | None  # their names
     in_order_of_names: bool = False  # whether the labels only follow from sorting the names, as those of folders do
     notes: tuple[str, ...] = ()  # what the user should know of how the source was read
+    beside: ClassNames | None = None  # class names in a file beside class folders
 
 
 def pick(found: Sequence[str], wanted: Sequence[str], where: object) -> str:

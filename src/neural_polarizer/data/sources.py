@@ -63,14 +63,9 @@ def read_images(
     rows, source = _rows(text), shown(text)
     if not len(rows.labels):
         raise BadInputError(f"{source}: holds no images")
-    found = numbered(
-        rows.labels,
-        rows.classes,
-        in_order_of_names=rows.in_order_of_names,
-        known=None if classes is None else class_names(classes, said_by="classes"),
-        num_classes=num_classes,
-        source=source,
-    )
+    known = None if classes is None else class_names(classes, said_by="classes")
+    form: dict[str, Any] = {"in_order_of_names": rows.in_order_of_names, "beside": rows.beside, "source": source}
+    found = numbered(rows.labels, rows.classes, known=known, num_classes=num_classes, **form)
     labels = torch.from_numpy(found.labels[:limit].copy())  # a bad image beyond the limit is never looked at
     pixels, transparent = decode_all(islice(rows.items, len(labels)), len(labels), size=shape, source=source)
     notes = (*rows.notes, *found.notes, *transparency_note(source, transparent, len(labels)))
