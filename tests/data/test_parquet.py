@@ -80,10 +80,16 @@ def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "second", ["test.parquet", "test-00000-of-00001.parquet", "validation.parquet", "a_test.parquet"]
+    ("first", "second"),
+    [
+        *(("train", name) for name in ("test", "test-00000-of-00001", "validation", "a_test")),
+        *(("clean", name) for name in ("test", "triggered", "rest")),
+        ("images", "test"),
+    ],
 )
-def test_a_folder_that_would_mix_training_and_test_data_is_refused(tmp_path: Path, second: str) -> None:
-    table(tmp_path / "train.parquet", [0])
+def test_a_folder_that_would_mix_training_and_test_data_is_refused(tmp_path: Path, first: str, second: str) -> None:
+    second = f"{second}.parquet"
+    table(tmp_path / f"{first}.parquet", [0])
     table(tmp_path / second, [0])
     with pytest.raises(BadInputError, match=rf"would mix training and test data; .*{second}"):
         read_images(str(tmp_path))

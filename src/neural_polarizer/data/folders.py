@@ -18,6 +18,7 @@ from neural_polarizer.data.tree import Tree, is_hidden
 from neural_polarizer.errors import BadInputError
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
+_OTHER_PARTS = frozenset({"clean", "triggered", "poisoned", "backdoored"})
 _SPLIT_OF = re.compile(rf"({'|'.join(sorted(SPLITS))})([ _-]?(images?|imgs?|pictures|data|set|split))?", re.IGNORECASE)
 _LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0-9]+)([ _-].*)?", re.IGNORECASE)
 CLASS_FILES = ("class_to_idx.json", "class_indices.json", "classes.json", "classes.txt", "class_names.txt")
@@ -116,7 +117,7 @@ def _of_repository(root: Path, names: list[str]) -> list[Path]:
 
 def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
     words = [re.split(r"[-_.]", path.name.lower()) for path in paths]
-    if len({next((word for word in each if word in SPLITS), None) for each in words} - {None}) > 1:
+    if len({next((word for word in each if word in SPLITS | _OTHER_PARTS), None) for each in words}) > 1:
         listed = ", ".join(map(shown, paths[:6]))
         raise BadInputError(
             f"{shown(tree.root)}: would mix training and test data; name one file of: {listed}; or a split, as hf:"
