@@ -1,5 +1,6 @@
 """How images are prepared for networks of the hubs, and which form of one a file holds; nothing is ever fetched."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,19 @@ def test_another_form_is_proposed_only_where_the_tensors_tell_it() -> None:
     huge = {**wanted, "encoder.pos_embedding": torch.empty(1, 1 + 400**2, 768, device="meta")}
     assert architecture_in(plain, wanted, huge) is None
     assert architecture_in("preactresnet18", {}, {}) is None
+
+
+def test_a_resnet_with_the_other_stem_names_it(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    plain, small = "torchvision:resnet18", "torchvision:resnet18?stem=3"
+    for mine, asked in ((plain, small), (small, plain)):
+        state = {f"model.{name}": value for name, value in build(mine, 4).state_dict().items()}
+        path = tmp_path / "m.pt"
+        torch.save({"state_dict": state}, path)
+        with pytest.raises(BadInputError, match=f"another form of this network: --arch '{re.escape(mine)}'$"):
+            load_model(path, architecture=asked)
+        with pytest.raises(BadInputError, match="the weights are not those of a torchvision:resnet34"):
+            load_model(path, architecture=asked.replace("18", "34"))
 
 
 def test_an_image_of_a_size_that_the_network_does_not_take_is_told(tmp_path: Path) -> None:

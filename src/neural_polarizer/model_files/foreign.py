@@ -194,10 +194,10 @@ def fitted(
             f"{listing(normed)}); take that off before saving (torch.nn.utils, or merge_and_unload of peft), or give "
             "the network as code of your own that has it, --arch FILE.py:NAME"
         )
-    other = None if isinstance(network.kind, Definition) else architecture_in(network.kind, wanted, tensors)
+    found, told = fit_names(tensors, wanted)
+    other = None if isinstance(network.kind, Definition) else architecture_in(network.kind, wanted, found)
     if other is not None:
         raise BadInputError(f"{file}: its tensors are those of another form of this network: --arch '{other}'")
-    found, told = fit_names(tensors, wanted)
     if not normalised:
         check_left_out(tensors, found, wanted)
     return found, (*merged, *told)
@@ -226,8 +226,18 @@ def unlike(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], named: s
 
 
 def architecture_in(architecture: str, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
-    """The name with the options that the tensors of a vision transformer ask for; None where it is ``architecture``."""
+    """The name with the options that the tensors ask for, of a vision transformer or of a ResNet for small images.
+
+    None where it is ``architecture``, or where they do not tell.
+    """
     asked = Architecture.parse(architecture)
+    if asked.library == "torchvision" and all(name in tensors or name.endswith("_tracked") for name in wanted):
+        stems = [_shape(each, "conv1.weight", 4) for each in (wanted, tensors)]
+        sides = [None if shape is None else shape[2] for shape in stems]
+        others = tuple(option for option in asked.options if option[0] != "stem")
+        if sides in ([7, 3], [3, 7]):
+            stem = (("stem", 3),) if sides[1] == 3 else ()
+            return str(Architecture(asked.library, asked.name, tuple(sorted((*others, *stem)))))
     names = _TRANSFORMERS.get(asked.library)
     positions = None if names is None else _shape(wanted, names[0], 3)
     if names is None or positions is None:
