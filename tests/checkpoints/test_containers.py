@@ -108,6 +108,7 @@ def test_the_set_that_fits_is_taken_and_the_others_are_named(tmp_path: Path) -> 
     assert "it holds other weights, too: netG, netM; --weights takes those of another entry" in loaded.findings
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", [{"weight": "weight", "bias": "bias"}, {"weight": "fc.weight", "bias": "fc.bias"}])
 def test_a_body_and_a_head_in_two_entries_are_one_network(tmp_path: Path, head: dict[str, str]) -> None:
     net = network()

@@ -55,9 +55,29 @@ def test_metadata_that_do_not_fit_are_refused(tmp_path: Path, text: str, reason:
     assert str(caught.value).isprintable()
 
 
+def test_a_web_dataset_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
+    root = folder(tmp_path, **{".": 3})
+    for i in range(3):
+        (root / f"{i}.cls").write_text(f"{2 - i}\n")
+    got = read_images(str(root), num_classes=3)
+    assert (got.labels.tolist(), got.images[:, 0, 0, 0].tolist()) == ([2, 1, 0], [0, 1, 2])
+    (root / "1.cls").unlink()
+    with pytest.raises(BadInputError, match=r"has files \*\.cls, but none for 1\.png"):
+        read_images(str(root))
+
+
+def test_a_table_beside_a_folder_of_images_is_proposed(tmp_path: Path) -> None:
+    root = folder(tmp_path, images=1)
+    (root / "labels.csv").write_text("file_name,label\nimages/0.png,1\n")
+    with pytest.raises(BadInputError, match=r"names no class; did you mean .*labels\.csv\?"):
+        read_images(str(root))
+    assert read_images(str(root / "labels.csv")).labels.tolist() == [1]
+
+
 TABLES = {
     "semicolons.csv": "Filename;Width;ClassId\r\n1.png;4;0\r\nsub/0.png;4;1\r\n",  # as GTSRB's
     "tabs.tsv": "Path\tLabel\n1.png\t0\nsub\\0.png\t1\n",
+    "paths.csv": "image_path,class_name\n1.png,class_0\nsub/0.png,class_1\n",
     "blanks.CSV": 'image, class\n"1.png", "0"\nsub/0.png, 1\n',
     "whole.csv": "file_name,label\n{root}/1.png,0\n{root}/sub/0.png,1\n",
     "lines.jsonl": '{{"file_name": "1.png", "label": "class_0"}}\n{{"file_name": "sub/0.png", "label": "class_1"}}\n',

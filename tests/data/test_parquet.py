@@ -71,6 +71,12 @@ def test_plain_parquet_without_names_takes_its_class_count_from_the_labels(tmp_p
     assert read_images(spec, size=(2, 3)).image_size == (2, 3)
 
 
+@pytest.mark.parametrize(("image", "label"), [("jpg", "cls"), ("png", "category")])
+def test_columns_go_by_the_names_of_other_tools(tmp_path: Path, image: str, label: str) -> None:
+    spec = table(tmp_path / "a.parquet", pa.array([0, 3, 1]), image=image, label=label)
+    assert read_images(spec).labels.tolist() == [0, 3, 1]
+
+
 def test_a_folder_of_shards_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     for shard, label in (("b", 1), ("a", 0)):
         table(tmp_path / f"train-{shard}.parquet", [label], [png((label, 0, 0))])
@@ -115,7 +121,7 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "words": ({"labels": ["cat", "dog"]}, r"its labels are names \(cat, dog\), but nothing says which number"),
     "no rows": ({"labels": pa.array([], pa.int64()), "images": pa.array([], pa.binary())}, "holds no images"),
     "no label column": ({"labels": [0], "label": "kind"}, "needs one column label or"),
-    "no image column": ({"labels": [0], "image": "picture"}, "needs one column image or img"),
+    "no image column": ({"labels": [0], "image": "picture"}, "needs one column image or img or jpg or png"),
     "text for images": ({"labels": [0], "images": ["a.png"]}, "must hold bytes or a struct"),
     "null image": ({"labels": [0, 0], "images": [png(), None]}, "row 1 has no image bytes"),
     "not an image": ({"labels": [0], "images": [b"x"]}, "row 0: cannot be used as an image"),

@@ -110,6 +110,7 @@ def test_another_form_is_proposed_only_where_the_tensors_tell_it() -> None:
     assert architecture_in("preactresnet18", {}, {}) is None
 
 
+@pytest.mark.long
 def test_a_resnet_with_the_other_stem_names_it(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     plain, small = "torchvision:resnet18", "torchvision:resnet18?stem=3"

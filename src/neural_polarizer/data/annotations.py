@@ -21,8 +21,8 @@ ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file, class, box; separ
 METADATA = ("metadata.csv", "metadata.jsonl")
 TABLES = (".csv", ".tsv", ".jsonl")  # endings of tables that may be named themselves
 FILE_COLUMN = "file_name"
-_FILES = (FILE_COLUMN, "filename", "file", "path", "image")
-_LABELS = (*LABEL_COLUMNS, "class_id", "classid", "category")  # GTSRB's is ClassId
+_FILES = (FILE_COLUMN, "filename", "file", "path", "image", "file_path", "filepath", "image_path", "img_path")
+_LABELS = (*LABEL_COLUMNS, "class_id", "classid", "class_name")  # GTSRB's is ClassId
 IMAGES = "images"
 MAX_BYTES = 64 << 20
 MAX_ROWS = 5_000_000
@@ -37,7 +37,23 @@ def annotated_rows(tree: Tree) -> Rows | None:
     if (tree.root / ANNOTATIONS).exists():
         return _tiny_imagenet(tree)
     found = next((tree.root / name for name in METADATA if (tree.root / name).exists()), None)
-    return None if found is None else table_rows(tree, tree.inside(found))
+    return _web_dataset(tree) if found is None else table_rows(tree, tree.inside(found))
+
+
+def _web_dataset(tree: Tree) -> Rows | None:
+    """A WebDataset as it is unpacked, with the class of 0.png in 0.cls; None for other folders."""
+    files = [Path(entry.name) for entry in os.scandir(tree.root) if entry.name.endswith(".cls")]
+    labels = {path.stem: path for path in files if not is_hidden(path.name)}
+    if not labels:
+        return None
+    paths = sorted(_images_in({tree.root}))
+    bare = next((path for path in paths if path.stem not in labels), None)
+    if bare is not None or not paths:
+        lacking = "no image" if bare is None else f"none for {shown(bare.name)}"
+        raise BadInputError(f"{shown(tree.root)}: has files *.cls, but {lacking}")
+    values = [_text(tree.inside(tree.root / labels[path.stem])).strip() for path in paths]
+    items = ((tree.inside(path), shown(path)) for path in paths)
+    return Rows(items, class_labels(values, f"{shown(tree.root)}: files *.cls"), None)
 
 
 def _tiny_imagenet(tree: Tree) -> Rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, annotated_rows
+from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, TABLES, annotated_rows
 from neural_polarizer.data.classes import ClassNames, read_class_names
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
@@ -144,6 +144,9 @@ def _check_layout(root: Path, classes: list[str]) -> None:
         raise BadInputError(f"{shown(root)}: its folders {shown(splits)} are splits without class folders in them")
     nameless = len(classes) == 1 and classes[0].lower() in _NO_CLASS
     if nameless and next(_folders(root / classes[0]), None) is None:
+        table = next((path for path in sorted(root.iterdir()) if path.suffix.lower() in TABLES), None)
+        if table is not None:
+            raise BadInputError(f"{shown(root)}: its only folder names no class; did you mean {shown(table)}?")
         raise BadInputError(
             f"{shown(root)}: its only folder is {classes[0]!r}, which names no class; give each class a folder of its "
             f"own, or put a file beside it: {METADATA[0]} with the columns file_name and label, or {ANNOTATIONS} with "

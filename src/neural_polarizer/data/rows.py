@@ -14,8 +14,8 @@ from neural_polarizer.errors import BadInputError
 STATE, PARTS = "state.json", "dataset_dict.json"
 """Files that the ``save_to_disk`` of Hugging Face leaves beside a data set, and beside its splits."""
 
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class")
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class", "cls", "category")
 
 
 @dataclass(frozen=True)
