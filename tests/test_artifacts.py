@@ -351,7 +351,7 @@ def test_a_missing_file_and_a_folder_without_a_model_are_named(tmp_path: Path) -
     (tmp_path / "logs").mkdir()
     for name in ("notes.txt", "logs/epoch=3.ckpt"):
         (tmp_path / name).touch()
-    refused(tmp_path, r"model\.safetensors; name the checkpoint file itself, as \S*logs/epoch=3\.ckpt$")
+    refused(tmp_path, r"model\.safetensors; name the checkpoint itself, as \S*logs/epoch=3\.ckpt$")
     refused(tmp_path / ("x" * 300), "cannot be read")
 
 

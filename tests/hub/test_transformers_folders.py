@@ -52,6 +52,18 @@ def test_files_as_other_programs_leave_them(tmp_path: Path, transformers: Any) -
         load_model(folder / "model.safetensors")
 
 
+@pytest.mark.long
+def test_folders_of_a_training_are_proposed_and_those_of_other_tasks_told(tmp_path: Path, transformers: Any) -> None:
+    folder = stored(tmp_path / "checkpoint-5", classifier(transformers, "ViT"), **PLAIN)
+    with pytest.raises(BadInputError, match=r"name the checkpoint itself, as \S*checkpoint-5$"):
+        load_model(tmp_path)
+    changed(folder, id2label=None, label2id={"zebra": 1, "ant": 0, "moose": "2"})
+    assert load_model(folder).record.classes == ("ant", "zebra", "moose")
+    changed(folder, architectures=["DetrForObjectDetection"])
+    with pytest.raises(BadInputError, match=r"config\.json names no image classifier \(architectures: \.\.\.ForIm"):
+        load_model(folder)
+
+
 def test_weights_of_an_older_folder_are_read_without_unpickling(tmp_path: Path, transformers: Any) -> None:
     model = classifier(transformers, "ViT")
     folder = stored(tmp_path, model, **PLAIN)

@@ -19,8 +19,8 @@ from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
 from neural_polarizer.models.definition import Definition
-from neural_polarizer.models.hub_folder import PREFIX, HubFolder, is_classifier_folder, read_folder
-from neural_polarizer.models.hugging_face import file_names
+from neural_polarizer.models.hub_folder import CONFIG, PREFIX, HubFolder, is_classifier_folder, read_folder
+from neural_polarizer.models.hugging_face import SUFFIX, file_names
 from neural_polarizer.models.normalize import normalisation_named
 from neural_polarizer.models.preprocessing import Preprocessing, own_preprocessing
 
@@ -67,9 +67,11 @@ def foreign_record(
 ) -> tuple[ModelRecord, tuple[str, ...], frozenset[str]]:
     """What the user, or the folder, says of a file that is not ours, remarks on it, and tensors that went into it."""
     if wanted is None:
+        said = ", or give its folder, whose config.json does" if is_classifier_folder(file.parent) else ""
+        if not said and (file.parent / CONFIG).is_file():
+            said = f", as its {CONFIG} names no image classifier (architectures: ...{SUFFIX})"
         raise BadInputError(
-            f"{file}: does not say what network it is; name it with --arch (for example preactresnet18)"
-            f"{', or give its folder, whose config.json does' if is_classifier_folder(file.parent) else ''}"
+            f"{file}: does not say what network it is; name it with --arch (for example preactresnet18){said}"
             f"{suggestion(checkpoint.metadata)}"
         )
     inside = normalisation_inside(checkpoint.tensors, wanted.tensors)  # a name that nothing is known by ends here

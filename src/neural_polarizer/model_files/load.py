@@ -21,7 +21,7 @@ from neural_polarizer.models.adapted import adapt, channel_map
 from neural_polarizer.models.architecture import Architecture
 from neural_polarizer.models.build import build, sizes_in, skeleton
 from neural_polarizer.models.definition import Definition
-from neural_polarizer.models.hub_folder import HubFolder
+from neural_polarizer.models.hub_folder import HubFolder, is_classifier_folder
 from neural_polarizer.models.normalize import Converted, Normalized, channels_taken, normalisation_named, one_channel
 
 FILES = ("purified.safetensors", "model.safetensors")
@@ -78,10 +78,11 @@ def locate(path: Path) -> Path:
             for name in FILES:
                 if (path / name).is_file():
                     return path / name
-            inside = [file for file in islice(path.rglob("*"), _MAX_FILES) if file.suffix in _SUFFIXES]
-            named = f", as {listing(sorted(printable(str(file)) for file in inside))}" if inside else ""
+            inside = {file for file in islice(path.rglob("*"), _MAX_FILES) if file.suffix in _SUFFIXES}
+            inside = {file.parent if is_classifier_folder(file.parent) else file for file in inside}
+            named = f", as {listing(sorted(printable(str(each)) for each in inside))}" if inside else ""
             raise BadInputError(
-                f"{path}: the folder holds none of {', '.join(FILES)}; name the checkpoint file itself{named}"
+                f"{path}: the folder holds none of {', '.join(FILES)}; name the checkpoint itself{named}"
             )
         if not path.exists():
             raise BadInputError(f"{path}: no such file")

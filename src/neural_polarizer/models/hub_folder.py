@@ -70,7 +70,7 @@ def read_folder(folder: Path) -> HubFolder:
         architecture=f"{PREFIX}{kind}",
         config=text,
         weights=weights,
-        classes=_classes(config.get("id2label")),
+        classes=_classes(config.get("id2label") or _turned(config.get("label2id"))),
         preprocessing=_preprocessing(folder),
     )
 
@@ -169,6 +169,10 @@ def _classes(names: Any) -> tuple[str, ...] | None:
     if not isinstance(names, dict) or {str(index) for index in range(len(names))} != names.keys():
         return None
     return tuple(str(names[str(index)]) for index in range(len(names)))
+
+
+def _turned(numbers: Any) -> dict[str, str]:
+    return {str(number): name for name, number in numbers.items()} if isinstance(numbers, dict) else {}
 
 
 def _preprocessing(folder: Path) -> Preprocessing | None:
