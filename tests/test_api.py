@@ -182,7 +182,7 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
         ([{"picture": 1, "label": 0}], r"samples have the keys \['picture', 'label'\], none of which is an image"),
         ([{"image": 1, "kind": 0}], r"samples have the keys \['image', 'kind'\], none of which is a label"),
         ([5], r"expected \(image, label\) pairs, got int"),
-        ([(1, 2, 3)], r"expected \(image, label\) pairs, got tuple"),
+        ([(1, 2, 3)], r"pairs, got tuple of 3 parts; give two of them, as \[\(item\[0\], item\[1\]\) for"),
         ([], "list: the data set is empty; a generator or zip gives its images only once"),
         (_pairs(torch.rand(3, 2, 2, device="meta")), "images must be uint8 or float, got Tensors of torch.float32"),
         (_pairs({"path": "a.png", "bytes": None}), "images must be pictures, arrays or tensors, got dict"),

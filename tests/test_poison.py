@@ -113,6 +113,9 @@ def test_a_triggered_set_comes_back_from_its_file(tmp_path_factory: pytest.TempP
     path = tmp_path_factory.mktemp("sets") / "triggered.parquet"
     write_images(path, triggered.images, true_label=triggered.true_labels)
     again = read_triggered(path, size=None, num_classes=4)
+    for label in (0, "next"):  # the column label has the attacker's already
+        with pytest.raises(BadInputError, match="beside true_label; leave --poison-label out"):
+            read_triggered(path, size=None, num_classes=4, poison_label=label)
     assert torch.equal(again.true_labels, triggered.true_labels)
     assert again.images.sha256() == triggered.images.sha256()
     write_images(path, triggered.images, true_label=triggered.true_labels + 3)

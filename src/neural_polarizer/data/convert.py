@@ -151,7 +151,8 @@ def _pair(item: Any, where: str) -> tuple[Any, Any]:
         return item[image], item[label]
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         parts = f" of {len(item)} parts" if isinstance(item, (tuple, list)) else ""
-        raise BadInputError(f"{where}: expected (image, label) pairs, got {type(item).__name__}{parts}")
+        remedy = "; give two of them, as [(item[0], item[1]) for item in data]" if len(parts) and len(item) > 2 else ""
+        raise BadInputError(f"{where}: expected (image, label) pairs, got {type(item).__name__}{parts}{remedy}")
     return item[0], item[1]
 
 

@@ -156,7 +156,7 @@ def read_triggered(
     """
     path = user_path(path)
     told = "triggered images are a file with the columns image, label (the attacker's) and true_label"
-    if path.is_dir() and (path / "triggered.parquet").is_file() and poison_label is None:
+    if path.is_dir() and (path / "triggered.parquet").is_file():
         path = path / "triggered.parquet"
     if path.is_dir() and poison_label is None:
         raise BadInputError(
@@ -164,12 +164,14 @@ def read_triggered(
             "attacker's class with --poison-label (next for all-to-all), or in Python make a TriggeredSet of them"
         )
     images = read_images(str(path), size=size, num_classes=num_classes, classes=classes)
-    if poison_label is not None:
-        return _attacked(images, poison_label)
     try:
         rows = parquet_rows([path], ("true_label",))
     except BadInputError as error:
+        if poison_label is not None:
+            return _attacked(images, poison_label)
         raise BadInputError(f"{error}; {told}, or give --poison-label where label is the true one") from None
+    if poison_label is not None:
+        raise BadInputError(f"{path}: has the attacker's labels itself, beside true_label; leave --poison-label out")
     where = f"{path}: column true_label"
     found = numbered(rows.labels, rows.classes, known=classes, num_classes=num_classes, source=where)
     return TriggeredSet(images, torch.from_numpy(found.labels.copy()))
