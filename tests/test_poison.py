@@ -15,6 +15,7 @@ from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.poison import LabelRule, attacked_labels, poison, read_triggered, triggered_test
+from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 from toys import quick, tiny_images
 
@@ -116,6 +117,9 @@ def test_a_triggered_set_comes_back_from_its_file(tmp_path_factory: pytest.TempP
     for label in (0, "next"):  # the column label has the attacker's already
         with pytest.raises(BadInputError, match="beside true_label; leave --poison-label out"):
             read_triggered(path, size=None, num_classes=4, poison_label=label)
+    assert again.images.notes == ()
+    (note,) = read_images(str(path)).notes
+    assert note.endswith("images with a trigger, under the attacker's labels; --triggered is for these")
     assert torch.equal(again.true_labels, triggered.true_labels)
     assert again.images.sha256() == triggered.images.sha256()
     write_images(path, triggered.images, true_label=triggered.true_labels + 3)

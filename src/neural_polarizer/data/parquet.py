@@ -18,7 +18,7 @@ from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.labels import class_labels, joined
 from neural_polarizer.data.parquet_pages import largest_page
-from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, label_in, pick
+from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, TRUE_LABEL, Rows, attacked_note, label_in, pick
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import atomic_path
 
@@ -62,7 +62,7 @@ def parquet_rows(paths: Sequence[Path], label_columns: Sequence[str] = LABEL_COL
     Raises:
         BadInputError: a file, its columns or its labels cannot be used, or the files name different classes.
     """
-    labels, names, images = [], set(), []
+    labels, names, images, attacked = [], set(), [], list[Path]()
     for path in paths:
         with _parquet(path) as file:
             image = pick(file.schema_arrow.names, IMAGE_COLUMNS, path)
@@ -73,13 +73,16 @@ def parquet_rows(paths: Sequence[Path], label_columns: Sequence[str] = LABEL_COL
             else:
                 label = path.parent.name.partition("=")[0]
                 labels.append(class_labels([one], shown(path)).repeat(file.metadata.num_rows))
+            if TRUE_LABEL in file.schema_arrow.names and label != TRUE_LABEL:
+                attacked.append(path)
             named = (names_in_metadata(file.schema_arrow.metadata, column, path) for column in (label, "label"))
             names.add(next(filter(None, named), None))  # a second column of labels counts by the names of the first
             images.append((path, leaf, largest_page(path, file, leaf)))
     if len(names) > 1:
         raise BadInputError(f"{shown(paths[0].parent)}: its parquet files name different classes; read them one by one")
     items = (item for each in images for item in _encoded(*each))
-    return Rows(items, joined(labels, shown(paths[0].parent)), names.pop())
+    notes = tuple(map(attacked_note, attacked))
+    return Rows(items, joined(labels, shown(paths[0].parent)), names.pop(), notes=notes)
 
 
 def _parquet(path: Path) -> pq.ParquetFile:

@@ -12,6 +12,7 @@ from torch import Tensor
 from neural_polarizer.data.classes import ClassNames, numbered
 from neural_polarizer.data.columnar import parquet_rows
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.rows import TRUE_LABEL, attacked_note
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import user_path
@@ -165,7 +166,7 @@ def read_triggered(
         )
     images = read_images(str(path), size=size, num_classes=num_classes, classes=classes)
     try:
-        rows = parquet_rows([path], ("true_label",))
+        rows = parquet_rows([path], (TRUE_LABEL,))
     except BadInputError as error:
         if poison_label is not None:
             return _attacked(images, poison_label)
@@ -174,7 +175,8 @@ def read_triggered(
         raise BadInputError(f"{path}: has the attacker's labels itself, beside true_label; leave --poison-label out")
     where = f"{path}: column true_label"
     found = numbered(rows.labels, rows.classes, known=classes, num_classes=num_classes, source=where)
-    return TriggeredSet(images, torch.from_numpy(found.labels.copy()))
+    notes = tuple(note for note in images.notes if note != attacked_note(path))  # as it should be
+    return TriggeredSet(replace(images, notes=notes), torch.from_numpy(found.labels.copy()))
 
 
 def _attacked(images: ImageSet, poison_label: PoisonLabel) -> TriggeredSet:

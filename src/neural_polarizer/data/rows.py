@@ -11,6 +11,7 @@ from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.decode import Source, shown
 from neural_polarizer.errors import BadInputError
 
+TRUE_LABEL = "true_label"  # beside the attacker's, of images with a trigger
 STATE, PARTS = "state.json", "dataset_dict.json"
 """Files that the ``save_to_disk`` of Hugging Face leaves beside a data set, and beside its splits."""
 
@@ -43,6 +44,14 @@ def label_in(path: Path) -> str | None:
     """The label of all rows of a file whose folder is called by it, as label=3 (Spark and pyarrow partition so)."""
     column, _, value = path.parent.name.partition("=")
     return unquote(value) if value and column in LABEL_COLUMNS else None
+
+
+def attacked_note(path: Path) -> str:
+    """What the user should know of a file that has true labels beside others."""
+    return (
+        f"{shown(path)}: its column {TRUE_LABEL} tells of images with a trigger, under the attacker's labels; "
+        "--triggered is for these"
+    )
 
 
 def is_saved_to_disk(folder: Path) -> bool:
