@@ -12,7 +12,8 @@ import torch
 from folder_cases import folder
 from image_bytes import png
 
-from neural_polarizer.data.classes import ClassNames, class_names, numbered, read_class_names
+from neural_polarizer.data.class_files import read_class_names
+from neural_polarizer.data.classes import ClassNames, class_names, numbered
 from neural_polarizer.data.labels import class_labels
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
@@ -88,6 +89,13 @@ def test_names_that_are_only_numbers_in_order_say_nothing(names: tuple[str, ...]
 def test_a_model_that_learned_folders_in_the_order_of_text_keeps_it() -> None:
     found = number(("0", "1", "10", "2"), ClassNames(("0", "1", "10", "2")), num_classes=4)
     assert found.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_numbers_that_a_data_set_counts_in_the_order_of_text_are_told_of() -> None:
+    found = number(("0", "1", "10", "2"), None, in_order_of_names=False)  # as torchvision's ImageFolder does
+    assert found.labels.tolist() == [0, 1, 2, 3]
+    assert "count in the order of text, which puts 10 before 2" in found.notes[0]
+    assert number(("0", "1", "2", "10"), None, in_order_of_names=False).notes == ()
 
 
 def test_labels_in_words_need_the_models_names() -> None:

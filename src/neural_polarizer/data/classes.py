@@ -1,32 +1,22 @@
-"""Class names: which number each class of the data has in the model, and files that say so."""
+"""Class names: which number each class of the data has in the model."""
 
-import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neural_polarizer.data.decode import one_line, shown
+from neural_polarizer.data.decode import shown
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import text_of
 
 MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
-MAX_BYTES = 8 << 20  # of a file of class names
 LISTED = 6  # names that a message lists
 _NUMBERED = re.compile(r"([^0-9]{0,40})([0-9]{1,9})(?!\.0*[1-9])(?:[^0-9].*)?")  # 1.5 is no class
 _AT_THE_END = re.compile(r".*?([0-9]{1,9})[^0-9A-Za-z]?")
 _PLACEHOLDER = re.compile(r"(?:LABEL_|class[ _]?)?(\d{1,9})", re.IGNORECASE)
-
-_SYNSET = re.compile(r"(n\d{8})(?!\w)")
-_WITH_NUMBER = (
-    re.compile(r"(?P<number>\d{1,6})[\s:,;]+(?P<name>\S.*)"),
-    re.compile(r"(?P<name>.*[^\s:,;])[\s:,;]+(?P<number>\d{1,6})"),
-)
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,11 @@ class _Named:
                 "in the model; give --classes FILE with the names in the model's order (Python: classes=)"
             )
         if num_classes is None or len(names) == num_classes:
-            return Numbered(self.labels, names)
+            as_text = _all_numbers(names) and [*names] != sorted(names, key=int)
+            note = (
+                "the classes are numbered, but count in the order of text, which puts 10 before 2; --classes FILE says"
+            )
+            return Numbered(self.labels, names, (f"{note} another order",) if as_text else ())
         if len(names) < num_classes and all(name.isdecimal() and int(name) == i for i, name in enumerate(names)):
             return Numbered(self.labels, (*names, *map(str, range(len(names), num_classes))))
         raise self._count_error(num_classes)
@@ -215,42 +209,6 @@ class _Named:
             f"{_listed(self.names)}{f' (without images: {_listed(empty)})' if empty else ''}; where only some of the "
             "model's classes have images, give --classes FILE with the names of all in the model's order"
         )
-
-
-def read_class_names(path: Path) -> ClassNames:
-    """Names by class number from a file: one a line, or JSON: a list, {name: number} or {number: name}.
-
-    Raises:
-        BadInputError: the file cannot be read, or a name or number is there twice.
-    """
-    try:
-        if not path.is_file():
-            raise BadInputError(f"{path}: no such file of class names, or not a regular one")
-        if path.stat().st_size > MAX_BYTES:
-            raise BadInputError(f"{path}: too large for a file of class names")
-        text = text_of(path.read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path}: cannot be read as text ({one_line(error)}); save it as UTF-8") from None
-    parsed: Any = _of_lines([line.strip() for line in text.splitlines() if line.strip()])
-    if text.lstrip()[:1] in ("[", "{"):
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadInputError(f"{path}: is damaged JSON ({one_line(error)})") from None
-    return class_names(parsed, said_by=shown(path))
-
-
-def _of_lines(lines: list[str]) -> list[str] | dict[str, int]:
-    """One name a line, beside its number from 0 or 1 or alone; of ImageNet's lists the id, as folders are called."""
-    ids = [_SYNSET.match(line) for line in lines]
-    if all(ids):
-        return [each[1] for each in ids if each]
-    for pattern in _WITH_NUMBER:
-        pairs = {each["name"]: int(each["number"]) for each in map(pattern.fullmatch, lines) if each}
-        first = min(pairs.values(), default=0)
-        if len(pairs) == len(lines) and first <= 1 and sorted(pairs.values()) == [*range(first, first + len(lines))]:
-            return {name: number - first for name, number in pairs.items()}
-    return lines
 
 
 def class_names(found: ClassNames | Sequence[str] | Mapping[Any, Any], *, said_by: str) -> ClassNames:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, TABLES, annotated_rows
-from neural_polarizer.data.classes import ClassNames, read_class_names
+from neural_polarizer.data.class_files import read_class_names
+from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
 from neural_polarizer.data.rows import Rows, is_saved_to_disk, label_in
