@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import neural_polarizer
 from neural_polarizer import NPD, BadInputError, BadNets, ImageSet, Metrics, Purified, evaluate, purify
+from neural_polarizer.data import convert
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.defenses.npd.presets import VARIANTS
@@ -229,6 +231,15 @@ def _pairs(image: Any, label: Any = 0) -> list[tuple[Any, Any]]:
 def test_data_that_cannot_be_used_is_refused(data: Any, match: str) -> None:
     with pytest.raises(BadInputError, match=match):
         purify(tiny_model(), data, "npd", **FAST)
+
+
+def test_a_stream_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "MOST_BYTES", 1 << 20)
+    endless = itertools.repeat((FLOATS[0], 1))
+    with pytest.raises(BadInputError, match=r"images, perhaps without end; give the first ones, as in itertools"):
+        as_image_set(endless)
+    assert len(as_image_set(itertools.islice(endless, 500))) == 500
+    assert len(as_image_set([(FLOATS[0], 1)] * 2_000)) == 2_000
 
 
 def test_a_class_count_beyond_the_labels_can_be_given() -> None:

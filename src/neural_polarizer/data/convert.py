@@ -1,5 +1,6 @@
 """PyTorch and Hugging Face data sets and loaders, pictures and arrays as an image set."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from os import PathLike
@@ -21,6 +22,7 @@ from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 IMAGE_KEYS = (*IMAGE_COLUMNS, "pixel_values", "images", "pixels", "x")
 LABEL_KEYS = (*LABEL_COLUMNS, "targets", "y")
 _CHANNELS = (1, 3, 4)
+MOST_BYTES = 4 << 30  # of pixels in memory from a source that does not tell its length
 _ARRAYS = (Tensor, np.ndarray)
 
 
@@ -71,7 +73,7 @@ def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
     """uint8 ``(n, c, h, w)``, the labels as they are, and how many images had transparent pixels."""
     images: list[Tensor] = []
     labels: list[np.ndarray] = []
-    transparent = 0
+    transparent, left = 0, MOST_BYTES if _may_be_endless(data) else math.inf
     for item in _read(data, where):
         image, label = _pair(item, where)
         values = label_array(label, where)
@@ -79,6 +81,12 @@ def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
         pixels, seen_through = _bytes(image, where)
         transparent += seen_through
         images.append(pixels)
+        left -= pixels.numel() + 1_000  # a tensor takes some memory itself
+        if left < 0:
+            raise BadInputError(
+                f"{where}: gives more than {MOST_BYTES >> 30} GiB of images, perhaps without end; give the first ones, "
+                "as in itertools.islice(data, 500)"
+            )
         labels.append(values if _is_batch(image) and (values.ndim or len(pixels) > 1) else values[None])
         if labels[-1].ndim and len(labels[-1]) != len(pixels):
             raise BadInputError(f"{where}: a batch has {len(pixels)} images, but {len(labels[-1])} labels")
@@ -99,6 +107,13 @@ def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
             f"{where}: no pixel is brighter than 1 of 255; give uint8 from 0 to 255, or floats from 0 to 1"
         )
     return pixels, together, transparent
+
+
+def _may_be_endless(data: Any) -> bool:
+    try:
+        return len(data) < 0
+    except (TypeError, NotImplementedError):  # a stream does not know its length
+        return True
 
 
 def _image_set(images: Tensor, found: Numbered, source: str, notes: tuple[str, ...] = ()) -> ImageSet:
