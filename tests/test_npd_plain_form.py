@@ -175,11 +175,11 @@ def _settings(**changes: Any) -> Change:
     return lambda patch: patch.setattr(NPD, "repair", repair)
 
 
-def _hardest(_: aims.RunnerUp, logits: Tensor, labels: Tensor) -> Tensor:
+def _hardest(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(1, labels[:, None], math.inf).argmin(dim=1)
 
 
-def _easiest(_: aims.RunnerUp, logits: Tensor, labels: Tensor) -> Tensor:
+def _easiest(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(1, labels[:, None], -math.inf).sum(dim=0).argmax().expand(len(labels))
 
 
@@ -196,8 +196,8 @@ MUTANTS: dict[str, Change] = {
     "half of L_bce": _settings(bce_terms="true-class"),
     "another momentum": _settings(momentum=0.8),
     "one perturbation for all": _settings(perturbation="universal"),
-    "the class that is furthest away": lambda patch: patch.setattr(aims.RunnerUp, "__call__", _hardest),
-    "one class for the batch": lambda patch: patch.setattr(aims.RunnerUp, "__call__", _easiest),
+    "the class that is furthest away": lambda patch: patch.setattr(aims, "runner_up", _hardest),
+    "one class for the batch": lambda patch: patch.setattr(aims, "runner_up", _easiest),
     "nothing is perturbed": lambda patch: patch.setattr(
         algorithm, "perturb", lambda _predict, pixels, *_args, **_kwargs: torch.zeros_like(pixels)
     ),

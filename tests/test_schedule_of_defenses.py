@@ -8,7 +8,6 @@ from torch.testing import assert_close
 
 from neural_polarizer.defenses.descent import Descent
 from neural_polarizer.defenses.engine import Engine
-from neural_polarizer.defenses.npd.aims import RunnerUp
 from neural_polarizer.defenses.npd.algorithm import optimise
 from neural_polarizer.defenses.schedule import batches, cosine, feature_units_rate, steps_an_epoch
 from neural_polarizer.layer.polarizer import Polarizer
@@ -64,7 +63,7 @@ def test_small_features_are_learned_as_their_enlargements_are() -> None:
         net.polarizer.norm.eps = 0.0  # which knows no unit
         _, var = net.calibrate()
         rate = feature_units_rate(var, settings.small_features)
-        optimise(settings, net, RunnerUp(), unit_rate=rate, seed=0, progress=silent)
+        optimise(settings, net, None, unit_rate=rate, seed=0, progress=silent)
         return net.polarizer
 
     larger, smaller, start = learned(0.25), learned(0.05), learned(0.25, epochs=0)

@@ -10,7 +10,6 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import MANY_CLASSES, Defense, Run
-from neural_polarizer.defenses.npd.aims import Known
 from neural_polarizer.defenses.npd.algorithm import engine_of, initialise, optimise
 from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.defenses.result import Outcome
@@ -107,7 +106,7 @@ class CNPD(NPDSettings, Defense):
             with run.timed("warm_up"):
                 unit_rate = initialise(self, net, seed=run.seed, progress=told)
             with run.timed("optimise"):
-                histories.append(optimise(self, net, Known(target), unit_rate=unit_rate, seed=run.seed, progress=told))
+                histories.append(optimise(self, net, target, unit_rate=unit_rate, seed=run.seed, progress=told))
             layers.append(copy.deepcopy(net.polarizer))
         chosen = ByClass(layers).eval()
         return Outcome(

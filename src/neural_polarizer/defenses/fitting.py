@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, class_counts, to_pixels
+from neural_polarizer.defenses.result import Suspect
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import copied, in_float32
@@ -87,6 +88,12 @@ def check_classes(images: ImageSet, known: int, *, forgets: str | None = None) -
             f"{images.source}: no image of {len(missing)} of {known} classes, the first is {first}; {forgets} trains "
             "all weights and would make the model forget them: give images of every class, or use npd"
         )
+
+
+def check_target(target: Suspect | None, known: int) -> None:
+    """Refuse a target class beyond the ``known`` K classes."""
+    if isinstance(target, int) and not 0 <= target < known:
+        raise BadInputError(f"the target class must lie in 0..{known - 1}, got {target}")
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses import schedule
-from neural_polarizer.defenses.npd.aims import Aim, aim_of, targets_of
+from neural_polarizer.defenses.fitting import check_classes, check_target
+from neural_polarizer.defenses.npd.aims import Aim, aim_of
 from neural_polarizer.defenses.npd.objective import objective
 from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.errors import BadInputError
@@ -66,13 +67,8 @@ class Learner:
         logits = self.cell(probe)
         if not isinstance(logits, ms.Tensor) or logits.ndim != 2:
             raise BadInputError("the model must give logits N x K, one for every class")
-        num_classes, highest = int(logits.shape[1]), int(clean.labels.max())
-        if highest >= num_classes:
-            raise BadInputError(
-                f"{clean.source}: has label {highest}, but the model knows {num_classes} classes (0 to "
-                f"{num_classes - 1}); is this the right data set?"
-            )
-        self.targets = targets_of(settings, num_classes)
+        check_classes(clean, int(logits.shape[1]))
+        check_target(settings.target, int(logits.shape[1]))
 
     def learn(self, progress: Progress) -> list[dict[str, float]]:
         """All of Alg. 1; the history of the outer loop."""
@@ -164,7 +160,7 @@ class Learner:
     def solve(self, rows: Tensor, done: int) -> Perturbed | None:
         """Lines 7 and 8, the inner problem on the clean images ``rows``; None if none of them is perturbed."""
         settings = self.settings
-        aim = aim_of(self.targets, to_torch(self._logits(self._pixels(rows))), self.labels[rows])
+        aim = aim_of(settings.target, to_torch(self._logits(self._pixels(rows))), self.labels[rows])
         if len(aim.places) == 0:
             return None
         pixels, targeted = self._pixels(rows[aim.places]), settings.goal == "targeted"

@@ -11,9 +11,9 @@ from neural_polarizer.data.images import ImageSet, to_bytes, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.defenses import Audit, Defense, Outcome
 from neural_polarizer.defenses.npd import NPD
+from neural_polarizer.defenses.npd.aims import targets_of
 from neural_polarizer.defenses.npd.presets import preset
 from neural_polarizer.defenses.result import Suspect
-from neural_polarizer.losses import runner_up
 from neural_polarizer.perturb import Ball, perturb
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
@@ -85,10 +85,7 @@ def _attack(
     A perturbation for all images is made with the first ``at_once`` of them, those of single images batch by batch.
     """
     logits = _logits(model, pixels, at_once)
-    if aim is None:
-        targets = runner_up(logits, labels)
-    else:
-        targets = (labels + 1) % logits.shape[1] if aim == "next" else torch.full_like(labels, aim)
+    targets = targets_of(aim, logits, labels)
     batches = list(zip(pixels.split(at_once), targets.split(at_once), strict=True))
     found = partial(
         perturb,

@@ -17,9 +17,9 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.descent import Descent
 from neural_polarizer.defenses.engine import Engine, Values
-from neural_polarizer.defenses.npd.aims import Aim, Targets, aim_of
+from neural_polarizer.defenses.npd.aims import Aim, aim_of
 from neural_polarizer.defenses.npd.objective import objective
-from neural_polarizer.defenses.npd.settings import NPDSettings
+from neural_polarizer.defenses.npd.settings import NPDSettings, Target
 from neural_polarizer.defenses.schedule import feature_units_rate
 from neural_polarizer.layer.polarizer import batch_statistics
 from neural_polarizer.perturb import Ball, perturb
@@ -69,14 +69,14 @@ def initialise(settings: NPDSettings, net: Engine, *, seed: int, progress: Progr
 
 
 def optimise(
-    settings: NPDSettings, net: Engine, targets: Targets, *, unit_rate: float, seed: int, progress: Progress
+    settings: NPDSettings, net: Engine, target: Target, *, unit_rate: float, seed: int, progress: Progress
 ) -> list[dict[str, float]]:
     """Lines 5 to 9: the bi-level loop; it stops with the last finite layer if the loss is not finite.
 
     Args:
         settings: of the method.
         net: with an initialised layer.
-        targets: line 7.
+        target: of line 7, where it is not the runner-up.
         unit_rate: what ``initialise`` gave.
         seed: of the order of the batches.
         progress: told about every step.
@@ -95,7 +95,7 @@ def optimise(
             clean, labels, hostile, aim = _clean(net, rows), net.labels[rows], None, None
             logits = net.logits(clean)
             if settings.adversarial:
-                aim = aim_of(targets, logits.detach(), labels)  # line 7: eq. 4
+                aim = aim_of(target, logits.detach(), labels)  # line 7: eq. 4
                 hostile = perturbed(settings, net, rows[aim.places], aim, done)  # line 8: eq. 5
             loss, terms = _outer_loss(settings, net, clean, logits, labels, hostile, aim)  # line 9: eq. 6
             descent.step(loss, settings.rate(done, epochs * net.steps))  # line 9: SGD

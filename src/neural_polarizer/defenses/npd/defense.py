@@ -8,7 +8,7 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
-from neural_polarizer.defenses.npd.aims import targets_of
+from neural_polarizer.defenses.fitting import check_target
 from neural_polarizer.defenses.npd.algorithm import engine_of, initialise, optimise
 from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.defenses.result import Outcome
@@ -34,11 +34,11 @@ class NPD(NPDSettings, Defense):
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         with run.timed("features"):
             net = engine_of(self, model, clean, run)
-            targets = targets_of(self, net.num_classes)
+            check_target(self.target, net.num_classes)
         with run.timed("warm_up"):
             unit_rate = initialise(self, net, seed=run.seed, progress=run.progress)
         with run.timed("optimise"):
-            history = optimise(self, net, targets, unit_rate=unit_rate, seed=run.seed, progress=run.progress)
+            history = optimise(self, net, self.target, unit_rate=unit_rate, seed=run.seed, progress=run.progress)
         return Outcome(
             net.model,
             polarizer=net.polarizer,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.fitting import check_target
 from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial
 from neural_polarizer.defenses.stand_ins.bank import PixelBank, carrying, pixel_bank
 from neural_polarizer.defenses.stand_ins.evidence import Belief
@@ -18,7 +19,6 @@ from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.looks import Found, drawn_aims, look
 from neural_polarizer.defenses.stand_ins.seen import at_last_map, at_layer, engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
-from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
 
@@ -67,8 +67,7 @@ class Place:
         self.settings, self.seed, self.progress = settings, seed, progress
         self.net, self.unit = engine_at(settings, model, clean, settings.site, seed=seed, device=device)
         net = self.net
-        if isinstance(settings.target, int) and not 0 <= settings.target < net.num_classes:
-            raise BadInputError(f"the target class must lie in 0..{net.num_classes - 1}, got {settings.target}")
+        check_target(settings.target, net.num_classes)
         self._last = partial(at_last_map, settings, model, clean, net, seed=seed, device=device)
         self.seen = seen(net, settings.batch_size)
         self.layer = Layer(net)
