@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from neural_polarizer.bench.given import GivenVictim, check_keys, read_manifest, table_at
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report.bench.results import Label, Layout
 from neural_polarizer.settings import check_choice
@@ -66,7 +67,7 @@ class Suite:
     kind: Kind  # what is done to every victim
     paper: str  # name of the paper's table to stand beside ours; "" for none
     scale: BenchScale  # what the settings are for
-    precision: Literal["bf16", "fp32"]  # of training and purification, "bf16" autocast or "fp32"
+    precision: Precision  # of training and purification, "bf16" autocast or "fp32"
     grids: tuple[Mapping[str, tuple[Label, ...]], ...]  # each is the product of its axes; the suite is all of them
     variants: Mapping[str, Settings]  # settings of defenses, by the name that the axis "variant" has for them
     sites: Mapping[str, Mapping[str, str]]  # insertion sites by model and by the name that the axis "site" has for them

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from neural_polarizer.data.decode import MAX_PIXELS
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models import definition
@@ -84,7 +85,7 @@ PoisonLabelText = Annotated[
     ),
 ]
 PrecisionName = Annotated[
-    Literal["fp32", "bf16"] | None,
+    Precision | None,
     typer.Option(help="Of the computation. Default: bf16 where the hardware computes in it.", metavar="fp32|bf16"),
 ]
 DeviceName = Annotated[

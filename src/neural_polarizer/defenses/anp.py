@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.passes import descend
 from neural_polarizer.defenses.result import Audit, Outcome
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import replace_layer
 from neural_polarizer.rng import global_rng
@@ -64,7 +65,7 @@ class ANP(Defense):
     batch_size: int = 256
     crop_padding: int = 4
     flip: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         check_literals(self)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.fitting import check_classes
 from neural_polarizer.defenses.schedule import batches, steps_an_epoch
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.polarizer import Polarizer, Structure, shifted
 from neural_polarizer.layer.sites import Candidate, candidates, choose_site, features_at
@@ -22,8 +22,6 @@ from neural_polarizer.rng import stream
 
 Values = tuple[Tensor, ...]
 """What the part in front of the layer gives for a batch: all that the rest of the network needs."""
-
-Precision = Literal["fp32", "bf16"]
 
 
 class Engine:
@@ -105,11 +103,8 @@ class Engine:
         if self._entry is not None:
             return values[self._entry]
         found: list[Tensor] = []
-        handle = self.polarizer.register_forward_pre_hook(lambda _layer, args: found.append(args[0].clone()))
-        try:
+        with self.polarizer.register_forward_pre_hook(lambda _layer, args: found.append(args[0].clone())):
             self.logits(values)
-        finally:
-            handle.remove()
         return found[0]
 
     @torch.no_grad()
@@ -165,12 +160,9 @@ class Engine:
             count = features.numel() // features.shape[axis]
             sums.append((features.sum(others), features.square().sum(others), count))
 
-        handle = layer.register_forward_pre_hook(note)
-        try:
+        with layer.register_forward_pre_hook(note):
             for start in range(0, len(self.labels), self._batch_size):
                 self.logits(tuple(value[start : start + self._batch_size] for value in self.values))
-        finally:
-            handle.remove()
         first, second, count = (sum(column) for column in zip(*sums, strict=True))
         mean = first / count
         return mean, (second / count - mean.square()).clamp_min(0)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int64
@@ -16,6 +16,7 @@ from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
 from neural_polarizer.defenses.inverted_triggers import Inversion, anomalies, squash, stamp
 from neural_polarizer.defenses.passes import descend
 from neural_polarizer.defenses.result import Outcome
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Progress, Schedule, silent
@@ -71,7 +72,7 @@ class NeuralCleanse(Defense):
     threshold: float = 2.0
     parallel: int = 4
     stamped_share: float = 0.2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     schedule: Schedule = field(default=RECIPE)
 
     def __post_init__(self) -> None:

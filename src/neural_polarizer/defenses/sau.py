@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,6 +15,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.passes import all_passes, descend, logits_by
 from neural_polarizer.defenses.result import Outcome
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import log_one_minus
 from neural_polarizer.settings import check_literals
@@ -63,7 +64,7 @@ class SAU(Defense):
     fooling: float = 0.01
     agreement: float = 1.0
     unlearning: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         check_literals(self)

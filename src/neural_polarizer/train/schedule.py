@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.augment import random_crop, random_flip, random_rotation, where
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_literals
 
@@ -75,7 +76,7 @@ class Schedule:
     rotation_share: float = 0.5
     flip: bool = True
     adversarial: AdversarialTraining | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     optimizer: Literal["sgd", "adamw"] = field(default="sgd", metadata={"later": True})
 
     def __post_init__(self) -> None:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_polarizer.defenses.engine import Precision
 from neural_polarizer.defenses.schedule import cosine
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.polarizer import Structure
 from neural_polarizer.layer.structures import WITHOUT_NORM

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,6 +17,7 @@ from neural_polarizer.defenses.stand_ins.least import StandIns, dense_forms, lea
 from neural_polarizer.defenses.stand_ins.program import head_norms
 from neural_polarizer.defenses.stand_ins.seen import Seen
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
+from neural_polarizer.models.layers import watching
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
 
@@ -214,24 +216,13 @@ def _closely(
 @torch.no_grad()
 def _head_weight(net: Engine, pixels: Tensor) -> Float[Tensor, "k d"] | None:
     """The weight of the linear layer whose outputs are the logits, if there is one."""
-    outputs: list[tuple[nn.Module, Tensor]] = []
-    handles = [
-        module.register_forward_hook(lambda module, _args, output: outputs.append((module, output)))
-        for module in net.model.modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    ]
-    try:
+    layers = {name: each for name, each in net.model.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
+    outputs: list[tuple[str, Any]] = []
+    with watching(net.model, layers, lambda name, _inputs, output: outputs.append((name, output))):
         logits = net.model(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for module, output in reversed(outputs):
+    for name, output in reversed(outputs):
         if isinstance(output, Tensor) and output.shape[0] == len(logits) and output.numel() == logits.numel():
-            weight = module.weight
-            if (
-                isinstance(weight, Tensor)
-                and torch.equal(output.flatten(1), logits)
-                and weight.flatten(1).shape[0] == logits.shape[1]
-            ):
-                return weight.detach().flatten(1).float()
+            weight = layers[name].weight.detach().flatten(1)
+            if torch.equal(output.flatten(1), logits) and len(weight) == logits.shape[1]:
+                return weight.float()
     return None

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_literals
 
@@ -230,7 +231,7 @@ class Settings:
     site: str | None = None
     batch_size: int = 128
     epochs: int | None = field(default=None, metadata={"later": True})
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     looks: Looks = field(default_factory=Looks)
     in_pixels: Search = field(default_factory=Search)
     in_features: Search = field(
