@@ -17,15 +17,10 @@ StepRule = Literal["sign", "gradient"]
 
 @dataclass(frozen=True)
 class Ball:
-    """All perturbations up to a radius, in pixel units of [0, 1], a sample each.
+    """All perturbations up to a radius, in pixel units of [0, 1], a sample each."""
 
-    Args:
-        norm: "l2" (over all channels and pixels) or "linf".
-        radius: rho, not negative: one for all samples, or one a sample as a tensor ``(n,)``.
-    """
-
-    norm: Literal["l2", "linf"]
-    radius: float | Tensor
+    norm: Literal["l2", "linf"]  # "l2" (over all channels and pixels) or "linf"
+    radius: float | Tensor  # rho, not negative: one for all samples, or one a sample as a tensor ``(n,)``
 
     def __post_init__(self) -> None:
         if self.norm not in ("l2", "linf"):

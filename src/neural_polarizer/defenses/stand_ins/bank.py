@@ -25,17 +25,11 @@ FEATURES = "features"
 
 @dataclass(frozen=True, eq=False)
 class PixelBank:
-    """Stand-ins in pixels by form.
+    """Stand-ins in pixels by form."""
 
-    Args:
-        taught: to learn from.
-        held: to judge by.
-        at_layer: aims of those at the layer's input that judge.
-    """
-
-    taught: Mapping[str, StandIns]
-    held: Mapping[str, StandIns]
-    at_layer: Int64[Tensor, " m"]
+    taught: Mapping[str, StandIns]  # to learn from
+    held: Mapping[str, StandIns]  # to judge by
+    at_layer: Int64[Tensor, " m"]  # aims of those at the layer's input that judge
 
 
 def pixel_bank(at: Seen, settings: Settings, found: Found, belief: Belief, *, seed: int, told: Progress) -> PixelBank:

@@ -14,30 +14,23 @@ from neural_polarizer.defenses.stand_ins.settings import Looks
 
 @dataclass(frozen=True, eq=False)
 class Belief:
-    """What the evidence says of each aim (``least.wanted_labels``).
+    """What the evidence says of each aim (``least.wanted_labels``)."""
 
-    Args:
-        aims: probability that it is the attacker's, if there is one, adding up to 1, the floor included, ``(k + 1,)``:
-            the classes, then "next".
-        factors: how many times as likely the evidence is if it is the attacker's, likewise.
-        forms: for each aim and form of a trigger the factor of the evidence: those in pixels, and last that of what
-            only the layer's input has in common, ``(k + 1, f)``.
-        factor: how many times as likely the evidence is if there is a backdoor; below 1 it speaks against one.
-        backdoor: probability that there is one.
-        by_aim: p-value of each, all its statistics together (``combined_p``), likewise; 1 where not looked at.
-        p_value: of the smallest of them, corrected for the number of aims looked at: how often a model whose classes
-            are all alike would show one as extreme.  The one test, for whoever accuses a model.
-        likeliest: the aim with the smallest p-value.
-    """
-
+    # Probability that it is the attacker's, if there is one, adding up to 1, the floor included: the classes, then
+    # "next".
     aims: Float[Tensor, " a"]
-    factors: Float[Tensor, " a"]
+    factors: Float[Tensor, " a"]  # how many times as likely the evidence is if it is the attacker's, likewise
+    # For each aim and form of a trigger the factor of the evidence: those in pixels, and last that of what only
+    # the layer's input has in common.
     forms: Float[Tensor, "a f"]
-    factor: float
-    backdoor: float
+    factor: float  # how many times as likely the evidence is if there is a backdoor; below 1 it speaks against one
+    backdoor: float  # probability that there is one
+    # P-value of each, all its statistics together (``combined_p``), likewise; 1 where not looked at.
     by_aim: Float[Tensor, " a"]
+    # Of the smallest of them, corrected for the number of aims looked at: how often a model whose classes are all
+    # alike would show one as extreme.  The one test, for whoever accuses a model.
     p_value: float
-    likeliest: int
+    likeliest: int  # the aim with the smallest p-value
 
     def certainty(self, clear: float) -> float:
         """How far the evidence is that there is a backdoor, from none (0) to ``clear`` (1), in its logarithm."""

@@ -11,15 +11,10 @@ from neural_polarizer.defenses.stand_ins.settings import Guard
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """One part of the clean images judges the layer that is learned from the others.
+    """One part of the clean images judges the layer that is learned from the others."""
 
-    Args:
-        fit: rows to learn from.
-        judge: rows that judge.
-    """
-
-    fit: Int64[Tensor, " f"]
-    judge: Int64[Tensor, " j"]
+    fit: Int64[Tensor, " f"]  # rows to learn from
+    judge: Int64[Tensor, " j"]  # rows that judge
 
 
 def cross_fitted(labels: Int64[Tensor, " n"], guard: Guard, generator: torch.Generator) -> list[Fold]:

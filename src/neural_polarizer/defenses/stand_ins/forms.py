@@ -12,17 +12,11 @@ from neural_polarizer.defenses.stand_ins.settings import Bank
 
 @dataclass(frozen=True)
 class PixelForm:
-    """One form of stand-ins in pixels.
+    """One form of stand-ins in pixels."""
 
-    Args:
-        name: "dense" or "smooth".
-        shape: of one stand-in, (c, h, w).
-        smooth: whether each step is one that a coarse grid could take.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    smooth: bool
+    name: str  # "dense" or "smooth"
+    shape: tuple[int, ...]  # of one stand-in, (c, h, w)
+    smooth: bool  # whether each step is one that a coarse grid could take
 
     @property
     def unit(self) -> float:

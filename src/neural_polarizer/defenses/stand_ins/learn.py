@@ -17,15 +17,10 @@ from neural_polarizer.perturb import each_length
 
 @dataclass(frozen=True, eq=False)
 class Carried:
-    """Images that carry stand-ins in pixels, as the network sees them in front of the layer.
+    """Images that carry stand-ins in pixels, as the network sees them in front of the layer."""
 
-    Args:
-        values: as ``Engine.front`` gives them.
-        rows: of the images among those that the network has seen.
-    """
-
-    values: Values
-    rows: Int64[Tensor, " m"]
+    values: Values  # as ``Engine.front`` gives them
+    rows: Int64[Tensor, " m"]  # of the images among those that the network has seen
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,21 +103,13 @@ def disagreement(
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Stand-ins that judge.
+    """Stand-ins that judge."""
 
-    Args:
-        values: images that carry those in pixels, as the network sees them in front of the layer.
-        led: the labels that these are led to.
-        counts: how many images carry each.
-        aims: of each.
-        shifts: those at the layer's input.
-    """
-
-    values: Values
-    led: Int64[Tensor, " h"]
-    counts: Sequence[int]
-    aims: Sequence[int]
-    shifts: StandIns
+    values: Values  # images that carry those in pixels, as the network sees them in front of the layer
+    led: Int64[Tensor, " h"]  # the labels that these are led to
+    counts: Sequence[int]  # how many images carry each
+    aims: Sequence[int]  # of each
+    shifts: StandIns  # those at the layer's input
 
     def __len__(self) -> int:
         return len(self.counts) + len(self.shifts)
@@ -130,29 +117,17 @@ class Held:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What the layer learns from.
+    """What the layer learns from."""
 
-    Args:
-        values: of the clean images, in front of the layer.
-        wanted: their table of wanted labels, ``(a, n)``.
-        labels: their true ones.
-        logits: the frozen network's, centred.
-        carried: images with stand-ins in pixels.
-        shifts: stand-ins at the layer's input.
-        held: stand-ins that nothing is learned from.
-        unit: standard deviation of the features.
-        fit: rows of the images that are learned from.
-    """
-
-    values: Values
-    wanted: Int64[Tensor, "a n"]
-    labels: Int64[Tensor, " n"]
-    logits: Float[Tensor, "n k"]
-    carried: Carried
-    shifts: StandIns
-    held: Held
-    unit: float
-    fit: Int64[Tensor, " f"]
+    values: Values  # of the clean images, in front of the layer
+    wanted: Int64[Tensor, "a n"]  # their table of wanted labels
+    labels: Int64[Tensor, " n"]  # their true ones
+    logits: Float[Tensor, "n k"]  # the frozen network's, centred
+    carried: Carried  # images with stand-ins in pixels
+    shifts: StandIns  # stand-ins at the layer's input
+    held: Held  # stand-ins that nothing is learned from
+    unit: float  # standard deviation of the features
+    fit: Int64[Tensor, " f"]  # rows of the images that are learned from
 
     def of(self, fit: Int64[Tensor, " f"]) -> "Lesson":
         """The same from the images ``fit`` only."""

@@ -18,21 +18,13 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Where perturbations are looked for: pixels, or the features at one place of the network.
+    """Where perturbations are looked for: pixels, or the features at one place of the network."""
 
-    Args:
-        forward: how images with perturbations become logits; its parameters get no gradients.
-        labels: of the images.
-        wanted: for each aim the label that each image is to get (``wanted_labels``).
-        shape: of one perturbation.
-        unit: of the radii of ``Search``.
-    """
-
-    forward: Forward
-    labels: Int64[Tensor, " n"]
-    wanted: Int64[Tensor, "a n"]
-    shape: Sequence[int]
-    unit: float
+    forward: Forward  # how images with perturbations become logits; its parameters get no gradients
+    labels: Int64[Tensor, " n"]  # of the images
+    wanted: Int64[Tensor, "a n"]  # for each aim the label that each image is to get (``wanted_labels``)
+    shape: Sequence[int]  # of one perturbation
+    unit: float  # of the radii of ``Search``
 
     def others(self, aim: int) -> Int64[Tensor, " r"]:
         """Rows of the images that do not have the label of ``aim`` yet."""
@@ -41,19 +33,12 @@ class Space:
 
 @dataclass(frozen=True, eq=False)
 class StandIns:
-    """Perturbations, each shared by all images that do not have its label yet.
+    """Perturbations, each shared by all images that do not have its label yet."""
 
-    Args:
-        deltas: the perturbations, ``(m, *shape)``.
-        norms: the L2 norms at which they begin to succeed, ``(m,)``.
-        success: share of the last step's images that went over, ``(m,)``.
-        aims: for each its row in the table of wanted labels, ``(m,)``.
-    """
-
-    deltas: Float[Tensor, "m ..."]
-    norms: Float[Tensor, " m"]
-    success: Float[Tensor, " m"]
-    aims: Int64[Tensor, " m"]
+    deltas: Float[Tensor, "m ..."]  # the perturbations
+    norms: Float[Tensor, " m"]  # the L2 norms at which they begin to succeed
+    success: Float[Tensor, " m"]  # share of the last step's images that went over
+    aims: Int64[Tensor, " m"]  # for each its row in the table of wanted labels
 
     def __len__(self) -> int:
         return len(self.aims)
@@ -176,17 +161,13 @@ def _of_length(values: Float[Tensor, "m ..."], lengths: Float[Tensor, " m"]) -> 
 
 @dataclass(frozen=True, eq=False)
 class Forms:
-    """What stand-ins may look like: where they may differ from zero, and how smooth they are.
+    """What stand-ins may look like: where they may differ from zero, and how smooth they are."""
 
-    Args:
-        windows: 1 where a stand-in may differ from zero, else 0, ``(m, *shape)`` with 1 for axes that are no places.
-        smooth: those whose every step a coarse grid could take (``perturb.smoothed``); pictures only, ``(m,)``.
-        cells: of that grid, a side.
-    """
-
+    # 1 where a stand-in may differ from zero, else 0; of size 1 along axes that are no places.
     windows: Float[Tensor, "m ..."]
+    # Those whose every step a coarse grid could take (``perturb.smoothed``); pictures only.
     smooth: Bool[Tensor, " m"]
-    cells: int
+    cells: int  # of that grid, a side
 
     def select(self, group: Int64[Tensor, " g"]) -> "Forms":
         """Those of the stand-ins ``group``."""

@@ -27,17 +27,11 @@ BY_CLASS = ("dense", "smooth", "head", "features", "last_map")
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What was found out about the frozen network.
+    """What was found out about the frozen network."""
 
-    Args:
-        belief: in each aim.
-        norms: of stand-ins by class, those of ``BY_CLASS``; NaN where not looked at.
-        pixels: the stand-ins in pixels, by form.
-    """
-
-    belief: Belief
-    norms: Mapping[str, Float[Tensor, " k"]]
-    pixels: Mapping[str, StandIns]
+    belief: Belief  # in each aim
+    norms: Mapping[str, Float[Tensor, " k"]]  # of stand-ins by class, those of ``BY_CLASS``; NaN where not looked at
+    pixels: Mapping[str, StandIns]  # the stand-ins in pixels, by form
 
 
 def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Progress) -> Found:

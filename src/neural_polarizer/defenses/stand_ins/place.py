@@ -25,21 +25,13 @@ from neural_polarizer.train import Progress
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What was learned at one place.
+    """What was learned at one place."""
 
-    Args:
-        changes: one for each fold; the result's is their mean.
-        guarded: what the guard let through of it.
-        lesson: what it was learned from.
-        history: a row for each time that something was learned there.
-        renewed: stand-ins at the input of this layer, where those are looked for.
-    """
-
-    changes: Sequence[Change]
-    guarded: Guarded
-    lesson: Lesson
-    history: Sequence[Mapping[str, float]]
-    renewed: StandIns | None
+    changes: Sequence[Change]  # one for each fold; the result's is their mean
+    guarded: Guarded  # what the guard let through of it
+    lesson: Lesson  # what it was learned from
+    history: Sequence[Mapping[str, float]]  # a row for each time that something was learned there
+    renewed: StandIns | None  # stand-ins at the input of this layer, where those are looked for
 
 
 class Place:

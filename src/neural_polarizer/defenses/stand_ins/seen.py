@@ -25,23 +25,14 @@ from neural_polarizer.train import Progress
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The clean images that a search may see, and what the frozen network makes of them.
+    """The clean images that a search may see, and what the frozen network makes of them."""
 
-    Args:
-        net: the engine; its layer is the identity.
-        labels: their true labels.
-        wanted: for each aim the label that each is to get.
-        values: in front of the layer.
-        logits: the frozen network's, float32.
-        feature_norm: mean L2 norm of the layer's input.
-    """
-
-    net: Engine
-    labels: Int64[Tensor, " n"]
-    wanted: Int64[Tensor, "a n"]
-    values: Values
-    logits: Float[Tensor, "n k"]
-    feature_norm: float
+    net: Engine  # the engine; its layer is the identity
+    labels: Int64[Tensor, " n"]  # their true labels
+    wanted: Int64[Tensor, "a n"]  # for each aim the label that each is to get
+    values: Values  # in front of the layer
+    logits: Float[Tensor, "n k"]  # the frozen network's, float32
+    feature_norm: float  # mean L2 norm of the layer's input
 
     def in_pixels(self, form: PixelForm) -> Space:
         """Pictures, which keep their range."""
