@@ -46,10 +46,8 @@ def key_of(request: Mapping[str, Any]) -> str:
 def entry(kind: str, request: Mapping[str, Any], waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """The folder for what ``request`` describes, made if need be; other runs that want it wait until the block ends.
 
-    Args:
-        kind: the sort of thing, such as "clean"; the folder above.
-        request: all that the result depends on, as JSON.
-        waiting: called if this run has to wait.
+    ``kind`` is the sort of thing, such as "clean", and the folder above; ``request`` all that the result depends on, as
+    JSON; ``waiting`` is called if this run has to wait.
 
     Raises:
         BadInputError: the folder cannot be written to.

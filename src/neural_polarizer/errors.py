@@ -34,11 +34,9 @@ class NeuralPolarizerWarning(UserWarning):
 
 @contextmanager
 def needing(extra: str, what: str) -> Iterator[None]:
-    """Say of an import that fails in the block which extra brings the package.
+    """Say of an import that fails in the block which ``extra``, such as "parquet", brings the package.
 
-    Args:
-        extra: its name, as in ``neural-polarizer[parquet]``.
-        what: cannot be done without, such as "parquet files".
+    ``what`` cannot be done without it, such as "parquet files".
 
     Raises:
         BadInputError: the package is not installed.

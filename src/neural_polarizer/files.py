@@ -79,10 +79,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def _claimed(path: Path, flags: int, waiting: Callable[[], None] | None) -> int:
     """A descriptor of ``path`` that one run at a time has, until it is closed or the process ends in whatever way.
 
-    Args:
-        path: a file or a folder.
-        flags: of ``os.open``.
-        waiting: called if another run has it, before waiting for that; None raises ``BlockingIOError`` instead.
+    ``flags`` are those of ``os.open``. ``waiting`` is called if another run has it, before waiting for that; None
+    raises ``BlockingIOError`` instead.
     """
     while True:
         descriptor = os.open(path, flags, 0o666)
@@ -121,11 +119,9 @@ def _leads_to(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def sole_use(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold ``folder`` for this run alone, until the block or the process ends.
+    """Hold ``folder``, which must exist, for this run alone, until the block or the process ends.
 
-    Args:
-        folder: it must exist.
-        waiting: called if another run holds it, before waiting for its end; None raises instead.
+    ``waiting`` is called if another run holds it, before waiting for its end; None raises instead.
 
     Raises:
         EnvironmentFaultError: another run holds it.
@@ -204,12 +200,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def output_folder(path: Path, remedy: str = "choose another --out") -> Path:
     """Create ``path`` if need be and prove that it can be written to, before any work is spent.
 
-    Args:
-        path: the folder.
-        remedy: for the error, what to do if it cannot.
-
     Raises:
-        BadInputError: it is a file, or it cannot be created or written to.
+        BadInputError: it is a file, or it cannot be created or written to; ``remedy`` says what to do then.
         EnvironmentFaultError: the disk is full.
     """
     try:

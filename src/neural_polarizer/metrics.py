@@ -73,11 +73,7 @@ def predict(
 
 
 def _checked(logits: object, images: ImageSet) -> Tensor:
-    """What a model gave, if it is one logit for each class of ``images``.
-
-    Raises:
-        BadInputError: it is not.
-    """
+    """What a model gave; refused unless it is one logit for each class of ``images``."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= int(images.labels.max()):
         form = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         low, high = (int(edge) for edge in images.labels.aminmax())

@@ -12,11 +12,7 @@ from neural_polarizer.errors import BadInputError
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Refuse a ``value`` that is not one of ``choices``, naming the nearest one.
-
-    Raises:
-        BadInputError: it is not.
-    """
+    """Refuse a ``value`` that is not one of ``choices``, naming the nearest one."""
     options = [str(choice) for choice in choices]
     if value in options:
         return
@@ -26,11 +22,7 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 
 def check_literals(settings: Any) -> None:
-    """Refuse text in a field of the dataclass ``settings`` whose type allows certain words only.
-
-    Raises:
-        BadInputError: a field holds another word.
-    """
+    """Refuse text in a field of the dataclass ``settings`` whose type allows certain words only."""
     for name, hint in get_type_hints(type(settings)).items():
         words = _words(hint)
         value = getattr(settings, name)
@@ -39,11 +31,7 @@ def check_literals(settings: Any) -> None:
 
 
 def check_values(settings: Any) -> None:
-    """Refuse values of another type than their field's, and numbers that are NaN or infinite; inner dataclasses, too.
-
-    Raises:
-        BadInputError: there is one.
-    """
+    """Refuse values of another type than their field's, and NaN and infinite numbers; inner dataclasses, too."""
     hints = get_type_hints(type(settings))
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -146,10 +134,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def class_named(what: str, name: str, known: Mapping[str, type]) -> Any:
     """What ``known`` has under ``name``, or what stands at a dotted path such as ``my_lab.mine:Mine``.
 
-    Args:
-        what: the word for it in messages, such as "attack".
-        name: a key of ``known``, or MODULE:NAME.
-        known: the classes that have names.
+    ``what`` is the word for it in messages, such as "attack".
 
     Raises:
         BadInputError: neither is there; whether it is a fitting class is the caller's to say.

@@ -214,9 +214,8 @@ class Attack(ABC):
     def check(self, images: ImageSet) -> None:
         """Refuse, before anything is trained, images that the attack cannot work on.
 
-        Raises:
-            BadInputError: there is no such target class, the class to poison has no image, or the images have the wrong
-                size.
+        That is where there is no such target class, the class to poison has no image, or the images have the wrong
+        size.
         """
         for trigger in self.triggers():
             trigger.relabel(images.labels[:1], images.num_classes)

@@ -165,14 +165,9 @@ class Defense(ABC):
         """
 
     def cost_of_classes(self, images: int, classes: int) -> str | None:  # noqa: ARG002 (for those that need them)
-        """What many classes cost, in a sentence that names the setting with which they cost less.
+        """What K ``classes`` and so many images cost, in a sentence that names the setting with which they cost less.
 
-        Args:
-            images: how many clean images there are.
-            classes: K of the model.
-
-        Returns:
-            None where there are few, or where it is not the classes that cost.
+        None where there are few, or where it is not the classes that cost.
         """
         return None
 

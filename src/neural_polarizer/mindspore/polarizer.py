@@ -13,13 +13,10 @@ from neural_polarizer.mindspore.tensors import to_mindspore, to_torch
 
 
 class Polarizer(nn.Cell):
-    """A 1x1 convolution and batch norm that start out as the identity (paper section 3.2).
+    """A 1x1 convolution and batch norm for C ``channels`` that start out as the identity (paper section 3.2).
 
-    Its parameters are named ``polarizer.mix.*`` and ``polarizer.norm.*``.
-    Shape: ``(n, channels, h, w)`` to the same shape.
-
-    Args:
-        channels: C, the channels of the feature map it is put on.
+    Its parameters are named ``polarizer.mix.*`` and ``polarizer.norm.*``. Shape: ``(n, channels, h, w)`` to the same
+    shape.
     """
 
     def __init__(self, channels: int) -> None:

@@ -12,13 +12,11 @@ from neural_polarizer.models.layers import shape_of
 class BorderConv2d(nn.Conv2d):
     """A zero-padded convolution of ``x + shift`` that is given ``x``: padded pixels get no shift, as they are zero.
 
-    Each tap adds its share of the shift where it lies inside the image. ``border`` holds these shares; convolving a
-    map of ones with them counts the taps that are inside, for every image size, stride and dilation.
+    Each tap adds its share of the shift where it lies inside the image. ``border`` holds these shares; convolving a map
+    of ones with them counts the taps that are inside, for every image size, stride and dilation. Shape, options and
+    values are those of the convolution ``like``.
 
     Shape: as ``nn.Conv2d``; ``border`` is ``(out_channels, kernel height, kernel width)``.
-
-    Args:
-        like: the convolution whose shape, options and values it takes over.
     """
 
     def __init__(self, like: nn.Conv2d) -> None:

@@ -114,11 +114,7 @@ def class_name(config: Mapping[str, Any]) -> str:
 
 
 def checked_config(text: str) -> dict[str, Any]:
-    """The configuration, once it holds nothing but words and numbers of sensible size.
-
-    Raises:
-        BadInputError: it does not, or asks for code from elsewhere.
-    """
+    """The configuration; refused unless it is nothing but words and numbers of sensible size, and asks for no code."""
     config = strict_json(text)
     if "auto_map" in config:
         raise BadInputError("asks for code of its own ('auto_map'), which is never run")

@@ -24,11 +24,8 @@ def thin(network: nn.Module, name: str, width: int) -> nn.Module:
     Images keep their 3 channels and logits their number. Depth, kernels, strides and the names of the tensors stay.
     Weights are drawn as He et al. (2015) have it; biases are zero.
 
-    Args:
-        network: of 2-D convolutions without groups or dilation, batch norms and linear layers; on the meta device,
-            as its values are of no use.
-        name: of the architecture, one of ``FULL_WIDTHS``.
-        width: channels of the first convolution.
+    ``network``, of 2-D convolutions without groups or dilation, batch norms and linear layers, is on the meta device,
+    as its values are of no use; ``name`` is that of the architecture, one of ``FULL_WIDTHS``.
 
     Raises:
         BadInputError: some layer would not have a whole number of channels.

@@ -44,10 +44,8 @@ def engine_of(settings: NPDSettings, model: nn.Module, clean: ImageSet, run: Run
 def initialise(settings: NPDSettings, net: Engine, *, seed: int, progress: Progress) -> float:
     """Lines 3 and 4: the layer as the identity, then T0 epochs of warm-up with the benign loss.
 
-    A calibrated layer (ours) is the exact identity for the clean images' statistics, and needs no warm-up.
-
-    Returns:
-        The learning rate of the parameters that have the features' unit, as a share of the other parameters'.
+    A calibrated layer (ours) is the exact identity for the clean images' statistics, and needs no warm-up. Returns the
+    learning rate of the parameters that have the features' unit, as a share of the other parameters'.
     """
     if settings.init == "calibrated":
         _, var = net.calibrate()  # line 3
@@ -73,16 +71,8 @@ def optimise(
 ) -> list[dict[str, float]]:
     """Lines 5 to 9: the bi-level loop; it stops with the last finite layer if the loss is not finite.
 
-    Args:
-        settings: of the method.
-        net: with an initialised layer.
-        target: of line 7, where it is not the runner-up.
-        unit_rate: what ``initialise`` gave.
-        seed: of the order of the batches.
-        progress: told about every step.
-
-    Returns:
-        One record per epoch: the means of ``objective``'s terms over the clean images.
+    ``net`` has an initialised layer, of which ``initialise`` gave ``unit_rate``; ``target`` is that of line 7, None for
+    the runner-up. Returns one record per epoch: the means of ``objective``'s terms over the clean images.
     """
     epochs = settings.epochs_of(net.steps)
     descent = _descent(settings, net, unit_rate)
@@ -125,15 +115,8 @@ def _descent(settings: NPDSettings, net: Engine, unit_rate: float) -> Descent:
 def perturbed(settings: NPDSettings, net: Engine, rows: Int64[Tensor, " n"], aim: Aim, done: int) -> Values | None:
     """Line 8, the inner problem (eq. 5), by eq. 8 (NPD, NPD-TP), eq. 10 (NPD-TU) or eq. 7 (untargeted ones).
 
-    Args:
-        settings: of the method.
-        net: f with its layer as it is now.
-        rows: places of the images among the clean ones.
-        aim: of these.
-        done: outer steps before this one.
-
-    Returns:
-        What the network makes of the perturbed images in front of the layer; None if there are none.
+    ``rows`` are the places of the images among the clean ones, ``aim`` is theirs, and ``done`` outer steps came before.
+    Returns what the network makes of the perturbed images in front of the layer; None if there are none.
     """
     if len(rows) == 0:
         return None

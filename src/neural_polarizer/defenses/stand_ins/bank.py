@@ -81,15 +81,10 @@ def carrying(
 ) -> tuple[Carried, Tensor, list[int], list[int]]:
     """Images that carry stand-ins in pixels, in front of the layer.
 
-    Args:
-        at: the images.
-        pixels: stand-ins by form.
-        stretch: how many times its own length a stand-in has on each of n images, fewer where fewer can carry it.
-        generator: draws the images (on the CPU).
-        batch_size: the most images at once.
+    On each of n images, fewer where fewer can carry it, a stand-in has ``stretch`` times its own length. The generator
+    (on the CPU) draws the images; ``batch_size`` are the most at once.
 
-    Returns:
-        The images; the labels that they are led to; how many carry each stand-in; its aim.
+    Returns the images; the labels that they are led to; how many carry each stand-in; its aim.
     """
     parts, rows, led, aims = [], [], [], []
     for stand_ins in pixels.values():

@@ -25,16 +25,8 @@ def found_in(
 ) -> tuple[Engine, Found]:
     """What the clean images tell about ``model``, which is untouched: what the defense finds where it looks first.
 
-    Args:
-        model: float pixels in [0, 1] to logits ``(n, k)``.
-        clean: the defender's images.
-        settings: of the defense; None are its defaults.
-        seed: of all that is drawn.
-        device: where to compute.
-        progress: told about every step.
-
-    Returns:
-        The network with the layer as the identity, and what was found.
+    ``model`` maps float pixels in [0, 1] to logits ``(n, k)``; the ``settings`` are those of the defense. Returns the
+    network with the layer as the identity, and what was found.
 
     Raises:
         BadInputError: no images, an unknown or unusable site, or a class count that does not fit.

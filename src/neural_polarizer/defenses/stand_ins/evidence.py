@@ -155,15 +155,10 @@ def corrected_p(p: float, count: int) -> float:
 def nameable(values: Float[Tensor, " c"], level: float, aims: int, statistics: int, resolution: float) -> float | None:
     """How near a class would have to be for the test to name it, by these norms only, if all others said nothing.
 
-    Args:
-        values: logarithms of norms by class; NaN where not computed.
-        level: of the test.
-        aims: that were looked at.
-        statistics: whose p-values are combined, this one among them.
-        resolution: of the values.
+    ``values`` are logarithms of norms by class, NaN where not computed, told apart no finer than ``resolution``; it is
+    one of so many ``statistics`` whose p-values are combined, and so many ``aims`` were looked at.
 
-    Returns:
-        Its norm as a share of the others' (geometric) mean, in (0, 1); None with fewer than four values.
+    Returns its norm as a share of the others' (geometric) mean, in (0, 1); None with fewer than four values.
     """
     found = values[values.isfinite()].double()
     count = len(found)
@@ -181,12 +176,8 @@ def nameable(values: Float[Tensor, " c"], level: float, aims: int, statistics: i
 def bayes_factor(p: Float[Tensor, " c"], alternative: float) -> Float[Tensor, " c"]:
     """The density of a p-value if its class is the attacker's, a p^(a - 1), over that of any other, 1; 1 where p is 1.
 
-    Source: the alternatives of Sellke, Bayarri and Berger 2001.  P-values below 1e-6 count as 1e-6; those of 1 are of
-    classes that were not looked at.
-
-    Args:
-        p: p-values.
-        alternative: a, in (0, 1].
+    The ``alternative`` a lies in (0, 1]. P-values below 1e-6 count as 1e-6; those of 1 are of classes that were not
+    looked at.  Source: the alternatives of Sellke, Bayarri and Berger 2001.
     """
     p = p.double()
     return torch.where(p < 1, alternative * p.clamp_min(1e-6) ** (alternative - 1), 1.0)
@@ -209,17 +200,12 @@ def believed(
 ) -> Belief:
     """Combine statistics by class and one by shift (all-to-all).
 
-    The p-values of an aim are combined to one, and the smallest of all aims is corrected for their number.
+    All are logarithms of norms, low where an attacker's aim is, and NaN where not computed: ``by_class``; ``by_form``,
+    one for each form that a trigger may have; ``shifts`` of the label, from 1 on. The p-values of an aim are combined
+    to one, and the smallest of all aims is corrected for their number.
 
     Factors of independent statistics multiply.  Among the aims all are alike before the evidence.  Of the shifts,
     "next" (label + 1) is an aim, which all-to-all attacks have; the others are the crowd that it has to stand out from.
-
-    Args:
-        by_class: logarithms of norms by class, low where an attacker's class is; NaN where not computed.
-        by_form: likewise, one for each form that a trigger may have.
-        shifts: likewise by shift of the label, from 1 on.
-        looks: how p-values become probabilities.
-        resolution: of the statistics.
     """
     p = [outlier_p(each, resolution) for each in by_class]
     of_next, next_seen = outlier_p(shifts, resolution)[:1], shifts[:1].isfinite()

@@ -19,14 +19,9 @@ from neural_polarizer.rng import stream
 
 
 class Judge:
-    """Measures layers at one place.
+    """Measures layers at one place, by the clean images ``seen`` there; ``folds`` are which of them judge which layer.
 
-    Args:
-        seen: the clean images there.
-        layer: to be judged; it keeps the last change that was measured.
-        folds: which images judge which layer.
-        settings: of the method.
-        seed: of the harder copies.
+    ``layer`` keeps the last change that was measured. The seed is that of the harder copies.
     """
 
     def __init__(self, seen: Seen, layer: Layer, folds: Sequence[Fold], settings: Settings, seed: int) -> None:
@@ -48,12 +43,9 @@ class Judge:
     def point(self, changes: Sequence[Change], dial: float, held: Held, likeliest: int, errors: float) -> Point:
         """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean.
 
-        Args:
-            changes: one for each fold.
-            dial: they are multiplied by.
-            held: stand-ins that nothing was learned from.
-            likeliest: the aim that is most likely the attacker's.
-            errors: so many standard errors of a loss are excused.
+        There is one of the ``changes`` for each fold; they are multiplied by ``dial``. Nothing was learned from the
+        stand-ins ``held``; ``likeliest`` is the aim that is most likely the attacker's; so many standard ``errors`` of
+        a loss are excused.
         """
         originals, copies = [], []
         for fold, change in zip(self.folds, changes, strict=True):

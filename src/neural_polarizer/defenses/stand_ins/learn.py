@@ -45,8 +45,7 @@ def mean_of(changes: Sequence[Change]) -> Change:
 class Layer:
     """The engine's polarizer as an affine map of the channels, A = I + mix; its norm only shifts.
 
-    Args:
-        net: with a calibrated layer, whose statistics keep their values.
+    The layer of ``net`` is calibrated, and its statistics keep their values.
     """
 
     def __init__(self, net: Engine) -> None:
@@ -153,18 +152,9 @@ def learn(
     pixels, a quarter stand-ins at the layer's input; these are stretched and wrapped in noise anew each time.  Images
     that have a stand-in's label already do not carry it.
 
-    Args:
-        net: with the layer.
-        layer: what is learned, from where it is.
-        lesson: what from.
-        settings: of the method.
-        weight: of stand-ins.
-        steps: of Adam with a cosine schedule.
-        generator: draws the batches (on the CPU).
-        told: called with the steps done and all steps.
-
-    Returns:
-        The mean loss of the last tenth of the steps; NaN without steps.
+    ``layer`` goes on from where it is, by ``steps`` of Adam with a cosine schedule; the generator (on the CPU) draws
+    the batches; ``told`` is called with the steps done and all steps. Returns the mean loss of the last tenth of the
+    steps; NaN without steps.
     """
     optimizer = layer.optimizer(settings.learning, lesson.unit)
     layer.frozen(False)

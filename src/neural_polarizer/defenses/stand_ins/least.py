@@ -66,23 +66,16 @@ def least_stand_ins(
 ) -> StandIns:
     """For each aim the smallest perturbation found that most images have in common and that leads them there.
 
-    Decoupled direction and norm (Rony et al. 2019), for perturbations that images share.  In each step fresh images
-    see the perturbation; it takes a normalised step down their cross-entropy to the wanted labels; then its length
-    becomes the radius, which shrinks where enough images went over and grows where not.
+    Decoupled direction and norm (Rony et al. 2019), for perturbations that images share.  In each step fresh images see
+    the perturbation; it takes a normalised step down their cross-entropy to the wanted labels; then its length becomes
+    the radius, which shrinks where enough images went over and grows where not.
 
-    Args:
-        space: where to look.
-        aims: of each, rows of ``space.wanted``.
-        forms: what each may look like.
-        search: steps and radii.
-        batch_size: the most images at once.
-        generator: draws images and beginnings (on the CPU).
-        told: called with the steps done and all steps.
-        begin: where to go on from, one for each of ``aims``.
+    ``aims`` are rows of ``space.wanted``; ``forms`` what each stand-in may look like; ``begin`` where each goes on
+    from. At most ``batch_size`` images are seen at once. The generator (on the CPU) draws images and beginnings;
+    ``told`` is called with the steps done and all steps.
 
-    Returns:
-        One for each of ``aims``, inside its window, with a norm of at most ``search.cap * space.unit``.  Those whose
-        every image has the wanted label already do not succeed.
+    Returns one for each of ``aims``, inside its window, with a norm of at most ``search.cap * space.unit``.  Those
+    whose every image has the wanted label already do not succeed.
     """
     begin = _by_chance(space, aims, forms, search.start * space.unit, generator) if begin is None else begin
     images = min(search.images, batch_size)
@@ -196,16 +189,10 @@ def drawn_forms(
     generator: torch.Generator,
     device: torch.device,
 ) -> Forms:
-    """Random forms: anything, or anything in a random box along ``axes``.
+    """``count`` random forms: a share ``dense`` may be anything, the others anything in a random box along ``axes``.
 
-    Args:
-        count: how many.
-        shape: of one perturbation.
-        axes: the axes of ``shape`` that are places (height and width, or tokens); none: all are dense.
-        dense: the share that may be anything.
-        largest: the longest side of a box, as a share of the axis.
-        generator: draws them (on the CPU).
-        device: of the result.
+    These are the axes of ``shape`` that are places (height and width, or tokens); without any, all are dense.
+    ``largest`` is the longest side of a box, as a share of the axis. The generator (on the CPU) draws them.
     """
     found = dense_forms(count, shape, device)
     windows = torch.ones(count, *(size if axis in axes else 1 for axis, size in enumerate(shape)))

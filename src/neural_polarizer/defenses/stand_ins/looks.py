@@ -40,12 +40,8 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
     With many classes only the nearest ones and as many others are looked at (``Looks.classes``): a backdoor brings its
     class near, and the others are the crowd that it has to stand out from.
 
-    Args:
-        at: at the layer's place.
-        last: at the last map, where a backdoor's direction may be clearer; None where there is no other place.
-        settings: of the method.
-        seed: of all that is drawn.
-        told: progress.
+    It is looked ``at`` the layer's place, and at the ``last`` map, where a backdoor's direction may be clearer; None
+    where there is no other place.
     """
     looks, count = settings.looks, at.net.num_classes
     classes = _closely(at.logits, at.labels, looks.classes, stream(seed, "classes"))
@@ -153,12 +149,7 @@ def _each(form: PixelForm, looks: Looks, classes: int) -> int:
 
 
 def cost_of_looks(settings: Settings, classes: int) -> str | None:
-    """What a look at the classes costs where only some of many are looked at, in a sentence; None for fewer classes.
-
-    Args:
-        settings: of the defense or the audit.
-        classes: K of the model.
-    """
+    """What a look at the classes costs where only some of many are looked at, in a sentence; None for fewer classes."""
     looks = settings.looks
     closely = 2 * looks.classes
     if classes <= closely:

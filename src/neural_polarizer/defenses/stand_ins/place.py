@@ -35,16 +35,7 @@ class Learned:
 
 
 class Place:
-    """One site: the network, its images in parts that judge each other's layers, and the layer.
-
-    Args:
-        settings: of the method.
-        model: untouched.
-        clean: the defender's images.
-        seed: of all that is drawn.
-        device: where to compute.
-        progress: told about every step.
-    """
+    """One site: a copy of the network, its images in parts that judge each other's layers, and the layer."""
 
     def __init__(
         self,

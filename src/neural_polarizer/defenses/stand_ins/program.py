@@ -17,21 +17,13 @@ def head_norms(
     """For each class the norm of the least shift s of the head's input h with z_k(h + s) >= z_j(h + s) for all j.
 
     minimise |s|^2 / 2 subject to (w_k - w_j) . s >= b_kj, with b_kj the ``quantile`` over the images of other classes
-    of z_j - z_k.  Solved in the dual, max b . l - |sum_j l_j (w_k - w_j)|^2 / 2 over l >= 0, for all classes at once
-    by projected gradient steps with momentum; the answer is stretched until it satisfies every constraint.
+    of z_j - z_k.  Solved in the dual, max b . l - |sum_j l_j (w_k - w_j)|^2 / 2 over l >= 0, for all classes at once by
+    projected gradient steps with momentum; the answer is stretched until it satisfies every constraint.
+
+    ``weight`` is that of the head, a linear layer; the ``logits`` of clean images have its biases; only ``classes`` are
+    computed. A norm is infinite for a class that all images belong to, 0 for one that needs no shift.
 
     Source: the quadratic program of "TAC" (arXiv 2511.08944) with a quantile in place of the maximum.
-
-    Args:
-        weight: of the head, a linear layer.
-        logits: of clean images, biases included.
-        labels: their classes.
-        classes: those to compute.
-        quantile: in [0, 1].
-        steps: iterations.
-
-    Returns:
-        Norms; infinite for a class that all images belong to, 0 for one that needs no shift.
     """
     weight, towards = weight.double(), weight[classes].double()
     needs = _needs(logits.double(), labels, classes, quantile)

@@ -178,11 +178,7 @@ class Guard:
 
 
 def check_ranges(settings: object) -> None:
-    """Refuse numbers that make no sense: not finite, negative, or a share above 1.
-
-    Raises:
-        BadInputError: one is.
-    """
+    """Refuse numbers that make no sense: not finite, negative, or a share above 1."""
     shares = {
         "success",
         "quantile",

@@ -7,13 +7,9 @@ from torch.nn import functional as F
 
 
 def harder(pixels: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-    """Each image moved by up to an eighth, with another contrast and brightness, and partly covered.
+    """Each image moved by up to an eighth, with another contrast and brightness, and partly covered; all in [0, 1].
 
-    Nothing is resampled: that would make warps, which some backdoors answer to.
-
-    Args:
-        pixels: in [0, 1].
-        generator: draws (on the CPU).
+    Nothing is resampled: that would make warps, which some backdoors answer to. The generator (on the CPU) draws.
     """
     count, _, height, width = pixels.shape
 
