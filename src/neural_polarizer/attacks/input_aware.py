@@ -16,7 +16,7 @@ from neural_polarizer.cache import cached_tensors
 from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import global_rng, stream
-from neural_polarizer.train import Schedule
+from neural_polarizer.train import Schedule, descend
 
 CHUNK = 512
 TINY = 1e-7
@@ -149,9 +149,7 @@ class InputAware(BatchAttack):
                     masks = soft_threshold(maker(pixels).float())
                 # Every image is compared with the next one of its batch: half as many masks as with two batches.
                 loss = self.mask_loss(pixels, pixels.roll(1, 0), masks, masks.roll(1, 0))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                descend(optimizer, loss)
                 workshop.progress("mask", epoch * steps + step + 1, self.mask_epochs * steps)
         return {f"mask.{name}": value for name, value in maker.state_dict().items()}
 

@@ -16,6 +16,7 @@ from neural_polarizer.cache import cached_tensors
 from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import global_rng, stream
+from neural_polarizer.train import descend
 
 CHUNK = 256
 
@@ -142,9 +143,7 @@ class SSBA(Attack):
             risen = 0.0 if readable_since is None else (step - readable_since - self.wait) / self.rise
             weight = self.image_weight * min(max(risen, 0.0), 1.0)
             loss = F.binary_cross_entropy_with_logits(read, secret) + weight * F.mse_loss(encoded.float(), pixels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, loss)
             if readable_since is None and float(((read > 0) == secret.bool()).float().mean()) > self.read_first:
                 readable_since = step
             workshop.progress("encoder", step + 1, self.steps)

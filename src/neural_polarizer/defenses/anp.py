@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
-from neural_polarizer.defenses.passes import descend
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import replace_layer
 from neural_polarizer.rng import global_rng
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Schedule
+from neural_polarizer.train import Schedule, descend
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 

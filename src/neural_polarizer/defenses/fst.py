@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE
-from neural_polarizer.defenses.passes import all_passes, descend, logits_by
+from neural_polarizer.defenses.passes import all_passes, logits_by
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import last_linear
-from neural_polarizer.train import Schedule
+from neural_polarizer.train import Schedule, descend
 
 
 @dataclass(frozen=True, kw_only=True)

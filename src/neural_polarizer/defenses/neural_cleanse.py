@@ -14,12 +14,11 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import MANY_CLASSES, Defense, Run
 from neural_polarizer.defenses.fine_tuning import RECIPE, fine_tuned
 from neural_polarizer.defenses.inverted_triggers import Inversion, anomalies, squash, stamp
-from neural_polarizer.defenses.passes import descend
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train import Progress, Schedule, descend, silent
 
 
 @dataclass(frozen=True, kw_only=True)

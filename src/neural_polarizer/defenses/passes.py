@@ -52,10 +52,3 @@ def logits_by(network: nn.Module, pixels: Tensor, schedule: Schedule) -> Tensor:
     """Float32 logits, computed in the schedule's precision."""
     with schedule.autocast(pixels.device):
         return network(pixels).float()
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step down the gradient of ``loss``."""
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.anp import masked_norms, prune
 from neural_polarizer.defenses.base import Defense, Run
-from neural_polarizer.defenses.passes import all_passes, descend, logits_by
+from neural_polarizer.defenses.passes import all_passes, logits_by
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Schedule, is_finite
+from neural_polarizer.train import Schedule, descend, is_finite
 
 LARGEST_GRADIENT = 20.0
 """Norm to which the gradient is cut while the copy forgets, as nothing bounds its loss."""

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
-from neural_polarizer.defenses.passes import all_passes, descend, logits_by
+from neural_polarizer.defenses.passes import all_passes, logits_by
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import log_one_minus
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Schedule
+from neural_polarizer.train import Schedule, descend
 
 
 @dataclass(frozen=True, kw_only=True)

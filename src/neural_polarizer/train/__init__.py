@@ -176,6 +176,13 @@ def _epoch(training: _Training, epoch: int, peaks: Sequence[float], seed: int, p
         )
 
 
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down the gradient of ``loss``."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 def is_finite(network: nn.Module) -> bool:
     """Whether all values of ``network`` are finite numbers."""
     return all(bool(value.isfinite().all()) for value in network.state_dict().values())

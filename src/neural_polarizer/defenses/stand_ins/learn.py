@@ -13,6 +13,7 @@ from neural_polarizer.defenses.schedule import cosine
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.settings import Bank, Learning, Settings
 from neural_polarizer.perturb import each_length
+from neural_polarizer.train import descend
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,9 +165,7 @@ def learn(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * cosine(step, steps)
         loss = _objective(net, layer, lesson, settings.learning, weight, _batch(net, lesson, settings, generator))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         losses.append(loss.detach())
         told(step + 1, steps)
     layer.frozen(True)
