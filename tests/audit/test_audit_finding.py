@@ -7,6 +7,7 @@ from audit_toys import CLASSES, DOOR, Corridor, banded
 from neural_polarizer.audit import Audited, audited, choose_target, spectrum
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.stand_ins.belief import found_in
+from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.layer.polarizer import Polarizer
 from toys import assert_same, snapshot
 
@@ -42,7 +43,7 @@ def test_without_a_door_nobody_is_accused() -> None:
 
 @pytest.mark.long
 def test_an_audit_repeats_itself_and_sees_what_the_evidence_sees(open_door: Audited) -> None:
-    again = found_in(Corridor(60.0), banded(), seed=0)[1]
+    again = found_in(Corridor(60.0), banded(), Settings(), seed=0)[1]
     assert again.belief.p_value == open_door.p_value
     assert torch.equal(again.belief.by_aim, open_door.found.belief.by_aim)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.stand_ins.bank import PixelBank
 from neural_polarizer.defenses.stand_ins.evidence import Belief
@@ -31,9 +32,7 @@ SEEN_IN_PIXELS, BEYOND_PIXELS = torch.tensor([9.0, 1.0, 9.0]), torch.tensor([1.0
 @pytest.fixture(scope="module")
 def place() -> Place:
     clean = tiny_images(24)
-    return Place(
-        replace(SMALL, site="after:features"), tiny_model(), clean, seed=0, device="cpu", progress=lambda *_: None
-    )
+    return Place(replace(SMALL, site="after:features"), tiny_model(), clean, Run(seed=0))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from neural_polarizer.train import Progress, silent
 def found_in(
     model: nn.Module,
     clean: ImageSet,
-    settings: Settings | None = None,
+    settings: Settings,
     *,
     seed: int,
     device: torch.device | str = "cpu",
@@ -31,11 +31,9 @@ def found_in(
     Raises:
         BadInputError: no images, an unknown or unusable site, or a class count that does not fit.
     """
-    chosen = settings or Settings()
-    net, _ = engine_at(chosen, model, clean, chosen.site, seed=seed, device=device)
-    last = at_last_map(chosen, model, clean, net, seed=seed, device=device)
-    found = look(seen(net, chosen.batch_size), last, chosen, seed=seed, told=progress)
-    return net, found
+    net, _ = engine_at(settings, model, clean, settings.site, seed=seed, device=device)
+    last = at_last_map(settings, model, clean, net, seed=seed, device=device)
+    return net, look(seen(net, settings.batch_size), last, settings, seed=seed, told=progress)
 
 
 def summary(belief: Belief, level: float) -> str:

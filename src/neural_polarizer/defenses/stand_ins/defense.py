@@ -1,7 +1,6 @@
 """The defense: look, gather stand-ins, learn to disregard them, and stop where it would do harm."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.defenses.stand_ins.belief import by_class, summary
-from neural_polarizer.defenses.stand_ins.looks import Found, cost_of_looks
+from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
 from neural_polarizer.defenses.stand_ins.place import Place
 from neural_polarizer.defenses.stand_ins.settings import Settings
 
@@ -60,18 +59,15 @@ class LeastStandIns(Settings, Defense):
         return cost_of_looks(self, classes)
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
-        seed, device, progress, clock = run.seed, run.device, run.progress, run.seconds
-        started = time.perf_counter()
-        place = Place(self, model, clean, seed=seed, device=device, progress=progress)
-        cached = time.perf_counter()
-        found, belief = place.look()
-        looked = time.perf_counter()
-        pixels = place.stand_ins(found, belief)
-        gathered = time.perf_counter()
-        learned = place.looked_ahead(place.renew(place.learn(pixels, belief), belief), belief)
-        place.keep(learned)
-        clock |= {"features": cached - started, "look": looked - cached, "stand_ins": gathered - looked}
-        clock["learn"] = time.perf_counter() - gathered
+        with run.timed("features"):
+            place = Place(self, model, clean, run)
+        with run.timed("look"):
+            found, belief = place.look()
+        with run.timed("stand_ins"):
+            pixels = place.stand_ins(found, belief)
+        with run.timed("learn"):
+            learned = place.looked_ahead(place.renew(place.learn(pixels, belief), belief), belief)
+            place.keep(learned)
         return Outcome(
             place.net.model,
             polarizer=place.net.polarizer,
@@ -79,7 +75,7 @@ class LeastStandIns(Settings, Defense):
             history=learned.history,
             notes=(*place.net.notes, *_remarks(learned.guarded, self.guard.max_acc_drop)),
             suspect=found.belief.accused(self.looks.level) if self.target is None else self.target,
-            audit=_audit(found, place.net.num_classes, self.looks.level),
+            audit=Audit(summary(found.belief, self.looks.level), by_class(found, place.net.num_classes)),
             site_reason=place.net.site_reason,
             guarded=learned.guarded,
         )
@@ -126,7 +122,3 @@ def _why_not(guarded: Guarded, allowed: float) -> str:
         f"nothing helps within the budget of {100 * guarded.budget:.1f} points of accuracy; what may help is "
         f"{_allowing_more(guarded, allowed)}"
     )
-
-
-def _audit(found: Found, num_classes: int, level: float) -> Audit:
-    return Audit(summary(found.belief, level), by_class(found, num_classes))

@@ -62,7 +62,7 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
     belief = believed(
         [norms[name].log() for name in BY_CLASS],
         [norms[name].log() for name in (*in_pixels, "features")],
-        _padded(of_shift, count - 1).log(),
+        torch.cat([of_shift, torch.full((count - 1 - shift_count,), torch.nan)]).log(),
         looks,
         resolution=max(settings.in_pixels.finest, settings.in_features.finest),
     )
@@ -112,11 +112,6 @@ def _by_class(values: Float[Tensor, " m"], classes: Int64[Tensor, " c"], count: 
     found = torch.full((count,), torch.nan)
     found[classes.cpu()] = values.view(len(classes), -1).amin(dim=1)
     return found
-
-
-def _padded(values: Float[Tensor, " c"], count: int) -> Float[Tensor, " k"]:
-    """These, and NaN for what was not looked at."""
-    return torch.cat([values, torch.full((count - len(values),), torch.nan)])
 
 
 def _of_head(at: Seen, classes: Int64[Tensor, " c"], looks: Looks) -> Float[Tensor, " k"]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.fitting import check_target
 from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial
 from neural_polarizer.defenses.stand_ins.bank import PixelBank, carrying, pixel_bank
@@ -20,7 +21,6 @@ from neural_polarizer.defenses.stand_ins.looks import Found, drawn_aims, look
 from neural_polarizer.defenses.stand_ins.seen import at_last_map, at_layer, engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +37,11 @@ class Learned:
 class Place:
     """One site: a copy of the network, its images in parts that judge each other's layers, and the layer."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str,
-        progress: Progress,
-    ) -> None:
-        self.settings, self.seed, self.progress = settings, seed, progress
-        self.net, self.unit = engine_at(settings, model, clean, settings.site, seed=seed, device=device)
-        net = self.net
+    def __init__(self, settings: Settings, model: nn.Module, clean: ImageSet, run: Run) -> None:
+        seed, device = run.seed, run.device
+        self.settings, self.seed, self.progress = settings, seed, run.progress
+        net, self.unit = engine_at(settings, model, clean, settings.site, seed=seed, device=device)
+        self.net = net
         check_target(settings.target, net.num_classes)
         self._last = partial(at_last_map, settings, model, clean, net, seed=seed, device=device)
         self.seen = seen(net, settings.batch_size)
