@@ -33,17 +33,17 @@ class NeuralPolarizerWarning(UserWarning):
 
 
 @contextmanager
-def needing(extra: str, what: str) -> Iterator[None]:
+def needing(extra: str, what: str = "") -> Iterator[None]:
     """Say of an import that fails in the block which ``extra``, such as "parquet", brings the package.
 
-    ``what`` cannot be done without it, such as "parquet files".
+    ``what`` cannot be used without it, such as "parquet files".
 
     Raises:
         BadInputError: the package is not installed.
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise BadInputError(
-            f"{what} cannot be used, as {error.name} is not installed: pip install 'neural-polarizer[{extra}]'"
-        ) from None
+    except ImportError as error:
+        package = (error.name or "a part of it").partition(".")[0]
+        reason = f"{what} cannot be used, as " if what else ""
+        raise BadInputError(f"{reason}{package} is not installed: pip install 'neural-polarizer[{extra}]'") from None

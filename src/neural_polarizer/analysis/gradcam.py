@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from neural_polarizer.analysis.inputs import check_pairs, frozen_copy, last_convolution, name_in
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, needing
 from neural_polarizer.models.layers import watching
 
 _INFERNO = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
@@ -103,10 +103,8 @@ def grad_cam(
     Source: Selvaraju et al., ICCV 2017, by captum; enlarged to the image bilinearly, then stretched to [0, 1]. A copy
     of ``model`` in evaluation mode is looked at; ``layer`` is found behind an inserted polarizer, too.
     """
-    try:
+    with needing("explain"):
         from captum.attr import LayerAttribution, LayerGradCam
-    except ImportError:
-        raise BadInputError("captum is not installed: pip install 'neural-polarizer[explain]'") from None
     frozen = frozen_copy(model, device)
     name = name_in(frozen, layer)
     method = LayerGradCam(frozen, frozen.get_submodule(name))

@@ -14,7 +14,7 @@ from neural_polarizer.analysis.lemma1 import check_lemma1
 from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import NPD, Defense
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, needing
 from neural_polarizer.perturb import Ball
 from neural_polarizer.report.pictures import contact_sheet
 
@@ -119,10 +119,8 @@ def scatter_png(groups: Mapping[str, Sequence[Sequence[float]]], title: str) -> 
 
 
 def _axes() -> tuple[Any, Any]:
-    try:
+    with needing("bench"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise BadInputError("matplotlib is not installed: pip install 'neural-polarizer[bench]'") from None
     figure = Figure(figsize=(6, 4), layout="constrained")
     return figure, figure.subplots()
 

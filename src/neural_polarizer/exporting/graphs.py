@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, needing
 from neural_polarizer.exporting.portable import Portable, as_texts
 
 DESCRIPTION = "model.json"
@@ -32,11 +32,9 @@ def read_program(path: Path, _portable: Portable) -> nn.Module:
 
 def require_onnx() -> None:
     """Refuse early where the converter or the runtime is missing."""
-    try:
+    with needing("export"):
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise BadInputError(f"{error.name} is not installed: pip install 'neural-polarizer[export]'") from None
 
 
 def onnx_bytes(portable: Portable, about: Mapping[str, Any]) -> bytes:

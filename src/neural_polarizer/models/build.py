@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, needing
 from neural_polarizer.models.architecture import FORMS, Architecture
 from neural_polarizer.models.definition import Definition, last_outputs
 from neural_polarizer.models.hugging_face import build_classifier
@@ -129,10 +129,8 @@ def _listed() -> dict[str, list[str]]:
 
 
 def _torchvision(asked: Architecture, num_classes: int, options: dict[str, int]) -> nn.Module:
-    try:
+    with needing("zoo"):
         import torchvision
-    except ImportError:
-        raise BadInputError("torchvision is not installed: pip install 'neural-polarizer[zoo]'") from None
     if asked == Architecture("", "inception_v3"):
         return _small_inception(torchvision, num_classes)
     if asked.name not in torchvision.models.list_models(module=torchvision.models):
@@ -187,10 +185,8 @@ def _small_stem(network: nn.Module, asked: Architecture, kernel: int) -> None:
 
 
 def _timm(asked: Architecture, num_classes: int, options: Mapping[str, int]) -> nn.Module:
-    try:
+    with needing("zoo"):
         import timm
-    except ImportError:
-        raise BadInputError("timm is not installed: pip install 'neural-polarizer[zoo]'") from None
     # Names with a scheme ("hf-hub:...") would make timm fetch files.
     if not re.fullmatch(r"[a-z0-9_.]+", asked.name) or not timm.is_model(asked.name):
         raise BadInputError(f"timm has no model {asked.name!r}; see timm.list_models(){_proposal(asked.name)}")

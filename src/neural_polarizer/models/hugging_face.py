@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, needing
 
 SUFFIX = "ForImageClassification"
 MAX_NUMBER = 100_000  # of channels, layers, pixels
@@ -39,10 +39,8 @@ def build_classifier(config: str, num_classes: int) -> nn.Module:
         BadInputError: transformers is not installed or does not know the model, or the configuration is impossible.
     """
     told = checked_config(config)
-    try:
+    with needing("hf"):
         import transformers
-    except ImportError:
-        raise BadInputError("transformers is not installed: pip install 'neural-polarizer[hf]'") from None
     named = f"{told['model_type']!r}, {class_name(told)!r}"
     try:
         settings_class = transformers.CONFIG_MAPPING[told["model_type"]]
