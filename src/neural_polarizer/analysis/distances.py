@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from neural_polarizer.analysis.inputs import check_pairs, frozen_copy
@@ -50,14 +50,6 @@ class Distance:
 
 
 @dataclass(frozen=True, eq=False)
-class Scatter:
-    """The first two principal components of one space, of all versions together."""
-
-    points: Tensor  # float64 ``(4, m, 2)``, in the order of VERSIONS
-    explained: tuple[float, float]  # the share of the variance along each
-
-
-@dataclass(frozen=True, eq=False)
 class PerturbationStudy:
     """What two kinds of perturbation have in common with a trigger."""
 
@@ -66,7 +58,9 @@ class PerturbationStudy:
     triggered_reached: float  # share of the triggered images that are classified as their target
     targeted_reached: float  # the same of the targeted perturbations
     untargeted_reached: float  # share of the untargeted perturbations that are not classified as their true class
-    scatters: Mapping[str, Scatter]  # for the space of each of ``distances``
+    # The first two principal components of all versions together, float64 ``(4, m, 2)``, for the space of each of
+    # ``distances``.
+    scatters: Mapping[str, Tensor]
     # For a contact sheet, uint8 ``(m, 3, h, w)`` each: the four VERSIONS, then what the last three change, each row
     # amplified by its own largest change.
     rows: tuple[Tensor, ...]
@@ -151,8 +145,8 @@ def default_sites(site: Site) -> tuple[Site, ...]:
     return tuple(dict.fromkeys((site, Site("after", stage))))
 
 
-def scatter(features: Float[Tensor, "k m d"]) -> Scatter:
-    """Principal components of k groups of m vectors together; the largest coordinate along each axis is positive."""
+def scatter(features: Float[Tensor, "k m d"]) -> Float64[Tensor, "k m 2"]:
+    """Two principal components of k groups of m vectors together; the largest coordinate along each is positive."""
     vectors = features.detach().cpu().double().flatten(0, 1)
     centred = vectors - vectors.mean(dim=0)
     # The Gram matrix is far smaller than the features are long; torch.pca_lowrank draws from the global generator.
@@ -160,9 +154,7 @@ def scatter(features: Float[Tensor, "k m d"]) -> Scatter:
     squares = squares.flip(0).clamp_min(0)
     points = directions.flip(1)[:, :2] * squares[:2].sqrt()
     largest = points.gather(0, points.abs().argmax(dim=0, keepdim=True))
-    points = torch.where(largest < 0, -points, points)
-    first, second = (squares[:2] / squares.sum().clamp_min(1e-300)).tolist()
-    return Scatter(points.unflatten(0, features.shape[:2]), (first, second))
+    return torch.where(largest < 0, -points, points).unflatten(0, features.shape[:2])
 
 
 def _check(clean: Tensor, triggered: Tensor, labels: Tensor, targets: Tensor) -> None:

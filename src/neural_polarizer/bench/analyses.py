@@ -66,7 +66,7 @@ def distances(
     sheet = contact_sheet(found.rows, scale=max(1, _SIDE // test.image_size[0]))
     plots = {
         f"scatter-{place}.png": scatter_png(
-            {version: points.tolist() for version, points in zip(VERSIONS, each.points, strict=True)}, space
+            {version: points.tolist() for version, points in zip(VERSIONS, each, strict=True)}, space
         )
         for place, (space, each) in enumerate(found.scatters.items())
     }
