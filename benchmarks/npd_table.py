@@ -31,16 +31,14 @@ from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset, preset
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import read_json, write_json, write_text
-from neural_polarizer.metrics import Metrics
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.runs.attack import MODEL, RECORD, TRIGGERED, Planting, Victim, run_attack
+from neural_polarizer.runs.attack import MODEL, TRIGGERED, Planting, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import run_purify
 from neural_polarizer.train import Schedule
 
 CLEAN_SHARE = 0.05
-RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,7 @@ def purify(victim: Planned, method: str, name: Preset, seed: int, data: Path, ou
 def purify_victim(
     folder: Path, specs: list[str], settings: NPD, out: Path, *, method: str, seed: int
 ) -> dict[str, Any]:
-    """Purify the victim in ``folder`` with 5 % of the training images; its own record has the figures before."""
-    record = read_json(folder / RECORD)
+    """Purify the victim in ``folder`` with 5 % of the training images."""
     pool, test = (images(spec) for spec in specs)
     device = choose_device(None)
     job = Purification(
@@ -120,7 +117,7 @@ def purify_victim(
         ),
         sources={"clean": specs[0], "test": specs[1], "triggered": str(folder / TRIGGERED)},
     )
-    return run_purify(job, out, device=device, before=Metrics(**{rate: record[rate] for rate in RATES}))
+    return run_purify(job, out, device=device)
 
 
 @cache

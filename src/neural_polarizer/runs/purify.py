@@ -16,7 +16,7 @@ from neural_polarizer.data.subset import write_index
 from neural_polarizer.defenses.base import Repaired
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
-from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.metrics import defense_effectiveness, evaluate
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.report.html import Picture
@@ -37,7 +37,6 @@ def run_purify(
     out: Path,
     *,
     device: torch.device,
-    before: Metrics | None = None,
     notes: Sequence[str] = (),
     load_seconds: float = 0.0,
     command: Sequence[str] | None = None,
@@ -46,9 +45,9 @@ def run_purify(
     """Purify a model into the folder ``out`` and return the record that ``out/run.json`` holds.
 
     Nothing is written before the model has been purified and measured, and the record comes last. A folder that holds
-    this very run already (same model, images, settings, seed and versions) is returned as it is. ``before`` are the
-    suspicious model's figures on the test data, if known already. For the record: ``notes`` that the reader must know,
-    ``load_seconds`` spent on reading model and data, and the ``command`` with which to repeat the run.
+    this very run already (same model, images, settings, seed and versions) is returned as it is. For the record:
+    ``notes`` that the reader must know, ``load_seconds`` spent on reading model and data, and the ``command`` with
+    which to repeat the run.
     """
     job.check()
     output_folder(out)
@@ -58,7 +57,7 @@ def run_purify(
     found = finished(out, identity)
     if found is not None:
         return found
-    purified, told, pictures = _purified(job, clean, device, before, progress)
+    purified, told, pictures = _purified(job, clean, device, progress)
     seconds = {"load": load_seconds, **told["seconds"], "total": time.perf_counter() - started}
     unread = [note for note in job.evidence.notes if note not in clean.notes]
     record = {
@@ -73,7 +72,7 @@ def run_purify(
 
 
 def _purified(
-    job: Purification, clean: ImageSet, device: torch.device, before: Metrics | None, progress: Progress
+    job: Purification, clean: ImageSet, device: torch.device, progress: Progress
 ) -> tuple[Repaired, dict[str, Any], list[Picture]]:
     """The purified model, what the record says of it and of what it was made of, and pictures."""
     model, evidence, at_once = job.loaded.model, job.evidence, job.defense.at_once
@@ -81,18 +80,18 @@ def _purified(
     purified = patient.repaired(job.defense, seed=job.seed, device=device, shown=job.mixture, progress=progress)
     defended = time.perf_counter()
     measured = partial(evaluate, test=evidence.test, triggered=evidence.triggered, device=device, progress=progress)
-    first, after = before or measured(model), measured(purified.model)
+    before, after = measured(model), measured(purified.model)
     surrogate, pictures = inspect(model, purified, clean, job.defense, evidence, device, job.seed)
     told = {
         "method": job.method,
         **told_of(purified),
-        "before": asdict(first),
+        "before": asdict(before),
         "after": asdict(after),
-        "der": defense_effectiveness(first, after),
+        "der": defense_effectiveness(before, after),
         "seconds": {**purified.seconds, "evaluate": time.perf_counter() - defended},
         "surrogate": surrogate,
         **_given(job, clean),
-        "warnings": [*purified.notes, *job.remarks(first, clean)],  # what limits the result most comes first
+        "warnings": [*purified.notes, *job.remarks(before, clean)],  # what limits the result most comes first
     }
     return purified, told, pictures
 
