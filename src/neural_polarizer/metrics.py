@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.models.forms import device_of, evaluating
 from neural_polarizer.train import Progress, silent
 
 
@@ -54,21 +55,16 @@ def predict(
     """
     if len(images) == 0:
         return torch.empty(0, dtype=torch.int64)
-    device = torch.device(device)
-    modes = {module: module.training for module in model.modules()}
-    home = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    model.to(device).eval()
-    found = []
-    try:
-        batches = images.images.split(batch_size)
-        for done, batch in enumerate(batches, start=1):
-            logits = model(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
-            found.append(_checked(logits, images).argmax(dim=1).cpu())
-            progress("evaluate", done, len(batches))
-    finally:
-        model.to(home)
-        for module, training in modes.items():
-            module.training = training
+    home, found, batches = device_of(model), [], images.images.split(batch_size)
+    with evaluating(model):
+        try:
+            model.to(device)
+            for done, batch in enumerate(batches, start=1):
+                logits = model(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
+                found.append(_checked(logits, images).argmax(dim=1).cpu())
+                progress("evaluate", done, len(batches))
+        finally:
+            model.to(home)
     return torch.cat(found)
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -139,6 +140,18 @@ def value_like(now: Tensor, before: Tensor) -> Tensor:
     if held.shape == now.shape and torch.equal(held.to(now.device, now.dtype), now.detach()):
         return held.clone()
     return now.detach().to(held.device, held.dtype)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """While it lasts, ``model`` is in evaluation mode; then each of its modules is in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from neural_polarizer.layer.folding.plan import Plan, UnfoldableError, beside, l
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.adapted import replace_module
-from neural_polarizer.models.forms import largest_gap
+from neural_polarizer.models.forms import evaluating, largest_gap
 
 Border = Literal["exact", "ignored"]
 FOLDED_IMAGES = 512
@@ -129,7 +129,8 @@ def _apply(
         replace_module(twin, wrapped, wrapped.module)
     twin.eval()  # the new layers too
     names = layer_names(twin)
-    deviation, largest = _compare(model, twin, pixels)
+    with evaluating(model):
+        deviation, largest = largest_gap(model, twin, pixels.split(_BATCH))
     return Folded(
         model=twin,
         exact=exact,
@@ -154,17 +155,6 @@ def _sole_polarizer(model: nn.Module) -> tuple[PolarizedModule, Polarizer]:
             f"a layer of structure {layer.structure} cannot be folded, only conv-bn can; use the model as it is"
         )
     return found[0]
-
-
-def _compare(model: nn.Module, folded: nn.Module, pixels: Tensor) -> tuple[float, float]:
-    """(largest difference of the logits, largest logit), with ``model`` in evaluation mode for the time being."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return largest_gap(model, folded, pixels.split(_BATCH))
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _tolerance(dtype: torch.dtype) -> float:
