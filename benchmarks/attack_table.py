@@ -15,7 +15,7 @@ import platform
 import resource
 import shutil
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.data.images import to_pixels
+from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision, keep_freed_memory
 from neural_polarizer.files import output_folder, read_json, write_json, write_text
@@ -50,7 +51,7 @@ class Cell:
 
     data: str
     attack: str
-    rule: str = "all-to-one"
+    rule: LabelRule = "all-to-one"
     adaptive: bool = False
 
     @property
@@ -152,8 +153,8 @@ def main() -> None:
     options = parser.parse_args()
     exact = [cell for cell in CELLS if cell.name == options.only]
     wanted = exact or [cell for cell in CELLS if all(word in cell.name for word in options.only.split())]
-    # One process a cell, as the peak of memory is the process's.
-    with ProcessPoolExecutor(
+    # One process a cell, as the peak of memory is the process's; this takes Python 3.11.
+    with ProcessPoolExecutor(  # type: ignore[call-overload]
         options.workers, get_context("spawn"), initializer=start_worker, max_tasks_per_child=1
     ) as pool:
         cells = {cell: victim_of(cell, options.seed, options.epochs) for cell in wanted}
@@ -161,7 +162,7 @@ def main() -> None:
         for cell, victim in cells.items():
             alike[replace(victim, schedule=replace(victim.schedule, adversarial=None))].append(cell)
         clean = {pool.submit(prepare, mine[0], victim, options.data): mine for victim, mine in alike.items()}
-        jobs = {}
+        jobs: dict[Future[dict[str, Any]], Cell] = {}
         for ready in as_completed(clean):
             ready.result()
             jobs |= {pool.submit(run, cell, cells[cell], options.data, options.out): cell for cell in clean[ready]}

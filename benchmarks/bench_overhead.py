@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace, store: Store) -> None:
         done = time.perf_counter()
         print(
             f"  {len(todo)} missing, found in {found - begun:.2f} s; computed in {done - found:.2f} s, "
-            f"{1000 * (done - found) / max(1, len(todo)):.2f} ms a cell; peak {peak_memory() / 2**20:.0f} MiB",
+            f"{1000 * (done - found) / max(1, len(todo)):.2f} ms a cell; peak {(peak_memory() or 0) / 2**20:.0f} MiB",
             flush=True,
         )
 

@@ -138,7 +138,7 @@ def _run(words: Sequence[str], place: Place, dying_in: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(descriptor)
 
-    os.fsync = dying
+    os.fsync = dying  # type: ignore[assignment]
     os.environ[VARIABLE] = str(place.home)
     log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)

@@ -81,8 +81,8 @@ def mutate_pickle(data: bytes, chance: random.Random) -> bytes:
     """Opcodes left out, repeated, exchanged, with other arguments, or of an attacker."""
     starts = [position for _, _, position in pickletools.genops(data)]
     parts = [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
-    attacks = (b"cos\nsystem\n", b"cbuiltins\ngetattr\n", b"(", b"]", b"}", b")", b"N", b"0", b"1", b"t", b"R", b"b")
-    attacks += (b"\x81", b"Q", b"s", b"u", b"a", b"e", b"\x85", b"\x86", b"\x87", b"h\x00", b"q\x00", b"\x94", b"\x93")
+    attacks = [b"cos\nsystem\n", b"cbuiltins\ngetattr\n", b"(", b"]", b"}", b")", b"N", b"0", b"1", b"t", b"R", b"b"]
+    attacks += [b"\x81", b"Q", b"s", b"u", b"a", b"e", b"\x85", b"\x86", b"\x87", b"h\x00", b"q\x00", b"\x94", b"\x93"]
     for _ in range(chance.choice((1, 1, 2, 5))):
         at = chance.randrange(len(parts))
         match chance.randrange(6):

@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,7 @@ def torch_files() -> tuple[bytes, ...]:
         "optimizer": {"state": {0: torch.ones(2)}},
     }
     values = ((state, 2), (nested, 4), (net, 2), ({"net": net, "half": torch.ones(3).half()}, 5))
-    return tuple(
-        bytes_of(lambda file, value=value, protocol=protocol: torch.save(value, file, pickle_protocol=protocol))
-        for value, protocol in values
-    )
+    return tuple(bytes_of(partial(torch.save, value, pickle_protocol=protocol)) for value, protocol in values)
 
 
 def legacy_files() -> tuple[bytes, ...]:
@@ -139,7 +137,7 @@ def images() -> tuple[bytes, ...]:
         (colours.convert("P"), "GIF", {"save_all": True, "append_images": [colours.rotate(90)]}),
         (colours.convert("P"), "BMP", {}),
     ]
-    return tuple(bytes_of(lambda file, form=form: form[0].save(file, form[1], **form[2])) for form in forms)
+    return tuple(bytes_of(partial(picture.save, format=kind, **options)) for picture, kind, options in forms)
 
 
 def parquet_files() -> tuple[bytes, ...]:
@@ -159,11 +157,7 @@ def parquet_files() -> tuple[bytes, ...]:
         {"compression": "none", "use_dictionary": False},
         {"compression": "gzip", "use_dictionary": False, "column_encoding": {"label": "DELTA_BINARY_PACKED"}},
     )
-    return tuple(
-        bytes_of(lambda file, table=table, option=option: pq.write_table(table, file, **option))
-        for table in tables
-        for option in options
-    )
+    return tuple(bytes_of(partial(pq.write_table, table, **option)) for table in tables for option in options)
 
 
 def readers() -> dict[str, Reader]:

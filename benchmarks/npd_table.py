@@ -13,7 +13,7 @@ import argparse
 import os
 import platform
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
@@ -25,7 +25,7 @@ import torch
 
 from neural_polarizer.attacks import ATTACKS
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.data.poison import read_triggered
+from neural_polarizer.data.poison import LabelRule, read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.npd.presets import KNOWS_TARGET, VARIANTS, Preset, preset
@@ -51,7 +51,7 @@ class Planned:
 
     data: str
     attack: str
-    rule: str
+    rule: LabelRule
     epochs: int
     crop_padding: int
     seeds: int
@@ -195,7 +195,7 @@ def main() -> None:
     victims = list(dict.fromkeys(victim for victim, *_ in wanted))
     with ProcessPoolExecutor(options.workers, get_context("spawn"), initializer=_one_thread) as pool:
         trained = {pool.submit(train, victim, options.data, options.out, options.width): victim for victim in victims}
-        jobs = {}
+        jobs: dict[Future[None], tuple[Planned, str, Preset, int]] = {}
         for done in as_completed(trained):
             done.result()
             mine = [cell for cell in wanted if cell[0] == trained[done]]
