@@ -59,49 +59,31 @@ def perturb(
         predict: pixels to logits; deterministic, in evaluation mode.
         pixels: the clean images, in [0, 1].
         labels: targets (targeted) or true labels (untargeted).
-        ball: the constraint on each perturbation.
+        ball: the constraint on each perturbation, which is not clipped to the pixel range.
         steps: number of steps, 0 or more.
         step_size: alpha, in pixel units.
         targeted: descend (True) or ascend (False).
-        universal: one perturbation for the whole batch, from the summed gradient.
+        universal: one perturbation for the whole batch (m = 1), from the summed gradient; otherwise m = n.
         rule: "sign" steps by ``alpha * sign(g)``; "gradient" by ``alpha * sqrt(d) * g / |g|_2`` with d the number
             of values of an image, so that both rules take steps of the same length.
         stop_above: stop once more than this share of the batch is classified as ``labels`` (targeted only).
         start: where to begin (it is projected first); None begins at zero.
-
-    Returns:
-        The perturbations: m = n, or m = 1 if universal. Inside the ball; not clipped to the pixel range.
     """
     delta = torch.zeros_like(pixels[:1] if universal else pixels) if start is None else ball.project(start)
+    length = -step_size if targeted else step_size
     for step in range(steps):
         point = delta.requires_grad_()
         logits = predict(clip(pixels + point)).float()
         if stop_above is not None and targeted and step > 0 and _share(logits, labels) > stop_above:
             break
-        delta = stepped(point, logits, labels, ball=ball, step_size=step_size, targeted=targeted, rule=rule)
+        # Unlike backward(), this leaves every parameter's .grad alone.
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), point)
+        delta = ball.project(point.detach() + length * _direction(gradient, rule))
     return delta.detach()
 
 
 def _share(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Tensor:
     return (logits.argmax(dim=1) == labels).float().mean()  # a tensor: compared with a threshold in its precision
-
-
-def stepped(
-    point: Float[Tensor, "m ..."],
-    logits: Float[Tensor, "n k"],
-    labels: Int64[Tensor, " n"],
-    *,
-    ball: Ball,
-    step_size: float,
-    targeted: bool = True,
-    rule: StepRule = "sign",
-) -> Float[Tensor, "m ..."]:
-    """One projected gradient step of ``perturb`` from ``point``, which the ``logits`` depend on."""
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    # Unlike backward(), this leaves every parameter's .grad alone.
-    (gradient,) = torch.autograd.grad(loss, point)
-    length = -step_size if targeted else step_size
-    return ball.project(point.detach() + length * _direction(gradient, rule))
 
 
 def clip(values: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
