@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.attacks import ATTACKS, Attack, Workshop, name_of, name_of_class
 from neural_polarizer.attacks.base import TriggerState
-from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed
+from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed, set_damaged_aside
 from neural_polarizer.data.columnar import write_images
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
@@ -33,7 +33,6 @@ from neural_polarizer.models.forms import copied
 from neural_polarizer.models.normalize import Normalized, normalisation_named
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import global_rng
-from neural_polarizer.runs.damage import set_damaged_aside
 from neural_polarizer.settings import told
 from neural_polarizer.train import Progress, Schedule, fit, silent
 

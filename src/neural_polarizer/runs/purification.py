@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neural_polarizer.cache import key_of
+from neural_polarizer.cache import key_of, set_damaged_aside
 from neural_polarizer.data.images import ImageSet, count_shared
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses.base import Defense, Repaired
@@ -19,7 +19,6 @@ from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.model_files.record import versions
-from neural_polarizer.runs.damage import set_damaged_aside
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.settings import told
 
