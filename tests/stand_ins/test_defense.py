@@ -15,7 +15,7 @@ from neural_polarizer.defenses.patient import _over_budget
 from neural_polarizer.defenses.recipes import make_defense, with_options
 from neural_polarizer.defenses.stand_ins import LeastStandIns
 from neural_polarizer.defenses.stand_ins.defense import _remarks as remarks_with
-from neural_polarizer.defenses.stand_ins.folds import cross_fitted
+from neural_polarizer.defenses.stand_ins.judge import cross_fitted
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import changed

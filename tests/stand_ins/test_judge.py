@@ -9,8 +9,7 @@ import torch
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.guard import margins
 from neural_polarizer.defenses.stand_ins import judge as judging
-from neural_polarizer.defenses.stand_ins.folds import Fold
-from neural_polarizer.defenses.stand_ins.judge import Judge
+from neural_polarizer.defenses.stand_ins.judge import Fold, Judge
 from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.seen import seen

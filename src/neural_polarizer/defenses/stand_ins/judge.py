@@ -1,21 +1,44 @@
-"""What judges a layer: clean images, harder copies of them, and held-out stand-ins."""
+"""What judges a layer: images that it was not learned from, harder copies of them, and held-out stand-ins."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Values
 from neural_polarizer.defenses.guard import Point, expected_drop, margins
-from neural_polarizer.defenses.stand_ins.folds import Fold
 from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, mean_of
 from neural_polarizer.defenses.stand_ins.seen import Seen
-from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.defenses.stand_ins.settings import Guard, Settings
 from neural_polarizer.defenses.stand_ins.views import harder
 from neural_polarizer.rng import stream
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One part of the clean images judges the layer that is learned from the others."""
+
+    fit: Int64[Tensor, " f"]  # rows to learn from
+    judge: Int64[Tensor, " j"]  # rows that judge
+
+
+def cross_fitted(labels: Int64[Tensor, " n"], guard: Guard, generator: torch.Generator) -> list[Fold]:
+    """Parts of about equal size, stratified by class.
+
+    A single image judges and is learned from.
+    """
+    count = len(labels)
+    parts = min(guard.folds, count)
+    order = torch.randperm(count, generator=generator).to(labels.device)
+    order = order[labels[order].argsort(stable=True)]
+    part = torch.empty_like(order)
+    part[order] = torch.arange(count, device=labels.device) % parts
+    rows = torch.arange(count, device=labels.device)
+    return [Fold(rows[part != each] if parts > 1 else rows, rows[part == each]) for each in range(parts)]
 
 
 class Judge:

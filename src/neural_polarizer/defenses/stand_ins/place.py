@@ -13,8 +13,7 @@ from neural_polarizer.defenses.fitting import check_target
 from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial
 from neural_polarizer.defenses.stand_ins.bank import PixelBank, carrying, pixel_bank
 from neural_polarizer.defenses.stand_ins.evidence import Belief
-from neural_polarizer.defenses.stand_ins.folds import cross_fitted
-from neural_polarizer.defenses.stand_ins.judge import Judge
+from neural_polarizer.defenses.stand_ins.judge import Judge, cross_fitted
 from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, Lesson, centred, learn, mean_of
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.looks import Found, drawn_aims, look
