@@ -58,12 +58,7 @@ def attack_class(name: str) -> type[Attack]:
     return found
 
 
-def name_of(attack: Attack) -> str:
-    """The name under which ``attack_class`` finds its class."""
-    return name_of_class(type(attack))
-
-
-def name_of_class(kind: type[Attack]) -> str:
+def name_of(kind: type[Attack]) -> str:
     """The name under which ``attack_class`` finds it."""
     names = [name for name, known in ATTACKS.items() if kind is known]
     return names[0] if names else f"{kind.__module__}:{kind.__qualname__}"

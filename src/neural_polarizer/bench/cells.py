@@ -56,7 +56,7 @@ class VictimCell(Cell):
         return {
             "data": self.data,
             "images": self.images,
-            "attack": {"name": name_of(self.attack), **told(self.attack)},
+            "attack": {"name": name_of(type(self.attack)), **told(self.attack)},
             "victim": told(self.victim),
             **({} if self.init is None else {"init": _told_of(self.init)}),
         }

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from neural_polarizer.attacks import ATTACKS, Attack, Workshop, name_of, name_of_class
+from neural_polarizer.attacks import ATTACKS, Attack, Workshop, name_of
 from neural_polarizer.attacks.base import TriggerState
 from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed, set_damaged_aside
 from neural_polarizer.data.columnar import write_images
@@ -106,7 +106,7 @@ class Planting:
             begun = {"init": {"sha256": init.sha256, **known}}
         return {
             "schema": 2,
-            "attack": name_of(self.attack),
+            "attack": name_of(type(self.attack)),
             "settings": told(self.attack),
             "data_sha256": train.sha256(),
             "test_sha256": test.sha256(),
@@ -235,7 +235,7 @@ def load_attack(folder: Path, own: type[Attack] | None = None) -> tuple[Attack, 
 
 
 def _kind_of(name: object, own: type[Attack] | None, folder: Path) -> type[Attack]:
-    if own is not None and name == name_of_class(own):
+    if own is not None and name == name_of(own):
         return own
     if isinstance(name, str) and name in ATTACKS:
         return ATTACKS[name]
