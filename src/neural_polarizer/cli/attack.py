@@ -13,7 +13,7 @@ from neural_polarizer.attacks import ATTACKS, Attack, attack_class
 from neural_polarizer.attacks.recipes import Recipe, recipe
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.output import bars, right, show, show_table
+from neural_polarizer.cli.output import bars, console, right, show
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.data.sources import read_images
@@ -109,7 +109,7 @@ class AttackOptions:
 def attack(asked: AttackOptions) -> None:
     """Train a backdoored model; a run that was interrupted goes on where it stopped."""
     if asked.listed:
-        show_table(_list())
+        console.print(_list())
         return
     name, data, test, out = asked.name or asked.dotted, asked.data, asked.test, asked.out
     if name is None:
@@ -133,7 +133,7 @@ def attack(asked: AttackOptions) -> None:
         job = Planting(planted, train_images, test_images, victim, start)
         record = deliver_attack(job, out, device=place, progress=progress)
     if not asked.quiet:
-        show_table(_summary(record))
+        console.print(_summary(record))
         show(f"written to {out}")
 
 

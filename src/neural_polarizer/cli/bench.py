@@ -22,7 +22,7 @@ from neural_polarizer.bench.work import Bench
 from neural_polarizer.cli.bench_view import watching
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
-from neural_polarizer.cli.output import console, right, show_report, show_table
+from neural_polarizer.cli.output import console, right, show_report
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_choice
 
@@ -71,7 +71,7 @@ def run(asked: RunOptions) -> None:
     todo = missing(cells, records, store)
     if asked.dry_run:
         if not asked.quiet:
-            show_table(_plan(cells, todo))
+            console.print(_plan(cells, todo))
         return
     sources = parse_sources(asked.data or [])
     victims = [cell if cell.needs is None else cell.needs for cell in todo]
@@ -101,7 +101,7 @@ def status(suites: Suites, out: Results = "results", scale: ScaleName = None) ->
         table.add_row(
             suite.name, str(sum(counts.values())), *(str(counts[state]) for state in ("done", "failed", "missing"))
         )
-    show_table(table)
+    console.print(table)
 
 
 def report(
@@ -126,7 +126,7 @@ def list_suites() -> None:
         cells = {each.cell.id: each.cell for each in planned(suite)}.values()
         victims = sum(isinstance(cell, VictimCell | GivenCell) for cell in cells)
         table.add_row(name, suite.title, str(len(cells)), str(victims))
-    show_table(table)
+    console.print(table)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {"run": run, "status": status, "report": report, "list": list_suites}

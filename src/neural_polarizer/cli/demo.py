@@ -8,7 +8,7 @@ import typer
 
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.cli.options import Quiet, Seed
-from neural_polarizer.cli.output import bars, show, show_report, show_table, show_warnings
+from neural_polarizer.cli.output import bars, console, show, show_report, show_warnings
 from neural_polarizer.cli.result import found_and_cost, summary_table
 from neural_polarizer.data.poison import read_triggered
 from neural_polarizer.data.sources import read_images
@@ -50,7 +50,7 @@ def demo(
         record = _run(out, seed, progress if quiet else _telling(progress))
     if not quiet:
         show_warnings(record["warnings"])
-        show_table(summary_table(record))
+        console.print(summary_table(record))
         found, cost = found_and_cost(record)
         show(f"found: {found}")
         show(f"cost: {cost}")

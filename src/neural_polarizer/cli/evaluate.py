@@ -10,7 +10,7 @@ from rich.table import Table
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
 from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading, json_file
-from neural_polarizer.cli.output import bars, right, show_table, show_warnings
+from neural_polarizer.cli.output import bars, console, right, show_warnings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json
 from neural_polarizer.metrics import Metrics
@@ -63,7 +63,7 @@ def evaluate(asked: EvaluateOptions) -> None:
     if asked.json is not None:
         write_json(asked.json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
     if not asked.quiet:
-        show_table(_table(metrics))
+        console.print(_table(metrics))
         show_warnings((), remarks)
 
 

@@ -16,6 +16,7 @@ from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models import definition
 from neural_polarizer.models.architecture import FORMS
+from neural_polarizer.models.hugging_face import no_number
 from neural_polarizer.models.normalize import PROFILES, normalisation_named
 
 
@@ -159,15 +160,11 @@ def parse_settings(texts: Sequence[str], known: Sequence[str]) -> dict[str, Any]
         if not equals or key not in known:
             raise BadInputError(f"--set {text}: expected NAME=VALUE with a NAME of {', '.join(known)}")
         try:
-            parsed = json.loads(value, parse_constant=_no_number)
+            parsed = json.loads(value, parse_constant=no_number)
         except (ValueError, RecursionError):
             parsed = value
         found[key] = tuple(parsed) if isinstance(parsed, list) else parsed
     return found
-
-
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is not a number")
 
 
 def network_named(arch: str | None) -> str | definition.Definition | None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.style import Style
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from neural_polarizer.train import Progress, silent
@@ -20,11 +20,6 @@ errors = Console(stderr=True, emoji=False)
 def right(*heads: str) -> list[Column]:
     """Columns of a table with their texts on the right, as numbers have them."""
     return [Column(head, justify="right") for head in heads]
-
-
-def show_table(table: Table) -> None:
-    """Print a table on standard output."""
-    console.print(table)
 
 
 def show(text: str) -> None:

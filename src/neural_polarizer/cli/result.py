@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from neural_polarizer.cli.output import right, show, show_table
+from neural_polarizer.cli.output import console, right, show
 from neural_polarizer.report.run.advice import what_now
 from neural_polarizer.report.run.audit import audit_summary
 from neural_polarizer.report.run.guard import guard_summary
@@ -20,7 +20,7 @@ _STYLES = {"good": "green", "bad": "red", "plain": "none"}
 def show_result(record: Mapping[str, Any]) -> None:
     """Print the verdict, the figures, what was found, and what to do now."""
     show(f"{judge(record).headline}.")
-    show_table(summary_table(record))
+    console.print(summary_table(record))
     for summary in (audit_summary(record), guard_summary(record)):
         if summary is not None:
             show(summary)

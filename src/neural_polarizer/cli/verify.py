@@ -11,7 +11,7 @@ from rich.text import Text
 from neural_polarizer.bench.store import RECORDS
 from neural_polarizer.bench.verify import verify_results
 from neural_polarizer.cli.options import DeviceName, Quiet, network_named
-from neural_polarizer.cli.output import bars, show_table, show_whole
+from neural_polarizer.cli.output import bars, console, show_whole
 from neural_polarizer.devices import choose_device
 from neural_polarizer.report.values import visible
 from neural_polarizer.runs.verify import TOLERANCE, Given, Measuring, verify_run
@@ -57,7 +57,7 @@ def _show(checks: Sequence[Check]) -> None:
     for check in checks:
         cells = (check.what, check.recorded or "-", check.found or "-", _HOLDS[check.holds])
         table.add_row(*(Text(visible(cell)) for cell in cells))
-    show_table(table)
+    console.print(table)
     for check in checks:
         if check.remark:
             show_whole(visible(f"{_SAID[check.holds]}: {check.what}: {check.remark}"))

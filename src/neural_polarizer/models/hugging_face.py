@@ -140,7 +140,7 @@ def _is_sensible(value: Any, depth: int = 0) -> bool:
 def strict_json(text: str) -> dict[str, Any]:
     """A JSON object without duplicate names, NaN or infinity; anything else is refused."""
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"no strict JSON ({error})") from None
     if not isinstance(value, dict):
@@ -155,5 +155,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_number(word: str) -> None:
+def no_number(word: str) -> None:
+    """Refuse what JSON has no form for: NaN and infinity."""
     raise ValueError(f"{word} is not a number")
