@@ -16,7 +16,7 @@ from neural_polarizer.data.poison import LabelRule, Poisoned, TriggeredSet, atta
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Accomplice, Progress, Schedule, fit, silent
+from neural_polarizer.train import Accomplice, Progress, Schedule, below, fit, silent
 
 TriggerState = Mapping[str, Tensor]
 """All that a trigger has learned: named tensors, stored beside the model."""
@@ -311,7 +311,5 @@ def restored(make: Callable[[], nn.Module], state: TriggerState, prefix: str = "
     with torch.device("meta"):  # draws no random numbers
         module = make()
     module.to_empty(device="cpu")
-    module.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    )
+    module.load_state_dict(below(prefix, state))
     return module.eval()

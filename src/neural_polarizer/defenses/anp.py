@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
+from neural_polarizer.defenses.passes import logits_by
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
@@ -89,19 +90,18 @@ class ANP(Defense):
         network.train()
         optimizer = torch.optim.SGD([norm.mask for norm in noisy.values()], lr=self.lr, momentum=0.9)
         noises = [noise for norm in noisy.values() for noise in (norm.on_weight, norm.on_bias)]
-        augmentation = Schedule(crop_padding=self.crop_padding, flip=self.flip)
+        recipe = Schedule(crop_padding=self.crop_padding, flip=self.flip, precision=self.precision)
         images, labels = clean.images.to(run.device), clean.labels.to(run.device)
 
         def loss_on(pixels: Tensor, wanted: Tensor) -> Tensor:
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                return F.cross_entropy(network(pixels).float(), wanted)
+            return F.cross_entropy(logits_by(network, pixels, recipe), wanted)
 
         with global_rng(run.seed, "anp dropout"):
             for done in range(self.iterations):
                 generator = run.stream("anp", done)
                 size = min(self.batch_size, len(labels))
                 rows = torch.randint(len(labels), (size,), generator=generator).to(run.device)
-                pixels, wanted = to_pixels(augmentation.augment(images[rows], generator)), labels[rows]
+                pixels, wanted = to_pixels(recipe.augment(images[rows], generator)), labels[rows]
                 self._climb(noises, partial(loss_on, pixels, wanted), generator)
                 loss = (1 - self.alpha) * loss_on(pixels, wanted)
                 for noise in noises:

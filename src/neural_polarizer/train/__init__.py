@@ -266,10 +266,10 @@ def _resume(path: Path, run: str, training: _Training) -> int:
             "folder"
         )
     for kind, network in training.networks.items():
-        network.load_state_dict(_below(f"{kind}.", kept.tensors))
+        network.load_state_dict(below(f"{kind}.", kept.tensors))
     for kind, optimizer in training.optimizers.items():
         state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, value in _below(f"optimizer.{kind}", kept.tensors).items():
+        for name, value in below(f"optimizer.{kind}", kept.tensors).items():
             index, _, slot = name.partition(".")
             if index.isdecimal():
                 state[int(index)][slot] = value
@@ -277,5 +277,6 @@ def _resume(path: Path, run: str, training: _Training) -> int:
     return int(kept.about["epochs_done"])
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, by the rest of these."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

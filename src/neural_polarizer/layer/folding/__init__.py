@@ -95,7 +95,8 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
         if not edits:
             continue
         found = _apply(model, twin, edits, pixels, obstacles)
-        if not found.exact or found.deviation <= _tolerance(pixels.dtype) * found.largest_logit:
+        rounding = 3 * torch.finfo(pixels.dtype).eps ** 0.5  # relative to the largest logit: 1e-3 in float32
+        if not found.exact or found.deviation <= rounding * found.largest_logit:
             return found
         obstacles.append(f"{found.how} gives other logits (by {found.deviation:.2g})")
     twin = copy.deepcopy(model).eval()
@@ -155,8 +156,3 @@ def _sole_polarizer(model: nn.Module) -> tuple[PolarizedModule, Polarizer]:
             f"a layer of structure {layer.structure} cannot be folded, only conv-bn can; use the model as it is"
         )
     return found[0]
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """How far rounding may move logits, relative to the largest: 1e-3 in float32, 4e-8 in float64."""
-    return 3 * torch.finfo(dtype).eps ** 0.5
