@@ -126,7 +126,7 @@ def test_the_inversion_finds_the_shortcut_and_does_not_depend_on_how_many_go_at_
     clean = _coloured(24)
     found = [
         NeuralCleanse(epochs=60, batch_size=12, parallel=parallel, cost=0.1, patience=3).invert(
-            Shortcut(), clean, seed=0
+            Shortcut(), clean, Run(seed=0)
         )
         for parallel in (1, 4)
     ]
@@ -143,11 +143,11 @@ def test_the_inversion_finds_the_shortcut_and_does_not_depend_on_how_many_go_at_
 def test_the_inversion_covers_every_class_of_the_model_and_may_look_at_a_few_images() -> None:
     clean = _coloured(24)
     two = ImageSet(clean.images[:2], clean.labels[:2], clean.classes[:2])
-    assert len(NeuralCleanse(epochs=1).invert(Shortcut(), two, seed=0).masks) == 4
+    assert len(NeuralCleanse(epochs=1).invert(Shortcut(), two, Run(seed=0)).masks) == 4
     few = NeuralCleanse(epochs=2, images=6)
-    assert_close(few.invert(Shortcut(), clean, seed=0).masks, few.invert(Shortcut(), clean, seed=0).masks)
-    all_of_them = NeuralCleanse(epochs=2).invert(Shortcut(), clean, seed=0)
-    assert not torch.equal(few.invert(Shortcut(), clean, seed=0).masks, all_of_them.masks)
+    assert_close(few.invert(Shortcut(), clean, Run(seed=0)).masks, few.invert(Shortcut(), clean, Run(seed=0)).masks)
+    all_of_them = NeuralCleanse(epochs=2).invert(Shortcut(), clean, Run(seed=0))
+    assert not torch.equal(few.invert(Shortcut(), clean, Run(seed=0)).masks, all_of_them.masks)
 
 
 def test_the_audit_names_what_was_flagged_and_shows_the_smallest_masks_first() -> None:

@@ -15,6 +15,7 @@ import neural_polarizer as npz
 from neural_polarizer.audit import audited
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
+from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
 from neural_polarizer.defenses.stand_ins import looks, seen
 from neural_polarizer.defenses.stand_ins.defense import LeastStandIns
@@ -63,7 +64,7 @@ def test_nc_says_how_many_images_its_classes_cost_and_what_makes_it_less() -> No
     clean, model = tiny_images(24, num_classes=20), Counting(made(TinyNet(20)))
     nc = NeuralCleanse(images=10, epochs=3, batch_size=4)
     said = nc.cost_of_classes(len(clean), 20)
-    nc.invert(model, clean, seed=0)
+    nc.invert(model, clean, Run(seed=0))
     assert sum(model.seen) == told(said) == 20 * 3 * 10
     assert said is not None
     assert "each of 20 classes" in said

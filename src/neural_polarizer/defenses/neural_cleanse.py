@@ -18,7 +18,7 @@ from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Progress, Schedule, descend, silent
+from neural_polarizer.train import Schedule, descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class NeuralCleanse(Defense):
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         with run.timed("invert"):
-            found = self.invert(model, clean, seed=run.seed, device=run.device, progress=run.progress)
+            found = self.invert(model, clean, run)
         audit = found.audit(clean.classes)
         if not found.flagged:
             return Outcome(model, audit)
@@ -106,20 +106,11 @@ class NeuralCleanse(Defense):
             tuned = fine_tuned(model, self._with_triggers(clean, found, run), self.schedule, run)
         return Outcome(tuned, audit, found.suspect)
 
-    def invert(
-        self,
-        model: nn.Module,
-        clean: ImageSet,
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        progress: Progress = silent,
-    ) -> Inversion:
+    def invert(self, model: nn.Module, clean: ImageSet, run: Run) -> Inversion:
         """A trigger for every class, and which of them are suspicious; ``model`` is left as it is.
 
         The seed fixes the order of the images, the only randomness.
         """
-        run = Run(seed=seed, device=torch.device(device), progress=progress)
         shown = torch.randperm(len(clean), generator=run.stream("nc images"))[: self.images]
         clean = clean if self.images is None else clean.select(shown.sort().values)
         frozen = copy.deepcopy(model).to(run.device).eval().requires_grad_(False)
