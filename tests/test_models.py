@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.build import build, sizes_in, skeleton
-from neural_polarizer.models.layers import last_linear, replace_layer, watching
+from neural_polarizer.models.layers import last_linear, watching
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActBlock, PreActResNet18
 from toys import TinyNet, hooks, made, tiny_model
@@ -240,7 +240,7 @@ def test_the_head_is_the_last_linear_layer_and_can_be_replaced() -> None:
     model = tiny_model()
     name, head = last_linear(model)
     assert (name, head.out_features) == ("network.head", 4)
-    replace_layer(model, name, nn.Linear(6, 2))
+    model.set_submodule(name, nn.Linear(6, 2))
     assert model(torch.rand(5, 3, 8, 8)).shape == (5, 2)
     with pytest.raises(BadInputError, match="has no linear layer"):
         last_linear(nn.Conv2d(3, 4, 1))

@@ -23,7 +23,6 @@ from neural_polarizer.defenses.recipes import with_precision
 from neural_polarizer.defenses.rnp import RNP
 from neural_polarizer.defenses.sau import SAU
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.layers import replace_layer
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.train import Schedule
 from toys import assert_same, hooks, made, snapshot, tiny_images, tiny_model
@@ -100,7 +99,7 @@ def test_dropout_is_drawn_from_the_seed_only(name: str) -> None:
     found = []
     for state in (3, 4):
         model = tiny_model()
-        replace_layer(model, "network.pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5)))
+        model.set_submodule("network.pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5)))
         torch.manual_seed(state)
         before = torch.get_rng_state()
         found.append(DEFENSES[name].repair(model, clean, seed=1).model.state_dict())

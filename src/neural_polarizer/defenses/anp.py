@@ -17,7 +17,6 @@ from neural_polarizer.defenses.passes import logits_by
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.layers import replace_layer
 from neural_polarizer.rng import global_rng
 from neural_polarizer.settings import check_literals
 from neural_polarizer.train import Schedule, descend
@@ -161,7 +160,7 @@ def masked_norms(model: nn.Module, method: str) -> dict[str, MaskedNorm]:
         norm = model.get_submodule(name)
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         found[name] = MaskedNorm(norm)
-        replace_layer(model, name, found[name])
+        model.set_submodule(name, found[name])
     return found
 
 

@@ -15,7 +15,7 @@ from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.fine_tuning import LAPTOP, RECIPE, fine_tuned
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.layers import inputs_of, last_linear, replace_layer
+from neural_polarizer.models.layers import inputs_of, last_linear
 from neural_polarizer.train import Schedule
 
 
@@ -56,12 +56,12 @@ class FinePruning(Defense):
             name, head = last_linear(model)
             features = head_inputs(model, name, clean, run.device, self.at_once)
             mask = quiet_channels(features, head, clean.labels.to(run.device), max_drop=self.max_drop, step=self.step)
-            replace_layer(model, name, _MaskedLinear(head, mask))
+            model.set_submodule(name, _MaskedLinear(head, mask))
         with run.timed("fine_tune"):
             tuned = fine_tuned(model, clean, self.schedule, run)
         masked = tuned.get_submodule(name)
         assert isinstance(masked, _MaskedLinear)
-        replace_layer(tuned, name, masked.folded())
+        tuned.set_submodule(name, masked.folded())
         return Outcome(tuned, Audit(f"Pruned {int((mask == 0).sum())} of {len(mask)} inputs of {name}.", {}))
 
 

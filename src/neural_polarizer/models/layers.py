@@ -1,4 +1,4 @@
-"""Finding layers, looking at what passes through them and how far it is enlarged, and putting others in their place."""
+"""Finding layers, and looking at what passes through them and how far it is enlarged."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,12 +20,6 @@ def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
             "architecture or method"
         )
     return layers[-1]
-
-
-def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put ``layer`` in the place of the module called ``name``."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
 
 
 def shape_of(conv: nn.Conv2d) -> dict[str, Any]:

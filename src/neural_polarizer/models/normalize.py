@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.layers import replace_layer, shape_of
+from neural_polarizer.models.layers import shape_of
 
 PROFILES = MappingProxyType(
     {
@@ -211,7 +211,7 @@ def one_channel(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and name:
             if module.in_channels != 1:
-                replace_layer(network, name, nn.Conv2d(1, module.out_channels, **shape_of(module)))
+                network.set_submodule(name, nn.Conv2d(1, module.out_channels, **shape_of(module)))
             return
 
 
