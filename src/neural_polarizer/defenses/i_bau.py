@@ -59,8 +59,7 @@ class IBAU(Defense):
         if min(self.rounds, self.batch_size, self.iterations) < 1 or not 0 < self.portion <= 1 or self.lr <= 0:
             raise BadInputError(
                 f"i-BAU needs at least 1 round, image a batch and iteration, a portion in (0, 1] and a positive lr, "
-                f"got "
-                f"{self.rounds}, {self.batch_size}, {self.iterations}, {self.portion}, {self.lr}"
+                f"got {self.rounds}, {self.batch_size}, {self.iterations}, {self.portion}, {self.lr}"
             )
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:

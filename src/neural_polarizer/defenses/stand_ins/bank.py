@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -56,7 +57,7 @@ def pixel_bank(at: Seen, settings: Settings, found: Found, belief: Belief, *, se
             search=settings.in_pixels,
             batch_size=settings.batch_size,
             generator=generator,
-            told=lambda done, total: told(f"{phase} in pixels, {form.name}", done, total),
+            told=partial(told, f"{phase} in pixels, {form.name}"),
         )
         return every.select(succeeding(every, settings.in_pixels.cap * form.unit))
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -130,7 +131,7 @@ def at_layer(
         search=search,
         batch_size=batch_size,
         generator=generator,
-        told=lambda done, total: told(phase, done, total),
+        told=partial(told, phase),
     )
     return found.select(succeeding(found, search.cap * at.feature_norm))
 

@@ -177,28 +177,22 @@ class Guard:
     beyond: float = 0.5
 
 
+_SHARES = (
+    *("success", "averaged", "quantile", "floor", "prior", "alternative", "shown", "level"),
+    *("window", "features_dense", "max_acc_drop", "enough"),
+)
+"""The settings that lie in [0, 1]."""
+
+
 def check_ranges(settings: object) -> None:
     """Refuse numbers that make no sense: not finite, negative, or a share above 1."""
-    shares = {
-        "success",
-        "quantile",
-        "floor",
-        "prior",
-        "alternative",
-        "shown",
-        "level",
-        "window",
-        "features_dense",
-        "enough",
-    }
-    shares |= {"averaged", "max_acc_drop"}
     for each in fields(settings):  # type: ignore[arg-type]  # a dataclass
         value = getattr(settings, each.name)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
-            if not math.isfinite(number) or number < 0 or (each.name in shares and number > 1):
-                kind = "a share between 0 and 1" if each.name in shares else "finite and not negative"
+            if not math.isfinite(number) or number < 0 or (each.name in _SHARES and number > 1):
+                kind = "a share between 0 and 1" if each.name in _SHARES else "finite and not negative"
                 raise BadInputError(f"{each.name} must be {kind}, got {number}")
 
 
