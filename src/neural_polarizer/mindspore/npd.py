@@ -94,7 +94,7 @@ class Learner:
         handle = self.polarizer.register_forward_pre_hook(note)
         try:
             for rows in torch.arange(len(self.labels)).split(self.settings.batch_size):
-                self._logits(self._pixels(rows))
+                self.cell(self._pixels(rows))
         finally:
             handle.remove()
         first, second, count = (sum(column) for column in zip(*sums, strict=True))
@@ -117,7 +117,7 @@ class Learner:
                     benign = partial(F.cross_entropy, target=self.labels[rows])
 
                     def forward(rows: Tensor = rows, benign: Callable[..., Tensor] = benign) -> ms.Tensor:
-                        return with_gradient_of(benign, [self._logits(self._pixels(rows))])
+                        return with_gradient_of(benign, [self.cell(self._pixels(rows))])
 
                     optimizer.step(ms.grad(forward, None, optimizer.parameters)(), settings.warmup_lr)
                     progress("warm-up", epoch * self.steps + step + 1, settings.warmup_epochs * self.steps)
@@ -160,12 +160,12 @@ class Learner:
     def solve(self, rows: Tensor, done: int) -> Perturbed | None:
         """Lines 7 and 8, the inner problem on the clean images ``rows``; None if none of them is perturbed."""
         settings = self.settings
-        aim = aim_of(settings.target, to_torch(self._logits(self._pixels(rows))), self.labels[rows])
+        aim = aim_of(settings.target, to_torch(self.cell(self._pixels(rows))), self.labels[rows])
         if len(aim.places) == 0:
             return None
         pixels, targeted = self._pixels(rows[aim.places]), settings.goal == "targeted"
         delta = perturb(
-            self._logits,
+            self.cell,
             pixels,
             aim.targets if targeted else aim.labels,
             ball=Ball(settings.norm, settings.radius(len(aim.places), done)),
@@ -193,10 +193,10 @@ class Learner:
 
         def forward() -> ms.Tensor:
             with self._outer_mode(follow=True):
-                logits = [self._logits(self._pixels(rows))]
+                logits = [self.cell(self._pixels(rows))]
             if perturbed is not None:
                 with self._outer_mode(follow=False):
-                    logits.append(self._logits(perturbed.pixels))
+                    logits.append(self.cell(perturbed.pixels))
             return with_gradient_of(loss, logits)
 
         gradients = ms.grad(forward, None, parameters)()
@@ -205,9 +205,6 @@ class Learner:
     def _outer_mode(self, *, follow: bool) -> Any:
         in_training = self.settings.bn_outer == "train_clean_stats"
         return batch_statistics(self.polarizer, follow=follow) if in_training else nullcontext()
-
-    def _logits(self, pixels: ms.Tensor) -> ms.Tensor:
-        return self.cell(pixels)
 
     def _pixels(self, rows: Tensor) -> ms.Tensor:
         return to_mindspore(to_pixels(self.images[rows]))
