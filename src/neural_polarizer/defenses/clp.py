@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.layers import convolutions_with_norms, lipschitz_bounds, outliers
+from neural_polarizer.models.layers import convolutions_with_norms, lipschitz_bounds, outliers, silence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +50,7 @@ class CLP(Defense):
                 "CLP prunes channels of batch norms behind convolutions, but this network has none; use another defense"
             )
         count = 0
-        with torch.no_grad():
-            for number, (convolution, norm) in enumerate(pairs):
-                gone = outliers(lipschitz_bounds(convolution, norm), self.deviations)
-                norm.weight[gone] = 0
-                norm.bias[gone] = 0
-                count += int(gone.sum())
-                run.progress("bounds", number + 1, len(pairs))
+        for number, (convolution, norm) in enumerate(pairs):
+            count += silence(norm, outliers(lipschitz_bounds(convolution, norm), self.deviations))
+            run.progress("bounds", number + 1, len(pairs))
         return count, sum(norm.num_features for _, norm in pairs)

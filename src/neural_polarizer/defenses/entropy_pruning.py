@@ -11,7 +11,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.layers import watching
+from neural_polarizer.models.layers import silence, watching
 from neural_polarizer.settings import check_literals
 
 
@@ -74,13 +74,7 @@ class EntropyPruning(Defense):
             for name, peaks in _peaks(model, norms, to_pixels(clean.images[rows].to(run.device))).items():
                 totals[name] += entropy(peaks, self.bin_width) / self.batches
             run.progress("entropy", number + 1, self.batches)
-        count = 0
-        with torch.no_grad():
-            for name, norm in norms.items():
-                gone = outliers(totals[name], self.deviations)
-                norm.weight[gone] = 0
-                norm.bias[gone] = 0
-                count += int(gone.sum())
+        count = sum(silence(norm, outliers(totals[name], self.deviations)) for name, norm in norms.items())
         return count, sum(norm.num_features for norm in norms.values())
 
 

@@ -1,4 +1,4 @@
-"""Finding layers, and looking at what passes through them and how far it is enlarged."""
+"""Finding layers, looking at what passes through them and how far it is enlarged, and switching channels off."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -94,3 +94,11 @@ def outliers(bounds: Float[Tensor, " k"], deviations: float) -> Bool[Tensor, " k
     if len(bounds) < 2:
         return torch.zeros_like(bounds, dtype=torch.bool)
     return bounds > bounds.mean() + deviations * bounds.std()
+
+
+@torch.no_grad()
+def silence(norm: nn.BatchNorm2d, gone: Bool[Tensor, " k"]) -> int:
+    """Let ``norm`` give zeros for the channels ``gone``, in place; how many these are."""
+    norm.weight[gone] = 0
+    norm.bias[gone] = 0
+    return int(gone.sum())

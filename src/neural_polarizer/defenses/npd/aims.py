@@ -11,7 +11,7 @@ from neural_polarizer.losses import runner_up
 
 
 def targets_of(target: Target, logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """The class that each image is pushed towards: ``target``, that after its own, or its runner-up (eq. 4)."""
+    """The class that each image is pushed towards: ``target``, for "next" (y + 1) mod K, for None eq. 4."""
     if target is None:
         return runner_up(logits, labels)
     return (labels + 1) % logits.shape[1] if target == "next" else torch.full_like(labels, target)
