@@ -172,10 +172,10 @@ def test_a_damaged_state_is_set_aside_and_training_begins_anew(tmp_path: Path, d
 
 
 def test_the_optimizer_is_the_schedules() -> None:
-    found = Schedule(optimizer="adamw", lr=0.003, weight_decay=0.04).optimize(plain())
+    found = Schedule(optimizer="adamw", lr=0.003, weight_decay=0.04).optimize(plain().parameters())
     assert type(found) is torch.optim.AdamW
     assert (found.defaults["lr"], found.defaults["weight_decay"]) == (0.003, 0.04)
-    plain_one = Schedule(momentum=0.7).optimize(plain())
+    plain_one = Schedule(momentum=0.7).optimize(plain().parameters())
     assert type(plain_one) is torch.optim.SGD
     assert plain_one.defaults["momentum"] == 0.7
 

@@ -1,5 +1,6 @@
 """What ``Defense.repair`` does around every method."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import float_type
 from neural_polarizer.settings import changed, places
+from neural_polarizer.train import Schedule
 from toys import tiny_images, tiny_model
 
 
@@ -124,3 +126,30 @@ def test_no_pass_is_larger_than_the_batch_size(method: str) -> None:
     patient.repaired(settings, seed=0)
     at_most = 6 * TWICE.get(method, 1) if settings.at_once == 6 else 256
     assert max(Largest.seen) <= at_most
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (method, name)
+        for method, kind in DEFENSES.items()
+        for name in places(kind(), "optimizer")
+        if method != "nc"  # it finds no trigger here to unlearn
+    ],
+)
+def test_the_optimizer_that_the_record_names_is_the_one_that_learns(
+    method: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    optimize = Schedule.optimize
+
+    def noted(schedule: Schedule, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        used.append(schedule.optimizer)
+        return optimize(schedule, parameters)
+
+    monkeypatch.setattr(Schedule, "optimize", noted)
+    settings: Defense = changed(changed(DEFENSES[method](), DEFENSES[method].smoke), {name: "adamw"})
+    patient = admitted(tiny_model(), tiny_images(24), force=True, batch_size=settings.at_once)
+    patient.repaired(settings, seed=0)
+    assert "adamw" in used

@@ -64,7 +64,7 @@ class FST(Defense):
         _, head = last_linear(network)
         old = head.weight.detach().clone()
         redraw(head, run.stream("fst head"))
-        optimizer = self.schedule.optimize(network)
+        optimizer = self.schedule.optimize(network.parameters())
 
         def step(pixels: Tensor, labels: Tensor) -> None:
             logits = logits_by(network, pixels, self.schedule)

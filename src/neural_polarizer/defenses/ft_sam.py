@@ -60,7 +60,7 @@ class FTSAM(Defense):
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         network = model.train().requires_grad_(True)
         weights = list(network.parameters())
-        optimizer = self.schedule.optimize(network)
+        optimizer = self.schedule.optimize(network.parameters())
 
         def step(pixels: Tensor, labels: Tensor) -> None:
             def loss() -> Tensor:

@@ -73,9 +73,7 @@ class NAD(Defense):
 
     def _distil(self, student: nn.Module, teacher: nn.Module, names: list[str], clean: ImageSet, run: Run) -> None:
         recipe = self.student
-        optimizer = torch.optim.SGD(
-            student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        optimizer = recipe.optimize(student.parameters())
 
         def step(pixels: Tensor, labels: Tensor) -> None:
             with recipe.autocast(run.device):

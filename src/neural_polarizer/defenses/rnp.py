@@ -106,7 +106,7 @@ class RNP(Defense):
     def _forget(self, network: nn.Module, some: ImageSet, run: Run) -> float:
         """Maximise the loss of all weights until the accuracy of a pass is low enough; that accuracy."""
         network.train().requires_grad_(True)
-        optimizer = self.unlearn.optimize(network)
+        optimizer = self.unlearn.optimize(network.parameters())
         right: list[Tensor] = []
         reached = [1.0]
 
@@ -136,12 +136,7 @@ class RNP(Defense):
             norm.on_bias.requires_grad_(False)
         network.train()
         recipe = self.recover
-        optimizer = torch.optim.SGD(
-            [norm.mask for norm in norms.values()],
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
+        optimizer = recipe.optimize([norm.mask for norm in norms.values()])
 
         def step(pixels: Tensor, labels: Tensor) -> None:
             descend(optimizer, self.weight * F.cross_entropy(logits_by(network, pixels, recipe), labels))

@@ -132,7 +132,7 @@ def _begun(
             f"{data.source}: {len(data)} images are less than one batch of {schedule.batch_size}; lower the batch size"
         )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    networks, optimizers = {"model": model}, {"model.": schedule.optimize(model)}
+    networks, optimizers = {"model": model}, {"model.": schedule.optimize(model.parameters())}
     if accomplice is not None:
         networks["accomplice"] = accomplice.network.to(device).train()
         if accomplice.optimizer is not None:

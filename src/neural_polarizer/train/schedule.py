@@ -1,11 +1,12 @@
 """How to train a classifier: epochs, rates, augmentation, precision, adversarial examples."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neural_polarizer.data.augment import random_crop, random_flip, random_rotation, where
 from neural_polarizer.devices import Precision
@@ -92,11 +93,11 @@ class Schedule:
                 f"{self.weight_decay}"
             )
 
-    def optimize(self, model: nn.Module) -> torch.optim.Optimizer:
-        """A new optimizer of all parameters of ``model``."""
+    def optimize(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """A new optimizer of these ``parameters``."""
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Crops, turns and flips, drawn anew for every image; uint8 or float ``(n, c, h, w)`` to the same."""
