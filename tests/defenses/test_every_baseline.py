@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.anp import ANP
@@ -179,6 +179,19 @@ def test_methods_that_need_a_linear_layer_say_so(name: str) -> None:
     network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     with pytest.raises(BadInputError, match="has no linear layer"):
         DEFENSES[name].repair(network, tiny_images(8), seed=0)
+
+
+class Flat(nn.Linear):
+    """A network that is one linear layer."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels.flatten(1))
+
+
+def test_fine_pruning_refuses_a_network_that_is_its_head() -> None:
+    images = tiny_images(8)
+    with pytest.raises(BadInputError, match="this network is that layer"):
+        DEFENSES["fp"].repair(Flat(images.images[0].numel(), 4), images, seed=0)
 
 
 def test_training_that_diverges_is_an_error_and_not_a_result() -> None:

@@ -54,6 +54,8 @@ class FinePruning(Defense):
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         with run.timed("prune"):
             name, head = last_linear(model)
+            if not name:
+                raise BadInputError("FP prunes the inputs of the last linear layer, but this network is that layer")
             features = head_inputs(model, name, clean, run.device, self.at_once)
             mask = quiet_channels(features, head, clean.labels.to(run.device), max_drop=self.max_drop, step=self.step)
             model.set_submodule(name, _MaskedLinear(head, mask))
