@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from neural_polarizer.data.annotations import TABLES, table_rows
-from neural_polarizer.data.classes import ClassNames, class_names, numbered
+from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import decode_all, height_and_width, shown, transparency_note
 from neural_polarizer.data.folders import folder_rows
@@ -64,12 +64,23 @@ def read_images(
     if not len(rows.labels):
         raise BadInputError(f"{source}: holds no images")
     known = None if classes is None else class_names(classes, said_by="classes")
-    form: dict[str, Any] = {"in_order_of_names": rows.in_order_of_names, "beside": rows.beside, "source": source}
-    found = numbered(rows.labels, rows.classes, known=known, num_classes=num_classes, **form)
+    found = _numbered(rows, known, num_classes, source)
     labels = torch.from_numpy(found.labels[:limit].copy())  # a bad image beyond the limit is never looked at
     pixels, transparent = decode_all(islice(rows.items, len(labels)), len(labels), size=shape, source=source)
     notes = (*rows.notes, *found.notes, *transparency_note(source, transparent, len(labels)))
     return ImageSet(pixels, labels, found.classes, source, notes)
+
+
+def _numbered(rows: Rows, known: ClassNames | None, num_classes: int | None, source: str) -> Numbered:
+    return numbered(
+        rows.labels,
+        rows.classes,
+        in_order_of_names=rows.in_order_of_names,
+        known=known,
+        num_classes=num_classes,
+        source=source,
+        beside=rows.beside,
+    )
 
 
 def _rows(spec: str) -> Rows:
