@@ -73,7 +73,10 @@ def test_nc_says_how_many_images_its_classes_cost_and_what_makes_it_less() -> No
     assert NeuralCleanse(epochs=1).cost_of_classes(24, 1000) != nc.cost_of_classes(24, 1000)
 
 
-def test_the_looks_say_how_many_of_many_classes_they_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("in_pixels", "line"), [(10, "4 of them in pixels"), (1, "2 of them in pixels")])
+def test_the_looks_say_how_many_of_many_classes_they_look_at(
+    in_pixels: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spent: list[int] = []
     search: Callable[..., Any] = least_stand_ins
 
@@ -86,12 +89,13 @@ def test_the_looks_say_how_many_of_many_classes_they_look_at(monkeypatch: pytest
 
     for module in (looks, seen):
         monkeypatch.setattr(module, "least_stand_ins", counted)
-    audited(made(TinyNet(9)), tiny_images(18, num_classes=9), seed=0, settings=FEW)
-    said = cost_of_looks(FEW, 9)
+    few = replace(FEW, looks=replace(FEW.looks, pixel_classes=in_pixels))
+    audited(made(TinyNet(9)), tiny_images(18, num_classes=9), seed=0, settings=few)
+    said = cost_of_looks(few, 9)
     assert sum(spent) == told(said)
     assert said is not None
-    assert said.startswith("of 9 classes the 2 nearest and 2 others are looked at")
-    assert cost_of_looks(FEW, 4) is None
+    assert said.startswith(f"of 9 classes the 2 nearest and 2 others are looked at, {line}, with")
+    assert cost_of_looks(few, 4) is None
     assert LeastStandIns().cost_of_classes(100, 1000) == cost_of_looks(Settings(), 1000)
     assert told(cost_of_looks(Settings(), 1000)) == told(cost_of_looks(Settings(), 100))
 

@@ -98,3 +98,29 @@ def test_the_least_of_each_class_is_looked_for_further(monkeypatch: pytest.Monke
     assert begin.norms.tolist() == [2.0, 5.0, 1.0, 8.0]
     short = replace(SMALL, looks=replace(SMALL.looks, further=0))
     assert least(short) == (8, [3.0, 2.0, 5.0, 6.0, 1.0, 4.0, 9.0, 8.0])
+
+
+def test_in_pixels_only_the_most_suspicious_of_many_classes_and_others_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen_in_pixels: list[list[int]] = []
+
+    def in_pixels(_at: Seen, _form: PixelForm, classes: Tensor, *_: Any) -> tuple[StandIns, Tensor]:
+        seen_in_pixels.append(classes.tolist())
+        return stand_ins([1.0] * len(classes)), torch.ones(len(classes))
+
+    near = torch.tensor([1.0, 1.01, 0.99, 0.02])  # class 3, at the head's input
+    monkeypatch.setattr(looks, "_in_pixels", in_pixels)
+    monkeypatch.setattr(looks, "_dense", lambda _at, aims, *_: torch.ones(len(aims)))
+    monkeypatch.setattr(looks, "_of_head", lambda *_: near)
+    fine = replace(SMALL, looks=replace(SMALL.looks, pixel_classes=1))
+    drawn = set()
+    for seed in range(8):
+        found = look(*places(None), fine, seed=seed, told=silent)
+        assert all(len(classes) == 2 and 3 in classes for classes in seen_in_pixels)
+        drawn.update(seen_in_pixels[-1])
+        rest = found.norms["dense"].isnan()
+        assert rest.sum() == 2
+        assert found.belief.likeliest == 3  # classes that are not looked at in pixels are judged by the other measures
+    assert drawn == {0, 1, 2, 3}  # the others are drawn
+    assert bool((found.belief.aims[:CLASSES] > 0).all())

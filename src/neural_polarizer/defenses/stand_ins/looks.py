@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Engine
-from neural_polarizer.defenses.stand_ins.evidence import Belief, believed
+from neural_polarizer.defenses.stand_ins.evidence import Belief, believed, combined_p, outlier_p
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.least import StandIns, dense_forms, least_stand_ins
 from neural_polarizer.defenses.stand_ins.program import head_norms
@@ -38,33 +38,37 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
     """Compute the statistics and combine them; a class's norm is the least of its stand-ins'.
 
     With many classes only the nearest ones and as many others are looked at (``Looks.classes``): a backdoor brings its
-    class near, and the others are the crowd that it has to stand out from.
+    class near, and the others are the crowd that it has to stand out from. In pixels, where it costs most, these are
+    the most suspicious ones of what was measured before, and as many others (``Looks.pixel_classes``).
 
     It is looked ``at`` the layer's place, and at the ``last`` map, where a backdoor's direction may be clearer; None
     where there is no other place.
     """
     looks, count = settings.looks, at.net.num_classes
-    classes = _closely(at.logits, at.labels, looks.classes, stream(seed, "classes"))
-    aims = classes.cpu().repeat_interleave(looks.features)
-    shift_count = min(count - 1, 2 * looks.classes)
+    classes = _closely(_behind(at.logits, at.labels), torch.arange(count), looks.classes, stream(seed, "classes"))
+    aims = classes.repeat_interleave(looks.features)
+    shift_count = min(count - 1, 2 * looks.pixel_classes)  # a crowd for the next class
     shifts = count + torch.arange(shift_count)
     of_layer = _dense(at, torch.cat([aims, shifts]), settings, stream(seed, "looks in features"), told, "features")
     of_class, of_shift = of_layer.split([len(aims), shift_count])
-    norms = {"head": _of_head(at, classes, looks), "features": _by_class(of_class, classes, count)}
+    norms = {"head": _of_head(at, classes.to(at.net.device), looks), "features": _by_class(of_class, classes, count)}
     norms["last_map"] = torch.full((count,), torch.nan)
     if last is not None:
         of_last = _dense(last, aims, settings, stream(seed, "looks at the last map"), told, "the last map")
         norms["last_map"] = _by_class(of_last, classes, count)
+    resolution = max(settings.in_pixels.finest, settings.in_features.finest)
+    by_now = combined_p(torch.stack([outlier_p(each.log(), resolution) for each in norms.values()]))
+    finely = _closely(by_now, classes, looks.pixel_classes, stream(seed, "classes in pixels"))
     in_pixels: dict[str, StandIns] = {}
     for name, form in pixel_forms(tuple(at.net.images.shape[1:])).items():
-        in_pixels[name], least = _in_pixels(at, form, classes, settings, stream(seed, f"looks in pixels, {name}"), told)
-        norms[name] = _by_class(least, classes, count)
+        in_pixels[name], least = _in_pixels(at, form, finely, settings, stream(seed, f"looks in pixels, {name}"), told)
+        norms[name] = _by_class(least, finely, count)
     belief = believed(
         [norms[name].log() for name in BY_CLASS],
         [norms[name].log() for name in (*in_pixels, "features")],
         torch.cat([of_shift, torch.full((count - 1 - shift_count,), torch.nan)]).log(),
         looks,
-        resolution=max(settings.in_pixels.finest, settings.in_features.finest),
+        resolution,
     )
     return Found(belief, {name: norms[name] for name in BY_CLASS}, in_pixels)
 
@@ -88,7 +92,7 @@ def _in_pixels(
     def made(count: int, search: Search, begin: StandIns | None, phase: str) -> StandIns:
         return least_stand_ins(
             at.in_pixels(form),
-            classes.cpu().repeat_interleave(count),
+            classes.repeat_interleave(count),
             form.free(len(classes) * count, settings.bank, at.net.device),
             search=search,
             batch_size=settings.batch_size,
@@ -146,18 +150,19 @@ def _each(form: PixelForm, looks: Looks, classes: int) -> int:
 def cost_of_looks(settings: Settings, classes: int) -> str | None:
     """What a look at the classes costs where only some of many are looked at, in a sentence; None for fewer classes."""
     looks = settings.looks
-    closely = 2 * looks.classes
+    closely, finely = 2 * looks.classes, 2 * min(looks.pixel_classes, looks.classes)
     if classes <= closely:
         return None
-    aims = 2 * closely * looks.features + min(classes - 1, closely)  # at the layer's input and at the last map
+    # At the layer's input, at the last map, and shifts.
+    aims = 2 * closely * looks.features + min(classes - 1, 2 * looks.pixel_classes)
     features = aims * settings.in_features.steps * min(settings.in_features.images, settings.batch_size)
-    in_pixels = sum(_each(form, looks, closely) for form in pixel_forms((3, 1, 1)).values())
+    in_pixels = sum(_each(form, looks, finely) for form in pixel_forms((3, 1, 1)).values())
     steps = in_pixels * settings.in_pixels.steps + 2 * looks.further  # of each form
-    pixels = closely * steps * min(looks.images, settings.batch_size)
+    pixels = finely * steps * min(looks.images, settings.batch_size)
     return (
-        f"of {classes:,} classes the {looks.classes} nearest and {looks.classes} others are looked at, with "
-        f"{pixels + features:,} images forwards and backwards, however many more classes there are; "
-        f"--set looks.classes={max(1, looks.classes // 4)} looks at fewer"
+        f"of {classes:,} classes the {looks.classes} nearest and {looks.classes} others are looked at, {finely} of "
+        f"them in pixels, with {pixels + features:,} images forwards and backwards, however many more classes there "
+        f"are; --set looks.pixel_classes={max(1, looks.pixel_classes // 2)} looks at fewer"
     )
 
 
@@ -180,17 +185,23 @@ def drawn_pairs(
 
 
 def _closely(
-    logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"], most: int, generator: torch.Generator
-) -> Int64[Tensor, " c"]:
-    """The classes that are looked at closely, in their order."""
-    count = logits.shape[1]
-    if count <= 2 * most:
-        return torch.arange(count, device=logits.device)
+    scores: Float[Tensor, " k"], classes: Int64[Tensor, " c"], most: int, generator: torch.Generator
+) -> Int64[Tensor, " d"]:
+    """Of these classes the ``most`` with the lowest scores and as many others, in their order; all if there are fewer.
+
+    All are on the CPU.
+    """
+    if len(classes) <= 2 * most:
+        return classes
+    ordered = classes[scores[classes].argsort()]
+    others = ordered[most:]
+    return torch.cat([ordered[:most], others[torch.randperm(len(others), generator=generator)[:most]]]).sort().values
+
+
+def _behind(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " k"]:
+    """By how much each class is behind the answer, for the median image of another class; on the CPU."""
     behind = logits.amax(dim=1, keepdim=True) - logits
-    distance = torch.stack([behind[labels != each, each].median() for each in range(count)])
-    order = distance.argsort()
-    others = order[most:][torch.randperm(count - most, generator=generator).to(order.device)[:most]]
-    return torch.cat([order[:most], others]).sort().values
+    return torch.stack([behind[labels != each, each].median() for each in range(logits.shape[1])]).cpu()
 
 
 @torch.no_grad()

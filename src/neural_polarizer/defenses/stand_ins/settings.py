@@ -53,7 +53,8 @@ class Looks:
 
     Args:
         classes: with more classes than twice this, only so many of the nearest ones, and as many others to compare
-            them with, are looked at closely.
+            them with, are looked at.
+        pixel_classes: likewise in pixels, where a look costs most: the most suspicious ones by then, and others.
         pixels: dense stand-ins in pixels, spread over the classes, at least two for each; of smooth ones half as many.
         images: fresh images in each of their steps.
         further: steps by which the least one of each class and form is looked for further, half as long.
@@ -70,6 +71,7 @@ class Looks:
     """
 
     classes: int = 32
+    pixel_classes: int = 10
     pixels: int = 40
     images: int = 16
     further: int = 16
@@ -134,7 +136,7 @@ class Learning:
         round_steps: of learning in each round, with a cosine schedule of their own.
     """
 
-    weights: tuple[float, ...] = (0.03, 0.1)
+    weights: tuple[float, ...] = (0.03, 0.1, 0.3)
     pull: float = 0.2
     lr: float = 0.5
     lr_shift: float = 0.008
