@@ -19,7 +19,7 @@ from toys import made, tiny_images
 
 CLASSES = 4
 SMALL = Settings(
-    looks=Looks(pixels=8, images=4, features=1, program_steps=5, further=2),
+    looks=Looks(pixels=8, features=1, program_steps=5, further=2),
     in_pixels=Search(steps=2, images=4),
     in_features=Search(steps=2, images=4),
 )

@@ -87,7 +87,7 @@ def _in_pixels(
     came near a trigger has not arrived.
     """
     looks, each = settings.looks, _each(form, settings.looks, len(classes))
-    search = replace(settings.in_pixels, images=looks.images)
+    search = settings.in_pixels
 
     def made(count: int, search: Search, begin: StandIns | None, phase: str) -> StandIns:
         return least_stand_ins(
@@ -158,7 +158,7 @@ def cost_of_looks(settings: Settings, classes: int) -> str | None:
     features = aims * settings.in_features.steps * min(settings.in_features.images, settings.batch_size)
     in_pixels = sum(_each(form, looks, finely) for form in pixel_forms((3, 1, 1)).values())
     steps = in_pixels * settings.in_pixels.steps + 2 * looks.further  # of each form
-    pixels = finely * steps * min(looks.images, settings.batch_size)
+    pixels = finely * steps * min(settings.in_pixels.images, settings.batch_size)
     return (
         f"of {classes:,} classes the {looks.classes} nearest and {looks.classes} others are looked at, {finely} of "
         f"them in pixels, with {pixels + features:,} images forwards and backwards, however many more classes there "

@@ -56,7 +56,6 @@ class Looks:
             them with, are looked at.
         pixel_classes: likewise in pixels, where a look costs most: the most suspicious ones by then, and others.
         pixels: dense stand-ins in pixels, spread over the classes, at least two for each; of smooth ones half as many.
-        images: fresh images in each of their steps.
         further: steps by which the least one of each class and form is looked for further, half as long.
         features: dense stand-ins for each class, at the layer's input and at the last map.
         quantile: of the margins that the convex program at the head's input has to overcome.
@@ -72,8 +71,7 @@ class Looks:
 
     classes: int = 32
     pixel_classes: int = 10
-    pixels: int = 40
-    images: int = 16
+    pixels: int = 60
     further: int = 16
     features: int = 2
     quantile: float = 0.9
