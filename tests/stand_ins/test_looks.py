@@ -124,3 +124,25 @@ def test_in_pixels_only_the_most_suspicious_of_many_classes_and_others_are_looke
         assert found.belief.likeliest == 3  # classes that are not looked at in pixels are judged by the other measures
     assert drawn == {0, 1, 2, 3}  # the others are drawn
     assert bool((found.belief.aims[:CLASSES] > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("pixels_at_once", "most"),
+    [(2_000_000, 16), (2048, 8), (1, 4)],  # the batch size; what fits; the images of one stand-in's step
+)
+def test_large_pictures_are_searched_fewer_at_once(
+    pixels_at_once: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen_at_once: list[int] = []
+    settings = replace(SMALL, batch_size=16, pixels_at_once=pixels_at_once)
+    model, clean = made(PreActResNet18(CLASSES, width=2)), tiny_images(24, size=16)
+    net, _ = engine_at(settings, model, clean, None, seed=0, device="cpu")
+    predict = net.predict
+
+    def noted(pixels: Tensor) -> Tensor:
+        seen_at_once.append(len(pixels))
+        return predict(pixels)
+
+    monkeypatch.setattr(net, "predict", noted)
+    look(seen(net, 16), None, settings, seed=0, told=silent)
+    assert max(seen_at_once) == most

@@ -55,7 +55,7 @@ def pixel_bank(at: Seen, settings: Settings, found: Found, belief: Belief, *, se
             aims,
             windows,
             search=settings.in_pixels,
-            batch_size=settings.batch_size,
+            batch_size=settings.searched_at_once(form.shape),
             generator=generator,
             told=partial(told, f"{phase} in pixels, {form.name}"),
         )

@@ -95,7 +95,7 @@ def _in_pixels(
             classes.repeat_interleave(count),
             form.free(len(classes) * count, settings.bank, at.net.device),
             search=search,
-            batch_size=settings.batch_size,
+            batch_size=settings.searched_at_once(form.shape),
             generator=generator,
             told=partial(told, phase),
             begin=begin,

@@ -1,6 +1,7 @@
 """The settings of the defense with least stand-ins, with their meaning and their checks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -204,6 +205,8 @@ class Settings:
         target: the attacker's class, "next" for all-to-all, or None: stand-ins are drawn in proportion to the evidence.
         site: ``before:NAME`` or ``after:NAME``; None takes that of ``sites.choose_site``.
         batch_size: the most images at once, and those of a step of learning.
+        pixels_at_once: the most pixels (of all images, without channels) in a pass of a search in pixels, whose
+            gradients need the values of all layers; but always as many images as a stand-in is shown in a step.
         epochs: at least so many passes over the clean images in learning, where ``learning.steps`` steps are fewer.
         precision: "fp32", or "bf16" autocast (losses stay in float32).
         looks: what is looked at to find the attacker's class.
@@ -220,6 +223,7 @@ class Settings:
     target: int | Literal["next"] | None = None
     site: str | None = None
     batch_size: int = 128
+    pixels_at_once: int = 2_000_000
     epochs: int | None = field(default=None, metadata={"later": True})
     precision: Precision = "fp32"
     looks: Looks = field(default_factory=Looks)
@@ -236,12 +240,19 @@ class Settings:
         passes = math.ceil((self.epochs or 0) * images / max(1, self.batch_size // 2))
         return max(self.learning.steps, passes)
 
+    def searched_at_once(self, shape: Sequence[int]) -> int:
+        """Images of ``shape`` (c, h, w) in a pass of a search in pixels."""
+        least = self.in_pixels.images
+        return min(self.batch_size, max(least, self.pixels_at_once // math.prod(shape[1:])))
+
     def __post_init__(self) -> None:
         check_literals(self)
         for part in (self.looks, self.in_pixels, self.in_features, self.bank, self.learning, self.guard):
             check_ranges(part)
-        if self.batch_size < 1:
-            raise BadInputError(f"the batch size must be at least 1, got {self.batch_size}")
+        if min(self.batch_size, self.pixels_at_once) < 1:
+            raise BadInputError(
+                f"batch_size and pixels_at_once must be at least 1, got {self.batch_size} and {self.pixels_at_once}"
+            )
         if self.epochs is not None and self.epochs < 1:
             raise BadInputError(f"epochs must be at least 1, got {self.epochs}")
         if isinstance(self.target, bool):
