@@ -61,16 +61,18 @@ class Script:
 
 
 @pytest.mark.long
-def test_weights_are_tried_until_one_does_and_the_best_is_kept(
+def test_weights_are_tried_until_one_does_or_does_more_harm_and_the_best_is_kept(
     place: Place, gathered: tuple[PixelBank, Belief], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, belief = gathered
     script = Script(place, [0.5, 0.0], monkeypatch)
     assert place.learn(bank, of_form(belief, SEEN_IN_PIXELS)).guarded.weight == 0.1
     assert script.tried == [(0.03, 0), (0.1, 0)]
-    script = Script(place, [0.5, 0.2, 0.3], monkeypatch)
-    assert place.learn(bank, of_form(belief, SEEN_IN_PIXELS)).guarded.weight == 0.1
-    assert len(script.tried) == 3
+    for told, kept, tried in (([0.5, 0.2, 0.3], 0.1, 3), ([0.5, 0.2, 0.1], 0.3, 3), ([0.5, 0.5, 0.1], 0.03, 2)):
+        script = Script(place, told, monkeypatch)
+        found = place.learn(bank, of_form(belief, SEEN_IN_PIXELS))
+        assert found.guarded.weight == kept
+        assert len(script.tried) == len(found.history) == tried
 
 
 @pytest.mark.long

@@ -65,23 +65,27 @@ class Place:
     def learn(self, pixels: PixelBank, belief: Belief) -> Learned:
         """Learn with these stand-ins in pixels and new ones at the layer's input, of the frozen network.
 
-        One weight after the other is tried, until one does; that is taken which does the least expected harm.  Where
-        no form in pixels stands out, the first has to do, as lengths at the layer's input do not compare weights.
+        One weight after the other is tried, until one does, or does no less expected harm than the one before; that of
+        the least harm is taken.  Where no form in pixels stands out, the first has to do, as lengths at the layer's
+        input do not compare weights.
         """
         weights = self.settings.learning.weights
         if belief.beyond_pixels(self.settings.looks.clear):
             weights = weights[:1]
         generator = stream(self.seed, "learn")
         lesson = self._gathered(pixels, belief)
-        tried: list[Learned] = []
-        history: list[Mapping[str, float]] = []
-        for weight in weights:
-            latest = self._learned(lesson, [self.layer.nothing] * len(self.judge.folds), belief, generator, weight, 0)
-            history.extend(latest.history)
-            tried.append(latest)
-            if latest.guarded.done:
+        nothing = [self.layer.nothing] * len(self.judge.folds)
+        best = self._learned(lesson, nothing, belief, generator, weights[0], 0)
+        history = list(best.history)
+        for weight in weights[1:]:
+            if best.guarded.done:
                 break
-        return replace(min(tried, key=lambda each: each.guarded.harm), history=history)
+            latest = self._learned(lesson, nothing, belief, generator, weight, 0)
+            history.extend(latest.history)
+            if latest.guarded.harm >= best.guarded.harm:
+                break
+            best = latest
+        return replace(best, history=history)
 
     def renew(self, learned: Learned, belief: Belief) -> Learned:
         """Go on with stand-ins that are made anew, round by round, as long as that helps.

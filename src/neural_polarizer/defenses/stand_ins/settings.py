@@ -133,6 +133,9 @@ class Learning:
             the layer as it is, and learned from.
         renewed: stand-ins in each round.
         round_steps: of learning in each round, with a cosine schedule of their own.
+
+    Raises:
+        BadInputError: no weights.
     """
 
     weights: tuple[float, ...] = (0.03, 0.1, 0.3)
@@ -145,6 +148,10 @@ class Learning:
     rounds: int = 10
     renewed: int = 24
     round_steps: int = 40
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise BadInputError("learning needs at least one of its weights")
 
 
 @dataclass(frozen=True, kw_only=True)
