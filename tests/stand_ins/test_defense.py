@@ -159,10 +159,12 @@ def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
         ("looks.floor", float("nan")),
         ("in_pixels.steps", 0),
         ("batch_size", 0),
+        ("pixels_at_once", 0),
         ("epochs", 0),
+        ("learning.weights", ()),
     ],
 )
-def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(BadInputError, match="must be"):
         changed(SMALL, {name: value})
 

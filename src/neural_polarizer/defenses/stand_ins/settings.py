@@ -151,7 +151,7 @@ class Learning:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise BadInputError("learning needs at least one of its weights")
+            raise BadInputError("learning.weights must be at least one")
 
 
 @dataclass(frozen=True, kw_only=True)
