@@ -27,7 +27,7 @@ from run_files import run
 from toys import TinyNet, made, tiny_images
 
 FEW = Settings(
-    looks=Looks(classes=2, pixels=8, program_steps=2),
+    looks=Looks(classes=2, pixels=8, images=3, program_steps=2),
     in_pixels=Search(steps=2, images=3),
     in_features=Search(steps=3, images=2),
 )

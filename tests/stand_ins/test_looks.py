@@ -19,7 +19,7 @@ from toys import made, tiny_images
 
 CLASSES = 4
 SMALL = Settings(
-    looks=Looks(pixels=8, features=1, program_steps=5, further=2),
+    looks=Looks(pixels=8, images=4, features=1, program_steps=5, further=2),
     in_pixels=Search(steps=2, images=4),
     in_features=Search(steps=2, images=4),
 )
@@ -100,30 +100,43 @@ def test_the_least_of_each_class_is_looked_for_further(monkeypatch: pytest.Monke
     assert least(short) == (8, [3.0, 2.0, 5.0, 6.0, 1.0, 4.0, 9.0, 8.0])
 
 
-def test_in_pixels_only_the_most_suspicious_of_many_classes_and_others_are_looked_at(
+def test_of_many_classes_the_nearest_are_looked_at_and_the_most_suspicious_in_pixels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen_in_pixels: list[list[int]] = []
+    many = 8
+    in_pixels: list[list[int]] = []
 
-    def in_pixels(_at: Seen, _form: PixelForm, classes: Tensor, *_: Any) -> tuple[StandIns, Tensor]:
-        seen_in_pixels.append(classes.tolist())
+    def pixels(_at: Seen, _form: PixelForm, classes: Tensor, *_: Any) -> tuple[StandIns, Tensor]:
+        in_pixels.append(classes.tolist())
         return stand_ins([1.0] * len(classes)), torch.ones(len(classes))
 
-    near = torch.tensor([1.0, 1.01, 0.99, 0.02])  # class 3, at the head's input
-    monkeypatch.setattr(looks, "_in_pixels", in_pixels)
+    def head(_at: Seen, classes: Tensor, _looks: Looks) -> Tensor:
+        norms = torch.full((many,), torch.nan)
+        norms[classes] = torch.tensor([1.0, 1.01, 0.99, 0.02, 1.0, 0.98, 1.02, 1.0])[classes]  # class 3 is suspicious
+        return norms
+
+    monkeypatch.setattr(looks, "_in_pixels", pixels)
     monkeypatch.setattr(looks, "_dense", lambda _at, aims, *_: torch.ones(len(aims)))
-    monkeypatch.setattr(looks, "_of_head", lambda *_: near)
-    fine = replace(SMALL, looks=replace(SMALL.looks, pixel_classes=1))
-    drawn = set()
-    for seed in range(8):
-        found = look(*places(None), fine, seed=seed, told=silent)
-        assert all(len(classes) == 2 and 3 in classes for classes in seen_in_pixels)
-        drawn.update(seen_in_pixels[-1])
-        rest = found.norms["dense"].isnan()
-        assert rest.sum() == 2
-        assert found.belief.likeliest == 3  # classes that are not looked at in pixels are judged by the other measures
-    assert drawn == {0, 1, 2, 3}  # the others are drawn
-    assert bool((found.belief.aims[:CLASSES] > 0).all())
+    monkeypatch.setattr(looks, "_of_head", head)
+    monkeypatch.setattr(looks, "_behind", lambda *_: torch.tensor([7.0, 6.0, 5.0, 1.0, 0.0, 2.0, 3.0, 4.0]))
+    model, clean = made(PreActResNet18(many, width=2)), tiny_images(24, num_classes=many, size=16)
+    net, _ = engine_at(SMALL, model, clean, None, seed=0, device="cpu")
+    at, drawn = seen(net, 16), set()
+    for seed in range(20):
+        coarse = replace(SMALL, looks=replace(SMALL.looks, classes=2, pixel_classes=1))
+        found = look(at, None, coarse, seed=seed, told=silent)
+        closely, finely = found.norms["features"].isfinite(), found.norms["dense"].isfinite()
+        assert closely[[3, 4]].all()
+        assert closely.sum() == 4
+        assert in_pixels[-1] == finely.nonzero()[:, 0].tolist()
+        assert finely[3]
+        assert finely.sum() == 2
+        assert bool((finely <= closely).all())
+        assert found.belief.likeliest == 3
+        drawn.update(in_pixels[-1])
+    assert drawn == set(range(many))  # the others are drawn
+    found = look(at, None, replace(SMALL, looks=replace(SMALL.looks, classes=4, pixel_classes=1)), seed=0, told=silent)
+    assert in_pixels[-1] == list(range(many))  # with no more than twice as many, all are looked at everywhere
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
     """Compute the statistics and combine them; a class's norm is the least of its stand-ins'.
 
     With many classes only the nearest ones and as many others are looked at (``Looks.classes``): a backdoor brings its
-    class near, and the others are the crowd that it has to stand out from. In pixels, where it costs most, these are
-    the most suspicious ones of what was measured before, and as many others (``Looks.pixel_classes``).
+    class near, and the others are the crowd that it has to stand out from.  Of these, then, fewer are looked at in
+    pixels, which costs most: the most suspicious ones by then, and as many others (``Looks.pixel_classes``).
 
     It is looked ``at`` the layer's place, and at the ``last`` map, where a backdoor's direction may be clearer; None
     where there is no other place.
@@ -47,7 +47,7 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
     looks, count = settings.looks, at.net.num_classes
     classes = _closely(_behind(at.logits, at.labels), torch.arange(count), looks.classes, stream(seed, "classes"))
     aims = classes.repeat_interleave(looks.features)
-    shift_count = min(count - 1, 2 * looks.pixel_classes)  # a crowd for the next class
+    shift_count = min(count - 1, 2 * looks.classes)
     shifts = count + torch.arange(shift_count)
     of_layer = _dense(at, torch.cat([aims, shifts]), settings, stream(seed, "looks in features"), told, "features")
     of_class, of_shift = of_layer.split([len(aims), shift_count])
@@ -57,8 +57,10 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
         of_last = _dense(last, aims, settings, stream(seed, "looks at the last map"), told, "the last map")
         norms["last_map"] = _by_class(of_last, classes, count)
     resolution = max(settings.in_pixels.finest, settings.in_features.finest)
-    by_now = combined_p(torch.stack([outlier_p(each.log(), resolution) for each in norms.values()]))
-    finely = _closely(by_now, classes, looks.pixel_classes, stream(seed, "classes in pixels"))
+    finely = classes
+    if len(classes) < count:
+        by_now = combined_p(torch.stack([outlier_p(each.log(), resolution) for each in norms.values()]))
+        finely = _closely(by_now, classes, looks.pixel_classes, stream(seed, "classes in pixels"))
     in_pixels: dict[str, StandIns] = {}
     for name, form in pixel_forms(tuple(at.net.images.shape[1:])).items():
         in_pixels[name], least = _in_pixels(at, form, finely, settings, stream(seed, f"looks in pixels, {name}"), told)
@@ -87,7 +89,7 @@ def _in_pixels(
     came near a trigger has not arrived.
     """
     looks, each = settings.looks, _each(form, settings.looks, len(classes))
-    search = settings.in_pixels
+    search = replace(settings.in_pixels, images=looks.images)
 
     def made(count: int, search: Search, begin: StandIns | None, phase: str) -> StandIns:
         return least_stand_ins(
@@ -153,12 +155,11 @@ def cost_of_looks(settings: Settings, classes: int) -> str | None:
     closely, finely = 2 * looks.classes, 2 * min(looks.pixel_classes, looks.classes)
     if classes <= closely:
         return None
-    # At the layer's input, at the last map, and shifts.
-    aims = 2 * closely * looks.features + min(classes - 1, 2 * looks.pixel_classes)
+    aims = 2 * closely * looks.features + min(classes - 1, closely)  # at the layer's input and at the last map
     features = aims * settings.in_features.steps * min(settings.in_features.images, settings.batch_size)
     in_pixels = sum(_each(form, looks, finely) for form in pixel_forms((3, 1, 1)).values())
     steps = in_pixels * settings.in_pixels.steps + 2 * looks.further  # of each form
-    pixels = finely * steps * min(settings.in_pixels.images, settings.batch_size)
+    pixels = finely * steps * min(looks.images, settings.batch_size)
     return (
         f"of {classes:,} classes the {looks.classes} nearest and {looks.classes} others are looked at, {finely} of "
         f"them in pixels, with {pixels + features:,} images forwards and backwards, however many more classes there "

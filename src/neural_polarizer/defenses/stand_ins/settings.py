@@ -55,8 +55,10 @@ class Looks:
     Args:
         classes: with more classes than twice this, only so many of the nearest ones, and as many others to compare
             them with, are looked at.
-        pixel_classes: likewise in pixels, where a look costs most: the most suspicious ones by then, and others.
+        pixel_classes: then, in pixels, where a look costs most, only so many of the most suspicious ones among these,
+            and as many others.
         pixels: dense stand-ins in pixels, spread over the classes, at least two for each; of smooth ones half as many.
+        images: fresh images in each of their steps.
         further: steps by which the least one of each class and form is looked for further, half as long.
         features: dense stand-ins for each class, at the layer's input and at the last map.
         quantile: of the margins that the convex program at the head's input has to overcome.
@@ -71,8 +73,9 @@ class Looks:
     """
 
     classes: int = 32
-    pixel_classes: int = 10
-    pixels: int = 60
+    pixel_classes: int = field(default=10, metadata={"later": True})
+    pixels: int = 40
+    images: int = 16
     further: int = 16
     features: int = 2
     quantile: float = 0.9
@@ -138,7 +141,7 @@ class Learning:
         BadInputError: no weights.
     """
 
-    weights: tuple[float, ...] = (0.03, 0.1, 0.3)
+    weights: tuple[float, ...] = (0.03, 0.1)
     pull: float = 0.2
     lr: float = 0.5
     lr_shift: float = 0.008
@@ -230,7 +233,7 @@ class Settings:
     target: int | Literal["next"] | None = None
     site: str | None = None
     batch_size: int = 128
-    pixels_at_once: int = 2_000_000
+    pixels_at_once: int = field(default=2_000_000, metadata={"later": True})
     epochs: int | None = field(default=None, metadata={"later": True})
     precision: Precision = "fp32"
     looks: Looks = field(default_factory=Looks)
@@ -249,7 +252,7 @@ class Settings:
 
     def searched_at_once(self, shape: Sequence[int]) -> int:
         """Images of ``shape`` (c, h, w) in a pass of a search in pixels."""
-        least = self.in_pixels.images
+        least = max(self.looks.images, self.in_pixels.images)
         return min(self.batch_size, max(least, self.pixels_at_once // math.prod(shape[1:])))
 
     def __post_init__(self) -> None:
