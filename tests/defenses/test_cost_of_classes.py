@@ -95,6 +95,7 @@ def test_the_looks_say_how_many_of_many_classes_they_look_at(
     assert sum(spent) == told(said)
     assert said is not None
     assert said.startswith(f"of 9 classes the 2 nearest and 2 others are looked at, {line}, with")
+    assert said.endswith("--set looks.pixel_classes=1 looks at fewer")
     assert cost_of_looks(few, 4) is None
     assert LeastStandIns().cost_of_classes(100, 1000) == cost_of_looks(Settings(), 1000)
     assert told(cost_of_looks(Settings(), 1000)) == told(cost_of_looks(Settings(), 100))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neural_polarizer.defenses.stand_ins import looks
+from neural_polarizer.defenses.stand_ins.bank import pixel_bank
 from neural_polarizer.defenses.stand_ins.forms import PixelForm
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, look
@@ -139,6 +140,12 @@ def test_of_many_classes_the_nearest_are_looked_at_and_the_most_suspicious_in_pi
     assert in_pixels[-1] == list(range(many))  # with no more than twice as many, all are looked at everywhere
 
 
+def test_a_class_is_as_far_behind_as_it_is_for_the_median_image_of_another() -> None:
+    logits = torch.tensor([[5.0, 1.0, 0.0], [5.0, 2.0, 0.0], [5.0, 4.0, 0.0], [0.0, 9.0, 8.0], [7.0, 3.0, 9.0]])
+    found = looks._behind(logits, torch.tensor([0, 0, 0, 1, 2]))
+    assert found.tolist() == [2.0, 3.0, 5.0]
+
+
 @pytest.mark.parametrize(
     ("pixels_at_once", "most"),
     [(2_000_000, 16), (2048, 8), (1, 4)],  # the batch size; what fits; the images of one stand-in's step
@@ -157,5 +164,9 @@ def test_large_pictures_are_searched_fewer_at_once(
         return predict(pixels)
 
     monkeypatch.setattr(net, "predict", noted)
-    look(seen(net, 16), None, settings, seed=0, told=silent)
+    at = seen(net, 16)
+    found = look(at, None, settings, seed=0, told=silent)
+    assert max(seen_at_once) == most
+    seen_at_once.clear()
+    pixel_bank(at, settings, found, found.belief, seed=0, told=silent)
     assert max(seen_at_once) == most

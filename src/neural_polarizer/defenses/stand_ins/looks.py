@@ -163,7 +163,7 @@ def cost_of_looks(settings: Settings, classes: int) -> str | None:
     return (
         f"of {classes:,} classes the {looks.classes} nearest and {looks.classes} others are looked at, {finely} of "
         f"them in pixels, with {pixels + features:,} images forwards and backwards, however many more classes there "
-        f"are; --set looks.pixel_classes={max(1, looks.pixel_classes // 2)} looks at fewer"
+        f"are; --set looks.pixel_classes={max(1, finely // 4)} looks at fewer"
     )
 
 
