@@ -221,6 +221,19 @@ def test_a_suite_can_be_a_file(tmp_path: Path) -> None:
         load_suite("table1")
 
 
+def test_the_suites_of_a_checkout_have_names_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SCRIPT.parents[1])
+    assert load_suite("published").given.keys() == load_suite("benchmarks/published/published.toml").given.keys()
+    assert load_suite("real").given
+    folder = tmp_path / "benchmarks" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "smoke.toml").write_text(TWO_BY_THREE)
+    monkeypatch.chdir(tmp_path)
+    assert load_suite("smoke").title != "Two"  # a name of the package means the package's
+    with pytest.raises(BadInputError, match="suite cannot be 'published'"):
+        load_suite("published")
+
+
 # --- The paper's numbers ----------------------------------------------------------------------------------------------
 
 

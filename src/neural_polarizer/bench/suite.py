@@ -86,18 +86,20 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """The suite called ``name``, or the one in the TOML file at that path.
+    """The suite called ``name``, of the package or of ``benchmarks/`` here, or the one in the TOML file at that path.
 
     Where a key or value in it makes no sense, the nearest valid one is named.
     """
-    if name.endswith(".toml"):
-        path = Path(name)
+    known = suite_names()
+    here = [] if name in known else [path for path in sorted(Path("benchmarks").glob("*/*.toml")) if path.stem == name]
+    if here or name.endswith(".toml"):
+        path = here[0] if here else Path(name)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInputError(f"{name}: the suite cannot be read ({error})") from None
         return parse_suite(text, path.stem, path.parent)
-    check_choice("suite", name, suite_names())
+    check_choice("suite", name, known)
     return parse_suite((files("neural_polarizer.bench") / "suites" / f"{name}.toml").read_text(encoding="utf-8"), name)
 
 
