@@ -96,12 +96,11 @@ def row(victim: str, found: Results, others: Mapping[int, Results], rivals: Sequ
 def last_row(victims: Sequence[str], found: Results, others: Mapping[int, Results], rivals: Sequence[str]) -> list[str]:
     """The mean DER of the models that have a backdoor, where no defense is missing: the same ones for all."""
     whole = [victim for victim in victims if all((victim, each) in found for each in (OURS, *rivals))]
+    attacked = [victim for victim in whole if found[victim, OURS][0]["der"] is not None]
 
     def der(defense: str, found: Results = found) -> str:
-        each = [found.get((victim, defense), []) for victim in whole]
-        known = [[run["der"] for run in runs if run["der"] is not None] for runs in each if runs]
-        means = [sum(runs) / len(runs) for runs in known if runs]
-        return f"{100 * sum(means) / len(means):.1f}" if means else NONE
+        each = [found.get((victim, defense), []) for victim in attacked]
+        return f"{100 * _mean(each, 'der'):.1f}" if each and all(each) else NONE
 
     ours = [f"**{der(OURS)}**", *(der(OURS, each) for each in others.values())]
     return ["mean DER", "", "", "", "", *ours, *(der(each) for each in rivals)]

@@ -16,7 +16,7 @@ from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.defenses.result import Suspect
 from neural_polarizer.defenses.stand_ins.belief import by_class, found_in
 from neural_polarizer.defenses.stand_ins.evidence import nameable, told_aim
-from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, Found
+from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, GAINS, Found
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.layer.folding.edits import Affine
 from neural_polarizer.layer.polarizer import Polarizer
@@ -99,7 +99,8 @@ def _reach(found: Found, settings: Settings) -> dict[str, float | None]:
     """For each measure, how near a class would have to be to be named by it only (``Audited.nameable``)."""
     resolution = max(settings.in_pixels.finest, settings.in_features.finest)
     aims, level = int((found.belief.factors > 0).sum()), settings.looks.level
-    return {name: nameable(found.norms[name].log(), level, aims, len(BY_CLASS), resolution) for name in BY_CLASS}
+    measures = len(BY_CLASS) + len(GAINS)
+    return {name: nameable(found.norms[name].log(), level, aims, measures, resolution) for name in BY_CLASS}
 
 
 def _too_coarse(reach: Mapping[str, float | None]) -> str | None:

@@ -30,6 +30,9 @@ def test_a_row_has_the_mean_of_the_seeds_and_the_worst() -> None:
 
 def test_the_mean_der_is_over_models_that_all_have() -> None:
     assert table.last_row(["a", "b"], FOUND, {}, ["ft"])[5:] == ["**97.0**", "70.0"]
+    half = {("a", "npd-ls"): [run(0.88, 0.02, 0.0, 0.99)]}  # and with another number of images not all of them
+    assert table.last_row(["a", "b", "clean"], FOUND, {50: half}, [])[5:] == ["**76.0**", "-"]
+    assert table.last_row(["a", "clean"], FOUND, {50: half}, [])[5:] == ["**97.0**", "99.0"]
 
 
 def test_means_by_defense_are_over_models_that_all_have_best_first() -> None:

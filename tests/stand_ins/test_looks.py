@@ -10,8 +10,8 @@ from torch import Tensor
 from neural_polarizer.defenses.stand_ins import looks
 from neural_polarizer.defenses.stand_ins.bank import pixel_bank
 from neural_polarizer.defenses.stand_ins.forms import PixelForm
-from neural_polarizer.defenses.stand_ins.least import StandIns
-from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, look
+from neural_polarizer.defenses.stand_ins.least import Space, StandIns
+from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, gain, look
 from neural_polarizer.defenses.stand_ins.seen import Seen, at_last_map, engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
 from neural_polarizer.models.preact_resnet import PreActResNet18
@@ -53,15 +53,16 @@ def test_the_last_map_is_looked_at_where_it_is_another_place_than_the_layers() -
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("told", ["dense", "smooth", "head", "features", "last_map"])
+@pytest.mark.parametrize("told", ["dense", "smooth", "head", "features", "last_map", "gain of dense", "gain of smooth"])
 def test_a_class_that_is_near_in_one_measure_only_is_the_likeliest(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     near, alike = torch.tensor([1.0, 0.01, 1.02, 0.98]), torch.tensor([1.0, 1.01, 0.99, 1.0])
+    gained = iter(looks.GAINS)
 
     def norms(name: str) -> Tensor:
         return near if name == told else alike
 
-    def in_pixels(_at: Seen, form: PixelForm, *_: Any) -> tuple[StandIns, Tensor]:
-        return stand_ins([1.0] * CLASSES), norms(form.name)
+    def in_pixels(_at: Seen, form: PixelForm, *_: Any) -> tuple[StandIns, StandIns]:
+        return stand_ins([1.0] * CLASSES), stand_ins(norms(form.name).tolist())
 
     def dense(_at: Seen, aims: Tensor, *rest: Any) -> Tensor:
         found = norms("last_map" if rest[-1] == "the last map" else "features")
@@ -70,9 +71,57 @@ def test_a_class_that_is_near_in_one_measure_only_is_the_likeliest(told: str, mo
     monkeypatch.setattr(looks, "_in_pixels", in_pixels)
     monkeypatch.setattr(looks, "_dense", dense)
     monkeypatch.setattr(looks, "_of_head", lambda *_: norms("head"))
+    monkeypatch.setattr(looks, "gain", lambda *_: 1 / norms(f"gain of {next(gained)}"))
     found = look(*places(None), SMALL, seed=0, told=silent)
     assert found.belief.likeliest == 1
-    assert torch.equal(found.norms[told], near)
+    measured = {**found.norms, **{f"gain of {name}": 1 / gains for name, gains in found.gains.items()}}
+    assert torch.allclose(measured.pop(told), near)
+    assert all(torch.allclose(each, alike) for each in measured.values())
+
+
+def linear(longer: float, images: int) -> tuple[Space, Settings]:
+    """Twelve images, two of each of six pairs of margins, that a linear network sees."""
+    logits = torch.tensor([[4.0, 0.0, 1.0], [0.0, 4.0, 1.0], [0.0, 1.0, 4.0]]).repeat(4, 1)
+    labels = logits.argmax(dim=1)
+    weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    space = Space(
+        lambda rows, deltas: logits[rows] + deltas.flatten(1)[:, :2] @ weight.T,
+        labels,
+        torch.arange(3).unsqueeze(1).expand(3, 12),
+        (3, 16, 16),
+        1.0,
+    )
+    return space, replace(SMALL, looks=replace(SMALL.looks, longer=longer, gain_images=images))
+
+
+def shifts(*towards: tuple[float, float]) -> StandIns:
+    found = stand_ins([1.0] * len(towards))
+    found.deltas.flatten(1)[:, :2] = torch.tensor(towards)
+    return found
+
+
+@pytest.mark.parametrize("longer", [1.5, 3.0])
+def test_what_a_longer_stand_in_gains_is_what_it_adds_to_the_mean_margin(longer: float) -> None:
+    space, settings = linear(longer, 100)
+    found = gain(space, shifts((2.0, 0.0), (0.0, 2.0)), settings, torch.Generator().manual_seed(0))
+    assert found.tolist() == pytest.approx([2.0 * (longer - 1), 4.0 * (longer - 1)])
+
+
+def test_a_gain_is_told_by_so_many_images_and_never_below_zero() -> None:
+    rows: list[int] = []
+    space, settings = linear(1.5, 3)
+
+    def forward(part: Tensor, deltas: Tensor) -> Tensor:
+        rows.extend(part.tolist())
+        return space.forward(part, deltas)
+
+    counted = replace(space, forward=forward)
+    found = gain(counted, shifts((-2.0, 0.0)), settings, torch.Generator().manual_seed(0))
+    assert found.tolist() == [pytest.approx(1e-3)]
+    assert len(rows) == 6  # each with the longer and with the least one
+    assert all(int(space.labels[row]) != 0 for row in rows)
+    idle = replace(space, labels=torch.zeros(12, dtype=torch.int64))
+    assert bool(gain(idle, shifts((2.0, 0.0)), settings, torch.Generator().manual_seed(0)).isnan().all())
 
 
 def test_the_least_of_each_class_is_looked_for_further(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,10 +136,10 @@ def test_the_least_of_each_class_is_looked_for_further(monkeypatch: pytest.Monke
     form = PixelForm("dense", (3, 16, 16), smooth=False)
 
     def least(settings: Settings) -> tuple[int, list[float]]:
-        found, norms = looks._in_pixels(
+        found, least = looks._in_pixels(
             at, form, torch.arange(CLASSES), settings, torch.Generator().manual_seed(0), silent
         )
-        return len(found), norms.tolist()
+        return len(found), least.norms.tolist()
 
     assert least(SMALL) == (12, [1.5, 4.5, 0.5, 7.5])
     assert [steps for steps, _ in calls] == [2, 2]
@@ -98,7 +147,7 @@ def test_the_least_of_each_class_is_looked_for_further(monkeypatch: pytest.Monke
     assert begin is not None
     assert begin.norms.tolist() == [2.0, 5.0, 1.0, 8.0]
     short = replace(SMALL, looks=replace(SMALL.looks, further=0))
-    assert least(short) == (8, [3.0, 2.0, 5.0, 6.0, 1.0, 4.0, 9.0, 8.0])
+    assert least(short) == (8, [2.0, 5.0, 1.0, 8.0])
 
 
 def test_of_many_classes_the_nearest_are_looked_at_and_the_most_suspicious_in_pixels(
@@ -107,9 +156,10 @@ def test_of_many_classes_the_nearest_are_looked_at_and_the_most_suspicious_in_pi
     many = 8
     in_pixels: list[list[int]] = []
 
-    def pixels(_at: Seen, _form: PixelForm, classes: Tensor, *_: Any) -> tuple[StandIns, Tensor]:
+    def pixels(_at: Seen, _form: PixelForm, classes: Tensor, *_: Any) -> tuple[StandIns, StandIns]:
         in_pixels.append(classes.tolist())
-        return stand_ins([1.0] * len(classes)), torch.ones(len(classes))
+        found = replace(stand_ins([1.0] * len(classes)), aims=classes)
+        return found, found
 
     def head(_at: Seen, classes: Tensor, _looks: Looks) -> Tensor:
         norms = torch.full((many,), torch.nan)

@@ -151,7 +151,7 @@ def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(
 def test_where_stand_ins_are_left_the_curve_goes_on_to_where_more_does_no_good(
     place: Place, gathered: tuple[PixelBank, Belief], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank, belief = gathered
+    bank, belief = gathered[0], replace(gathered[1], factor=1.0)
     measured: list[float] = []
 
     def point(_changes: Any, at: float, _held: Any, _likeliest: int, _errors: float) -> Point:

@@ -46,10 +46,12 @@ def summary(belief: Belief, level: float) -> str:
 
 
 def by_class(found: Found, num_classes: int) -> Mapping[str, Sequence[float | None]]:
-    """What was found, one value a class: norms, the p-value of all of them together, and the belief."""
-    norms = {f"norm_{name}": [_number(each) for each in values] for name, values in found.norms.items()}
+    """What was found, one value a class: norms, gains, the p-value of all of them together, and the belief."""
+    told = {f"norm_{name}": values for name, values in found.norms.items()}
+    told |= {f"gain_{name}": values for name, values in found.gains.items()}
+    measured = {name: [_number(each) for each in values] for name, values in told.items()}
     rest = {"p": found.belief.by_aim, "belief": found.belief.aims}
-    return {**norms, **{name: values[:num_classes].tolist() for name, values in rest.items()}}
+    return {**measured, **{name: values[:num_classes].tolist() for name, values in rest.items()}}
 
 
 def _number(value: Tensor) -> float | None:

@@ -13,7 +13,7 @@ from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.stand_ins.evidence import Belief, believed, combined_p, outlier_p
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
-from neural_polarizer.defenses.stand_ins.least import StandIns, dense_forms, least_stand_ins
+from neural_polarizer.defenses.stand_ins.least import Space, StandIns, dense_forms, least_stand_ins
 from neural_polarizer.defenses.stand_ins.program import head_norms
 from neural_polarizer.defenses.stand_ins.seen import Seen
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
@@ -23,6 +23,8 @@ from neural_polarizer.train import Progress
 
 BY_CLASS = ("dense", "smooth", "head", "features", "last_map")
 """The norms that tell the attacker's class."""
+GAINS = ("dense", "smooth")
+"""The forms whose ``gain`` tells it, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,7 @@ class Found:
 
     belief: Belief  # in each aim
     norms: Mapping[str, Float[Tensor, " k"]]  # of stand-ins by class, those of ``BY_CLASS``; NaN where not looked at
+    gains: Mapping[str, Float[Tensor, " k"]]  # of the least ones by class (``gain``), those of ``GAINS``, likewise
     pixels: Mapping[str, StandIns]  # the stand-ins in pixels, by form
 
 
@@ -62,17 +65,20 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
         by_now = combined_p(torch.stack([outlier_p(each.log(), resolution) for each in norms.values()]))
         finely = _closely(by_now, classes, looks.pixel_classes, stream(seed, "classes in pixels"))
     in_pixels: dict[str, StandIns] = {}
+    gains: dict[str, Float[Tensor, " k"]] = {}
     for name, form in pixel_forms(tuple(at.net.images.shape[1:])).items():
         in_pixels[name], least = _in_pixels(at, form, finely, settings, stream(seed, f"looks in pixels, {name}"), told)
-        norms[name] = _by_class(least, finely, count)
+        norms[name] = _by_class(least.norms.cpu(), finely, count)
+        gained = gain(at.in_pixels(form), least, settings, stream(seed, f"gains in pixels, {name}"))
+        gains[name] = _by_class(gained, finely, count)
     belief = believed(
-        [norms[name].log() for name in BY_CLASS],
+        [*(norms[name].log() for name in BY_CLASS), *(-gains[name].log() for name in GAINS)],
         [norms[name].log() for name in (*in_pixels, "features")],
         torch.cat([of_shift, torch.full((count - 1 - shift_count,), torch.nan)]).log(),
         looks,
         resolution,
     )
-    return Found(belief, {name: norms[name] for name in BY_CLASS}, in_pixels)
+    return Found(belief, {name: norms[name] for name in BY_CLASS}, gains, in_pixels)
 
 
 def _in_pixels(
@@ -82,8 +88,8 @@ def _in_pixels(
     settings: Settings,
     generator: torch.Generator,
     told: Progress,
-) -> tuple[StandIns, Float[Tensor, " m"]]:
-    """Stand-ins of one form, and norms that tell the class, equally many of each class, in their order.
+) -> tuple[StandIns, StandIns]:
+    """Stand-ins in pixels of one form, and the least of each class, whose norm tells the class; in their order.
 
     The least of each class is looked for further: many a search ends at what any class has by nature, and one that
     came near a trigger has not arrived.
@@ -104,13 +110,45 @@ def _in_pixels(
         )
 
     found = made(each, search, None, f"look in pixels, {form.name}")
-    norms = found.norms.cpu()
+    best = found.norms.cpu().view(len(classes), each).argmin(dim=1) + each * torch.arange(len(classes))
+    least = found.select(best)
     if looks.further == 0:
-        return found, norms
-    best = norms.view(len(classes), each).argmin(dim=1) + each * torch.arange(len(classes))
+        return found, least
     finer = replace(search, steps=looks.further, settle=0, change=search.change / 2, stride=search.stride / 2)
-    least = made(1, finer, found.select(best), f"look further in pixels, {form.name}")
-    return found.joined(least), least.norms.cpu()
+    least = made(1, finer, least, f"look further in pixels, {form.name}")
+    return found.joined(least), least
+
+
+@torch.no_grad()
+def gain(space: Space, found: StandIns, settings: Settings, generator: torch.Generator) -> Float[Tensor, " m"]:
+    """By how much each leads farther beyond the boundary where it is ``Looks.longer`` times as long, in logits.
+
+    The margin of an image is the logit of the wanted label less the largest of the others.  The gain is the mean margin
+    with the longer stand-in less that with the least one, over images that the generator (on the CPU) draws; at least
+    1e-3, and NaN where all images have the wanted label.  A network has been taught to follow a trigger: towards the
+    attacker's class it gains more than where a perturbation only happens to cross a boundary.
+
+    Returns the gains on the CPU.
+    """
+    looks, size = settings.looks, settings.searched_at_once(space.shape)
+    gains = []
+    for delta, aim in zip(found.deltas, found.aims.tolist(), strict=True):
+        others = space.others(aim)
+        rows = others[torch.randperm(len(others), generator=generator)[: looks.gain_images].to(others.device)]
+        total = torch.zeros((), device=others.device)
+        for part in rows.split(size) if len(rows) else ():
+            wanted, deltas = space.wanted[aim, part], delta.expand(len(part), *delta.shape)
+            longer, least = (space.forward(part, scale * deltas) for scale in (looks.longer, 1.0))
+            total = total + (_margins(longer, wanted) - _margins(least, wanted)).sum()
+        gains.append(total / len(rows) if len(rows) else torch.full_like(total, torch.nan))
+    return torch.stack(gains).clamp_min(1e-3).cpu()
+
+
+def _margins(logits: Float[Tensor, "n k"], wanted: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """By how much the logit of the wanted label is above the largest other one."""
+    logits = logits.float()
+    others = logits.scatter(1, wanted.unsqueeze(1), -torch.inf).amax(dim=1)
+    return logits.gather(1, wanted.unsqueeze(1))[:, 0] - others
 
 
 def _by_class(values: Float[Tensor, " m"], classes: Int64[Tensor, " c"], count: int) -> Float[Tensor, " k"]:

@@ -60,6 +60,8 @@ class Looks:
         pixels: dense stand-ins in pixels, spread over the classes, at least two for each; of smooth ones half as many.
         images: fresh images in each of their steps.
         further: steps by which the least one of each class and form is looked for further, half as long.
+        longer: so many times its length the least stand-in of a class in pixels gets, to see what it gains (``gain``).
+        gain_images: images that tell it.
         features: dense stand-ins for each class, at the layer's input and at the last map.
         quantile: of the margins that the convex program at the head's input has to overcome.
         program_steps: iterations of its solver.
@@ -77,6 +79,8 @@ class Looks:
     pixels: int = 40
     images: int = 16
     further: int = 16
+    longer: float = 1.5
+    gain_images: int = 100
     features: int = 2
     quantile: float = 0.9
     program_steps: int = 300
