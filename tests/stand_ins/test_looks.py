@@ -80,7 +80,7 @@ def test_a_class_that_is_near_in_one_measure_only_is_the_likeliest(told: str, mo
 
 
 def linear(longer: float, images: int) -> tuple[Space, Settings]:
-    """Twelve images, two of each of six pairs of margins, that a linear network sees."""
+    """Twelve images, four of each of three classes, that a linear network sees."""
     logits = torch.tensor([[4.0, 0.0, 1.0], [0.0, 4.0, 1.0], [0.0, 1.0, 4.0]]).repeat(4, 1)
     labels = logits.argmax(dim=1)
     weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
