@@ -118,6 +118,8 @@ def test_a_budget_that_would_do_is_named_with_what_it_costs_and_leaves() -> None
     assert "guard.max_acc_drop=0.022, which is expected to lose 2.1 points of accuracy and to leave 4 %" in told
     (halved,) = _remarks(guarded(OFF, left, beyond), allowed=0.012)  # the evidence allowed half of it
     assert "guard.max_acc_drop=0.043" in halved
+    (against,) = _remarks(guarded(OFF, left, replace(beyond, least_drop=0.03)))
+    assert "guard.max_acc_drop=0.03," in against  # the evidence speaks against a backdoor, and so does the error
     (none,) = _remarks(guarded(OFF, left, replace(beyond, drop=math.inf)))
     assert none.endswith("a larger guard.max_acc_drop")
     (unchanged,) = _remarks(guarded(OFF, beyond, chosen=0.0))

@@ -190,6 +190,17 @@ def test_next_is_an_aim_like_a_class_and_other_shifts_are_its_crowd() -> None:
     assert other.likeliest != 10
 
 
+def test_the_accused_is_the_class_that_the_layer_is_learned_against() -> None:
+    calm = torch.linspace(-1, 1, 10)
+    nearer = torch.cat([torch.tensor([-1.0, -2.5]), torch.linspace(-0.7, 0.7, 8)])
+    once = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
+    found = usual([once, nearer, nearer, nearer, calm.flip(0)], [], torch.zeros(0))
+    # Class 0 is far nearer in one measure only, class 1 near in several.
+    assert int(found.by_aim.argmin()) == 0
+    assert found.likeliest == int(found.aims.argmax()) == int(found.factors.argmax()) == 1
+    assert found.p_value == pytest.approx(corrected_p(float(found.by_aim[1]), 10))
+
+
 def test_a_backdoor_may_show_in_one_statistic_only() -> None:
     p = torch.tensor([0.003, 0.5, 0.5, 0.5, 0.5])
     always, sometimes = (float(mixed_factor(p, 0.25, shown).prod()) for shown in (1.0, 0.5))
@@ -199,7 +210,8 @@ def test_a_backdoor_may_show_in_one_statistic_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "certainty"), [(0.2, 0.0), (1.0, 0.0), (3**0.5, 0.5), (3.0, 1.0), (40.0, 1.0), (math.inf, 1.0)]
+    ("factor", "certainty"),
+    [(0.0, -1.0), (0.2, -1.0), (3**-0.5, -0.5), (1.0, 0.0), (3**0.5, 0.5), (3.0, 1.0), (40.0, 1.0), (math.inf, 1.0)],
 )
 def test_certainty_grows_with_the_logarithm_of_the_factor(factor: float, certainty: float) -> None:
     found = usual([torch.linspace(-1, 1, 10)], [], torch.zeros(0))

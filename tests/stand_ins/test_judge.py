@@ -47,13 +47,9 @@ def test_the_identity_costs_nothing_however_far_the_dial_goes(judge: Judge) -> N
 @pytest.mark.parametrize(
     ("originals", "copies", "drop", "least"),
     [
-        ((0.02, 0.01), (0.04, 0.03), 0.03, 0.03 - 2 * math.hypot(0.02, 0.0025)),  # the mean of both, less two errors
-        (
-            (0.02, 0.01),
-            (-0.5, 0.01),
-            0.01,
-            0.01 - 2 * math.hypot(0.01, 0.0025),
-        ),  # a gain on copies makes up for nothing
+        ((0.02, 0.004), (0.04, 0.012), 0.03, 0.03 - 2 * math.hypot(0.008, 0.0025)),  # the mean of both, less two errors
+        ((0.02, 0.01), (0.04, 0.03), 0.03, 0.03 - 0.022),  # however large the error
+        ((0.02, 0.008), (-0.5, 0.008), 0.01, 0.01 - 2 * math.hypot(0.008, 0.0025)),  # a gain on copies pays for nothing
         ((-0.02, 0.0), (0.0, 0.0), -0.01, -0.015),  # what more images do not lower
     ],
 )

@@ -118,7 +118,7 @@ def test_rounds_go_on_as_long_as_they_help(
         (BEYOND_PIXELS, 3.0, 3.0, 4.0),
         (BEYOND_PIXELS, 1.7, 2.5, 3.0),  # less of the error is excused where a backdoor is not clearly seen
         (BEYOND_PIXELS, 1.0, 2.5, 3.0),  # and nothing where the evidence says nothing
-        (BEYOND_PIXELS, 0.5, 1.0, 1.5),  # where it speaks against a backdoor, half as much may be lost
+        (BEYOND_PIXELS, 0.5, 0.5, 1.0),  # where it speaks against a backdoor, half as much, less the error
     ],
 )
 def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(

@@ -34,7 +34,7 @@ class LeastStandIns(Settings, Defense):
         "for, in pixels and in features, mostly towards the classes that the evidence points to, and used in its "
         "place.",
     )
-    revision: ClassVar[int] = 12
+    revision: ClassVar[int] = 13
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
@@ -103,7 +103,8 @@ def _allowing_more(guarded: Guarded, allowed: float) -> str:
     """What a larger budget would give; ``allowed`` is ``guard.max_acc_drop``, the budget before the evidence."""
     if guarded.better is None:
         return "a larger guard.max_acc_drop"
-    needed = guarded.better.drop * (allowed / guarded.budget if guarded.budget > 0 else 1.0)
+    needed = max(guarded.better.drop, guarded.better.least_drop)
+    needed *= allowed / guarded.budget if guarded.budget > 0 else 1.0
     return (
         f"guard.max_acc_drop={math.ceil(1000 * needed) / 1000:g}, which is expected to lose "
         f"{100 * guarded.better.drop:.1f} points of accuracy and to leave {100 * guarded.better.suspect:.0f} %"

@@ -27,14 +27,14 @@ class Belief:
     backdoor: float  # probability that there is one
     # P-value of each, all its statistics together (``combined_p``), likewise; 1 where not looked at.
     by_aim: Float[Tensor, " a"]
-    # Of the smallest of them, corrected for the number of aims looked at: how often a model whose classes are all
-    # alike would show one as extreme.  The one test, for whoever accuses a model.
+    likeliest: int  # the aim with the largest factor
+    # Its p-value, corrected for the number of aims looked at: a model whose classes are all alike shows one as extreme
+    # this often at most.  The one test, for whoever accuses a model.
     p_value: float
-    likeliest: int  # the aim with the smallest p-value
 
     def certainty(self, clear: float) -> float:
-        """How far the evidence is that there is a backdoor, from none (0) to ``clear`` (1), in its logarithm."""
-        return min(1.0, max(0.0, math.log(max(self.factor, 1e-30)) / math.log(clear)))
+        """Where the evidence lies between ``clear`` for a backdoor (1) and as clear against one (-1), in logarithms."""
+        return min(1.0, max(-1.0, math.log(max(self.factor, 1e-30)) / math.log(clear)))
 
     def accused(self, level: float) -> Suspect | None:
         """The class that stands out at this level of false alarms, or "next"; None where nothing does."""
@@ -201,10 +201,11 @@ def believed(
     """Combine statistics by class and one by shift (all-to-all).
 
     All are logarithms of norms, low where an attacker's aim is, and NaN where not computed: ``by_class``; ``by_form``,
-    one for each form that a trigger may have; ``shifts`` of the label, from 1 on. The p-values of an aim are combined
-    to one, and the smallest of all aims is corrected for their number.
+    one for each form that a trigger may have; ``shifts`` of the label, from 1 on.
 
-    Factors of independent statistics multiply.  Among the aims all are alike before the evidence.  Of the shifts,
+    Factors of independent statistics multiply, and the aim with the largest is the likeliest: what the layer is learned
+    against and judged by, and what is accused.  Its p-values are combined to one, and that is corrected for the number
+    of aims, as each could have been the likeliest.  Among the aims all are alike before the evidence.  Of the shifts,
     "next" (label + 1) is an aim, which all-to-all attacks have; the others are the crowd that it has to stand out from.
     """
     p = [outlier_p(each, resolution) for each in by_class]
@@ -217,7 +218,7 @@ def believed(
         forms[: len(each), place] = bayes_factor(outlier_p(each, resolution), looks.alternative)
     by_aim = torch.cat([combined_p(torch.stack(p)), of_next])
     count = max(1, int(seen.sum()))
-    total = float(factors.sum())
+    total, likeliest = float(factors.sum()), int(factors.argmax())
     aims = (1 - looks.floor) * factors / max(total, 1e-30) + looks.floor * seen / count
     factor = total / count
     odds = looks.prior * factor
@@ -228,6 +229,6 @@ def believed(
         factor=factor,
         backdoor=odds / max(odds + 1 - looks.prior, 1e-30),
         by_aim=by_aim,
-        p_value=corrected_p(float(by_aim.min()), count),
-        likeliest=int(by_aim.argmin()),
+        likeliest=likeliest,
+        p_value=corrected_p(float(by_aim[likeliest]), count),
     )

@@ -68,7 +68,7 @@ class Judge:
 
         There is one of the ``changes`` for each fold; they are multiplied by ``dial``. Nothing was learned from the
         stand-ins ``held``; ``likeliest`` is the aim that is most likely the attacker's; so many standard ``errors`` of
-        a loss are excused.
+        a loss are excused, up to ``Guard.excused``.
         """
         originals, copies = [], []
         for fold, change in zip(self.folds, changes, strict=True):
@@ -89,7 +89,7 @@ class Judge:
         left = self.led(held)
         mean = sum(share * count for share, count in left.values()) / max(1, sum(count for _, count in left.values()))
         suspect, _ = left.get(likeliest, (mean, 0))
-        excused = errors * math.hypot(error, self._guard.systematic)
+        excused = min(errors * math.hypot(error, self._guard.systematic), self._guard.excused)
         return Point(dial, acc, drop, drop - excused, mean, suspect)
 
     def lengths(self, count: int) -> Float[Tensor, " n"]:

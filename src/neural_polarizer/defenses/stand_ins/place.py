@@ -124,7 +124,7 @@ class Place:
         return replace(learned, guarded=replace(guarded, points=tuple(points)))
 
     def _excused(self, belief: Belief) -> float:
-        """So many standard errors of a loss."""
+        """So many standard errors of a loss; negative where the evidence speaks against a backdoor."""
         return belief.certainty(self.settings.looks.clear) * self.settings.guard.errors
 
     def keep(self, learned: Learned) -> None:

@@ -78,7 +78,7 @@ def _measured(record: Mapping[str, Any]) -> str:
         return f"Nothing can be said: {reason}."
     if p_value is None or level is None:
         return ""
-    verdict = "stands out" if p_value < level else "is the nearest, but does not stand out"
+    verdict = "stands out" if p_value < level else "is the most suspicious one, but does not stand out"
     return (
         "For each class the smallest perturbations were looked for that lead most clean images to it, in pixels and in "
         f"features. A backdoor brings its class near. Here {_aim(record, 'likeliest')} {verdict} "
