@@ -74,22 +74,6 @@ def test_originals_and_copies_count_alike(
     assert shapes == [((1, 12), (1, 12)), ((2, 12), (2, 12))]
 
 
-def test_a_loss_that_shows_in_a_count_is_excused_no_further_than_others(
-    judge: Judge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen, after = torch.tensor([1.0] * 9 + [-1.0] * 3), torch.tensor([1.0] * 6 + [-1.0] * 6)
-    answers = iter([after[:6], after[:6], seen[:6], after[6:], after[6:], seen[6:]])
-    monkeypatch.setattr(judging, "margins", lambda _logits, _labels: next(answers))
-    monkeypatch.setattr(judging, "expected_drop", lambda _before, _after: (0.01, 0.05))
-    judge._copies, judge._before = judge._copies[:1], judge._before[:1]
-    point = judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]), 0, 2.0)
-    assert (point.drop, point.acc) == (0.01, 0.5)
-    assert point.least_drop == pytest.approx(0.25 - 0.022)  # three of twelve images are lost
-    monkeypatch.setattr(judging, "margins", lambda logits, _labels: seen[: len(logits)])
-    point = judge.point([judge.layer.nothing] * 2, 1.0, held(judge, [0], [False]), 0, 2.0)
-    assert point.least_drop == pytest.approx(0.01 - 0.022)
-
-
 def test_the_accuracy_is_a_count_of_images_to_the_last_bit(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = torch.tensor([1.0] * 5 + [-1.0] * 7)
     monkeypatch.setattr(judging, "margins", lambda logits, _labels: answers[: len(logits)])

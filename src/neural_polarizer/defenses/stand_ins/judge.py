@@ -68,7 +68,7 @@ class Judge:
 
         There is one of the ``changes`` for each fold; they are multiplied by ``dial``. Nothing was learned from the
         stand-ins ``held``; ``likeliest`` is the aim that is most likely the attacker's; so many standard ``errors`` of
-        a loss are excused, within ``Guard.excused``.
+        a loss are excused, up to ``Guard.excused``.
         """
         originals, copies = [], []
         for fold, change in zip(self.folds, changes, strict=True):
@@ -85,15 +85,12 @@ class Judge:
         (lost, error), (lost_harder, error_harder) = expected_drop(*known), expected_drop(*harder)
         # What is gained on copies makes up for nothing that is lost on originals.
         drop, error = (lost + max(lost_harder, 0.0)) / 2, (error + error_harder) / 2
-        # Shares of images, exact enough to be compared with the budget.
-        acc_before, acc = (float((each > 0).double().mean()) for each in known)
+        acc = float((known[1] > 0).double().mean())  # a share of images, exact enough to be compared with the budget
         left = self.led(held)
         mean = sum(share * count for share, count in left.values()) / max(1, sum(count for _, count in left.values()))
         suspect, _ = left.get(likeliest, (mean, 0))
-        # What a strong change costs is underrated by what is expected, and shows in a count.
-        at_least = max(drop, acc_before - acc) - self._guard.excused
-        least_drop = max(drop - errors * math.hypot(error, self._guard.systematic), at_least)
-        return Point(dial, acc, drop, least_drop, mean, suspect)
+        excused = min(errors * math.hypot(error, self._guard.systematic), self._guard.excused)
+        return Point(dial, acc, drop, drop - excused, mean, suspect)
 
     def lengths(self, count: int) -> Float[Tensor, " n"]:
         """How many times its own length a held-out stand-in has on each of ``count`` images."""

@@ -174,8 +174,8 @@ class Guard:
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
             tell it no better; times ``Belief.certainty``, as only a backdoor is worth the risk.  Where the evidence
             speaks against one, that is negative: a loss has to stay so far below the budget.
-        excused: but a loss, expected or counted, exceeds the budget by at most so much, as a fraction, however few the
-            images: what NPD costs on average in Table 1 of Zhu et al.
+        excused: but at most so much of a loss, as a fraction, however few the images: what NPD costs on average in
+            Table 1 of Zhu et al.
         systematic: error of an expected loss that more images do not lower, as a fraction, beside the standard error.
             Images that a network was trained on lose more than others, by so much on average (measured).
         dials: how far beyond the learned layer (1) the result may go; points that are measured.
