@@ -66,6 +66,16 @@ def test_a_plain_model_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_the_hash_of_a_model_stays_from_release_to_release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    saved = []
+    for release in ("0.2.0", "9.9"):
+        monkeypatch.setattr("neural_polarizer.__version__", release)
+        monkeypatch.setattr("torch.__version__", release)
+        save_model(tmp_path / f"{release}.safetensors", victim(), RECORD)
+        saved.append((tmp_path / f"{release}.safetensors").read_bytes())
+    assert saved[0] == saved[1]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("site", ["before:layer4.1.conv1", "after:layer4", "after:layer2.0.bn1", "before:layer1"])
 def test_a_polarized_model_comes_back_to_the_bit(tmp_path: Path, site: str) -> None:

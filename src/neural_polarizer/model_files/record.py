@@ -68,13 +68,16 @@ def folded_record(record: ModelRecord, folded: Folded) -> ModelRecord:
 
 
 def metadata_of(record: ModelRecord) -> dict[str, str]:
-    """The metadata of a file of weights: the record as JSON, with the versions of what wrote it, under ``KEY``."""
+    """The metadata of a file of weights: the record as JSON, under ``KEY``.
+
+    It does not say what wrote the file, so that the hash of the same model stays the same from release to release.
+    """
     told = asdict(record)
     later = ("changes", "structure", "config", "definition", "grey", "output", "yes_no")
     for name, usual in ((field.name, field.default) for field in fields(ModelRecord) if field.name in later):
         if told[name] == usual:  # the files of all other models stay as they were, byte for byte
             del told[name]
-    return {KEY: json.dumps({**told, "versions": versions()})}
+    return {KEY: json.dumps(told)}
 
 
 def read_record(text: str | None, file: Path) -> ModelRecord | None:
