@@ -234,6 +234,18 @@ def test_the_suites_of_a_checkout_have_names_there(tmp_path: Path, monkeypatch: 
         load_suite("published")
 
 
+def test_a_suite_of_the_checkout_can_attack_other_classes() -> None:
+    cells = planned(load_suite(str(SCRIPT.parent / "targets.toml")))
+    targets = {each.labels["attack"]: each.cell.attack.target for each in cells if isinstance(each.cell, VictimCell)}
+    assert targets == {"badnets": 3, "blended": 5, "lf": 9, "wanet": 7}
+
+
+def test_every_suite_of_the_checkout_can_be_planned() -> None:
+    files = [path for path in SCRIPT.parent.rglob("*.toml") if path.name != "manifest.toml"]
+    assert len(files) > 4
+    assert all(planned(load_suite(str(path))) for path in files)
+
+
 # --- The paper's numbers ----------------------------------------------------------------------------------------------
 
 
