@@ -27,7 +27,7 @@ SMALL = LeastStandIns(
     in_pixels=Search(steps=3, images=4),
     in_features=Search(steps=3, images=4),
     bank=Bank(pixels=4, images=4, features=6),
-    learning=Learning(steps=4, rounds=1, renewed=4, round_steps=2),
+    learning=Learning(steps=4),
 )
 
 
@@ -80,11 +80,11 @@ def test_a_learner_that_destroys_everything_gives_the_model_back_and_says_so() -
 
 
 def guarded(*points: Point, chosen: float = 1.0, held: int = 12, backdoor: float = 1.0) -> Guarded:
-    return Guarded(points, chosen, 625, held, 0.006, backdoor, 0.02, 0.03, 0)
+    return Guarded(points, chosen, 625, held, 0.006, backdoor, 0.02, 0.03)
 
 
-def _remarks(found: Guarded, allowed: float = 0.006) -> list[str]:
-    return remarks_with(found, allowed)
+def _remarks(found: Guarded, allowed: float = 0.006, *, beyond_pixels: bool = False) -> list[str]:
+    return remarks_with(found, allowed, beyond_pixels=beyond_pixels)
 
 
 OFF, ON = Point(0.0, 0.9, 0.0, 0.0, 0.9, 0.9), Point(1.0, 0.9, 0.004, 0.0, 0.0, 0.0)
@@ -100,6 +100,8 @@ def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
     assert _remarks(guarded(OFF, replace(ON, acc=0.894))) == []  # three of 500 images are the budget
     assert "still lead 72 %" in _remarks(guarded(OFF, replace(ON, suspect=0.724)))[0]
     assert _remarks(guarded(OFF, replace(ON, stand_ins=0.724))) == []  # what a network follows by nature
+    (blind,) = _remarks(guarded(OFF, ON), beyond_pixels=True)
+    assert "stands out in features only" in blind
 
 
 def test_why_a_model_comes_back_as_it_was_is_said_as_it_is() -> None:
@@ -124,13 +126,6 @@ def test_a_budget_that_would_do_is_named_with_what_it_costs_and_leaves() -> None
     assert none.endswith("a larger guard.max_acc_drop")
     (unchanged,) = _remarks(guarded(OFF, beyond, chosen=0.0))
     assert "guard.max_acc_drop=0.022" in unchanged
-
-
-def test_what_another_measure_says_is_left_counts_wherever_the_layer_is_on() -> None:
-    off, on = guarded(OFF, replace(ON, suspect=0.1), chosen=1.0).with_left(0.3).points
-    assert off == OFF
-    assert (on.stand_ins, on.suspect) == (0.3, 0.3)
-    assert guarded(OFF, replace(ON, suspect=0.4)).with_left(0.3).point.suspect == 0.4
 
 
 @pytest.mark.long

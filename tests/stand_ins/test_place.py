@@ -23,7 +23,7 @@ SMALL = Settings(
     in_pixels=Search(steps=3, images=4),
     in_features=Search(steps=3, images=4),
     bank=Bank(pixels=4, images=4, features=6, held=4),
-    learning=Learning(weights=(0.03, 0.1, 0.3), steps=2, rounds=4, renewed=4, round_steps=1, patience=1),
+    learning=Learning(weights=(0.03, 0.1, 0.3), steps=2),
     guard=Guard(folds=2, views=1),
 )
 SEEN_IN_PIXELS, BEYOND_PIXELS = torch.tensor([9.0, 1.0, 9.0]), torch.tensor([1.0, 1.0, 9.0])
@@ -49,15 +49,15 @@ class Script:
     """In place of learning: what the guard says of each attempt, told beforehand."""
 
     def __init__(self, place: Place, stand_ins: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.told, self.tried = iter(stand_ins), list[tuple[float, int]]()
-        self.renewed = place._at_layer(torch.tensor([0]), 1.0, torch.Generator().manual_seed(0), "")
+        self.told, self.tried = iter(stand_ins), list[float]()
+        self.nothing = [place.layer.nothing] * 2
         monkeypatch.setattr(place, "_learned", self.learned)
 
-    def learned(self, lesson: Lesson, changes: Any, belief: Belief, generator: Any, weight: float, rounds: int) -> Any:
-        self.tried.append((weight, rounds))
+    def learned(self, lesson: Lesson, belief: Belief, generator: torch.Generator, weight: float) -> Learned:
+        self.tried.append(weight)
         points = (Point(0.0, 1.0, 0.0, 0.0, 1.0, 1.0), Point(1.0, 1.0, 0.0, 0.0, *[next(self.told)] * 2))
-        guarded = Guarded(points, 1.0, 24, 4, 0.006, 1.0, 0.02, weight, rounds)
-        return Learned(changes, guarded, lesson, [{"round": float(rounds)}], self.renewed)
+        guarded = Guarded(points, 1.0, 24, 4, 0.006, 1.0, 0.02, weight)
+        return Learned(self.nothing, guarded, lesson, [{"weight": weight}])
 
 
 @pytest.mark.long
@@ -67,47 +67,12 @@ def test_weights_are_tried_until_one_does_or_does_more_harm_and_the_best_is_kept
     bank, belief = gathered
     script = Script(place, [0.5, 0.0], monkeypatch)
     assert place.learn(bank, of_form(belief, SEEN_IN_PIXELS)).guarded.weight == 0.1
-    assert script.tried == [(0.03, 0), (0.1, 0)]
+    assert script.tried == [0.03, 0.1]
     for told, kept, tried in (([0.5, 0.2, 0.3], 0.1, 3), ([0.5, 0.2, 0.1], 0.3, 3), ([0.5, 0.5, 0.1], 0.03, 2)):
         script = Script(place, told, monkeypatch)
         found = place.learn(bank, of_form(belief, SEEN_IN_PIXELS))
         assert found.guarded.weight == kept
         assert len(script.tried) == len(found.history) == tried
-
-
-@pytest.mark.long
-def test_where_no_form_in_pixels_stands_out_there_is_one_weight_only(
-    place: Place, gathered: tuple[PixelBank, Belief], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bank, belief = gathered
-    script = Script(place, [0.5], monkeypatch)
-    place.learn(bank, of_form(belief, BEYOND_PIXELS))
-    assert script.tried == [(0.03, 0)]
-
-
-@pytest.mark.parametrize(
-    ("stand_ins", "rounds", "kept"),
-    [
-        ([0.8, 0.5, 0.3, 0.4, 0.35], 4, 2),  # two rounds in a row that do not help end it; the best of all is kept
-        ([0.8, 0.0], 1, 1),  # enough
-        ([0.8, 0.6, 0.5, 0.4, 0.3], 4, 4),  # no more than allowed
-        ([0.8, 0.795, 0.79], 2, 2),  # too little progress
-    ],
-)
-def test_rounds_go_on_as_long_as_they_help(
-    place: Place,
-    gathered: tuple[PixelBank, Belief],
-    monkeypatch: pytest.MonkeyPatch,
-    stand_ins: list[float],
-    rounds: int,
-    kept: int,
-) -> None:
-    bank, belief = gathered
-    script = Script(place, stand_ins, monkeypatch)
-    found = place.renew(place.learn(bank, of_form(belief, BEYOND_PIXELS)), of_form(belief, BEYOND_PIXELS))
-    assert [each for _, each in script.tried] == list(range(rounds + 1))
-    assert found.guarded.rounds == kept
-    assert len(found.history) == rounds + 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +108,7 @@ def test_beyond_pixels_the_dial_goes_as_far_as_the_budget_and_its_error_allow(
         replace(SMALL, guard=replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.5, 3.0, 4.0), beyond=0.25)),
     )
     nothing: list[Change] = [place.layer.nothing] * 2
-    found = place._guarded(nothing, lesson, 0.03, 0, replace(of_form(belief, forms), factor=factor))
+    found = place._guarded(nothing, lesson, 0.03, replace(of_form(belief, forms), factor=factor))
     assert found.chosen == dial
     assert found.points[-1].dial == last  # the first over the budget; nothing behind it is measured
 
@@ -162,10 +127,10 @@ def test_where_stand_ins_are_left_the_curve_goes_on_to_where_more_does_no_good(
     guard = replace(SMALL.guard, dials=(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0))
     monkeypatch.setattr(place, "settings", replace(SMALL, guard=guard))
     nothing = [place.layer.nothing] * 2
-    guarded = replace(place._guarded(nothing, place._gathered(bank, belief), 0.03, 0, belief), backdoor=1.0)
+    guarded = replace(place._guarded(nothing, place._gathered(bank, belief), 0.03, belief), backdoor=1.0)
     assert guarded.chosen == 0.5
     measured.clear()
-    learned = Learned(nothing, guarded, place._gathered(bank, belief), [], None)
+    learned = Learned(nothing, guarded, place._gathered(bank, belief), [])
     ahead = place.looked_ahead(learned, belief).guarded
     assert measured == [1.5, 2.0, 2.5]  # the last does more harm than the one before it
     assert ahead.better is not None
@@ -174,8 +139,6 @@ def test_where_stand_ins_are_left_the_curve_goes_on_to_where_more_does_no_good(
         place.looked_ahead(replace(learned, guarded=replace(guarded, enough=1.0)), belief).guarded.points
         == guarded.points
     )
-    renewed = place._at_layer(torch.tensor([0]), 1.0, torch.Generator().manual_seed(0), "")
-    assert place.looked_ahead(replace(learned, renewed=renewed), belief).guarded == guarded
 
 
 def test_what_is_kept_is_the_mean_of_the_folds_at_the_chosen_dial(place: Place, gathered: Any) -> None:
@@ -190,23 +153,11 @@ def test_what_is_kept_is_the_mean_of_the_folds_at_the_chosen_dial(place: Place, 
         1.0,
         0.02,
         0.03,
-        0,
     )
-    place.keep(Learned([one, nothing], guarded, place._gathered(*gathered), [], None))
+    place.keep(Learned([one, nothing], guarded, place._gathered(*gathered), []))
     assert torch.allclose(place.layer.change.mix, nothing.mix + 0.15, atol=1e-6)
     assert torch.allclose(place.layer.change.shift, nothing.shift + 0.3, atol=1e-5)
     place.layer.set(nothing)
-
-
-def test_what_is_left_is_the_way_to_the_longest_length(place: Place, gathered: Any) -> None:
-    bank, belief = gathered
-    belief = replace(belief, likeliest=0)
-    shifts = place._at_layer(torch.tensor([0, 0]), 1.0, torch.Generator().manual_seed(0), "")
-    unit = replace(shifts, norms=torch.ones(len(shifts)), aims=torch.zeros(len(shifts), dtype=torch.int64))
-    lesson = place._gathered(bank, belief)
-    lesson = replace(lesson, held=replace(lesson.held, shifts=unit))
-    for length, left in ((0.5, 1.0), (1.0, 1.0), (1.5, 0.5), (2.0, 0.0), (9.0, 0.0)):
-        assert place._left(replace(unit, norms=length * unit.norms), lesson, belief) == pytest.approx(left)
 
 
 def test_a_fold_learns_nothing_from_the_images_that_judge_it(place: Place, gathered: tuple[PixelBank, Belief]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -42,7 +42,6 @@ class Guarded:
     backdoor: float  # probability that there is one
     enough: float  # a share of stand-ins that works by chance, too
     weight: float  # of the stand-ins in what was chosen
-    rounds: int  # of renewed stand-ins in what was chosen
 
     @property
     def point(self) -> Point:
@@ -81,16 +80,6 @@ class Guarded:
         Those for other classes are what a network follows by nature, where the likeliest is the attacker's.
         """
         return self.point.suspect <= self.enough
-
-    def with_left(self, share: float) -> "Guarded":
-        """The same where at least this share of stand-ins is left, by another measure, wherever the layer is on."""
-        points = (
-            replace(point, stand_ins=max(point.stand_ins, share), suspect=max(point.suspect, share))
-            if point.dial
-            else point
-            for point in self.points
-        )
-        return replace(self, points=tuple(points))
 
 
 def margins(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:

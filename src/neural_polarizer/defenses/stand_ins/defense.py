@@ -34,7 +34,7 @@ class LeastStandIns(Settings, Defense):
         "for, in pixels and in features, mostly towards the classes that the evidence points to, and used in its "
         "place.",
     )
-    revision: ClassVar[int] = 13
+    revision: ClassVar[int] = 14
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
@@ -46,9 +46,6 @@ class LeastStandIns(Settings, Defense):
             "bank.held": 2,
             "bank.features": 8,
             "learning.steps": 5,
-            "learning.rounds": 1,
-            "learning.round_steps": 2,
-            "learning.renewed": 4,
             "guard.folds": 2,
             "guard.views": 1,
         }
@@ -66,14 +63,15 @@ class LeastStandIns(Settings, Defense):
         with run.timed("stand_ins"):
             pixels = place.stand_ins(found, belief)
         with run.timed("learn"):
-            learned = place.looked_ahead(place.renew(place.learn(pixels, belief), belief), belief)
+            learned = place.looked_ahead(place.learn(pixels, belief), belief)
             place.keep(learned)
+        beyond_pixels = belief.beyond_pixels(self.looks.clear)
         return Outcome(
             place.net.model,
             polarizer=place.net.polarizer,
             site=str(place.net.site),
             history=learned.history,
-            notes=(*place.net.notes, *_remarks(learned.guarded, self.guard.max_acc_drop)),
+            notes=(*place.net.notes, *_remarks(learned.guarded, self.guard.max_acc_drop, beyond_pixels=beyond_pixels)),
             suspect=found.belief.accused(self.looks.level) if self.target is None else self.target,
             audit=Audit(summary(found.belief, self.looks.level), by_class(found, place.net.num_classes)),
             site_reason=place.net.site_reason,
@@ -81,7 +79,7 @@ class LeastStandIns(Settings, Defense):
         )
 
 
-def _remarks(guarded: Guarded, allowed: float) -> list[str]:
+def _remarks(guarded: Guarded, allowed: float, *, beyond_pixels: bool) -> list[str]:
     if guarded.chosen == 0:
         return [f"not purified: {_why_not(guarded, allowed)}; the model comes back as it was"]
     found = []
@@ -95,6 +93,11 @@ def _remarks(guarded: Guarded, allowed: float) -> list[str]:
         found.append(
             f"held-out stand-ins still lead {100 * guarded.point.suspect:.0f} % of the images to the most suspicious "
             f"class, so a trigger may still work; more clean images may help, or {_allowing_more(guarded, allowed)}"
+        )
+    elif beyond_pixels:
+        found.append(
+            "the most suspicious class stands out in features only, as with a trigger that differs from image to "
+            "image; stand-ins say little of how far such a trigger goes, so it may still work"
         )
     return found
 

@@ -29,8 +29,7 @@ class Learned:
     changes: Sequence[Change]  # one for each fold; the result's is their mean
     guarded: Guarded  # what the guard let through of it
     lesson: Lesson  # what it was learned from
-    history: Sequence[Mapping[str, float]]  # a row for each time that something was learned there
-    renewed: StandIns | None  # stand-ins at the input of this layer, where those are looked for
+    history: Sequence[Mapping[str, float]]  # a row for each weight
 
 
 class Place:
@@ -66,56 +65,28 @@ class Place:
         """Learn with these stand-ins in pixels and new ones at the layer's input, of the frozen network.
 
         One weight after the other is tried, until one does, or does no less expected harm than the one before; that of
-        the least harm is taken.  Where no form in pixels stands out, the first has to do, as lengths at the layer's
-        input do not compare weights.
+        the least harm is taken.
         """
         weights = self.settings.learning.weights
-        if belief.beyond_pixels(self.settings.looks.clear):
-            weights = weights[:1]
         generator = stream(self.seed, "learn")
         lesson = self._gathered(pixels, belief)
-        nothing = [self.layer.nothing] * len(self.judge.folds)
-        best = self._learned(lesson, nothing, belief, generator, weights[0], 0)
+        best = self._learned(lesson, belief, generator, weights[0])
         history = list(best.history)
         for weight in weights[1:]:
             if best.guarded.done:
                 break
-            latest = self._learned(lesson, nothing, belief, generator, weight, 0)
+            latest = self._learned(lesson, belief, generator, weight)
             history.extend(latest.history)
             if latest.guarded.harm >= best.guarded.harm:
                 break
             best = latest
         return replace(best, history=history)
 
-    def renew(self, learned: Learned, belief: Belief) -> Learned:
-        """Go on with stand-ins that are made anew, round by round, as long as that helps.
-
-        They are dense ones at the input of the layer as it is.  What perturbs each image in its own way, as a warp
-        does, has no form in pixels that images share, and moves features further than the frozen network's least
-        stand-ins; so the layer is to resist shifts of up to ``held_stretch`` times their length.
-        """
-        settings, generator = self.settings.learning, stream(self.seed, "renew")
-        best = latest = learned
-        history, idle = list(learned.history), 0
-        while not best.guarded.done and latest.guarded.rounds < settings.rounds and idle <= settings.patience:
-            if latest.renewed is None or len(latest.renewed) == 0:
-                break
-            lesson = replace(latest.lesson, shifts=latest.lesson.shifts.joined(latest.renewed))
-            weight, rounds = latest.guarded.weight, latest.guarded.rounds + 1
-            latest = self._learned(lesson, latest.changes, belief, generator, weight, rounds)
-            history.extend(latest.history)
-            idle = 0 if latest.guarded.harm < best.guarded.harm - settings.progress else idle + 1
-            best = min(best, latest, key=lambda each: each.guarded.harm)
-        return replace(best, history=history)
-
     def looked_ahead(self, learned: Learned, belief: Belief) -> Learned:
-        """The same, with the curve beyond the budget where stand-ins are left: what a larger budget would give.
-
-        Not where renewed stand-ins measure what is left, as they are made for one dial.
-        """
+        """The same, with the curve beyond the budget where stand-ins are left: what a larger budget would give."""
         guarded, errors = learned.guarded, self._excused(belief)
         points = list(guarded.points)
-        for dial in self.settings.guard.dials if learned.renewed is None and not guarded.done else ():
+        for dial in () if guarded.done else self.settings.guard.dials:
             if dial > points[-1].dial:
                 points.append(self.judge.point(learned.changes, dial, learned.lesson.held, belief.likeliest, errors))
                 now, before = (each.harm(guarded.backdoor, guarded.enough) for each in (points[-1], points[-2]))
@@ -131,35 +102,13 @@ class Place:
         """Give the layer what was learned, at the dial that the guard chose."""
         self.layer.set(mean_of(learned.changes), learned.guarded.chosen)
 
-    def _left(self, renewed: StandIns, lesson: Lesson, belief: Belief) -> float:
-        """How far renewed stand-ins are from ``held_stretch`` times the length of the frozen network's: 1 to 0."""
-        now = renewed.norms[renewed.aims == belief.likeliest]
-        then = lesson.held.shifts.norms[lesson.held.shifts.aims == belief.likeliest]
-        if len(now) == 0 or len(then) == 0:
-            return 0.0
-        ratio = float(now.mean() / then.mean())
-        return min(1.0, max(0.0, 1 - (ratio - 1) / (max(self.settings.bank.held_stretch) - 1)))
-
-    def _learned(
-        self,
-        lesson: Lesson,
-        changes: Sequence[Change],
-        belief: Belief,
-        generator: torch.Generator,
-        weight: float,
-        rounds: int,
-    ) -> Learned:
-        loss, taught = self._taught(lesson, changes, weight, generator, rounds)
-        guarded, renewed = self._guarded(taught, lesson, weight, rounds, belief), None
-        if belief.beyond_pixels(self.settings.looks.clear):
-            self.layer.set(mean_of(taught))
-            aims = drawn_aims(belief, self.settings.learning.renewed, generator)
-            renewed = self._at_layer(aims, 1.0, generator, f"renewed stand-ins {rounds + 1}")
-            guarded = guarded.with_left(self._left(renewed, lesson, belief))
+    def _learned(self, lesson: Lesson, belief: Belief, generator: torch.Generator, weight: float) -> Learned:
+        loss, taught = self._taught(lesson, weight, generator)
+        guarded = self._guarded(taught, lesson, weight, belief)
         point = guarded.point
-        row = {"weight": weight, "round": float(rounds), "loss": loss, "dial": point.dial, "acc": point.acc}
+        row = {"weight": weight, "loss": loss, "dial": point.dial, "acc": point.acc}
         row |= {"drop": point.drop, "stand_ins": point.stand_ins, "suspect": point.suspect}
-        return Learned(taught, guarded, lesson, [row], renewed)
+        return Learned(taught, guarded, lesson, [row])
 
     def _gathered(self, pixels: PixelBank, belief: Belief) -> Lesson:
         """Both banks, and stand-ins that nothing is learned from."""
@@ -199,15 +148,12 @@ class Place:
             phase=phase,
         )
 
-    def _taught(
-        self, lesson: Lesson, changes: Sequence[Change], weight: float, generator: torch.Generator, rounds: int
-    ) -> tuple[float, list[Change]]:
-        """One layer for each fold, from where ``changes`` are; and their mean loss."""
-        learning = self.settings.learning
-        losses, taught = [], []
-        for part, (fold, change) in enumerate(zip(self.judge.folds, changes, strict=True), start=1):
-            self.layer.set(change)
-            phase = f"weight {weight:g}" + f", round {rounds}" * (rounds > 0) + f", part {part} of {len(changes)}"
+    def _taught(self, lesson: Lesson, weight: float, generator: torch.Generator) -> tuple[float, list[Change]]:
+        """One layer for each fold; and their mean loss."""
+        losses, taught, folds = [], [], self.judge.folds
+        for part, fold in enumerate(folds, start=1):
+            self.layer.set(self.layer.nothing)
+            phase = f"weight {weight:g}, part {part} of {len(folds)}"
             losses.append(
                 learn(
                     self.net,
@@ -215,7 +161,7 @@ class Place:
                     lesson.of(fold.fit),
                     self.settings,
                     weight=weight,
-                    steps=learning.round_steps if rounds else self.settings.steps(len(fold.fit)),
+                    steps=self.settings.steps(len(fold.fit)),
                     generator=generator,
                     told=partial(self.progress, phase),
                 )
@@ -223,9 +169,7 @@ class Place:
             taught.append(self.layer.change)
         return sum(losses) / len(losses), taught
 
-    def _guarded(
-        self, changes: Sequence[Change], lesson: Lesson, weight: float, rounds: int, belief: Belief
-    ) -> Guarded:
+    def _guarded(self, changes: Sequence[Change], lesson: Lesson, weight: float, belief: Belief) -> Guarded:
         guard = self.settings.guard
         budget = min(1.0, belief.factor) * guard.max_acc_drop  # where the evidence speaks against a backdoor, less
         errors = self._excused(belief)
@@ -248,5 +192,4 @@ class Place:
             backdoor=belief.backdoor,
             enough=guard.enough,
             weight=weight,
-            rounds=rounds,
         )

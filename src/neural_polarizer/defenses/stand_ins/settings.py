@@ -134,12 +134,6 @@ class Learning:
         lr: of Adam, over the number of channels.
         lr_shift: of Adam for the shift, in standard deviations of the features.
         steps: of learning from stand-ins of the frozen network, with a cosine schedule.
-        progress: a round helps where it lowers the share of images that are expected to be answered wrongly by more.
-        patience: rounds in a row that may help nothing.
-        rounds: at most so many times, where no form in pixels stands out, dense stand-ins are made anew at the input of
-            the layer as it is, and learned from.
-        renewed: stand-ins in each round.
-        round_steps: of learning in each round, with a cosine schedule of their own.
 
     Raises:
         BadInputError: no weights.
@@ -150,11 +144,6 @@ class Learning:
     lr: float = 0.5
     lr_shift: float = 0.008
     steps: int = 100
-    progress: float = 0.01
-    patience: int = 1
-    rounds: int = 10
-    renewed: int = 24
-    round_steps: int = 40
 
     def __post_init__(self) -> None:
         if not self.weights:
