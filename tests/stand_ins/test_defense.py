@@ -14,7 +14,9 @@ from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.patient import _over_budget
 from neural_polarizer.defenses.recipes import make_defense, with_options
 from neural_polarizer.defenses.stand_ins import LeastStandIns
+from neural_polarizer.defenses.stand_ins import defense as defense_module
 from neural_polarizer.defenses.stand_ins.defense import _remarks as remarks_with
+from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.judge import cross_fitted
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search
 from neural_polarizer.errors import BadInputError
@@ -102,6 +104,15 @@ def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
     assert _remarks(guarded(OFF, replace(ON, stand_ins=0.724))) == []  # what a network follows by nature
     (blind,) = _remarks(guarded(OFF, ON), beyond_pixels=True)
     assert "stands out in features only" in blind
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("beyond", [True, False])
+def test_the_remarks_hear_whether_a_form_in_pixels_stands_out(beyond: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clean = tiny()
+    monkeypatch.setattr(Belief, "beyond_pixels", lambda _belief, _clear: beyond)
+    monkeypatch.setattr(defense_module, "_remarks", lambda *_, beyond_pixels: [f"heard {beyond_pixels}"])
+    assert f"heard {beyond}" in SMALL.repair(model, clean, seed=0).notes
 
 
 def test_why_a_model_comes_back_as_it_was_is_said_as_it_is() -> None:
