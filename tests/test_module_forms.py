@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +216,20 @@ def test_too_few_images_and_those_of_one_class_accuse_nobody(rows: range, accuse
     assert found.audit is not None
     assert ("class 1 stands out" in found.audit.summary) is (accused is not None)
     assert Accuser(target=1).repair(tiny_model(), clean, seed=0).suspect == 1  # the user says so
+
+
+def test_folding_and_loading_a_layer_leave_each_module_in_its_own_mode(tmp_path: Path) -> None:
+    """A wrapper that is made after ``eval()`` is in training mode itself; the network inside must not be."""
+    network = made(TinyNet())
+    wrapped = Normalized(network, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    assert wrapped.training
+    result = purified(wrapped)
+    pixels = to_pixels(CLEAN.images[:4])
+    expected = result.model(pixels)
+    folded = npz.fold(result, CLEAN)
+    result.save(tmp_path / "run")
+    loaded = npz.load_polarizer(wrapped, tmp_path / "run" / "polarizer.safetensors")
+    for model in (folded.model, loaded):
+        assert model.training
+        assert not any(part.training for name, part in model.named_modules() if name)
+        assert torch.allclose(model(pixels[:1]), expected[:1], atol=1e-4)

@@ -17,6 +17,8 @@ from neural_polarizer.errors import BadInputError, EnvironmentFaultError
 if sys.platform != "win32":
     import fcntl
 
+LFS_POINTER = b"version https://git-lfs"
+"""What a file begins with that Git LFS has not fetched."""
 DAMAGED = "damaged"
 """Where damaged files go, beside their place."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)

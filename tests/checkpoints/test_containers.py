@@ -207,6 +207,16 @@ def test_pruning_masks_are_applied(tmp_path: Path) -> None:
     assert any(remark.startswith("its pruning masks were applied to ") for remark in loaded.findings)
 
 
+@pytest.mark.parametrize("shape", [(2,), (1, 7, 3, 3, 3)])
+def test_a_pruning_mask_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Two thin tensors, one of each, would make a large one."""
+    state = network().state_dict()
+    name = next(name for name, value in state.items() if value.ndim == 4)
+    state[f"{name}_orig"], state[f"{name}_mask"] = state.pop(name), torch.ones(shape)
+    with pytest.raises(BadInputError, match="a pruning mask and its weight differ in shape"):
+        load(saved(tmp_path / "m.pt", state))
+
+
 def test_a_quantised_model_is_refused_by_name(tmp_path: Path) -> None:
     state = {**network().state_dict(), "linear._packed_params._packed_params": (ONE, None)}
     with pytest.raises(BadInputError, match=r"quantised model, by its entries linear\._packed_params.*float model"):

@@ -43,6 +43,8 @@ def test_metadata_beside_the_images_name_their_classes(tmp_path: Path, name: str
         ("file_name,label\n0.png\n", "a row has no file_name or no label"),
         ("file_name,label,label\n0.png,1,2\n", "names a column twice"),
         ("file_name,label\n0.png,1.5\n", "label"),
+        ("file_name,label\n0.png,1\n./0.png,2\n", "names '?.*0.png'? twice, with different labels"),
+        ("file_name,label,split\n0.png,1,train\n0.png,1,Test\n", "would mix training and test data, .* column split"),
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(tmp_path: Path, text: str, reason: str) -> None:

@@ -260,7 +260,8 @@ def test_labels_that_are_none_are_refused(labels: Any, reason: str) -> None:
 def saved(folder: Path, rows: int = 4, **columns: Any) -> Path:
     """A data set as ``save_to_disk`` leaves it, in two files."""
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text("{}")
+    shards = [{"filename": f"data-0000{shard}-of-00002.arrow"} for shard in range(2)]
+    (folder / "state.json").write_text(json.dumps({"_data_files": shards}))
     features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
     for shard in range(2):
         data = {
@@ -306,9 +307,34 @@ def test_damaged_arrow_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match=r"set"):
             read_images(str(root))
     shard.unlink()
+    with pytest.raises(BadInputError, match=r"data-00001-of-00002\.arrow: missing"):
+        read_images(str(root))
     shard.symlink_to("/etc/hostname")
     with pytest.raises(BadInputError, match="not a regular file"):
         read_images(str(root))
+
+
+def test_caches_beside_a_saved_data_set_are_no_data(tmp_path: Path) -> None:
+    expected = read_images(str(saved(tmp_path / "set"))).sha256()
+    (tmp_path / "set" / "cache-1234.arrow").write_bytes((tmp_path / "set" / "data-00000-of-00002.arrow").read_bytes())
+    assert read_images(str(tmp_path / "set")).sha256() == expected
+    for damaged in ("{}", "[]", '{"_data_files": []}', '{"_data_files": [{"filename": 3}]}', "{"):
+        (tmp_path / "set" / "state.json").write_text(damaged)
+        with pytest.raises(BadInputError, match=r"state\.json: .*save the data set again"):
+            read_images(str(tmp_path / "set"))
+
+
+def test_an_order_of_numbers_renumbers_labels_that_are_numbers() -> None:
+    """A model whose folders 0, 1, 10, 2 were sorted as text calls class 10 its third."""
+    labels, order = np.array([0, 1, 2, 3]), ClassNames(("0", "3", "1", "2"), "classes", binding=True)
+    found = numbered(labels, None, known=order, num_classes=4, source="here")
+    assert found.labels.tolist() == [0, 2, 3, 1]
+    assert found.classes == order.names
+    for others in (("1", "2", "3", "4"), ("0", "3", "1", "b")):
+        named = numbered(labels, None, known=ClassNames(others, "x", binding=True), num_classes=4, source="here")
+        assert named.labels.tolist() == [0, 1, 2, 3]  # names of classes, and no order
+    said_by_the_model = numbered(labels, None, known=ClassNames(order.names), num_classes=4, source="here")
+    assert said_by_the_model.labels.tolist() == [0, 1, 2, 3]
 
 
 def test_a_repository_of_a_data_set_is_read_from_its_data_folder(tmp_path: Path) -> None:

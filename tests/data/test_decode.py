@@ -1,3 +1,4 @@
+import os
 import struct
 import weakref
 import zlib
@@ -249,3 +250,11 @@ def test_images_that_could_be_transparent_but_are_not_are_not_told_of(tmp_path: 
     (tmp_path / "a").mkdir()
     Image.new("RGBA", (4, 4), (0, 200, 0, 255)).save(tmp_path / "a" / "0.png")
     assert read_images(str(tmp_path)).notes == ()
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+    """A device has no end, and a pipe makes us wait."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(BadInputError, match="not a regular file"):
+            decode_all([(path, "here")], 1, size=None, source="s")

@@ -326,3 +326,11 @@ def test_classes_that_are_called_like_splits_stay_classes(tmp_path: Path) -> Non
 )
 def test_folders_of_systems_are_no_classes(tmp_path: Path, name: str) -> None:
     assert read_images(str(folder(tmp_path, cat=1, dog=1, **{name: 1}))).classes == ("cat", "dog")
+
+
+def test_images_in_several_folders_of_a_class_are_taken_and_told(tmp_path: Path) -> None:
+    root = folder(tmp_path, **{"a": 0, "b": 0, "a/images": 2, "a/masks": 2, "b/images": 1})
+    got = read_images(str(root))
+    assert got.labels.tolist() == [0, 0, 0, 0, 1]
+    assert got.notes == (f"{root / 'a'}: has images in several folders, which are all taken: ['images', 'masks']",)
+    assert read_images(str(folder(tmp_path / "other", **{"a/images": 2, "b/images": 1}))).notes == ()

@@ -205,3 +205,9 @@ def test_extra_columns_are_checked(tmp_path: Path) -> None:
     write_images(path, SIX)
     with pytest.raises(EnvironmentFaultError, match="cannot write"):
         write_images(tmp_path / "gone" / "six.parquet", SIX)
+
+
+def test_a_pointer_of_git_lfs_is_told(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(BadInputError, match="Git LFS pointer, not the data; run 'git lfs pull'"):
+        read_images(tmp_path / "train.parquet")

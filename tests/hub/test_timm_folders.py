@@ -90,6 +90,11 @@ def test_arguments_of_the_network_become_options(tmp_path: Path) -> None:
     loaded = load_model(folder)
     assert loaded.record.architecture == name
     assert loaded.model(PIXELS).shape == (3, 3)
+    sized = {"mean": [0.5] * 3, "std": [0.2] * 3, "input_size": [3, 224, 224]}
+    loaded = load_model(
+        pushed(tmp_path / "c", name, architecture="vit_tiny_patch16_224", model_args=arguments, **sized)
+    )
+    assert loaded.record.image_size == (16, 16)  # what the network was made for
     untold = pushed(tmp_path / "b", name, architecture="vit_tiny_patch16_224")
     with pytest.raises(BadInputError, match=r"another form of this network: --arch 'timm:vit_tiny"):
         load_model(untold)
@@ -104,6 +109,7 @@ def test_arguments_of_the_network_become_options(tmp_path: Path) -> None:
         ({"architecture": "hf-hub:x/y"}, "'architecture' is no name of timm's"),
         ({"architecture": "no_such_net"}, "timm has no model 'no_such_net'"),
         ({"model_args": {"act_layer": "x"}}, "'model_args' change 'act_layer'.*--arch FILE.py:NAME"),
+        ({"model_args": {"global_pool": "max"}}, "'model_args' change 'global_pool'"),
         ({"model_args": [1]}, "'model_args' are no arguments"),
         ({"pretrained_cfg": {"mean": [0.5], "std": [0.0]}}, "mean, std or input_size cannot be used"),
         ({"pretrained_cfg": {"mean": [0.5] * 3, "std": [1] * 3, "input_size": [3, 9**9, 1]}}, "cannot be used"),
@@ -114,6 +120,19 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, more: dict[str, Any], reaso
     with pytest.raises(BadInputError, match=reason) as caught:
         load_model(pushed(tmp_path, **more))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("name", "pool"), [("test_resnet", "avg"), ("test_vit", "token"), ("test_convnext", "avg")])
+def test_arguments_that_change_nothing_are_no_change(tmp_path: Path, name: str, pool: str) -> None:
+    folder = pushed(tmp_path, f"timm:{name}", architecture=name, model_args={"global_pool": pool, "num_classes": 3})
+    assert load_model(folder).record.architecture == f"timm:{name}"
+
+
+def test_a_damaged_configuration_is_called_damaged(tmp_path: Path) -> None:
+    (pushed(tmp_path) / "config.json").write_text('{"architecture": ')
+    weights = next(path for path in tmp_path.iterdir() if path.name != "config.json")
+    with pytest.raises(BadInputError, match=r"config\.json: cannot be read"):
+        load_model(weights)
 
 
 def test_a_folder_without_weights_is_told(tmp_path: Path) -> None:

@@ -14,9 +14,7 @@ from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.patient import _over_budget
 from neural_polarizer.defenses.recipes import make_defense, with_options
 from neural_polarizer.defenses.stand_ins import LeastStandIns
-from neural_polarizer.defenses.stand_ins import defense as defense_module
 from neural_polarizer.defenses.stand_ins.defense import _remarks as remarks_with
-from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.judge import cross_fitted
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search
 from neural_polarizer.errors import BadInputError
@@ -28,7 +26,7 @@ SMALL = LeastStandIns(
     looks=Looks(pixels=4, features=1, program_steps=20),
     in_pixels=Search(steps=3, images=4),
     in_features=Search(steps=3, images=4),
-    bank=Bank(pixels=4, images=4, features=6),
+    bank=Bank(taught=8, images=4),
     learning=Learning(steps=4),
 )
 
@@ -85,8 +83,8 @@ def guarded(*points: Point, chosen: float = 1.0, held: int = 12, backdoor: float
     return Guarded(points, chosen, 625, held, 0.006, backdoor, 0.02, 0.03)
 
 
-def _remarks(found: Guarded, allowed: float = 0.006, *, beyond_pixels: bool = False) -> list[str]:
-    return remarks_with(found, allowed, beyond_pixels=beyond_pixels)
+def _remarks(found: Guarded, allowed: float = 0.006) -> list[str]:
+    return remarks_with(found, allowed)
 
 
 OFF, ON = Point(0.0, 0.9, 0.0, 0.0, 0.9, 0.9), Point(1.0, 0.9, 0.004, 0.0, 0.0, 0.0)
@@ -102,17 +100,6 @@ def test_what_the_guard_could_not_make_sure_of_is_said() -> None:
     assert _remarks(guarded(OFF, replace(ON, acc=0.894))) == []  # three of 500 images are the budget
     assert "still lead 72 %" in _remarks(guarded(OFF, replace(ON, suspect=0.724)))[0]
     assert _remarks(guarded(OFF, replace(ON, stand_ins=0.724))) == []  # what a network follows by nature
-    (blind,) = _remarks(guarded(OFF, ON), beyond_pixels=True)
-    assert "stands out in features only" in blind
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("beyond", [True, False])
-def test_the_remarks_hear_whether_a_form_in_pixels_stands_out(beyond: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, clean = tiny()
-    monkeypatch.setattr(Belief, "beyond_pixels", lambda _belief, _clear: beyond)
-    monkeypatch.setattr(defense_module, "_remarks", lambda *_, beyond_pixels: [f"heard {beyond_pixels}"])
-    assert f"heard {beyond}" in SMALL.repair(model, clean, seed=0).notes
 
 
 def test_why_a_model_comes_back_as_it_was_is_said_as_it_is() -> None:
@@ -184,7 +171,7 @@ def test_epochs_are_passes_over_the_images_that_are_learned_from() -> None:
     some = replace(SMALL, epochs=3, batch_size=8)
     some.repair(model, clean, seed=0, progress=lambda phase, _done, total: told.append((phase, total)))
     fit = len(cross_fitted(clean.labels, some.guard, torch.Generator().manual_seed(0))[0].fit)
-    steps = [total for phase, total in told if phase.startswith("weight") and "round" not in phase]
+    steps = [total for phase, total in told if phase.startswith("weight")]
     assert set(steps) == {math.ceil(3 * fit / 4)}  # half of a batch is clean
     assert (some.steps(fit), some.steps(1), SMALL.steps(fit)) == (steps[0], *[SMALL.learning.steps] * 2)
     assert with_options(LeastStandIns(), "npd-ls", {"epochs": 3}) == LeastStandIns(epochs=3)

@@ -163,9 +163,6 @@ def test_the_form_of_a_trigger_is_the_one_in_which_its_class_stands_out() -> Non
     smooth = usual([low], [calm, low, low], torch.zeros(9))
     assert float(smooth.forms[0, 1]) > 10 * float(smooth.forms[0, 0])
     assert smooth.forms[10].tolist() == [1.0, 1.0, 1.0]  # nobody looks for the form of "next"
-    assert not smooth.beyond_pixels(3.0)
-    assert usual([low], [calm, calm, low], torch.zeros(0)).beyond_pixels(3.0)
-    assert not usual([low], [calm, calm, calm], torch.zeros(0)).beyond_pixels(3)
 
 
 def test_only_forms_in_which_a_class_stands_out_judge() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,10 @@ from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.guard import margins
 from neural_polarizer.defenses.stand_ins import judge as judging
 from neural_polarizer.defenses.stand_ins.judge import Fold, Judge
-from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer
-from neural_polarizer.defenses.stand_ins.least import StandIns
+from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer
 from neural_polarizer.defenses.stand_ins.seen import seen
 from neural_polarizer.defenses.stand_ins.settings import Guard, Settings
 from toys import tiny_images, tiny_model
-
-NOTHING = StandIns(torch.zeros(0, 6, 8, 8), torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.fixture
@@ -29,12 +27,14 @@ def judge() -> Judge:
     return Judge(seen(net, 5), Layer(net), folds, Settings(batch_size=5, guard=Guard(views=24)), seed=0)
 
 
-def held(judge: Judge, aims: list[int], works: list[bool]) -> Held:
+def held(judge: Judge, aims: list[int], works: list[bool]) -> list[Carried]:
     """Stand-ins on two images each, which lead both to the label that the network gives them, or none."""
     said = judge.seen.logits.argmax(dim=1)
     rows = torch.arange(2).repeat(len(aims))
     led = torch.stack([said[:2] if yes else (said[:2] + 1) % 4 for yes in works]).flatten()
-    return Held(tuple(value[rows] for value in judge.seen.values), led, [2] * len(aims), aims, NOTHING)
+    of = torch.tensor(aims, dtype=torch.int64).repeat_interleave(2)
+    which = torch.arange(len(aims)).repeat_interleave(2)
+    return [Carried(tuple(value[rows] for value in judge.seen.values), None, rows, led, of, which)]
 
 
 def test_the_identity_costs_nothing_however_far_the_dial_goes(judge: Judge) -> None:
@@ -104,8 +104,10 @@ def test_each_image_is_judged_by_the_layer_of_its_own_fold(judge: Judge, monkeyp
 def test_of_each_aim_the_upper_quartile_counts(judge: Judge) -> None:
     natural = held(judge, [0] * 5 + [1] * 3, [True] + [False] * 4 + [True] * 3)
     assert judge.led(natural) == {0: (0.0, 5), 1: (1.0, 3)}  # one of five is no trigger's; all of three are
-    none = torch.zeros(0, dtype=torch.int64)
-    assert judge.led(Held((), none, [], [], NOTHING)) == {}
+    assert judge.led(held(judge, [0], [True])[:0]) == {}
+    (bank,) = natural
+    wild = 100 * torch.randn(len(bank), 6, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 8, 8)
+    assert judge.led([replace(bank, moves=wild)]) != judge.led(natural)
 
 
 def test_aims_count_by_their_stand_ins_and_the_likeliest_is_told_apart(judge: Judge) -> None:

@@ -11,7 +11,6 @@ from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.stand_ins.learn import (
     Carried,
     Change,
-    Held,
     Layer,
     Lesson,
     _batch,
@@ -19,7 +18,6 @@ from neural_polarizer.defenses.stand_ins.learn import (
     centred,
     learn,
 )
-from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.seen import engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from toys import tiny_images
@@ -43,12 +41,10 @@ class Twofold(nn.Module):
 
 def lesson_at(net: Engine, unit: float, clean: ImageSet) -> Lesson:
     """Images that are brighter by 0.3 are to be answered as those that are not; there are no other stand-ins."""
-    at = seen(net, 32)
-    none, no_aims = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-    nothing = StandIns(torch.zeros(0, *net.features.shape), norms=none, success=none, aims=no_aims)
-    carried = Carried(net.front((to_pixels(clean.images) + 0.3).clamp(0, 1)), torch.arange(len(clean)))
-    held, rows = Held((), at.labels[:0], (), (), nothing), torch.arange(len(clean))
-    return Lesson(at.values, at.wanted, at.labels, centred(at.logits), carried, nothing, held, unit, rows)
+    at, rows = seen(net, 32), torch.arange(len(clean))
+    brighter = net.front((to_pixels(clean.images) + 0.3).clamp(0, 1))
+    carried = Carried(brighter, None, rows, at.labels, at.labels, rows)
+    return Lesson(at.values, centred(at.logits), [carried], [1.0], [], unit, rows)
 
 
 def learned(times: int, clean: ImageSet) -> tuple[Tensor, float]:
@@ -94,3 +90,33 @@ def test_fewer_images_hold_the_layer_nearer_to_the_identity() -> None:
 
     pulled = settings.learning.pull * float(layer.pulled())
     assert loss(10) - loss(40) == pytest.approx(pulled * (10**-0.5 - 40**-0.5), rel=1e-4)
+
+
+def test_a_move_of_the_layers_input_is_learned_from_as_a_value_that_has_it_in_it() -> None:
+    clean = tiny_images(40)
+    net, unit = engine_at(Settings(), Twofold(1), clean, "after:first", seed=0, device="cpu")
+    lesson = lesson_at(net, unit, clean)
+    (carried,) = lesson.carried
+    moved = replace(carried, values=lesson.values, moves=carried.values[0] - lesson.values[0])
+    found = []
+    for bank in (carried, moved):
+        values, moves, wanted = _batch(
+            net, replace(lesson, carried=[bank]), Settings(batch_size=32), torch.Generator().manual_seed(0)
+        )
+        assert [len(each) for each in wanted] == [16, 16]  # half clean, half with stand-ins
+        found.append(net.logits(values, moves))
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+
+
+def test_forms_have_their_shares_of_a_batch_however_many_stand_ins_each_has() -> None:
+    clean = tiny_images(40)
+    net, unit = engine_at(Settings(), Twofold(1), clean, "after:first", seed=0, device="cpu")
+    lesson = lesson_at(net, unit, clean)
+    (many,) = lesson.carried
+    few, none = many.select(torch.arange(2)), many.select(torch.arange(0))
+    marked = replace(few, values=tuple(torch.full_like(value, 7.0) for value in few.values))
+    lesson = replace(lesson, carried=[many, marked, none], shares=[0.25, 0.75, 0.0])
+    values, _, wanted = _batch(net, lesson, Settings(batch_size=2000), torch.Generator().manual_seed(0))
+    led = values[0][len(wanted[0]) :]
+    assert len(led) == len(wanted[1]) == 1000
+    assert float((led == 7.0).flatten(1).all(dim=1).float().mean()) == pytest.approx(0.75, abs=0.05)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from neural_polarizer.defenses.stand_ins import looks
-from neural_polarizer.defenses.stand_ins.bank import pixel_bank
+from neural_polarizer.defenses.stand_ins.bank import gathered
+from neural_polarizer.defenses.stand_ins.early import EarlyMap
 from neural_polarizer.defenses.stand_ins.forms import PixelForm
 from neural_polarizer.defenses.stand_ins.least import Space, StandIns
 from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, gain, look
@@ -217,6 +218,7 @@ def test_large_pictures_are_searched_fewer_at_once(
     at = seen(net, 16)
     found = look(at, None, settings, seed=0, told=silent)
     assert max(seen_at_once) == most
+    early = EarlyMap(settings, at.net, tiny_images(24, size=16), seed=0, device="cpu")
     seen_at_once.clear()
-    pixel_bank(at, settings, found, found.belief, seed=0, told=silent)
+    gathered(at, early, settings, found, found.belief, seed=0, told=silent)
     assert max(seen_at_once) == most

@@ -9,6 +9,7 @@ from neural_polarizer.api import Images
 from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
+from neural_polarizer.defenses.form import take_modes
 from neural_polarizer.devices import plain_torch
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
@@ -30,20 +31,21 @@ def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "ex
             on the border.
 
     Returns:
-        The folded model, whether it is exact and of the original architecture, and by how much its logits deviate.
+        The folded model, each module in the mode that it had; whether it is exact and of the original architecture;
+        and by how much its logits deviate.
 
     Raises:
         BadInputError: there is no polarizer to fold, or no image.
     """
     model = check_module(module_of(purified))
     pixels = to_pixels(as_image_set(images).images[:FOLDED_IMAGES])
-    dtype, device, training = float_type(model), device_of(model), model.training
+    dtype, device = float_type(model), device_of(model)
     if dtype in (torch.float16, torch.bfloat16):  # too coarse to compare logits in
         folded = fold_polarizer(in_float32(model), pixels, border=border)
         folded.model.to(device=device, dtype=dtype)
     else:
         folded = fold_polarizer(copied(model).eval(), pixels.to(device, dtype), border=border)
-    folded.model.train(training)
+    take_modes(folded.model, model)
     return folded
 
 

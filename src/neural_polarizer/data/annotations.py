@@ -12,7 +12,7 @@ import numpy as np
 
 from neural_polarizer.data.decode import SUFFIXES, one_line, shown
 from neural_polarizer.data.labels import class_labels
-from neural_polarizer.data.rows import LABEL_COLUMNS, Rows
+from neural_polarizer.data.rows import LABEL_COLUMNS, SPLITS, Rows
 from neural_polarizer.data.tree import Tree, is_hidden
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import text_of
@@ -23,6 +23,7 @@ TABLES = (".csv", ".tsv", ".jsonl")  # endings of tables that may be named thems
 FILE_COLUMN = "file_name"
 _FILES = (FILE_COLUMN, "filename", "file", "path", "image", "file_path", "filepath", "image_path", "img_path")
 _LABELS = (*LABEL_COLUMNS, "class_id", "classid", "class_name")  # GTSRB's is ClassId
+_PARTS = ("split", "set", "subset", "partition", "fold")
 IMAGES = "images"
 MAX_BYTES = 64 << 20
 MAX_ROWS = 5_000_000
@@ -95,6 +96,13 @@ def table_rows(tree: Tree, path: Path) -> Rows | None:
         raise BadInputError(
             f"{where}: needs the columns {FILE_COLUMN} and {' or '.join(LABEL_COLUMNS)}; found {shown(keys[:10])}"
         )
+    column = next((name for name in _PARTS if name in keys and name != label), None)
+    parts = {str(row.get(column)).strip().lower() for row in rows} if column else set()
+    if len(parts & SPLITS) > 1:
+        raise BadInputError(
+            f"{where}: would mix training and test data, as its column {column} tells ({shown(sorted(parts)[:6])}); "
+            "keep the rows of one in a file of their own"
+        )
     names, values = ([row.get(column) for row in rows] for column in (file, label))
     if not all(isinstance(name, str) for name in names) or any(value is None for value in values):
         raise BadInputError(f"{where}: a row has no {file} or no {label}")
@@ -102,6 +110,10 @@ def table_rows(tree: Tree, path: Path) -> Rows | None:
     gone = next((each for each in paths if not each.is_file()), None)
     if gone is not None:
         raise BadInputError(f"{where}: names {shown(gone)}, which is no file here; names count from {shown(tree.root)}")
+    told = dict(zip(paths, values, strict=True))
+    twice = next((path for path, value in zip(paths, values, strict=True) if told[path] != value), None)
+    if twice is not None:
+        raise BadInputError(f"{where}: names {shown(twice)} twice, with different labels; keep the right one")
     items = ((each, shown(each)) for each in paths)
     unnamed = _images_in({each.parent for each in paths}) - set(paths)
     notes = (f"{shown(tree.root)}: left out {len(unnamed)} images that {path.name} does not name",) * bool(unnamed)

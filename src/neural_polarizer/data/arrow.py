@@ -100,7 +100,7 @@ def unreadable(told: str, error: BaseException) -> Exception:
 
 
 def arrow_rows(folder: Path) -> Rows:
-    """The rows of the arrow files in ``folder``, in the order of their names.
+    """The rows of the arrow files that the state of ``folder`` names, in its order.
 
     Raises:
         BadInputError: several splits, or a file, its columns or its labels cannot be used.
@@ -109,12 +109,10 @@ def arrow_rows(folder: Path) -> Rows:
         splits = sorted(path.name for path in folder.iterdir() if (path / STATE).is_file())
         named = " or ".join(shown(folder / split) for split in splits[:6])
         raise BadInputError(f"{shown(folder)}: holds splits of a data set; name one of them: {named or 'it has none'}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix == ".arrow")
-    if not paths:
-        raise BadInputError(f"{shown(folder)}: has a {STATE}, but no arrow file; save the data set again")
+    paths = _data_files(folder)
     for path in paths:
         if path.is_symlink() or not path.is_file():
-            raise BadInputError(f"{shown(path)}: not a regular file; copy it into the folder")
+            raise BadInputError(f"{shown(path)}: missing, or not a regular file; copy it into the folder")
     with _stream(paths[0]) as reader:
         schema = reader.schema
     image, label = pick(schema.names, IMAGE_COLUMNS, folder), pick(schema.names, LABEL_COLUMNS, folder)
@@ -129,6 +127,22 @@ def arrow_rows(folder: Path) -> Rows:
     found = joined(labels[1:] or labels, shown(folder))
     items = (item for path in paths for item in _encoded(path, image, leaf))
     return Rows(items, found, names_in_metadata(schema.metadata, label, folder))
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Those that hold the data; beside them lie caches of ``map`` and ``filter``, which do not."""
+    path, again = folder / STATE, "save the data set again"
+    try:
+        if path.is_symlink() or path.stat().st_size > MAX_METADATA_BYTES:
+            raise BadInputError(f"{shown(path)}: not a regular file of reasonable size; {again}")
+        named = json.loads(path.read_bytes())["_data_files"]
+        files = [folder / Path(each["filename"]).name for each in named]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = one_line(error)
+        raise BadInputError(f"{shown(path)}: does not name the files of the data ({why}); {again}") from None
+    if not files:
+        raise BadInputError(f"{shown(path)}: names no file of data; {again}")
+    return files
 
 
 def _labels(column: pa.ChunkedArray, label: str, path: Path) -> np.ndarray:

@@ -75,6 +75,8 @@ def numbered(
         count = num_classes if num_classes is not None else int(labels.max()) + 1
         classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
         _check_range(labels, len(classes), source)
+        if known is not None and known.binding and _is_order(classes):
+            labels = np.argsort([*map(int, classes)])[labels]
         return Numbered(labels, classes)
     data = _Named(labels, names, source, in_order_of_names or spoken, spoken)
     if known is None and beside is not None:
@@ -265,6 +267,11 @@ def _check_range(labels: np.ndarray, count: int | None, source: str) -> None:
     if low < 0 or high >= most:
         counted = "; they seem to be counted from 1: subtract 1" if (low, high) == (1, most) else ""
         raise BadInputError(f"{source}: labels must lie in 0..{most - 1}, found {low}..{high}{counted}")
+
+
+def _is_order(names: Sequence[str]) -> bool:
+    """Whether names are the numbers from 0 on in some order: each is what the data call the class of that place."""
+    return _all_numbers(names) and {*map(int, names)} == {*range(len(names))}
 
 
 def _all_numbers(names: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -206,7 +207,10 @@ def _load(item: Source, where: str, size: tuple[int, int] | None) -> Pixels:
         return _pixels(item, size)
     if isinstance(item, Path):
         try:
-            if item.stat().st_size > MAX_BYTES:
+            told = item.stat()
+            if not stat.S_ISREG(told.st_mode):  # a device or a pipe has no end
+                raise BadInputError(f"{where}: not a regular file")
+            if told.st_size > MAX_BYTES:
                 raise BadInputError(f"{where}: over {MAX_BYTES} bytes, too large for an image")
             item = item.read_bytes()
         except OSError as error:

@@ -14,11 +14,10 @@ from neural_polarizer.data.class_files import read_class_names
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
-from neural_polarizer.data.rows import Rows, is_saved_to_disk, label_in
+from neural_polarizer.data.rows import SPLITS, Rows, is_saved_to_disk, label_in
 from neural_polarizer.data.tree import Tree, is_hidden
 from neural_polarizer.errors import BadInputError
 
-SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
 _OTHER_PARTS = frozenset({"clean", "triggered", "poisoned", "backdoored"})
 _SPLIT_OF = re.compile(rf"({'|'.join(sorted(SPLITS))})([ _-]?(images?|imgs?|pictures|data|set|split))?", re.IGNORECASE)
 _LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0-9]+)([ _-].*)?", re.IGNORECASE)
@@ -84,9 +83,25 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
         labels,
         tuple(shown(label_in(root / name / name) or name) for name in classes),
         in_order_of_names=True,
-        notes=(*([f"{shown(root)}: left out {told}"] if (told := left_out.told()) else []), *notes),
+        notes=(
+            *([f"{shown(root)}: left out {told}"] if (told := left_out.told()) else []),
+            *_merged(root, [(path.parent, classes[label]) for path, label in files]),
+            *notes,
+        ),
         beside=beside,
     )
+
+
+def _merged(root: Path, places: list[tuple[Path, str]]) -> list[str]:
+    """A note where a class has images in several folders, as one of them may hold masks or the like."""
+    folders: dict[str, set[str]] = {}
+    for folder, name in places:
+        folders.setdefault(name, set()).add(folder.name)
+    found = next((name for name, inside in folders.items() if len(inside) > 1), None)
+    if found is None:
+        return []
+    inside = shown(sorted(folders[found])[:6])
+    return [f"{shown(root / found)}: has images in several folders, which are all taken: {inside}"]
 
 
 def _names_beside(tree: Tree, names: list[str]) -> tuple[ClassNames | None, tuple[str, ...]]:

@@ -59,6 +59,8 @@ def torchvision_rows(text: str) -> Rows:
         labels = class_labels(targets, f"torchvision:{name}")
     except BadInputError:
         raise
+    except ImportError as error:
+        raise BadInputError(f"torchvision:{name}: needs another package ({one_line(error)}); install it") from None
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise BadInputError(
             f"torchvision:{name}: cannot be read from {shown(root)!r} ({one_line(error)}); download it there first"

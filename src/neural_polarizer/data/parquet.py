@@ -20,7 +20,7 @@ from neural_polarizer.data.labels import class_labels, joined
 from neural_polarizer.data.parquet_pages import largest_page
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, TRUE_LABEL, Rows, attacked_note, label_in, pick
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import atomic_path
+from neural_polarizer.files import LFS_POINTER, atomic_path
 
 _BATCH_ROWS, _BATCH_BYTES = 512, 32 << 20  # in memory at once
 
@@ -91,6 +91,9 @@ def _parquet(path: Path) -> pq.ParquetFile:
             raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
+        with path.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise BadInputError(f"{shown(path)}: a Git LFS pointer, not the data; run 'git lfs pull'") from None
         raise unreadable(f"{shown(path)}: cannot be read as parquet", error) from None
     if file.metadata.num_rows > MAX_ROWS:
         file.close()

@@ -15,6 +15,7 @@ TRUE_LABEL = "true_label"  # beside the attacker's, of images with a trigger
 STATE, PARTS = "state.json", "dataset_dict.json"
 """Files that the ``save_to_disk`` of Hugging Face leaves beside a data set, and beside its splits."""
 
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class", "cls", "category")
 

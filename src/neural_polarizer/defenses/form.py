@@ -22,18 +22,14 @@ def take_form(result: nn.Module, original: nn.Module) -> None:
     """Give the modules of ``result``, in place, the types, device, modes and flags of those of ``original``."""
     original = uncompiled(original)
     before = _places(original)
-    modes = {name: module.training for name, module in original.named_modules(remove_duplicate=False)}
+    names = {name for name, _ in original.named_modules(remove_duplicate=False)}
     usual, trainable = float_type(original), any(each.requires_grad for each in original.parameters())
-    wrapped = {
-        name
-        for name, module in result.named_modules(remove_duplicate=False)
-        if isinstance(module, PolarizedModule) and f"{name}.polarizer" not in modes
-    }
+    wrapped = {name for name in _wrapped(result) if f"{name}.polarizer" not in names}
     home = next((value.device for value in before.values()), torch.device("cpu"))
     done: set[int] = set()
+    take_modes(result, original)
     for name, module in result.named_modules(remove_duplicate=False):
-        own, outer = _own_name(name, wrapped)
-        module.training = modes.get(own if own is not None else outer, original.training)
+        own, _ = _own_name(name, wrapped)
         for key, value in (*module._parameters.items(), *module._buffers.items()):
             if value is None or id(value) in done:
                 continue
@@ -52,6 +48,30 @@ def take_form(result: nn.Module, original: nn.Module) -> None:
             if isinstance(value, nn.Parameter):
                 value.grad = None
                 value.requires_grad_(like.requires_grad if like is not None else trainable)
+
+
+def take_modes(result: nn.Module, original: nn.Module) -> None:
+    """Give the modules of ``result``, in place, the modes of those of ``original``; new ones that of what is around.
+
+    Either may hold a polarizer: its modules are new where the other has none.
+    """
+    modes: dict[str, bool] = {}
+    inside, outside = _wrapped(original), _wrapped(result)
+    for name, module in uncompiled(original).named_modules(remove_duplicate=False):
+        own, _ = _own_name(name, inside)
+        modes |= {each: module.training for each in (own, name) if each is not None}
+    for name, module in uncompiled(result).named_modules(remove_duplicate=False):
+        own, place = _own_name(name, outside)
+        found = next((each for each in (name, own) if each in modes), None)
+        while found is None:
+            found, place = place if place in modes else None, place.rpartition(".")[0]
+        module.training = modes[found]
+
+
+def _wrapped(model: nn.Module) -> set[str]:
+    """The names of modules with a layer at their side."""
+    modules = uncompiled(model).named_modules(remove_duplicate=False)
+    return {name for name, module in modules if isinstance(module, PolarizedModule)}
 
 
 def _places(model: nn.Module) -> dict[str, Tensor]:

@@ -149,6 +149,19 @@ def last_map(found: Sequence[Candidate]) -> Site | None:
     return next((each.site for each in reversed(found) if not each.bypassed and each.features.positions > 1), None)
 
 
+def on_the_way(model: nn.Module, layer: nn.Module, pixels: Float[Tensor, "n c h w"], share: float) -> Site | None:
+    """The place in front of ``layer``, a module of ``model``, that is nearest to ``share`` of the way to it.
+
+    The way from the pixels is counted in operations; nothing bypasses the place. None where nothing lies between.
+    """
+    passed = _Pass(model, pixels)
+    behind = 1 - next(place.done for place in passed.places if place.module is layer) / max(passed.operations, 1)
+    between = [each for each in candidates(model, pixels) if not each.bypassed and behind < each.behind < 1]
+    wanted = 1 - share * (1 - behind)
+    # Of places with as much behind them the last, behind an activation rather than before it.
+    return min(reversed(between), key=lambda each: abs(each.behind - wanted)).site if between else None
+
+
 def default_site(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Site:
     """``choose_site`` of all candidates."""
     return choose_site(candidates(model, pixels)).site

@@ -55,6 +55,7 @@ class PolarizedModule(nn.Module):
         self.module = module
         self.polarizer = polarizer
         self.side = side
+        self.training = module.training
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -26,9 +26,8 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
         if out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        remedy = (
-            "--channels 1, as it takes one channel" if _takes_grey(loaded, image_size) else "--size, or another --arch"
-        )
+        other = "--size, or another --arch: code (FILE.py:NAME) can make of images N x 3 x H x W what a network takes"
+        remedy = "--channels 1, as it takes one channel" if _takes_grey(loaded, image_size) else other
         raise BadInputError(f"{said} ({reason}); give {remedy}") from None
     if not isinstance(logits, Tensor):
         fitting = [

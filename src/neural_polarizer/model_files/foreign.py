@@ -4,10 +4,11 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
@@ -19,8 +20,15 @@ from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
 from neural_polarizer.models.definition import Definition
-from neural_polarizer.models.hub_folder import CONFIG, PREFIX, HubFolder, is_classifier_folder, read_folder
-from neural_polarizer.models.hugging_face import SUFFIX, file_names
+from neural_polarizer.models.hub_folder import (
+    CONFIG,
+    PREFIX,
+    HubFolder,
+    is_classifier_folder,
+    read_folder,
+    why_no_classifier,
+)
+from neural_polarizer.models.hugging_face import file_names
 from neural_polarizer.models.normalize import normalisation_named
 from neural_polarizer.models.preprocessing import Preprocessing, own_preprocessing
 
@@ -67,9 +75,10 @@ def foreign_record(
 ) -> tuple[ModelRecord, tuple[str, ...], frozenset[str]]:
     """What the user, or the folder, says of a file that is not ours, remarks on it, and tensors that went into it."""
     if wanted is None:
-        said = ", or give its folder, whose config.json does" if is_classifier_folder(file.parent) else ""
-        if not said and (file.parent / CONFIG).is_file():
-            said = f", as its {CONFIG} names no image classifier (architectures: ...{SUFFIX})"
+        why = why_no_classifier(file.parent)
+        said = ", or give its folder, whose config.json does" if why is None else ""
+        if why is not None and (file.parent / CONFIG).is_file():
+            said = f", as {why}"
         raise BadInputError(
             f"{file}: does not say what network it is; name it with --arch (for example preactresnet18){said}"
             f"{suggestion(checkpoint.metadata)}"
@@ -186,7 +195,7 @@ def fitted(
     numbers = [name for name, value in tensors.items() if not value.ndim and "." not in name and name not in wanted]
     spare = set(numbers)
     tensors = {name: value for name, value in tensors.items() if name not in spare}
-    tensors, merged = unpruned(tensors, wanted, lambda value, mask: value * mask.to(value))
+    tensors, merged = unpruned(tensors, wanted, partial(_masked, file))
     if numbers:
         merged = (*merged, f"numbers beside the weights were left out: {listing([*map(printable, numbers)])}")
     normed = [printable(name) for name in tensors if _NORMED.search(name)]
@@ -203,6 +212,16 @@ def fitted(
     if not normalised:
         check_left_out(tensors, found, wanted)
     return found, (*merged, *told)
+
+
+def _masked(file: Path, value: Tensor, mask: Tensor) -> Tensor:
+    try:
+        if torch.broadcast_shapes(value.shape, mask.shape) == value.shape:
+            return value * mask.to(value)
+    except RuntimeError:
+        pass
+    shapes = " and ".join("x".join(map(str, each.shape)) for each in (mask, value))
+    raise BadInputError(f"{file}: a pruning mask and its weight differ in shape ({shapes}); get the file again")
 
 
 _NORMED = re.compile(r"\.weight_(g|u)$|\.parametrizations\.\w+\.original|(^|\.)lora_\w+(\.|$)")

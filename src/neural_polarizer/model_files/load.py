@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.structures import polarizer_for
-from neural_polarizer.layer.surgery import Site, insert
+from neural_polarizer.layer.surgery import Site, full_name, insert
 from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint
 from neural_polarizer.model_files.checkpoints.reader import ONE_FILE
 from neural_polarizer.model_files.checkpoints.wording import listing, printable
@@ -57,7 +57,9 @@ def with_polarizer(model: nn.Module, path: Path) -> nn.Module:
         raise BadInputError(f"{path}: holds no polarizer; purify writes one as polarizer.safetensors")
     load_strict(polarizer, checkpoint.tensors, source=str(path))
     like = next(model.parameters(), torch.zeros(()))
-    return insert(model, Site.parse(record.site), polarizer.to(like.device, like.dtype).train(model.training))
+    site = Site.parse(record.site)
+    beside = model.get_submodule(full_name(model, site))
+    return insert(model, site, polarizer.to(like.device, like.dtype).train(beside.training))
 
 
 def locate(path: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
+from neural_polarizer.models.build import skeleton
 from neural_polarizer.models.hugging_face import SUFFIX, checked_config, class_name, strict_json
 from neural_polarizer.models.preprocessing import Preprocessing
 
@@ -40,11 +41,18 @@ class HubFolder:
 
 def is_classifier_folder(folder: Path) -> bool:
     """Whether the folder holds a ``config.json`` of an image classifier of transformers or of timm."""
+    return why_no_classifier(folder) is None
+
+
+def why_no_classifier(folder: Path) -> str | None:
+    """What is wrong with the ``config.json`` of the folder; None where it is an image classifier's."""
     try:
         config = _read(folder / CONFIG)
-        return _is_timm_config(config) or SUFFIX in class_name(config)
-    except BadInputError:
-        return False
+        if _is_timm_config(config) or SUFFIX in class_name(config):
+            return None
+    except BadInputError as error:
+        return str(error)
+    return f"its {CONFIG} names no image classifier (architectures: ...{SUFFIX})"
 
 
 def read_folder(folder: Path) -> HubFolder:
@@ -103,7 +111,7 @@ def _timm_architecture(config: Mapping[str, Any]) -> str:
         raise BadInputError("its 'model_args' are no arguments")
     options = {}
     for key, value in arguments.items():
-        if key in _NO_OPTION:
+        if key in _NO_OPTION or (key == "global_pool" and value == _pooling(name)):
             continue
         side = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
         if key not in OPTIONS["timm"] or type(side) is not int or not 1 <= side <= MAX_OPTION:
@@ -113,6 +121,13 @@ def _timm_architecture(config: Mapping[str, Any]) -> str:
             )
         options[key] = side
     return str(Architecture("timm", name, tuple(sorted(options.items()))))
+
+
+def _pooling(name: str) -> object:
+    """How the network of timm's pools before its head where nobody says otherwise; None where it does not tell."""
+    network = skeleton(f"timm:{name}", 2)
+    pools = [getattr(holder, "global_pool", None) for holder in (network, getattr(network, "head", None))]
+    return next((getattr(pool, "pool_type", pool) for pool in pools if pool is not None), None)
 
 
 def _timm_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -132,6 +147,8 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     try:
         mean, std = (tuple(map(float, told[name])) for name in ("mean", "std"))
         size = tuple(told["input_size"][1:]) if "input_size" in told else None
+        side = (config.get("model_args") or {}).get("img_size")  # what the network was made for, as timm takes it
+        size = size if side is None else tuple(side) if isinstance(side, list) else (side, side)
         cropped = float(told.get("crop_pct") or 1) < 1 and told.get("crop_mode", "center") == "center"
     except (KeyError, TypeError, ValueError, OverflowError):
         raise unusable from None

@@ -136,7 +136,7 @@ class Converted(Normalized):
         found = super().forward(pixels)
         if self.output is not None:
             found = picked(found, self.output)
-        if self.yes_no:
+        if self.yes_no and isinstance(found, Tensor):
             logit = found.reshape(-1, 1)
             found = torch.cat((torch.zeros_like(logit), logit), dim=1)
         return found

@@ -119,12 +119,13 @@ class NPDSettings:
             "small features": self.small_features,
             "longest gradient": 1.0 if self.max_gradient is None else self.max_gradient,
         }
+        largest = torch.finfo(torch.float32).max
         for name, value in rates.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise BadInputError(f"{name} must be positive and finite, got {value}")
+            if not 0 < value <= largest:
+                raise BadInputError(f"{name} must be positive and a number that float32 has, got {value}")
         weights = (self.benign_weight, self.asr_weight, self.bce_weight, self.weight_decay)
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-            raise BadInputError(f"weights must be finite and not negative, got {weights}")
+        if not all(0 <= weight <= largest for weight in weights):
+            raise BadInputError(f"weights must not be negative and numbers that float32 has, got {weights}")
         if not 0 <= self.momentum < 1:
             raise BadInputError(f"momentum must lie in [0, 1), got {self.momentum}")
         if self.early_stop is not None and not 0 <= self.early_stop <= 1:

@@ -38,6 +38,8 @@ def found_in(
 
 def summary(belief: Belief, level: float) -> str:
     """The evidence in a sentence."""
+    if bool((belief.by_aim >= 1).all()):
+        return "there are too few classes for one of them to stand out"
     aim = told_aim(belief.likeliest, len(belief.aims) - 1)
     name = "the class next to each image's own" if aim == "next" else f"class {aim}"
     faint = f"is the most suspicious one, but does not stand out at the level of {level:g}"

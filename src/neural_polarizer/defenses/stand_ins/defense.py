@@ -34,7 +34,7 @@ class LeastStandIns(Settings, Defense):
         "for, in pixels and in features, mostly towards the classes that the evidence points to, and used in its "
         "place.",
     )
-    revision: ClassVar[int] = 14
+    revision: ClassVar[int] = 15
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
@@ -42,9 +42,8 @@ class LeastStandIns(Settings, Defense):
             "looks.program_steps": 20,
             "in_pixels.steps": 3,
             "in_features.steps": 3,
-            "bank.pixels": 4,
+            "bank.taught": 6,
             "bank.held": 2,
-            "bank.features": 8,
             "learning.steps": 5,
             "guard.folds": 2,
             "guard.views": 1,
@@ -61,17 +60,16 @@ class LeastStandIns(Settings, Defense):
         with run.timed("look"):
             found, belief = place.look()
         with run.timed("stand_ins"):
-            pixels = place.stand_ins(found, belief)
+            lesson = place.lesson(found, belief)
         with run.timed("learn"):
-            learned = place.looked_ahead(place.learn(pixels, belief), belief)
+            learned = place.looked_ahead(place.learn(lesson, belief), belief)
             place.keep(learned)
-        beyond_pixels = belief.beyond_pixels(self.looks.clear)
         return Outcome(
             place.net.model,
             polarizer=place.net.polarizer,
             site=str(place.net.site),
             history=learned.history,
-            notes=(*place.net.notes, *_remarks(learned.guarded, self.guard.max_acc_drop, beyond_pixels=beyond_pixels)),
+            notes=(*place.net.notes, *_remarks(learned.guarded, self.guard.max_acc_drop)),
             suspect=found.belief.accused(self.looks.level) if self.target is None else self.target,
             audit=Audit(summary(found.belief, self.looks.level), by_class(found, place.net.num_classes)),
             site_reason=place.net.site_reason,
@@ -79,7 +77,7 @@ class LeastStandIns(Settings, Defense):
         )
 
 
-def _remarks(guarded: Guarded, allowed: float, *, beyond_pixels: bool) -> list[str]:
+def _remarks(guarded: Guarded, allowed: float) -> list[str]:
     if guarded.chosen == 0:
         return [f"not purified: {_why_not(guarded, allowed)}; the model comes back as it was"]
     found = []
@@ -93,11 +91,6 @@ def _remarks(guarded: Guarded, allowed: float, *, beyond_pixels: bool) -> list[s
         found.append(
             f"held-out stand-ins still lead {100 * guarded.point.suspect:.0f} % of the images to the most suspicious "
             f"class, so a trigger may still work; more clean images may help, or {_allowing_more(guarded, allowed)}"
-        )
-    elif beyond_pixels:
-        found.append(
-            "the most suspicious class stands out in features only, as with a trigger that differs from image to "
-            "image; stand-ins say little of how far such a trigger goes, so it may still work"
         )
     return found
 

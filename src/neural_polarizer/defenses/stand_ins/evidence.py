@@ -40,11 +40,6 @@ class Belief:
         """The class that stands out at this level of false alarms, or "next"; None where nothing does."""
         return told_aim(self.likeliest, len(self.aims) - 1) if self.p_value < level else None
 
-    def beyond_pixels(self, clear: float) -> bool:
-        """Whether the likeliest aim stands out at the layer's input, by ``clear``, but in no form in pixels."""
-        of_likeliest = self.forms[self.likeliest]
-        return bool(of_likeliest[-1] >= clear) and bool(of_likeliest[:-1].max() < clear)
-
     def judging(self, clear: float) -> Float[Tensor, "a f"]:
         """``forms`` for what is to judge: where some in pixels stand out, by ``clear``, only these.
 
@@ -99,20 +94,13 @@ def student_tail(t: Float[Tensor, " c"], freedom: int) -> Float[Tensor, " c"]:
     t = t.double()
     angle = torch.atan(t / math.sqrt(freedom))
     sine, cosine = angle.sin(), angle.cos()
-    if freedom % 2:
-        term = cosine.clone()
-        total = torch.zeros_like(t) if freedom == 1 else term.clone()
-        for power in range(3, freedom - 1, 2):
-            term = term * cosine.square() * (power - 1) / power
-            total = total + term
-        inside = 2 / math.pi * (angle + sine * total)
-    else:
-        term = torch.ones_like(t)
-        total = term.clone()
-        for power in range(2, freedom - 1, 2):
-            term = term * cosine.square() * (power - 1) / power
-            total = total + term
-        inside = sine * total
+    odd = freedom % 2
+    term = cosine if odd else torch.ones_like(t)
+    total = torch.zeros_like(t) if freedom == 1 else term
+    for power in range(2 + odd, freedom - 1, 2):
+        term = term * cosine.square() * (power - 1) / power
+        total = total + term
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
     return ((1 - inside) / 2).clamp(0, 1)
 
 

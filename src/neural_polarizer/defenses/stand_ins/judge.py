@@ -11,7 +11,7 @@ from torch import Tensor
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Values
 from neural_polarizer.defenses.guard import Point, expected_drop, margins
-from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, mean_of
+from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer, mean_of
 from neural_polarizer.defenses.stand_ins.seen import Seen
 from neural_polarizer.defenses.stand_ins.settings import Guard, Settings
 from neural_polarizer.defenses.stand_ins.views import harder
@@ -63,7 +63,9 @@ class Judge:
             before.append(margins(self._logits(views[-1]), net.labels))
         return views, torch.stack(before)
 
-    def point(self, changes: Sequence[Change], dial: float, held: Held, likeliest: int, errors: float) -> Point:
+    def point(
+        self, changes: Sequence[Change], dial: float, held: Sequence[Carried], likeliest: int, errors: float
+    ) -> Point:
         """The network at one point of the dial: what it loses with each fold's layer, what stays with their mean.
 
         There is one of the ``changes`` for each fold; they are multiplied by ``dial``. Nothing was learned from the
@@ -98,30 +100,24 @@ class Judge:
         return lengths.repeat(math.ceil(count / len(lengths)))[:count]
 
     @torch.no_grad()
-    def led(self, held: Held) -> Mapping[int, tuple[float, int]]:
+    def led(self, held: Sequence[Carried]) -> Mapping[int, tuple[float, int]]:
         """For each aim the share of images that its held-out stand-ins lead to their labels, and how many these are.
 
         The upper quartile of its stand-ins, as a few among them are no trigger's, but what any network follows.
         """
         shares: dict[int, list[float]] = {}
-        over = self._logits(held.values).argmax(dim=1) == held.led if len(held.led) else held.led
-        for aim, part in zip(held.aims, over.split(list(held.counts)) if held.counts else (), strict=True):
-            shares.setdefault(aim, []).append(float(part.float().mean()))
-        at, size = self.seen, min(self._bank.images, self._size)
-        for delta, aim in zip(held.shifts.deltas, held.shifts.aims.tolist(), strict=True):
-            rows = (at.labels != at.wanted[aim]).nonzero()[:size, 0]
-            lengths = self.lengths(len(rows)).to(delta.device)
-            shift = lengths.view(-1, *[1] * delta.ndim) * delta
-            logits = self.seen.net.logits(tuple(value[rows] for value in at.values), shift)
-            shares.setdefault(aim, []).append(float((logits.argmax(dim=1) == at.wanted[aim, rows]).float().mean()))
+        for bank in held:
+            over = self._logits(bank.values, bank.moves).argmax(dim=1) == bank.led if len(bank) else bank.led
+            for stand_in in bank.which.unique():
+                its = bank.which == stand_in
+                shares.setdefault(int(bank.aims[its][0]), []).append(float(over[its].float().mean()))
         return {aim: (float(torch.tensor(each).quantile(0.75)), len(each)) for aim, each in shares.items()}
 
     @torch.no_grad()
-    def _logits(self, values: Values) -> Float[Tensor, "n k"]:
-        size = self._size
-        return torch.cat(
-            [
-                self.seen.net.logits(tuple(value[at : at + size] for value in values))
-                for at in range(0, len(values[0]), size)
-            ]
-        )
+    def _logits(self, values: Values, moves: Tensor | None = None) -> Float[Tensor, "n k"]:
+        found = []
+        for start in range(0, len(values[0]), self._size):
+            part = slice(start, start + self._size)
+            shift = None if moves is None else moves[part]
+            found.append(self.seen.net.logits(tuple(value[part] for value in values), shift))
+        return torch.cat(found)

@@ -5,26 +5,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from neural_polarizer.defenses.engine import Engine, Values
 from neural_polarizer.defenses.schedule import cosine
-from neural_polarizer.defenses.stand_ins.least import StandIns
-from neural_polarizer.defenses.stand_ins.settings import Bank, Learning, Settings
-from neural_polarizer.perturb import each_length
+from neural_polarizer.defenses.stand_ins.settings import Learning, Settings
 from neural_polarizer.train import descend
 
 
 @dataclass(frozen=True, eq=False)
 class Carried:
-    """Images that carry stand-ins in pixels, as the network sees them in front of the layer."""
+    """Images that carry stand-ins, as the network sees them in front of the layer."""
 
     values: Values  # as ``Engine.front`` gives them
+    moves: Float[Tensor, "m ..."] | None  # of the layer's input; None where the values have them in them
     rows: Int64[Tensor, " m"]  # of the images among those that the network has seen
+    led: Int64[Tensor, " m"]  # the labels that they are led to
+    aims: Int64[Tensor, " m"]  # of the stand-ins
+    which: Int64[Tensor, " m"]  # number of the stand-in
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def select(self, kept: Bool[Tensor, " m"] | Int64[Tensor, " n"]) -> "Carried":
+        """Those that a mask or rows tell."""
+        moves = None if self.moves is None else self.moves[kept]
+        values = tuple(value[kept] for value in self.values)
+        return Carried(values, moves, self.rows[kept], self.led[kept], self.aims[kept], self.which[kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,38 +110,20 @@ def disagreement(
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """Stand-ins that judge."""
-
-    values: Values  # images that carry those in pixels, as the network sees them in front of the layer
-    led: Int64[Tensor, " h"]  # the labels that these are led to
-    counts: Sequence[int]  # how many images carry each
-    aims: Sequence[int]  # of each
-    shifts: StandIns  # those at the layer's input
-
-    def __len__(self) -> int:
-        return len(self.counts) + len(self.shifts)
-
-
-@dataclass(frozen=True, eq=False)
 class Lesson:
     """What the layer learns from."""
 
     values: Values  # of the clean images, in front of the layer
-    wanted: Int64[Tensor, "a n"]  # their table of wanted labels
-    labels: Int64[Tensor, " n"]  # their true ones
     logits: Float[Tensor, "n k"]  # the frozen network's, centred
-    carried: Carried  # images with stand-ins in pixels
-    shifts: StandIns  # stand-ins at the layer's input
-    held: Held  # stand-ins that nothing is learned from
+    carried: Sequence[Carried]  # images with stand-ins, by form
+    shares: Sequence[float]  # of each form in a batch
+    held: Sequence[Carried]  # the same with stand-ins that nothing is learned from
     unit: float  # standard deviation of the features
     fit: Int64[Tensor, " f"]  # rows of the images that are learned from
 
     def of(self, fit: Int64[Tensor, " f"]) -> "Lesson":
         """The same from the images ``fit`` only."""
-        kept = torch.isin(self.carried.rows, fit)
-        carried = Carried(tuple(value[kept] for value in self.carried.values), self.carried.rows[kept])
-        return replace(self, carried=carried, fit=fit)
+        return replace(self, carried=[each.select(torch.isin(each.rows, fit)) for each in self.carried], fit=fit)
 
 
 def learn(
@@ -147,11 +137,9 @@ def learn(
     generator: torch.Generator,
     told: Callable[[int, int], None],
 ) -> float:
-    """Minimise disagreement(clean) + weight (disagreement(pixels) + disagreement(features)) + pull |A - I|^2 / sqrt(n).
+    """Minimise disagreement(clean) + weight disagreement(stand-ins) + pull |A - I|^2 / sqrt(n).
 
-    n images are learned from; fewer say less of others.  Half of a batch is clean, a quarter carries stand-ins in
-    pixels, a quarter stand-ins at the layer's input; these are stretched and wrapped in noise anew each time.  Images
-    that have a stand-in's label already do not carry it.
+    n images are learned from; fewer say less of others.  Half of a batch is clean, the other half carries stand-ins.
 
     ``layer`` goes on from where it is, by ``steps`` of Adam with a cosine schedule; the generator (on the CPU) draws
     the batches; ``told`` is called with the steps done and all steps. Returns the mean loss of the last tenth of the
@@ -172,8 +160,8 @@ def learn(
     return float(torch.stack(losses[-max(1, steps // 10) :]).mean()) if losses else float("nan")
 
 
-Batch = tuple[Values, Tensor, Sequence[Tensor]]
-"""Values in front of the layer, moves of its input, the logits that each part wants; clean, pixels, features."""
+Batch = tuple[Values, Tensor, tuple[Tensor, Tensor]]
+"""Values in front of the layer, moves of its input, the logits that clean images and those with stand-ins want."""
 
 
 def _objective(
@@ -182,44 +170,25 @@ def _objective(
     values, moves, wanted = batch
     found = net.logits(values, moves).split([len(each) for each in wanted])
     variance = lesson.logits.var()
-    terms = [disagreement(one, other, variance) for one, other in zip(found, wanted, strict=True)]
-    pull = learning.pull / math.sqrt(len(lesson.fit))
-    return terms[0] + weight * sum(terms[1:], torch.zeros_like(terms[0])) + pull * layer.pulled()
+    clean, led = (disagreement(one, other, variance) for one, other in zip(found, wanted, strict=True))
+    return clean + weight * led + learning.pull / math.sqrt(len(lesson.fit)) * layer.pulled()
 
 
 def _batch(net: Engine, lesson: Lesson, settings: Settings, generator: torch.Generator) -> Batch:
-    size = settings.batch_size
-    quarter = max(1, size // 4)
-    still = torch.zeros(1, *net.features.shape, device=net.device)
-    rows = lesson.fit[_draw(len(lesson.fit), max(1, size // 2), generator, lesson.labels)]
+    size, still = settings.batch_size, torch.zeros(1, *net.features.shape, device=net.device)
+    rows = lesson.fit[_draw(len(lesson.fit), max(1, size // 2), generator, lesson.fit)]
     parts = [tuple(value[rows] for value in lesson.values)]
-    wanted = [lesson.logits[rows]]
     moves = [still.expand(len(rows), *still.shape[1:])]
-    if len(lesson.carried) > 0:
-        chosen = _draw(len(lesson.carried), quarter, generator, lesson.labels)
-        parts.append(tuple(value[chosen] for value in lesson.carried.values))
-        wanted.append(lesson.logits[lesson.carried.rows[chosen]])
-        moves.append(still.expand(len(chosen), *still.shape[1:]))
-    if len(lesson.shifts) > 0:
-        rows, shift = _shifted(lesson, settings.bank, quarter, generator)
-        parts.append(tuple(value[rows] for value in lesson.values))
-        wanted.append(lesson.logits[rows])
-        moves.append(shift)
+    forms = torch.multinomial(torch.tensor(lesson.shares), max(1, size // 2), replacement=True, generator=generator)
+    led = [lesson.logits[:0]]
+    for form, bank in enumerate(lesson.carried):
+        some = bank.select(_draw(len(bank), int((forms == form).sum()), generator, lesson.fit))
+        parts.append(some.values)
+        led.append(lesson.logits[some.rows])
+        moves.append(still.expand(len(some), *still.shape[1:]) if some.moves is None else some.moves)
+    wanted = (lesson.logits[rows], torch.cat(led))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True)), torch.cat(moves), wanted
 
 
-def _shifted(lesson: Lesson, bank: Bank, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows of images and a move of the layer's input for each."""
-    shifts, device = lesson.shifts, lesson.labels.device
-    rows = lesson.fit[_draw(len(lesson.fit), count, generator, lesson.labels)]
-    chosen = _draw(len(shifts), count, generator, lesson.labels)
-    fitting = lesson.wanted[shifts.aims.to(device)[chosen], rows] != lesson.labels[rows]
-    rows, delta = rows[fitting], shifts.deltas[chosen[fitting]]
-    noise = torch.randn(delta.shape, generator=generator).to(device)
-    noise = noise * (bank.noise * each_length(delta) / each_length(noise).clamp_min(1e-12))
-    stretch = 1 + bank.stretch * torch.rand(len(rows), generator=generator).to(device)
-    return rows, stretch.view(-1, *[1] * (delta.ndim - 1)) * (delta + noise)
-
-
 def _draw(count: int, size: int, generator: torch.Generator, like: Tensor) -> Int64[Tensor, " s"]:
-    return torch.randint(count, (size,), generator=generator).to(like.device)
+    return torch.randint(max(1, count), (size if count else 0,), generator=generator).to(like.device)

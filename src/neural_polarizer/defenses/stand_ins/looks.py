@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Engine
+from neural_polarizer.defenses.guard import margins
 from neural_polarizer.defenses.stand_ins.evidence import Belief, believed, combined_p, outlier_p
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.least import Space, StandIns, dense_forms, least_stand_ins
@@ -139,16 +140,9 @@ def gain(space: Space, found: StandIns, settings: Settings, generator: torch.Gen
         for part in rows.split(size) if len(rows) else ():
             wanted, deltas = space.wanted[aim, part], delta.expand(len(part), *delta.shape)
             longer, least = (space.forward(part, scale * deltas) for scale in (looks.longer, 1.0))
-            total = total + (_margins(longer, wanted) - _margins(least, wanted)).sum()
+            total = total + (margins(longer, wanted) - margins(least, wanted)).sum()
         gains.append(total / len(rows) if len(rows) else torch.full_like(total, torch.nan))
     return torch.stack(gains).clamp_min(1e-3).cpu()
-
-
-def _margins(logits: Float[Tensor, "n k"], wanted: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """By how much the logit of the wanted label is above the largest other one."""
-    logits = logits.float()
-    others = logits.scatter(1, wanted.unsqueeze(1), -torch.inf).amax(dim=1)
-    return logits.gather(1, wanted.unsqueeze(1))[:, 0] - others
 
 
 def _by_class(values: Float[Tensor, " m"], classes: Int64[Tensor, " c"], count: int) -> Float[Tensor, " k"]:
@@ -203,11 +197,6 @@ def cost_of_looks(settings: Settings, classes: int) -> str | None:
         f"them in pixels, with {pixels + features:,} images forwards and backwards, however many more classes there "
         f"are; --set looks.pixel_classes={max(1, finely // 4)} looks at fewer"
     )
-
-
-def drawn_aims(belief: Belief, count: int, generator: torch.Generator) -> Int64[Tensor, " m"]:
-    """Aims drawn in proportion to the belief in them."""
-    return torch.multinomial(belief.aims, count, replacement=True, generator=generator)
 
 
 def drawn_pairs(

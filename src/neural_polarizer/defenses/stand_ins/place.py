@@ -11,13 +11,14 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.fitting import check_target
 from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial
-from neural_polarizer.defenses.stand_ins.bank import PixelBank, carrying, pixel_bank
+from neural_polarizer.defenses.stand_ins.bank import FEATURES, carrying, gathered, in_features, in_pixels
+from neural_polarizer.defenses.stand_ins.early import EarlyMap
 from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.judge import Judge, cross_fitted
-from neural_polarizer.defenses.stand_ins.learn import Change, Held, Layer, Lesson, centred, learn, mean_of
+from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer, Lesson, centred, learn, mean_of
 from neural_polarizer.defenses.stand_ins.least import StandIns
-from neural_polarizer.defenses.stand_ins.looks import Found, drawn_aims, look
-from neural_polarizer.defenses.stand_ins.seen import at_last_map, at_layer, engine_at, seen
+from neural_polarizer.defenses.stand_ins.looks import Found, look
+from neural_polarizer.defenses.stand_ins.seen import at_last_map, engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.rng import stream
 
@@ -42,6 +43,7 @@ class Place:
         self.net = net
         check_target(settings.target, net.num_classes)
         self._last = partial(at_last_map, settings, model, clean, net, seed=seed, device=device)
+        self._early = partial(EarlyMap, settings, net, clean, seed=seed, device=device)
         self.seen = seen(net, settings.batch_size)
         self.layer = Layer(net)
         self.judge = Judge(
@@ -57,19 +59,36 @@ class Place:
         aim = self.net.num_classes if settings.target == "next" else settings.target
         return found, found.belief.knowing(aim, settings.looks.floor)
 
-    def stand_ins(self, found: Found, belief: Belief) -> PixelBank:
-        """Stand-ins in pixels to learn from and to judge by."""
-        return pixel_bank(self.seen, self.settings, found, belief, seed=self.seed, told=self.progress)
+    def lesson(self, found: Found, belief: Belief) -> Lesson:
+        """Stand-ins of the frozen network, and images that carry them."""
+        bank, at, size = self.settings.bank, self.seen, self.settings.batch_size
+        self.layer.set(self.layer.nothing)
+        early = self._early()
+        every = gathered(at, early, self.settings, found, belief, seed=self.seed, told=self.progress)
+        generator = stream(self.seed, "carried")
+        carriers = {name: in_pixels(at) for name in found.pixels} | {FEATURES: in_features(at, early)}
 
-    def learn(self, pixels: PixelBank, belief: Belief) -> Learned:
-        """Learn with these stand-ins in pixels and new ones at the layer's input, of the frozen network.
+        def carried(by_form: Mapping[str, StandIns], stretch: Tensor) -> list[Carried]:
+            return [carrying(at, by_form[form], carriers[form], stretch, generator, size) for form in by_form]
+
+        return Lesson(
+            values=at.values,
+            logits=centred(at.logits),
+            carried=carried(every.taught, 1 + bank.stretch * torch.rand(bank.images, generator=generator)),
+            shares=list(every.shares.values()),
+            held=carried(every.held, self.judge.lengths(bank.images)),
+            unit=self.unit,
+            fit=torch.arange(len(at.labels), device=self.net.device),
+        )
+
+    def learn(self, lesson: Lesson, belief: Belief) -> Learned:
+        """Learn to disregard the stand-ins.
 
         One weight after the other is tried, until one does, or does no less expected harm than the one before; that of
         the least harm is taken.
         """
         weights = self.settings.learning.weights
         generator = stream(self.seed, "learn")
-        lesson = self._gathered(pixels, belief)
         best = self._learned(lesson, belief, generator, weights[0])
         history = list(best.history)
         for weight in weights[1:]:
@@ -110,44 +129,6 @@ class Place:
         row |= {"drop": point.drop, "stand_ins": point.stand_ins, "suspect": point.suspect}
         return Learned(taught, guarded, lesson, [row])
 
-    def _gathered(self, pixels: PixelBank, belief: Belief) -> Lesson:
-        """Both banks, and stand-ins that nothing is learned from."""
-        bank, at = self.settings.bank, self.seen
-        generator = stream(self.seed, "bank")
-        self.layer.set(self.layer.nothing)
-        aims = drawn_aims(belief, bank.features, generator)
-        shifts = self._at_layer(aims, bank.features_dense, generator, "stand-ins at the layer")
-        stretch = torch.rand(bank.images, generator=generator)
-        size = self.settings.batch_size
-        carried, *_ = carrying(at, pixels.taught, 1 + bank.stretch * stretch, generator, size)
-        held, led, counts, of = carrying(at, pixels.held, self.judge.lengths(bank.images), generator, size)
-        held_shifts = self._at_layer(pixels.at_layer, 1.0, generator, "held-out stand-ins at the layer")
-        rows = torch.arange(len(at.labels), device=self.net.device)
-        return Lesson(
-            values=at.values,
-            wanted=at.wanted,
-            labels=at.labels,
-            logits=centred(at.logits),
-            carried=carried,
-            shifts=shifts,
-            held=Held(held.values, led, counts, of, held_shifts),
-            unit=self.unit,
-            fit=rows,
-        )
-
-    def _at_layer(self, aims: Tensor, dense: float, generator: torch.Generator, phase: str) -> StandIns:
-        """Stand-ins at the input of the layer as it is."""
-        return at_layer(
-            self.seen,
-            aims,
-            dense=dense,
-            search=self.settings.in_features,
-            batch_size=self.settings.batch_size,
-            generator=generator,
-            told=self.progress,
-            phase=phase,
-        )
-
     def _taught(self, lesson: Lesson, weight: float, generator: torch.Generator) -> tuple[float, list[Change]]:
         """One layer for each fold; and their mean loss."""
         losses, taught, folds = [], [], self.judge.folds
@@ -178,16 +159,11 @@ class Place:
             points.append(self.judge.point(changes, dial, lesson.held, belief.likeliest, errors))
             if len(allowed(points, budget)) < len(points):
                 break  # what lies behind is not allowed, either
-        if belief.beyond_pixels(self.settings.looks.clear):
-            # What perturbs each image in its own way goes further than any stand-in: as far as the budget allows.
-            chosen = allowed(points, budget)[-1].dial
-        else:
-            chosen = chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond)
         return Guarded(
             points=tuple(points),
-            chosen=chosen,
+            chosen=chosen_dial(points, budget, backdoor=belief.backdoor, enough=guard.enough, beyond=guard.beyond),
             judges=sum(len(fold.judge) for fold in self.judge.folds),
-            held=len(lesson.held),
+            held=sum(len(bank.which.unique()) for bank in lesson.held),
             budget=budget,
             backdoor=belief.backdoor,
             enough=guard.enough,

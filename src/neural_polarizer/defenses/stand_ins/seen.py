@@ -1,8 +1,7 @@
-"""The clean images as a search sees them, and least stand-ins that are looked for with them."""
+"""The clean images as a search sees them, at one place of the network."""
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,17 +10,10 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.engine import Engine, Values
 from neural_polarizer.defenses.stand_ins.forms import PixelForm
-from neural_polarizer.defenses.stand_ins.least import (
-    Space,
-    StandIns,
-    drawn_forms,
-    least_stand_ins,
-    wanted_labels,
-)
-from neural_polarizer.defenses.stand_ins.settings import Search, Settings
+from neural_polarizer.defenses.stand_ins.least import Space, StandIns, wanted_labels
+from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.layer.sites import candidates, last_map
 from neural_polarizer.perturb import clip, each_length
-from neural_polarizer.train import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,40 +92,6 @@ def seen(net: Engine, batch_size: int) -> Seen:
         torch.cat(logits),
         float(torch.cat(norms).mean()),
     )
-
-
-def at_layer(
-    at: Seen,
-    aims: Int64[Tensor, " m"],
-    *,
-    dense: float,
-    search: Search,
-    batch_size: int,
-    generator: torch.Generator,
-    told: Progress,
-    phase: str,
-) -> StandIns:
-    """Least stand-ins at the layer's input, for the layer as it is; those that do not succeed are left out."""
-    features = at.net.features
-    forms = drawn_forms(
-        len(aims),
-        features.shape,
-        features.places,
-        dense=dense,
-        largest=1.0,
-        generator=generator,
-        device=at.net.device,
-    )
-    found = least_stand_ins(
-        at.in_features(),
-        aims,
-        forms,
-        search=search,
-        batch_size=batch_size,
-        generator=generator,
-        told=partial(told, phase),
-    )
-    return found.select(succeeding(found, search.cap * at.feature_norm))
 
 
 def succeeding(found: StandIns, cap: float) -> Tensor:

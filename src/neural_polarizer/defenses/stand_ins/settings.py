@@ -97,28 +97,27 @@ class Bank:
     """How many stand-ins the layer learns from.
 
     Args:
-        pixels: in pixels, besides those of the evidence.
+        taught: of all forms, besides those of the evidence.
         held: stand-ins that nothing is learned from and that judge what is left.
         cells: of the grid that smooth ones are as smooth as, a side.
         window: the largest side of a window, as a share of the picture's; dense ones get one when they are learned
             from.
         images: images that carry each of them.
-        features: at the layer's input.
-        features_dense: share of these that cover the whole map.
-        noise: length of the isotropic noise around one at the layer's input, in its own length.
+        dense: share of those in features that cover the whole map.
+        depth: how far along the way from the pixels to the layer that map is, in operations.  There a trigger of any
+            kind is one direction already, and what is behind it can still tell what a direction leads to.
         stretch: a stand-in is scaled by 1 to 1 + ``stretch`` when it is used.
         held_stretch: one that judges is scaled by each of these on as many images, as triggers are longer than the
             least that succeeds; several, so that what does not stop the longest counts, too.
     """
 
-    pixels: int = 24
+    taught: int = 32
     held: int = 12
     cells: int = 8
     window: float = 0.5
     images: int = 24
-    features: int = 64
-    features_dense: float = 0.3
-    noise: float = 0.7
+    dense: float = 0.5
+    depth: float = 2 / 3
     stretch: float = 1.0
     held_stretch: tuple[float, ...] = (1.0, 1.5, 2.0)
 
@@ -128,7 +127,7 @@ class Learning:
     """How the layer is learned.
 
     Args:
-        weights: of the agreement on stand-ins, of each of the two banks, tried in turn; clean images have 1.
+        weights: of the agreement on stand-ins, tried in turn; clean images have 1.
         pull: of ``|A - I|^2``, over the root of the number of images, as a sampling error falls; it keeps the change
             low in rank, and ``Guard.dials`` give its length back.
         lr: of Adam, over the number of channels.
@@ -139,7 +138,7 @@ class Learning:
         BadInputError: no weights.
     """
 
-    weights: tuple[float, ...] = (0.03, 0.1, 0.3)
+    weights: tuple[float, ...] = (0.06, 0.2, 0.6)
     pull: float = 0.2
     lr: float = 0.5
     lr_shift: float = 0.008
@@ -187,7 +186,7 @@ class Guard:
 
 _SHARES = (
     *("success", "averaged", "quantile", "floor", "prior", "alternative", "shown", "level"),
-    *("window", "features_dense", "max_acc_drop", "excused", "enough"),
+    *("window", "dense", "depth", "max_acc_drop", "excused", "enough"),
 )
 """The settings that lie in [0, 1]."""
 

@@ -14,6 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.files import LFS_POINTER
 from neural_polarizer.model_files.checkpoints.legacy_reader import LegacyFile, legacy_start
 from neural_polarizer.model_files.checkpoints.pickle_values import TensorRecord
 from neural_polarizer.model_files.checkpoints.pickle_walk import walk
@@ -42,7 +43,7 @@ ONE_FILE = "save it in one, by save_pretrained with a large max_shard_size or by
 _PACKED = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
 _DATA = "not a model; the model comes first, and data with options such as --clean"
 _BEGINNINGS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the model; run 'git lfs pull' where it came from"),
+    (LFS_POINTER, "a Git LFS pointer, not the model; run 'git lfs pull' where it came from"),
     (b"\x1f\x8b", "compressed with gzip; unpack it with gunzip and give the file inside"),
     *((start, "compressed; unpack it and give the model file inside") for start in _PACKED),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras); convert the weights to a PyTorch state_dict and save that"),
