@@ -13,7 +13,7 @@ import neural_polarizer as npz
 from module_cases import CLEAN, METHODS, ONE, purified
 from neural_polarizer import BadInputError, ImageSet
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.normalize import Normalized, two_logits
 from toys import TinyNet, assert_same, made, tiny_model
 
 
@@ -227,3 +227,11 @@ def test_grey_images_get_as_many_channels_as_the_model_takes() -> None:
         assert npz.evaluate(model, grey, device="cpu") == npz.evaluate(model, three, device="cpu")
         found = [npz.purify(model, images, "ft", **{**METHODS["ft"], **ONE}) for images in (grey, three)]
         assert_same(found[0].model.state_dict(), found[1].model.state_dict())
+
+
+def test_a_yes_no_network_that_gives_more_than_its_logit_is_asked_which() -> None:
+    class Pair(nn.Module):
+        def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+            return pixels.mean(dim=(1, 2, 3))[:, None], pixels
+
+    assert isinstance(two_logits(Pair())(torch.rand(2, 3, 4, 4)), tuple)  # check_takes then names --output

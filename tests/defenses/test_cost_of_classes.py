@@ -17,7 +17,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.neural_cleanse import NeuralCleanse
-from neural_polarizer.defenses.stand_ins import looks, seen
+from neural_polarizer.defenses.stand_ins import looks
 from neural_polarizer.defenses.stand_ins.defense import LeastStandIns
 from neural_polarizer.defenses.stand_ins.least import Space, least_stand_ins
 from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
@@ -87,8 +87,7 @@ def test_the_looks_say_how_many_of_many_classes_they_look_at(
 
         return search(replace(space, forward=noted), *rest, **more)
 
-    for module in (looks, seen):
-        monkeypatch.setattr(module, "least_stand_ins", counted)
+    monkeypatch.setattr(looks, "least_stand_ins", counted)
     few = replace(FEW, looks=replace(FEW.looks, pixel_classes=in_pixels))
     audited(made(TinyNet(9)), tiny_images(18, num_classes=9), seed=0, settings=few)
     said = cost_of_looks(few, 9)

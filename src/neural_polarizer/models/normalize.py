@@ -130,13 +130,13 @@ class Converted(Normalized):
         super().__init__(network, mean[:1] if grey else mean, std[:1] if grey else std)
         self.grey, self.output, self.yes_no = grey, output, yes_no
 
-    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Tensor:
+    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Any:
         if self.grey:
             pixels = pixels.mean(dim=1, keepdim=True)
         found = super().forward(pixels)
         if self.output is not None:
             found = picked(found, self.output)
-        if self.yes_no and isinstance(found, Tensor):
+        if self.yes_no and not isinstance(found, (tuple, list, Mapping)):  # a tracer has no tensors
             logit = found.reshape(-1, 1)
             found = torch.cat((torch.zeros_like(logit), logit), dim=1)
         return found
