@@ -155,6 +155,7 @@ def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
         ("in_pixels.steps", 0),
         ("batch_size", 0),
         ("pixels_at_once", 0),
+        ("bank.taught", 0),
         ("epochs", 0),
         ("learning.weights", ()),
     ],

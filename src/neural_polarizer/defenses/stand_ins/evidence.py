@@ -44,8 +44,7 @@ class Belief:
         """``forms`` for what is to judge: where some in pixels stand out, by ``clear``, only these.
 
         In any other form stand-ins are what the class has by nature, and a layer that stops the trigger leaves them.
-        At the layer's input a class stands out wherever it does in pixels, but a length there says little of a
-        trigger's.
+        In features a class stands out wherever it does in pixels.
         """
         clearly = torch.cat(
             [self.forms[:, :-1] >= clear, torch.zeros_like(self.forms[:, -1:], dtype=torch.bool)], dim=1

@@ -259,6 +259,8 @@ class Settings:
             raise BadInputError(
                 f"batch_size and pixels_at_once must be at least 1, got {self.batch_size} and {self.pixels_at_once}"
             )
+        if self.bank.taught < 1:
+            raise BadInputError(f"bank.taught must be at least 1, got {self.bank.taught}")
         if self.epochs is not None and self.epochs < 1:
             raise BadInputError(f"epochs must be at least 1, got {self.epochs}")
         if isinstance(self.target, bool):
