@@ -35,6 +35,8 @@ from toys import (
         ({"min_epochs": -1}, "epochs and steps must not be negative"),
         ({"lr": 0.0}, "lr must be positive and a number that float32 has, got 0.0"),
         ({"lr": math.nan}, "lr must be positive and a number that float32 has, got nan"),
+        ({"lr": 1e39}, "lr must be positive and a number that float32 has, got 1e"),
+        ({"weight_decay": 1e300}, "weights must not be negative and numbers that float32 has, got"),
         ({"warmup_lr": 0.0}, "warm-up lr must be positive"),
         ({"step_size": -0.1}, "step size must be positive"),
         ({"max_gradient": 0.0}, "longest gradient must be positive"),

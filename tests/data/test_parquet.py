@@ -211,3 +211,15 @@ def test_a_pointer_of_git_lfs_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     with pytest.raises(BadInputError, match="Git LFS pointer, not the data; run 'git lfs pull'"):
         read_images(tmp_path / "train.parquet")
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pq, "ParquetFile", refused)
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(BadInputError, match="cannot be read as parquet"):
+        read_images(tmp_path / "train.parquet")

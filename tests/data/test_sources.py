@@ -209,3 +209,15 @@ def test_the_real_data_sets_are_read(name: str, classes: int, first: str) -> Non
     assert (got.num_classes, got.classes[0]) == (classes, first)
     assert int(class_counts(got).min()) >= 0
     assert 60 < float(got.images.float().mean()) < 160
+
+
+def test_a_data_set_of_torchvision_that_needs_another_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+
+    class Needing:
+        def __init__(self, root: str) -> None:
+            raise ModuleNotFoundError("No module named 'lmdb'")
+
+    monkeypatch.setattr(datasets, "LSUN", Needing)
+    with pytest.raises(BadInputError, match=r"torchvision:LSUN: needs another package \(.*lmdb.*\); install it"):
+        read_images("torchvision:LSUN?root=x")

@@ -229,3 +229,9 @@ def test_whoever_knows_the_aim_leaves_the_others_the_floor_only() -> None:
 def test_the_sentence_says_at_which_level_a_class_does_not_stand_out(p_value: float, verdict: str) -> None:
     found = replace(usual([torch.linspace(-1, 1, 10)], [], torch.zeros(0)), p_value=p_value, backdoor=0.998)
     assert summary(found, 0.05) == f"class 0 {verdict} (corrected p {p_value}, probability of a backdoor 1.00)"
+
+
+def test_of_two_classes_none_is_called_the_most_suspicious() -> None:
+    few, many = torch.tensor([-3.0, 1.0]), torch.cat([torch.tensor([-3.0]), torch.linspace(-1, 1, 9)])
+    assert summary(usual([few], [few] * 3, torch.zeros(1)), 0.05).startswith("there are too few classes")
+    assert summary(usual([many], [many] * 3, torch.zeros(9)), 0.05).startswith("class 0")

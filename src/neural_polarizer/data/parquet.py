@@ -91,14 +91,21 @@ def _parquet(path: Path) -> pq.ParquetFile:
             raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        with path.open("rb") as opened:
-            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise BadInputError(f"{shown(path)}: a Git LFS pointer, not the data; run 'git lfs pull'") from None
+        if _is_pointer(path):
+            raise BadInputError(f"{shown(path)}: a Git LFS pointer, not the data; run 'git lfs pull'") from None
         raise unreadable(f"{shown(path)}: cannot be read as parquet", error) from None
     if file.metadata.num_rows > MAX_ROWS:
         file.close()
         raise BadInputError(f"{shown(path)}: holds more than {MAX_ROWS:,} rows; split it, or use fewer")
     return file
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as opened:
+            return opened.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:  # as when it was opened for its data
+        return False
 
 
 def _labels(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
