@@ -67,6 +67,7 @@ def test_the_dial_goes_a_little_beyond_what_stand_ins_need() -> None:
     curve = points((0.0, 0.9), (0.0, 0.3), (0.0, 0.005), (0.0, 0.0), (0.0, 0.0))
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.0) == 1.0
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.5) == 1.5
+    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=1.0) == 2.0  # a share of what is needed
 
 
 def test_the_little_more_stops_at_the_budget_as_everything_does() -> None:
@@ -76,9 +77,9 @@ def test_the_little_more_stops_at_the_budget_as_everything_does() -> None:
         Point(1.0, 1.0, 0.009, 0.005, 0.0, 0.0),  # within its error
         Point(1.5, 1.0, 0.012, 0.007, 0.0, 0.0),
     ]
-    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=1.0) == 1.0
-    assert chosen_dial(curve, 0.008, backdoor=1.0, enough=0.0, beyond=1.0) == 1.5
-    assert chosen_dial(curve, 0.004, backdoor=1.0, enough=0.0, beyond=1.0) == 0.5
+    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=2.0) == 1.0
+    assert chosen_dial(curve, 0.008, backdoor=1.0, enough=0.0, beyond=2.0) == 1.5
+    assert chosen_dial(curve, 0.004, backdoor=1.0, enough=0.0, beyond=2.0) == 0.5
 
 
 def test_accuracy_and_stand_ins_are_weighed_by_the_probability_of_a_backdoor() -> None:

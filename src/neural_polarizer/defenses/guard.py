@@ -120,11 +120,11 @@ def allowed(points: Sequence[Point], budget: float) -> Sequence[Point]:
 
 
 def chosen_dial(points: Sequence[Point], budget: float, *, backdoor: float, enough: float, beyond: float) -> float:
-    """The allowed dial of the least harm (``Point.harm``), and at most ``beyond`` more.
+    """The allowed dial of the least harm (``Point.harm``), and at most the share ``beyond`` of it more.
 
     The little more is there as a real trigger goes further than stand-ins do. ``points`` go from weak to strong,
     beginning with 0.
     """
     free = allowed(points, budget)
     needed = min(free, key=lambda point: point.harm(backdoor, enough)).dial
-    return max(point.dial for point in free if point.dial <= needed + beyond) if needed else 0.0
+    return max(point.dial for point in free if point.dial <= needed * (1 + beyond)) if needed else 0.0

@@ -138,7 +138,7 @@ class Learning:
         BadInputError: no weights.
     """
 
-    weights: tuple[float, ...] = (0.06, 0.2, 0.6)
+    weights: tuple[float, ...] = (0.03, 0.1, 0.3)
     pull: float = 0.2
     lr: float = 0.5
     lr_shift: float = 0.008
@@ -169,8 +169,8 @@ class Guard:
         dials: how far beyond the learned layer (1) the result may go; points that are measured.
         enough: a share of images that held-out stand-ins may lead over, one of the 24 that carry each; nothing more is
             tried below it.
-        beyond: how much further the dial goes than held-out stand-ins need, within the budget: a real trigger is no
-            stand-in.
+        beyond: by which share the dial goes further than held-out stand-ins need, within the budget: a real trigger is
+            no stand-in.
     """
 
     max_acc_drop: float = 0.008
@@ -179,9 +179,9 @@ class Guard:
     errors: float = 2.0
     excused: float = field(default=0.022, metadata={"later": True})
     systematic: float = 0.0025
-    dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+    dials: tuple[float, ...] = (*(quarter / 4 for quarter in range(13)), 3.5, 4.0, 4.5, 5.0)
     enough: float = 0.05
-    beyond: float = 0.5
+    beyond: float = 0.35
 
 
 _SHARES = (
