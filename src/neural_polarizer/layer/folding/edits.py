@@ -61,38 +61,34 @@ class Edit(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class _OfLinear(Edit):
-    linear: nn.Linear
+class Behind(Edit):
+    """The polarizer behind a convolution or a linear layer: ``A (W * x + c) + b = (A W) * x + (A c + b)``.
 
-    def told(self, names: Mapping[nn.Module, str]) -> str:
-        return f"into {names[self.linear]}"
+    That holds whatever the padding.
+    """
 
-
-@dataclass(frozen=True, eq=False)
-class BehindConv(Edit):
-    """The polarizer behind a convolution: ``A (W * x + c) + b = (A W) * x + (A c + b)``, whatever its padding."""
-
-    conv: nn.Conv2d  # its weights change
+    layer: nn.Conv2d | nn.Linear  # its weights change
     norm: nn.BatchNorm2d | None = None  # a batch norm between the two; becomes the identity with a bias
-    # A batch norm behind the polarizer, which takes the shift if the convolution has no bias.
+    # A batch norm behind the polarizer, which takes the shift if the layer has no bias.
     following: nn.BatchNorm2d | None = None
     shifted: bool = True  # whether this is the summand that takes b
 
     def told(self, names: Mapping[nn.Module, str]) -> str:
-        return f"into {names[self.conv]}" + (f" and {names[self.norm]}" if self.norm is not None else "")
+        return f"into {names[self.layer]}" + (f" and {names[self.norm]}" if self.norm is not None else "")
 
     def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
-        weight, bias = double(self.conv.weight), bias_of(self.conv)
+        layer = self.layer
+        weight, bias = double(layer.weight).flatten(1), bias_of(layer)
         if self.norm is not None:
             scale, shift = scale_and_shift(self.norm)
-            weight, bias = scale[:, None, None, None] * weight, scale * bias + shift
+            weight, bias = scale[:, None] * weight, scale * bias + shift
         bias = affine.mix @ bias + (affine.shift if self.shifted else 0.0)
-        self.conv.weight.copy_(torch.einsum("po,oikl->pikl", affine.mix, weight))
+        layer.weight.copy_((affine.mix @ weight).view_as(layer.weight))
         if self.norm is None:
-            return set_bias(self.conv, bias, self.following)
+            return set_bias(layer, bias, self.following)
         make_bias_of(self.norm, bias)
-        if self.conv.bias is not None:
-            self.conv.bias.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
         return {}
 
 
@@ -120,56 +116,37 @@ class ShiftInto(Edit):
 
 
 @dataclass(frozen=True, eq=False)
-class BehindLinear(_OfLinear):
-    """The polarizer behind a linear layer: ``A (W x + c) + b = (A W) x + (A c + b)``."""
+class Into(Edit):
+    """The polarizer in front of a convolution or a linear layer: ``W * (A x + b) = (W A) * x + W * b``.
 
-    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
-        bias = affine.mix @ bias_of(self.linear) + affine.shift
-        self.linear.weight.copy_(affine.mix @ double(self.linear.weight))
-        return set_bias(self.linear, bias)
-
-
-@dataclass(frozen=True, eq=False)
-class IntoConv(Edit):
-    """The polarizer in front of a convolution: ``W * (A x + b) = (W A) * x + W * b``.
-
-    ``W * b`` is one number a channel, except where zeros are padded: there the taps outside must not count.
+    ``W * b`` is one number a channel, except where zeros are padded: there the taps outside must not count. A linear
+    layer behind an average or the like has several columns a channel, as a convolution has its taps.
     """
 
-    conv: nn.Conv2d  # its weights change
-    # A batch norm behind it, which takes the constant if the convolution has no bias.
+    layer: nn.Conv2d | nn.Linear  # its weights change
+    # A batch norm behind it, which takes the constant if the layer has no bias.
     following: nn.BatchNorm2d | None = None
-    border: bool = False  # whether to keep the taps' shares of the constant apart, exact on the border too
+    border: bool = False  # whether to keep the taps' shares of the constant apart, exact on a padded border too
 
     @property
     def exact(self) -> bool:
-        return self.border or not pads_zeros(self.conv)
+        return self.border or not pads_zeros(self.layer)
 
     def told(self, names: Mapping[nn.Module, str]) -> str:
         remark = " with a term for its zero padding" if self.border else ", exact in the interior only"
-        return f"into {names[self.conv]}{remark if pads_zeros(self.conv) else ''}"
+        return f"into {names[self.layer]}{remark if pads_zeros(self.layer) else ''}"
 
     def apply(self, root: nn.Module, affine: Affine) -> Changes:
-        weight = double(self.conv.weight)
-        shares = torch.einsum("oikl,i->okl", weight, affine.shift)
-        self.conv.weight.copy_(torch.einsum("oikl,ij->ojkl", weight, affine.mix))
-        if not self.border:
-            return set_bias(self.conv, bias_of(self.conv) + shares.sum((1, 2)), self.following)
-        conv = BorderConv2d(self.conv)
-        conv.border.copy_(shares)
-        replace_module(root, self.conv, conv.requires_grad_(self.conv.weight.requires_grad))
+        layer = self.layer
+        taps = double(layer.weight).reshape(len(layer.weight), len(affine.shift), -1)
+        shares = torch.einsum("ois,i->os", taps, affine.shift)
+        layer.weight.copy_(torch.einsum("ois,ij->ojs", taps, affine.mix).reshape(layer.weight.shape))
+        if not (self.border and isinstance(layer, nn.Conv2d) and pads_zeros(layer)):
+            return set_bias(layer, bias_of(layer) + shares.sum(1), self.following)
+        conv = BorderConv2d(layer)
+        conv.border.copy_(shares.view_as(conv.border))
+        replace_module(root, layer, conv.requires_grad_(layer.weight.requires_grad))
         return {conv: "border"}
-
-
-@dataclass(frozen=True, eq=False)
-class IntoLinear(_OfLinear):
-    """The polarizer in front of a linear layer, perhaps behind an average; ``in_features / C`` columns a channel."""
-
-    def apply(self, root: nn.Module, affine: Affine) -> Changes:  # noqa: ARG002
-        columns = double(self.linear.weight).unflatten(1, (len(affine.shift), -1))
-        bias = torch.einsum("ois,i->o", columns, affine.shift)
-        self.linear.weight.copy_(torch.einsum("ois,ij->ojs", columns, affine.mix).flatten(1))
-        return set_bias(self.linear, bias_of(self.linear) + bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,10 +180,12 @@ class InPlace(Edit):
         return {}
 
 
-def pads_zeros(conv: nn.Conv2d) -> bool:
-    """Whether ``conv`` reads zeros outside the image; reflected or repeated pixels pass through the polarizer."""
-    padding = conv.padding if isinstance(conv.padding, str) else any(conv.padding)
-    return conv.padding_mode == "zeros" and padding not in (False, "valid")
+def pads_zeros(layer: nn.Module) -> bool:
+    """Whether it reads zeros outside the image; reflected or repeated pixels pass through the polarizer."""
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    padding = layer.padding if isinstance(layer.padding, str) else any(layer.padding)
+    return layer.padding_mode == "zeros" and padding not in (False, "valid")
 
 
 def scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:

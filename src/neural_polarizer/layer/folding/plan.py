@@ -10,16 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from neural_polarizer.layer.folding.edits import (
-    BehindConv,
-    BehindLinear,
-    Edit,
-    InsteadOfNorm,
-    IntoConv,
-    IntoLinear,
-    ShiftInto,
-    pads_zeros,
-)
+from neural_polarizer.layer.folding.edits import Behind, Edit, InsteadOfNorm, Into, ShiftInto, pads_zeros
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule, trace
 from neural_polarizer.models.normalize import bare
@@ -65,15 +56,13 @@ class Plan:
         They must all be convolutions, or one linear layer, and read by nothing else.
         """
         (source,) = self.site.all_input_nodes
-        if self.last:
-            return [self._linear_in_front(source, self.site)]
         edits = self._summands(source, self.site)
-        if len({id(edit.conv) for edit in edits}) < len(edits):
+        if len({id(edit.layer) for edit in edits}) < len(edits):
             raise UnfoldableError("one convolution gives several of the summands")
         if len(edits) == 1 and edits[0].norm is None:
             edits = [replace(edits[0], following=self._norm_behind(self.site))]
-        able = [i for i, e in enumerate(edits) if (e.conv.bias, e.norm, e.following) != (None, None, None)]
-        layers = () if able else self._constants_behind()
+        able = [i for i, e in enumerate(edits) if (e.layer.bias, e.norm, e.following) != (None, None, None)]
+        layers = () if able or self.last else self._constants_behind()
         if layers:
             return [*(replace(edit, shifted=False) for edit in edits), ShiftInto(layers)]
         first = able[0] if able else 0  # which gets a bias that it had not
@@ -112,27 +101,23 @@ class Plan:
             return conv
         return norm if norm is not None and _has_statistics(norm) else None
 
-    def _linear_in_front(self, node: fx.Node, reader: fx.Node) -> BehindLinear:
-        linear = self._own(node, nn.Linear)
-        self._check_sole(node, reader)
-        if keeps(node, self.modules):
-            return self._linear_in_front(node.all_input_nodes[0], node)
-        if linear is None:
-            raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a linear layer")
-        return BehindLinear(linear)
-
     def _check_sole(self, node: fx.Node, reader: fx.Node) -> None:
         others = [user for user in node.users if user is not reader and not looks_at_the_shape(user)]
         if others:
             names = ", ".join(map(self.name, others))
             raise UnfoldableError(f"what the layer reads, or a summand of it, is also read by {names}")
 
-    def _summands(self, node: fx.Node, reader: fx.Node) -> list[BehindConv]:
+    def _summands(self, node: fx.Node, reader: fx.Node) -> list[Behind]:
         self._check_sole(node, reader)
-        if sums(node):
+        if sums(node) and not self.last:
             return [edit for term in node.args for edit in self._summands(term, node)]  # type: ignore[arg-type]
-        if keeps(node, self.modules) or averages(node, self.modules):
+        if keeps(node, self.modules) or (averages(node, self.modules) and not self.last):
             return self._summands(node.all_input_nodes[0], node)
+        if self.last:
+            linear = self._own(node, nn.Linear)
+            if linear is None:
+                raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a linear layer")
+            return [Behind(linear)]
         conv, norm = self._own(node, nn.Conv2d), self._own(node, nn.BatchNorm2d)
         if norm is not None and _has_statistics(norm):
             (source,) = node.all_input_nodes
@@ -140,7 +125,7 @@ class Plan:
                 conv = self._own(source, nn.Conv2d)
         if conv is None or conv.groups != 1 or conv.out_channels != self.channels:
             raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a convolution")
-        return [BehindConv(conv, norm)]
+        return [Behind(conv, norm)]
 
     def forwards(self, *, border: bool) -> list[Edit]:
         """Fold into the layers that read the polarizer's output, directly or after an average."""
@@ -167,10 +152,10 @@ class Plan:
         conv, linear = self._own(node, nn.Conv2d), self._own(node, nn.Linear)
         if linear is not None and (self.last or flat):
             columns, rest = divmod(linear.in_features, self.channels)
-            return IntoLinear(linear) if rest == 0 and (columns == 1 or not self.last) else None
+            return Into(linear) if rest == 0 and (columns == 1 or not self.last) else None
         if conv is None or conv.groups != 1 or self.last or flat:
             return None
-        return IntoConv(conv, self._norm_behind(node), border=border and pads_zeros(conv))
+        return Into(conv, self._norm_behind(node), border)
 
     def _passes_on(self, node: fx.Node) -> bool:
         if keeps(node, self.modules):
@@ -218,9 +203,9 @@ def beside(root: nn.Module, wrapped: PolarizedModule, *, border: bool) -> list[E
     if shared or layer._forward_hooks or layer._forward_pre_hooks:
         return []
     if type(layer) is nn.Linear and last:
-        return [IntoLinear(layer) if before else BehindLinear(layer)]
+        return [Into(layer) if before else Behind(layer)]
     if type(layer) is nn.Conv2d and layer.groups == 1 and not last:
-        return [IntoConv(layer, border=border and pads_zeros(layer)) if before else BehindConv(layer)]
+        return [Into(layer, border=border) if before else Behind(layer)]
     return []
 
 
