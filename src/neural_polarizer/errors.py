@@ -47,3 +47,36 @@ def needing(extra: str, what: str = "") -> Iterator[None]:
         package = (error.name or "a part of it").partition(".")[0]
         reason = f"{what} cannot be used, as " if what else ""
         raise BadInputError(f"{reason}{package} is not installed: pip install 'neural-polarizer[{extra}]'") from None
+
+
+def shown(name: object) -> str:
+    """A file name or other foreign text, with all that cannot be printed escaped."""
+    text = str(name)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text on one line of at most 200 characters, without control characters; its kind if it has none."""
+    return shown(" ".join(str(error).split())[:200]) or type(error).__name__
+
+
+def cause(error: BaseException) -> str:
+    """The kind and the text of an error of foreign code, on one line."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+@contextmanager
+def refusing(said: str, *kinds: type[BaseException], then: str = "") -> Iterator[None]:
+    """Say of an error of these ``kinds`` in the block what it prevents: ``said (its text)then``; ours pass.
+
+    Raises:
+        BadInputError: there was one.
+    """
+    try:
+        yield
+    except NeuralPolarizerError:
+        raise
+    except kinds as error:
+        raise BadInputError(f"{said} ({one_line(error)}){then}") from None

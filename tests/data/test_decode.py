@@ -195,13 +195,13 @@ def test_decoded_images_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> Non
     made: list[weakref.ref[Counted]] = []
     most = []
 
-    def load(item: object, where: str, size: object) -> tuple[np.ndarray, bool]:
+    def load(item: object, *, size: object, where: str) -> tuple[np.ndarray, bool]:
         image = np.zeros((2, 2 + int(where), 3), np.uint8).view(Counted)
         made.append(weakref.ref(image))
         most.append(sum(each() is not None for each in made))
         return image, False
 
-    monkeypatch.setattr(decode_module, "_load", load)
+    monkeypatch.setattr(decode_module, "decoded", load)
     items = [(bytes(THREADS_PAY_FROM), str(number)) for number in range(200)]
     with pytest.raises(BadInputError, match="the images differ in size"):
         decode_all(items, 200, size=None, source="s")

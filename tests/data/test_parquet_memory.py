@@ -5,7 +5,7 @@ import errno
 import pyarrow as pa
 import pytest
 
-from neural_polarizer.data.arrow import unreadable
+from neural_polarizer.data.arrow import reading
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 
@@ -23,6 +23,6 @@ from neural_polarizer.errors import BadInputError
 )
 def test_a_reader_tells_short_memory_from_a_bad_file(error: BaseException, short: bool) -> None:
     assert out_of_memory(error) is short
-    told = unreadable("cats.parquet: cannot be read as parquet", error)
-    assert isinstance(told, MemoryError if short else BadInputError)
-    assert short or str(told).startswith("cats.parquet: cannot be read as parquet (")
+    with pytest.raises(MemoryError if short else BadInputError) as told, reading("cats.parquet: cannot be read"):
+        raise error
+    assert short or str(told.value).startswith("cats.parquet: cannot be read (")

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from neural_polarizer.data.class_files import read_class_names
+from neural_polarizer.data.annotations import read_class_names
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.poison import PoisonLabel, read_triggered
 from neural_polarizer.data.sources import read_images

@@ -1,8 +1,9 @@
-"""Files that name the class of each image: Tiny ImageNet's, and the metadata of Hugging Face's image folders."""
+"""Files that name the class of each image, or the classes of a model, in the forms that other tools write."""
 
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from neural_polarizer.data.decode import SUFFIXES, one_line, shown
+from neural_polarizer.data.classes import ClassNames, class_names
+from neural_polarizer.data.decode import SUFFIXES
 from neural_polarizer.data.labels import class_labels
 from neural_polarizer.data.rows import LABEL_COLUMNS, SPLITS, Rows
 from neural_polarizer.data.tree import Tree, is_hidden
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, refusing, shown
 from neural_polarizer.files import text_of
 
 ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file, class, box; separated by tabs
@@ -25,8 +27,13 @@ _FILES = (FILE_COLUMN, "filename", "file", "path", "image", "file_path", "filepa
 _LABELS = (*LABEL_COLUMNS, "class_id", "classid", "class_name")  # GTSRB's is ClassId
 _PARTS = ("split", "set", "subset", "partition", "fold")
 IMAGES = "images"
-MAX_BYTES = 64 << 20
+MAX_BYTES, MAX_NAMES_BYTES = 64 << 20, 8 << 20  # of annotations, and of class names
 MAX_ROWS = 5_000_000
+_SYNSET = re.compile(r"(n\d{8})(?!\w)")
+_WITH_NUMBER = (
+    re.compile(r"(?P<number>\d{1,6})[\s:,;]+(?P<name>\S.*)"),
+    re.compile(r"(?P<name>.*[^\s:,;])[\s:,;]+(?P<number>\d{1,6})"),
+)
 
 
 def annotated_rows(tree: Tree) -> Rows | None:
@@ -82,12 +89,8 @@ def table_rows(tree: Tree, path: Path) -> Rows | None:
         BadInputError: it cannot be read, or does not fit the images.
     """
     text, where = _text(path), shown(path)
-    try:
+    with refusing(f"{where}: cannot be read", csv.Error, ValueError, RecursionError):
         rows = _jsonl(text, where) if path.suffix.lower() == ".jsonl" else _csv(text, where)
-    except (csv.Error, ValueError, RecursionError) as error:
-        if isinstance(error, BadInputError):
-            raise
-        raise BadInputError(f"{where}: cannot be read ({one_line(error)})") from None
     keys = list(rows[0]) if rows else []
     file, label = (next((name for name in wanted if name in keys), None) for wanted in (_FILES, _LABELS))
     if label is None or file is None:
@@ -148,10 +151,35 @@ def _bounded(rows: list[Any], where: str) -> list[Any]:
     return rows
 
 
-def _text(path: Path) -> str:
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise BadInputError(f"{shown(path)}: not a regular file of reasonable size")
+def _text(path: Path, most: int = MAX_BYTES) -> str:
+    with refusing(f"{shown(path)}: cannot be read as text", OSError, UnicodeDecodeError, then="; save it as UTF-8"):
+        if not path.is_file() or path.stat().st_size > most:
+            raise BadInputError(f"{shown(path)}: no such file, or not a regular file of at most {most:,} bytes")
         return text_of(path.read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{shown(path)}: cannot be read ({one_line(error)})") from None
+
+
+def read_class_names(path: Path) -> ClassNames:
+    """Names by class number from a file: one a line, or JSON: a list, {name: number} or {number: name}.
+
+    Raises:
+        BadInputError: the file cannot be read, or a name or number is there twice.
+    """
+    text = _text(path, MAX_NAMES_BYTES)
+    parsed: Any = _of_lines([line.strip() for line in text.splitlines() if line.strip()])
+    if text.lstrip()[:1] in ("[", "{"):
+        with refusing(f"{shown(path)}: is damaged JSON", ValueError, RecursionError):
+            parsed = json.loads(text)
+    return class_names(parsed, said_by=shown(path))
+
+
+def _of_lines(lines: list[str]) -> list[str] | dict[str, int]:
+    """One name a line, beside its number from 0 or 1 or alone; of ImageNet's lists the id, as folders are called."""
+    ids = [_SYNSET.match(line) for line in lines]
+    if all(ids):
+        return [each[1] for each in ids if each]
+    for pattern in _WITH_NUMBER:
+        pairs = {each["name"]: int(each["number"]) for each in map(pattern.fullmatch, lines) if each}
+        first = min(pairs.values(), default=0)
+        if len(pairs) == len(lines) and first <= 1 and sorted(pairs.values()) == [*range(first, first + len(lines))]:
+            return {name: number - first for name, number in pairs.items()}
+    return lines

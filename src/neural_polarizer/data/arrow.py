@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from neural_polarizer.data.decode import Source, one_line, shown
+from neural_polarizer.data.decode import Source
 from neural_polarizer.data.labels import check_texts, class_labels, joined
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, STATE, Rows, pick
 from neural_polarizer.devices import out_of_memory
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, one_line, refusing, shown
 
 MAX_ROWS = 10_000_000  # a few bytes can stand for any number of labels
 MAX_METADATA_BYTES = 8 << 20  # the names of 21,000 classes need 1 MB
@@ -92,11 +92,20 @@ def names_in_metadata(metadata: Any, label: str, where: object) -> tuple[str, ..
     return tuple(info)
 
 
-def unreadable(told: str, error: BaseException) -> Exception:
-    """The error for what the library cannot read, as ``told``; where memory is short, the file is not to blame."""
-    if out_of_memory(error):
-        return MemoryError(str(error))
-    return BadInputError(f"{told} ({one_line(error)})")
+@contextmanager
+def reading(told: str) -> Iterator[None]:
+    """Say, as ``told``, what the library cannot read in the block; where memory is short, the file is not to blame.
+
+    Raises:
+        BadInputError: the library gave up.
+        MemoryError: for want of memory.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if out_of_memory(error):
+            raise MemoryError(str(error)) from None
+        raise BadInputError(f"{told} ({one_line(error)})") from None
 
 
 def arrow_rows(folder: Path) -> Rows:
@@ -121,7 +130,8 @@ def arrow_rows(folder: Path) -> Rows:
     for path in paths:
         columns = [batch.column(label) for batch in _batches(path, [image, label])]
         if columns:
-            labels.append(_labels(pa.chunked_array(columns), label, path))
+            with reading(f"{shown(path)}: column {label!r} cannot be read"):
+                labels.append(label_column(pa.chunked_array(columns), label, path))
     if sum(map(len, labels)) > MAX_ROWS:
         raise BadInputError(f"{shown(folder)}: holds more than {MAX_ROWS:,} rows; use fewer")
     found = joined(labels[1:] or labels, shown(folder))
@@ -132,33 +142,25 @@ def arrow_rows(folder: Path) -> Rows:
 def _data_files(folder: Path) -> list[Path]:
     """Those that hold the data; beside them lie caches of ``map`` and ``filter``, which do not."""
     path, again = folder / STATE, "save the data set again"
-    try:
+    said = f"{shown(path)}: does not name the files of the data"
+    with refusing(said, OSError, ValueError, KeyError, TypeError, RecursionError, then=f"; {again}"):
         if path.is_symlink() or path.stat().st_size > MAX_METADATA_BYTES:
             raise BadInputError(f"{shown(path)}: not a regular file of reasonable size; {again}")
         named = json.loads(path.read_bytes())["_data_files"]
         files = [folder / Path(each["filename"]).name for each in named]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        why = one_line(error)
-        raise BadInputError(f"{shown(path)}: does not name the files of the data ({why}); {again}") from None
     if not files:
         raise BadInputError(f"{shown(path)}: names no file of data; {again}")
     return files
 
 
-def _labels(column: pa.ChunkedArray, label: str, path: Path) -> np.ndarray:
-    try:
-        return label_column(column, label, path)
-    except pa.ArrowException as error:
-        raise unreadable(f"{shown(path)}: column {label!r} cannot be read", error) from None
-
-
 @contextmanager
 def _stream(path: Path) -> Iterator[Any]:
-    try:
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            yield reader
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(f"{shown(path)}: cannot be read as an arrow stream", error) from None
+    with (
+        reading(f"{shown(path)}: cannot be read as an arrow stream"),
+        pa.memory_map(str(path)) as file,
+        pa.ipc.open_stream(file) as reader,
+    ):
+        yield reader
 
 
 def _batches(path: Path, needed: Sequence[str]) -> Iterator[pa.RecordBatch]:

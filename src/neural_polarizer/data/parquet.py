@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neural_polarizer.data.arrow import MAX_ROWS, image_leaf, label_column, names_in_metadata, unreadable
-from neural_polarizer.data.decode import Source, shown
+from neural_polarizer.data.arrow import MAX_ROWS, image_leaf, label_column, names_in_metadata, reading
+from neural_polarizer.data.decode import Source
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.labels import class_labels, joined
 from neural_polarizer.data.parquet_pages import largest_page
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, TRUE_LABEL, Rows, attacked_note, label_in, pick
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, shown
 from neural_polarizer.files import LFS_POINTER, atomic_path
 
 _BATCH_ROWS, _BATCH_BYTES = 512, 32 << 20  # in memory at once
@@ -86,26 +86,17 @@ def parquet_rows(paths: Sequence[Path], label_columns: Sequence[str] = LABEL_COL
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
-    try:
-        if not path.is_file():
-            raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
+    if not path.is_file():
+        raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
+    with reading(f"{shown(path)}: cannot be read as parquet"):
+        with path.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise BadInputError(f"{shown(path)}: a Git LFS pointer, not the data; run 'git lfs pull'")
         file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        if _is_pointer(path):
-            raise BadInputError(f"{shown(path)}: a Git LFS pointer, not the data; run 'git lfs pull'") from None
-        raise unreadable(f"{shown(path)}: cannot be read as parquet", error) from None
     if file.metadata.num_rows > MAX_ROWS:
         file.close()
         raise BadInputError(f"{shown(path)}: holds more than {MAX_ROWS:,} rows; split it, or use fewer")
     return file
-
-
-def _is_pointer(path: Path) -> bool:
-    try:
-        with path.open("rb") as opened:
-            return opened.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError:  # as when it was opened for its data
-        return False
 
 
 def _labels(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
@@ -113,10 +104,8 @@ def _labels(file: pq.ParquetFile, name: str, path: Path) -> np.ndarray:
     for leaf in (file.schema.column(number).path for number in range(len(file.schema))):
         if leaf == name or leaf.startswith(f"{name}."):  # a column of lists has a leaf for their elements
             largest_page(path, file, leaf)
-    try:
+    with reading(f"{shown(path)}: column {name!r} cannot be read"):
         return label_column(file.read(columns=[name], use_threads=False).column(name), name, path)
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(f"{shown(path)}: column {name!r} cannot be read", error) from None
 
 
 def _encoded(path: Path, leaf: str, longest: int) -> Iterator[tuple[Source, str]]:
@@ -124,16 +113,18 @@ def _encoded(path: Path, leaf: str, longest: int) -> Iterator[tuple[Source, str]
     row = 0
     rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, longest)))
     with _parquet(path) as file:
-        try:
-            for batch in file.iter_batches(batch_size=rows, columns=[leaf], use_threads=False):
-                for cell in batch.column(0).to_pylist():
-                    data = cell.get("bytes") if isinstance(cell, dict) else cell
-                    if not isinstance(data, bytes):
-                        raise BadInputError(f"{shown(path)}: row {row} has no image bytes")
-                    yield data, f"{shown(path)} row {row}"
-                    row += 1
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(f"{shown(path)}: damaged near row {row}", error) from None
+        batches = file.iter_batches(batch_size=rows, columns=[leaf], use_threads=False)
+        while True:
+            with reading(f"{shown(path)}: damaged near row {row}"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            for cell in batch.column(0).to_pylist():
+                data = cell.get("bytes") if isinstance(cell, dict) else cell
+                if not isinstance(data, bytes):
+                    raise BadInputError(f"{shown(path)}: row {row} has no image bytes")
+                yield data, f"{shown(path)} row {row}"
+                row += 1
 
 
 def _png(pixels: np.ndarray) -> bytes:

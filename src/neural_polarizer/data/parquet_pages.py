@@ -12,8 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from neural_polarizer.data.decode import shown
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, shown
 
 MAX_RATIO = 20  # of unpacked to packed: images that are encoded already hardly shrink
 FREE_BYTES = 16 << 20  # up to here a page may shrink as it likes

@@ -8,8 +8,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from neural_polarizer.data.classes import ClassNames
-from neural_polarizer.data.decode import Source, shown
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.data.decode import Source
+from neural_polarizer.errors import BadInputError, shown
 
 TRUE_LABEL = "true_label"  # beside the attacker's, of images with a trigger
 STATE, PARTS = "state.json", "dataset_dict.json"

@@ -11,13 +11,13 @@ import torch
 from neural_polarizer.data.annotations import TABLES, table_rows
 from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
-from neural_polarizer.data.decode import decode_all, height_and_width, shown, transparency_note
+from neural_polarizer.data.decode import decode_all, height_and_width, transparency_note
 from neural_polarizer.data.folders import folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.rows import Rows, is_saved_to_disk
 from neural_polarizer.data.tree import FOLLOW, Tree
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, refusing, shown
 from neural_polarizer.files import at_home, user_path
 
 FORMS = (
@@ -94,7 +94,7 @@ def _rows(spec: str) -> Rows:
     if kind == "digits":
         return digits_rows(rest or "train")
     path, linked = Path(spec), Path(spec.removesuffix(FOLLOW))
-    try:
+    with refusing(f"{shown(spec)}: cannot be read", OSError, ValueError):
         if spec and path.is_dir():
             return folder_rows(path)
         if spec.endswith(FOLLOW) and linked.is_dir():
@@ -103,10 +103,6 @@ def _rows(spec: str) -> Rows:
             return parquet_rows([path])
         if path.is_file() and path.suffix.lower() in TABLES and (rows := table_rows(Tree(path.parent), path)):
             return rows
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadInputError):
-            raise
-        raise BadInputError(f"{shown(spec)}: cannot be read ({error})") from None
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         raise BadInputError(f"{shown(spec)}: an archive; unpack it, and give the folder that comes out")
     found = "no such file or folder" if not os.path.lexists(spec.replace("\0", "")) else "not usable as data"

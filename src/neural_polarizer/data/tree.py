@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from neural_polarizer.data.decode import shown
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, shown
 
 FOLLOW = "?links=follow"
 """At the end of a data spec: links in the folder may lead out of it."""
