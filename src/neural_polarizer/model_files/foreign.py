@@ -20,14 +20,7 @@ from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
 from neural_polarizer.models.definition import Definition
-from neural_polarizer.models.hub_folder import (
-    CONFIG,
-    PREFIX,
-    HubFolder,
-    is_classifier_folder,
-    read_folder,
-    why_no_classifier,
-)
+from neural_polarizer.models.hub_folder import CONFIG, PREFIX, HubFolder, read_folder, why_no_classifier
 from neural_polarizer.models.hugging_face import file_names
 from neural_polarizer.models.normalize import normalisation_named
 from neural_polarizer.models.preprocessing import Preprocessing, own_preprocessing
@@ -170,7 +163,7 @@ def hub_folder(path: str, *, ours: str) -> HubFolder | None:
         return read_folder(Path(path.removeprefix(PREFIX)))
     folder = Path(path)
     try:
-        if not folder.is_dir() or (folder / ours).exists() or not is_classifier_folder(folder):
+        if not folder.is_dir() or (folder / ours).exists() or why_no_classifier(folder) is not None:
             return None
     except OSError:
         return None

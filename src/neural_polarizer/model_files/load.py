@@ -21,7 +21,7 @@ from neural_polarizer.models.adapted import adapt, channel_map
 from neural_polarizer.models.architecture import Architecture
 from neural_polarizer.models.build import build, sizes_in, skeleton
 from neural_polarizer.models.definition import Definition
-from neural_polarizer.models.hub_folder import HubFolder, is_classifier_folder
+from neural_polarizer.models.hub_folder import HubFolder, why_no_classifier
 from neural_polarizer.models.normalize import Converted, Normalized, channels_taken, normalisation_named, one_channel
 
 FILES = ("purified.safetensors", "model.safetensors")
@@ -81,7 +81,7 @@ def locate(path: Path) -> Path:
                 if (path / name).is_file():
                     return path / name
             inside = {file for file in islice(path.rglob("*"), _MAX_FILES) if file.suffix in _SUFFIXES}
-            inside = {file.parent if is_classifier_folder(file.parent) else file for file in inside}
+            inside = {file.parent if why_no_classifier(file.parent) is None else file for file in inside}
             named = f", as {listing(sorted(printable(str(each)) for each in inside))}" if inside else ""
             raise BadInputError(
                 f"{path}: the folder holds none of {', '.join(FILES)}; name the checkpoint itself{named}"

@@ -1,8 +1,8 @@
 """From an architecture's name to a network, with the sizes that a checkpoint itself tells."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from neural_polarizer.errors import BadInputError, needing
+from neural_polarizer.errors import BadInputError, needing, refusing
 from neural_polarizer.models.architecture import FORMS, Architecture
 from neural_polarizer.models.definition import Definition, last_outputs
 from neural_polarizer.models.hugging_face import build_classifier
@@ -116,15 +116,13 @@ def _bare(name: str) -> str:
 def _listed() -> dict[str, list[str]]:
     """The names of networks, by library that is installed."""
     found: dict[str, list[str]] = {}
-    try:
+    with suppress(ImportError):
         import torchvision
 
         found["torchvision"] = torchvision.models.list_models(module=torchvision.models)
         import timm
 
         found["timm"] = timm.list_models()
-    except ImportError:
-        pass
     return found
 
 
@@ -158,14 +156,8 @@ def _small_inception(torchvision: Any, num_classes: int) -> nn.Module:
 
     Shape: float ``(n, 3, h, w)``, normalised, h and w at least 9, to logits ``(n, num_classes)``.
     """
-    network: nn.Module = torchvision.models.get_model(
-        "inception_v3",
-        weights=None,
-        num_classes=num_classes,
-        aux_logits=False,
-        transform_input=False,
-        init_weights=True,
-    )
+    more = {"aux_logits": False, "transform_input": False, "init_weights": True}
+    network: nn.Module = torchvision.models.get_model("inception_v3", weights=None, num_classes=num_classes, **more)
     first, second = network.get_submodule("Conv2d_1a_3x3.conv"), network.get_submodule("Conv2d_2a_3x3.conv")
     assert isinstance(first, nn.Conv2d)
     assert isinstance(second, nn.Conv2d)
@@ -194,18 +186,10 @@ def _timm(asked: Architecture, num_classes: int, options: Mapping[str, int]) -> 
         return timm.create_model(asked.name, pretrained=False, num_classes=num_classes, **options)
 
 
-@contextmanager
-def _in_one_line(asked: Architecture) -> Iterator[None]:
+def _in_one_line(asked: Architecture) -> AbstractContextManager[None]:
     """Tell in one line what a library says of options that it cannot use."""
-    try:
-        yield
-    except BadInputError:
-        raise
-    except Exception as error:
-        if not asked.options:
-            raise
-        said = " ".join(str(error).split())[:200]
-        raise BadInputError(f"architecture {str(asked)!r}: cannot be built with these options ({said})") from None
+    said = f"architecture {str(asked)!r}: cannot be built with these options"
+    return refusing(said, Exception) if asked.options else nullcontext()
 
 
 class _Bounded(TorchFunctionMode):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, cause
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.models.architecture import OPTIONS
 from neural_polarizer.models.forms import check_module
@@ -69,7 +69,7 @@ class Definition:
             with torch.random.fork_rng(devices=[]):
                 network = self.make(**self.arguments, **more)
         except (Exception, SystemExit) as error:  # code of the user's may raise anything
-            raise BadInputError(f"--arch {self.name}: {_said(error)}") from None
+            raise BadInputError(f"--arch {self.name}: {cause(error)}") from None
         if not isinstance(network, nn.Module):
             raise BadInputError(f"--arch {self.name}: gives a {type(network).__name__}, not a torch.nn.Module")
         try:
@@ -154,7 +154,7 @@ def _imported(text: str, place: str) -> tuple[ModuleType, str]:
         return importlib.import_module(place), place
     except (Exception, SystemExit) as error:  # so may its import, and a script may read the command line
         script = "; put what a script does under if __name__ == '__main__'" if isinstance(error, SystemExit) else ""
-        raise BadInputError(f"--arch {text}: {place} cannot be imported ({_said(error)}){script}") from None
+        raise BadInputError(f"--arch {text}: {place} cannot be imported ({cause(error)}){script}") from None
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -189,7 +189,3 @@ def _arguments(text: str, tail: str) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, refusing
 
 
 def check_module(model: object) -> nn.Module:
@@ -67,14 +67,12 @@ def _check_values(tensors: Sequence[Tensor]) -> None:
 
 def copied(model: nn.Module) -> nn.Module:
     """A copy on the same device; a module that holds something that cannot be copied is refused."""
-    try:
+    remedy = (
+        "; give it without locks, open files, or tensors that are still part of a computation (torch.nn.utils has "
+        "prune.remove and remove_weight_norm)"
+    )
+    with refusing("the model cannot be copied", RuntimeError, TypeError, then=remedy):
         return copy.deepcopy(model)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInputError(
-            f"the model cannot be copied ({reason}); give it without locks, open files, or tensors that are still part "
-            "of a computation (torch.nn.utils has prune.remove and remove_weight_norm)"
-        ) from None
 
 
 def let_go(model: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, refusing
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
 from neural_polarizer.models.hugging_face import SUFFIX, checked_config, class_name, strict_json
@@ -37,11 +37,6 @@ class HubFolder:
     weights: Path  # the file of weights
     classes: tuple[str, ...] | None  # their names in the order of the logits, None if the folder has none
     preprocessing: Preprocessing | None  # None if the folder does not tell
-
-
-def is_classifier_folder(folder: Path) -> bool:
-    """Whether the folder holds a ``config.json`` of an image classifier of transformers or of timm."""
-    return why_no_classifier(folder) is None
 
 
 def why_no_classifier(folder: Path) -> str | None:
@@ -78,23 +73,24 @@ def read_folder(folder: Path) -> HubFolder:
         architecture=f"{PREFIX}{kind}",
         config=text,
         weights=weights,
-        classes=_classes(config.get("id2label") or _turned(config.get("label2id"))),
+        classes=_classes(config),
         preprocessing=_preprocessing(folder),
     )
 
 
 def _timm_folder(folder: Path, config: Mapping[str, Any]) -> HubFolder:
+    weights = _weights(folder)
     try:
-        return HubFolder(
-            architecture=_timm_architecture(config),
-            config=None,
-            weights=_weights(folder),
-            classes=_timm_classes(config),
-            preprocessing=_timm_preprocessing(config),
-        )
+        architecture, preprocessing = _timm_architecture(config), _timm_preprocessing(config)
     except BadInputError as error:
-        said = str(error)
-        raise BadInputError(said if said.startswith(str(folder)) else f"{folder / CONFIG}: {said}") from None
+        raise BadInputError(f"{folder / CONFIG}: {error}") from None
+    return HubFolder(
+        architecture=architecture,
+        config=None,
+        weights=weights,
+        classes=_timm_classes(config),
+        preprocessing=preprocessing,
+    )
 
 
 def _is_timm_config(config: Mapping[str, Any]) -> bool:
@@ -182,14 +178,13 @@ def _weights(folder: Path) -> Path:
     )
 
 
-def _classes(names: Any) -> tuple[str, ...] | None:
+def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names, numbers = config.get("id2label"), config.get("label2id")
+    if not names and isinstance(numbers, dict):
+        names = {str(number): name for name, number in numbers.items()}
     if not isinstance(names, dict) or {str(index) for index in range(len(names))} != names.keys():
         return None
     return tuple(str(names[str(index)]) for index in range(len(names)))
-
-
-def _turned(numbers: Any) -> dict[str, str]:
-    return {str(number): name for name, number in numbers.items()} if isinstance(numbers, dict) else {}
 
 
 def _preprocessing(folder: Path) -> Preprocessing | None:
@@ -256,13 +251,13 @@ def _size(value: Any) -> tuple[int, int] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with refusing(f"{path}: cannot be read", OSError, ValueError):
         if not path.is_file():  # a pipe would make us wait
             raise BadInputError(f"{path}: no such file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise BadInputError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, too large for a configuration")
-        return strict_json(path.read_text(encoding="utf-8-sig"))  # as editors on Windows save it
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadInputError) and str(error).startswith(str(path)):
-            raise
+        text = path.read_text(encoding="utf-8-sig")  # as editors on Windows save it
+    try:
+        return strict_json(text)
+    except BadInputError as error:
         raise BadInputError(f"{path}: cannot be read ({error})") from None

@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_polarizer.errors import BadInputError, needing
+from neural_polarizer.errors import BadInputError, needing, refusing
 
 SUFFIX = "ForImageClassification"
 MAX_NUMBER = 100_000  # of channels, layers, pixels
@@ -58,15 +58,10 @@ def build_classifier(config: str, num_classes: int) -> nn.Module:
         raise BadInputError(f"{named}: has a configuration within its configuration, which is not supported")
     if settings.get("num_channels", 3) != 3:
         raise BadInputError(f"{named}: takes images of other than 3 channels, which is not supported")
-    try:
+    with refusing(f"{named}: transformers cannot build it from its configuration", Exception):
         # The library looks up what it knows of a model by the name of its class and of the module that it is from.
         logits_only = type(kind.__name__, (_LogitsOnly, kind), {"__module__": kind.__module__})
         return logits_only(settings_class(**settings, num_labels=num_classes))
-    except BadInputError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise BadInputError(f"{named}: transformers cannot build it from its configuration ({said})") from None
 
 
 def file_names(network: nn.Module) -> dict[str, str]:
@@ -90,11 +85,8 @@ def file_names(network: nn.Module) -> dict[str, str]:
 
 def _takes_pixels_alone(kind: Any) -> bool:
     parameters = inspect.signature(kind.forward).parameters
-    needed = {
-        name
-        for name, one in parameters.items()
-        if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
-    }
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {name for name, one in parameters.items() if one.default is one.empty and one.kind not in variable}
     return "pixel_values" in parameters and needed <= {"self", "pixel_values"}
 
 
@@ -139,10 +131,8 @@ def _is_sensible(value: Any, depth: int = 0) -> bool:
 
 def strict_json(text: str) -> dict[str, Any]:
     """A JSON object without duplicate names, NaN or infinity; anything else is refused."""
-    try:
+    with refusing("no strict JSON", ValueError, RecursionError):
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=no_number)
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"no strict JSON ({error})") from None
     if not isinstance(value, dict):
         raise BadInputError("no JSON object")
     return value

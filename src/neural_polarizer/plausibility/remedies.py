@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.data.labels import turns
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.normalize import PROFILES, Normalized
 
@@ -22,24 +23,6 @@ class Remedy:
     hits: int  # images that are right with it, of those that it was tried on
 
 
-class Changed(nn.Module):
-    """A model that sees other pixels, and whose logits pass through a function."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        change: Callable[[Tensor], Tensor],
-        note: Callable[[Tensor], Tensor] = lambda logits: logits,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.change = change
-        self.note = note
-
-    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Tensor:
-        return self.note(self.model(self.change(pixels)))
-
-
 def other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str, batch_size: int) -> Iterator[Remedy]:
     """The accuracy with other normalisations and with swapped channels."""
     if clean.images.shape[1] != 3:
@@ -49,9 +32,9 @@ def other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str, 
         for swapped in (False, True):
             if name is None and not swapped:
                 continue
-            change = _change(inside, mean, std, swapped)
             try:
-                found = predict(Changed(model, change), clean, device=device, batch_size=batch_size)
+                with model.register_forward_pre_hook(_change(inside, mean, std, swapped)):
+                    found = predict(model, clean, device=device, batch_size=batch_size)
             except (RuntimeError, ValueError, TypeError):  # some networks look at their pixels
                 continue
             hits = int((found == clean.labels).sum())
@@ -76,14 +59,14 @@ def _three(values: Tensor) -> tuple[float, ...]:
 
 def _change(
     inside: Normalized | None, mean: tuple[float, ...], std: tuple[float, ...], swapped: bool
-) -> Callable[[Tensor], Tensor]:
-    """Pixels that come out of the model's own normalisation as if it were another."""
+) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    """A hook: pixels that come out of the model's own normalisation as if it were another."""
 
-    def change(pixels: Tensor) -> Tensor:
-        values = pixels.flip(1) if swapped else pixels
+    def change(_model: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        pixels = args[0].flip(1) if swapped else args[0]
         centre, spread = (pixels.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, std))
-        values = (values - centre) / spread
-        return values if inside is None else values * inside.std + inside.mean
+        values = (pixels - centre) / spread
+        return (values if inside is None else values * inside.std + inside.mean,)
 
     return change
 
@@ -99,9 +82,7 @@ def _pixels_said(name: str | None, mean: tuple[float, ...], std: tuple[float, ..
 def other_classes(found: Int64[Tensor, " n"], clean: ImageSet, classes: int, folds: int) -> Iterator[Remedy]:
     """The accuracy with the classes in another order."""
     labels, answers = clean.labels.numpy(), found.numpy()
-    turn = np.zeros(len(labels), dtype=np.int64)  # how many images of the same class come before
-    for label in np.unique(labels):
-        turn[labels == label] = np.arange((labels == label).sum())
+    turn = turns(labels)
     hits = 0
     for fold in range(folds):
         inside = turn % folds == fold
