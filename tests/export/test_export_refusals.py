@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import neural_polarizer
 from neural_polarizer import BadInputError
 from neural_polarizer.errors import EnvironmentFaultError, WrongUsageError
-from neural_polarizer.exporting import export_model, format_of, formats, graphs
+from neural_polarizer.exporting import export_model, format_of, formats
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.model_files import save
 from toys import TinyNet, tiny_images, tiny_model
@@ -130,7 +130,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
 def test_a_model_that_no_onnx_file_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("onnx")
-    monkeypatch.setattr(graphs, "_ONNX_LIMIT", 1000)
+    monkeypatch.setattr(formats, "_ONNX_LIMIT", 1000)
     with pytest.raises(BadInputError, match=r"[\d,]+ bytes of weights do not fit into one ONNX file; export to pt2"):
         export_model(tiny_model(), tmp_path / "a.onnx", "onnx", tiny_images(1))
     assert list(tmp_path.iterdir()) == []

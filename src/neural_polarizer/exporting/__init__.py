@@ -6,9 +6,8 @@ from pathlib import Path
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
-from neural_polarizer.errors import BadInputError, WrongUsageError
+from neural_polarizer.errors import BadInputError, WrongUsageError, cause
 from neural_polarizer.exporting.formats import FORMATS, Format, FormatName
-from neural_polarizer.exporting.graphs import reason
 from neural_polarizer.exporting.portable import Portable, portable_form
 from neural_polarizer.files import atomic_path, write_json
 from neural_polarizer.model_files.record import ModelRecord
@@ -113,8 +112,8 @@ def _checked(
         batches = (pixels[:1], *pixels.split(_BATCH))  # one image alone shows a graph of a fixed batch size
         deviation, largest = largest_gap(portable.reference, kind.reader(written, portable), batches)
     except Exception as error:  # torch and onnxruntime have kinds of their own
-        cause = reason(error).replace(str(written), str(path))
-        raise BadInputError(f"{path}: not kept, as it cannot be read back and run ({cause})") from None
+        why = cause(error).replace(str(written), str(path))
+        raise BadInputError(f"{path}: not kept, as it cannot be read back and run ({why})") from None
     if not deviation <= tolerance:  # NaN, too
         raise BadInputError(
             f"{path}: not kept, as its logits differ from the model's by {deviation:.2g} where the largest is "

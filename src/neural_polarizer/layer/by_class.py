@@ -32,7 +32,6 @@ class FirstPass:
         network.register_forward_hook(self.end, always_call=True)
 
     def begin(self, network: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        """The first pass."""
         self.running = True
         try:
             with torch.no_grad():
@@ -44,7 +43,6 @@ class FirstPass:
         self.classes = (logits.flatten() > 0).long() if one else logits.argmax(dim=1)
 
     def end(self, _network: nn.Module, _args: tuple[Any, ...], _found: object) -> None:
-        """The second pass is over."""
         self.classes = None
 
 
@@ -67,7 +65,6 @@ class ByClass(Polarizer):
 
     @property
     def channels_last(self) -> bool:
-        """That of its layers."""
         return all(isinstance(layer, Polarizer) and layer.channels_last for layer in self.layers)
 
     def forward(self, features: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
@@ -83,7 +80,6 @@ class ByClass(Polarizer):
         return given
 
     def calibrate(self, mean: Float[Tensor, " c"], var: Float[Tensor, " c"]) -> None:
-        """Calibrate all layers."""
         for layer in self.layers:
             assert isinstance(layer, Polarizer)
             layer.calibrate(mean, var)

@@ -226,7 +226,6 @@ class _Pass:
         return self._first.get(place.node, -1)
 
     def features(self, place: _Place) -> Features | None:
-        """What a polarizer would read there."""
         alike = [other.module for other in self.places if other is place or self.group(other) == self.group(place) >= 0]
         return features_of(place.value, alike)
 

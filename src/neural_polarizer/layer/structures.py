@@ -68,7 +68,6 @@ class OtherStructure(Polarizer):
 
     @property
     def channels_last(self) -> bool:
-        """Never."""
         return False
 
     def calibrate(self, mean: Float[Tensor, " c"], var: Float[Tensor, " c"]) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, cause
 from neural_polarizer.layer.by_class import ByClass
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.models.adapted import replace_module
@@ -141,7 +141,7 @@ def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]
         values = parts.prefix(pixels)
         logits, expected = parts.tail(*values), model(pixels)
     except Exception as error:  # a foreign network may raise anything while it is traced
-        return f"the network cannot be traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return f"the network cannot be traced: {cause(error)}"
     if not all(isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1] for value in values):
         return "a value that crosses the cut does not belong to single images"
     if not torch.allclose(logits.float(), expected.float(), rtol=1e-4, atol=1e-4):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from neural_polarizer.devices import out_of_memory
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, cause
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.models.normalize import bare, described, outputs
 
@@ -25,10 +25,9 @@ def check_takes(loaded: LoadedModel, image_size: tuple[int, int]) -> None:
     except Exception as error:  # a foreign network may raise anything
         if out_of_memory(error):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         other = "--size, or another --arch: code (FILE.py:NAME) can make of images N x 3 x H x W what a network takes"
         remedy = "--channels 1, as it takes one channel" if _takes_grey(loaded, image_size) else other
-        raise BadInputError(f"{said} ({reason}); give {remedy}") from None
+        raise BadInputError(f"{said} ({cause(error)}); give {remedy}") from None
     if not isinstance(logits, Tensor):
         fitting = [
             key

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from neural_polarizer.errors import cause
 from neural_polarizer.layer.folding.edits import Behind, Edit, InsteadOfNorm, Into, ShiftInto, pads_zeros
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule, trace
@@ -38,8 +39,7 @@ class Plan:
         try:
             graph = trace(root)
         except Exception as error:  # a foreign network may raise anything while it is traced
-            reason = (str(error).splitlines() or [""])[0]
-            raise UnfoldableError(f"the network cannot be traced: {type(error).__name__}: {reason}") from None
+            raise UnfoldableError(f"the network cannot be traced: {cause(error)}") from None
         self.modules = {n: root.get_submodule(n.target) for n in graph.nodes if n.op == "call_module"}
         self.calls = Counter(self.modules.values())
         self.holders = Counter(
@@ -139,11 +139,11 @@ class Plan:
         for user in node.users:
             if looks_at_the_shape(user):
                 continue
-            edit = self._into(user, border=border, flat=flat)
+            edit, row = self._into(user, border=border, flat=flat), flattens(user, self.modules)
             if edit is not None:
                 edits.append(edit)
-            elif self._passes_on(user):
-                edits += self._readers(user, border=border, flat=flat or flattens(user, self.modules))
+            elif keeps(user, self.modules) or (picks_rows(user) if self.last else row or averages(user, self.modules)):
+                edits += self._readers(user, border=border, flat=flat or row)
             else:
                 raise UnfoldableError(f"the layer's output is read by {self.name(user)}, which cannot take it over")
         return edits
@@ -156,11 +156,6 @@ class Plan:
         if conv is None or conv.groups != 1 or self.last or flat:
             return None
         return Into(conv, self._norm_behind(node), border)
-
-    def _passes_on(self, node: fx.Node) -> bool:
-        if keeps(node, self.modules):
-            return True
-        return picks_rows(node) if self.last else averages(node, self.modules) or flattens(node, self.modules)
 
     def instead_of_norm(self) -> list[Edit]:
         """Merge the polarizer and the batch norm that alone reads it."""
@@ -226,8 +221,7 @@ def _has_statistics(norm: nn.BatchNorm2d) -> bool:
 
 def sums(node: fx.Node) -> bool:
     """Whether it adds two computed values, without a factor."""
-    added = node.target in (operator.add, operator.iadd, torch.add) if node.op == "call_function" else False
-    added = added or (node.op == "call_method" and node.target in ("add", "add_"))
+    added = _is(node, (operator.add, operator.iadd, torch.add), ("add", "add_"))
     return added and not node.kwargs and len(node.args) == 2 and all(isinstance(term, fx.Node) for term in node.args)
 
 
@@ -241,11 +235,9 @@ def averages(node: fx.Node, modules: Modules) -> bool:
     module = modules.get(node)
     if type(module) is nn.AvgPool2d:
         return module.padding in (0, (0, 0)) and module.divisor_override is None
-    if node.op == "call_function" and node.target is F.avg_pool2d:
+    if _is(node, (F.avg_pool2d,)):
         return len(node.args) <= 3 and not {"padding", "divisor_override"} & node.kwargs.keys()
-    if type(module) is nn.AdaptiveAvgPool2d or (node.op == "call_function" and node.target is F.adaptive_avg_pool2d):
-        return True
-    return _is_mean(node)
+    return type(module) is nn.AdaptiveAvgPool2d or _is(node, (F.adaptive_avg_pool2d,)) or _is_mean(node)
 
 
 def flattens(node: fx.Node, modules: Modules) -> bool:
@@ -255,37 +247,30 @@ def flattens(node: fx.Node, modules: Modules) -> bool:
         return (module.start_dim, module.end_dim) == (1, -1)
     if _is_mean(node):
         return not _argument(node, 2, "keepdim", default=False)
-    if _is(node, torch.flatten, "flatten"):
+    if _is(node, (torch.flatten,), ("flatten",)):
         start, end = _argument(node, 1, "start_dim", default=0), _argument(node, 2, "end_dim", default=-1)
         return (start, end) == (1, -1)
-    return node.op == "call_method" and node.target in ("view", "reshape") and node.args[2:] == (-1,)
+    return _is(node, (), ("view", "reshape")) and node.args[2:] == (-1,)
 
 
 def picks_rows(node: fx.Node) -> bool:
     """Whether it takes some of the places, such as the class token, with all of their channels, the last axis."""
-    if node.op != "call_function" or node.target is not operator.getitem:
-        return False
-    index = node.args[1]
+    index = node.args[1] if _is(node, (operator.getitem,)) else None
     return isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None)
 
 
 def looks_at_the_shape(node: fx.Node) -> bool:
     """Whether it reads the size of a tensor alone."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim")
-    return node.op == "call_function" and node.target is getattr and node.args[1:] == ("shape",)
+    return _is(node, (), ("size", "dim")) or (_is(node, (getattr,)) and node.args[1:] == ("shape",))
 
 
 def _is_mean(node: fx.Node) -> bool:
-    if not _is(node, torch.mean, "mean"):
-        return False
-    dims = _argument(node, 1, "dim", default=None)
+    dims = _argument(node, 1, "dim", default=None) if _is(node, (torch.mean,), ("mean",)) else None
     return isinstance(dims, (tuple, list)) and set(dims) in _SPATIAL
 
 
-def _is(node: fx.Node, function: Any, method: str) -> bool:
-    wanted = {"call_function": function, "call_method": method}.get(node.op)
-    return wanted is not None and node.target == wanted
+def _is(node: fx.Node, functions: Sequence[Any], methods: Sequence[str] = ()) -> bool:
+    return node.target in {"call_function": functions, "call_method": methods}.get(node.op, ())
 
 
 def _argument(node: fx.Node, position: int, name: str, *, default: Any) -> Any:
