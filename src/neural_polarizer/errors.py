@@ -1,7 +1,9 @@
 """The exceptions that callers may catch, each with the exit code it has on the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+
+AGAIN = "get the file again"
 
 
 class NeuralPolarizerError(Exception):
@@ -55,6 +57,16 @@ def shown(name: object) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """``text`` as ``shown``, and cut to ``limit``; a name of 16 MB is itself an attack."""
+    return shown(text[:limit]) + ("..." if len(text) > limit else "")
+
+
+def listing(items: Collection[str], most: int = 10) -> str:
+    """The first ``items``, and how many more there are."""
+    return ", ".join([*items][:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def one_line(error: BaseException) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from neural_polarizer.errors import BadInputError, shown
+from neural_polarizer.errors import BadInputError, listing, shown
 
 MAX_CLASSES = 1_000_000  # of a source without class names, where a stray label would stand for a class count
-LISTED = 6  # names that a message lists
 _NUMBERED = re.compile(r"([^0-9]{0,40})([0-9]{1,9})(?!\.0*[1-9])(?:[^0-9].*)?")  # 1.5 is no class
 _AT_THE_END = re.compile(r".*?([0-9]{1,9})[^0-9A-Za-z]?")
 _PLACEHOLDER = re.compile(r"(?:LABEL_|class[ _]?)?(\d{1,9})", re.IGNORECASE)
@@ -74,8 +73,9 @@ def numbered(
         count = num_classes if num_classes is not None else int(labels.max()) + 1
         classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
         _check_range(labels, len(classes), source)
-        if known is not None and known.binding and _is_order(classes):
-            labels = np.argsort([*map(int, classes)])[labels]
+        if known is not None and known.binding and _all_numbers(classes):
+            order = [*map(int, classes)]  # if each number is there, it is what the data call the class of that place
+            labels = np.argsort(order)[labels] if {*order} == {*range(len(order))} else labels
         return Numbered(labels, classes)
     data = _Named(labels, names, source, in_order_of_names or spoken, spoken)
     if known is None and beside is not None:
@@ -87,7 +87,7 @@ def _all_of(known: ClassNames, num_classes: int | None) -> tuple[str, ...]:
     """A name for each of the model's classes, the number where it has none."""
     count = num_classes or len(known.names)
     if len(known.names) > count:
-        named, counted = _listed([*filter(None, known.names)]), "" if known.names[0] else "; numbers count from 0"
+        named, counted = listing([*filter(None, known.names)]), "" if known.names[0] else "; numbers count from 0"
         raise BadInputError(
             f"{known.said_by}: names {len(known.names)} classes ({named}), but {count} are expected{counted}"
         )
@@ -113,7 +113,7 @@ class _Named:
             return self._by_number(values, 1 + max(values) if guessed else num_classes)
         if self.spoken:
             raise BadInputError(
-                f"{self.source}: its labels are names ({_listed(names)}), but nothing says which number each class has "
+                f"{self.source}: its labels are names ({listing(names)}), but nothing says which number each class has "
                 "in the model; give --classes FILE with the names in the model's order (Python: classes=)"
             )
         if num_classes is None or len(names) == num_classes:
@@ -147,7 +147,7 @@ class _Named:
             return replace(self._by_number(values, len(full)), classes=full)
         if len(self.names) == len(full):
             note = (
-                f"the data's class names ({_listed(self.names)}) are not the model's ({_listed(full)}), so they were "
+                f"the data's class names ({listing(self.names)}) are not the model's ({listing(full)}), so they were "
                 "taken in their order; --classes FILE says another"
             )
             return Numbered(self.labels, full, () if _only_numbers(self.names) else (note,))
@@ -169,8 +169,8 @@ class _Named:
         in_place = len(names) == len(full) and all(place in (None, i) for i, place in enumerate(places))
         if must or (len(missing) < len(names) and not in_place):
             raise BadInputError(
-                f"{self.source}: its class{'es' if len(missing) > 1 else ''} {_listed(missing or names)} cannot be "
-                f"found among those of {known.said_by} ({_listed(full)}); give --classes FILE with the data's names in "
+                f"{self.source}: its class{'es' if len(missing) > 1 else ''} {listing(missing or names)} cannot be "
+                f"found among those of {known.said_by} ({listing(full)}); give --classes FILE with the data's names in "
                 "its order"
             )
         return None
@@ -179,7 +179,7 @@ class _Named:
         """By the numbers in the names: those are the class numbers, or at least their order."""
         names = self.names
         if len(set(values)) < len(values):
-            raise BadInputError(f"{self.source}: two class folders are the same number ({_listed(names)}); rename one")
+            raise BadInputError(f"{self.source}: two class folders are the same number ({listing(names)}); rename one")
         order = np.argsort(values)
         ranked = replace(self, labels=np.argsort(order)[self.labels], names=tuple(names[i] for i in order))
         notes = []
@@ -199,7 +199,7 @@ class _Named:
             own = dict(zip(values, names, strict=True))
             classes = tuple(own.get(i, str(i)) for i in range(num_classes))
             target = np.array(values, dtype=np.int64)
-            return Numbered(target[self.labels], classes, (*notes, f"{found} {_listed(ranked.names)}"))
+            return Numbered(target[self.labels], classes, (*notes, f"{found} {listing(ranked.names)}"))
         raise ranked._count_error(num_classes)
 
     def _count_error(self, num_classes: int) -> BadInputError:
@@ -207,7 +207,7 @@ class _Named:
         empty = [name for i, name in enumerate(self.names) if i not in used]
         return BadInputError(
             f"{self.source}: has {len(self.names)} classes, but {num_classes} are expected: it has "
-            f"{_listed(self.names)}{f' (without images: {_listed(empty)})' if empty else ''}; where only some of the "
+            f"{listing(self.names)}{f' (without images: {listing(empty)})' if empty else ''}; where only some of the "
             "model's classes have images, give --classes FILE with the names of all in the model's order"
         )
 
@@ -268,11 +268,6 @@ def _check_range(labels: np.ndarray, count: int | None, source: str) -> None:
         raise BadInputError(f"{source}: labels must lie in 0..{most - 1}, found {low}..{high}{counted}")
 
 
-def _is_order(names: Sequence[str]) -> bool:
-    """Whether names are the numbers from 0 on in some order: each is what the data call the class of that place."""
-    return _all_numbers(names) and {*map(int, names)} == {*range(len(names))}
-
-
 def _all_numbers(names: Sequence[str]) -> bool:
     return all(name.isdecimal() and len(name) < 19 for name in names)
 
@@ -308,7 +303,3 @@ def _folded(name: str) -> str:
 
 def _valued(name: str) -> str | int:
     return int(name) if name.isdecimal() else name
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

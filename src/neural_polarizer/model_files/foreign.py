@@ -11,11 +11,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, listing, printable
 from neural_polarizer.model_files.checkpoints.naming import fit_names, fits, unpruned
 from neural_polarizer.model_files.checkpoints.normalisation import check_left_out, normalisation_inside
 from neural_polarizer.model_files.checkpoints.reader import Checkpoint
-from neural_polarizer.model_files.checkpoints.wording import listing, printable
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
@@ -55,7 +54,6 @@ class Wanted:
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
-        """Those of the network, by name."""
         return self.network.state_dict()
 
     def fits(self, names: Collection[str]) -> bool:

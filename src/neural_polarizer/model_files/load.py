@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, listing, printable
 from neural_polarizer.layer.structures import polarizer_for
 from neural_polarizer.layer.surgery import Site, full_name, insert
 from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint
 from neural_polarizer.model_files.checkpoints.reader import ONE_FILE
-from neural_polarizer.model_files.checkpoints.wording import listing, printable
 from neural_polarizer.model_files.foreign import Wanted, fitted, foreign_record, hub_folder, names_in_files, unlike
 from neural_polarizer.model_files.record import KEY, POLARIZER_PREFIX, ModelRecord, read_record
 from neural_polarizer.models.adapted import adapt, channel_map
@@ -152,8 +151,11 @@ def _read_model(
     ours = record is not None
     if record is None:
         record, remarks, used = foreign_record(checkpoint, file, hub, wanted, profile)
-        record, told = _as_asked(record, output, channels)
-        remarks = (*remarks, *told)
+        record = replace(record, output=output, grey=channels == 1)
+        if output is not None:
+            remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
+        if record.grey:
+            remarks = (*remarks, _GREY)
     elif output not in (None, record.output) or channels not in (None, 1 if record.grey else 3):
         raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
     kind, said = _network_of(record, architecture, file)
@@ -178,13 +180,6 @@ def _read_model(
     _check_size(record, kind, tensors, file)
     model = assemble(record, tensors, file, kind)
     return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks), weights)
-
-
-def _as_asked(record: ModelRecord, output: str | None, channels: int | None) -> tuple[ModelRecord, tuple[str, ...]]:
-    """The record of a network that is not ours with what the user says of its input and output, and remarks."""
-    told = () if output is None else (f"of what the network gives, {printable(output)} is taken for the logits",)
-    grey = channels == 1
-    return replace(record, output=output, grey=grey), (*told, *((_GREY,) if grey else ()))
 
 
 def _sized(

@@ -3,7 +3,7 @@
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -12,11 +12,10 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, printable
 from neural_polarizer.layer.folding import Folded
 from neural_polarizer.layer.polarizer import Polarizer, Structure
 from neural_polarizer.layer.surgery import PolarizedModule
-from neural_polarizer.model_files.checkpoints.wording import printable
 
 KEY = "neural_polarizer"
 POLARIZER_PREFIX = "polarizer."
@@ -90,24 +89,8 @@ def read_record(text: str | None, file: Path) -> ModelRecord | None:
         return None
     try:
         found: dict[str, Any] = json.loads(text)
-        size, classes = found.get("image_size"), found.get("classes")
-        record = ModelRecord(
-            architecture=str(found["architecture"]),
-            num_classes=int(found["num_classes"]),
-            width=None if found.get("width") is None else int(found["width"]),
-            mean=tuple(float(value) for value in found["mean"]),
-            std=tuple(float(value) for value in found["std"]),
-            image_size=None if size is None else (int(size[0]), int(size[1])),
-            classes=None if classes is None else tuple(str(name) for name in classes),
-            site=_text(found, "site"),
-            changes=tuple((str(name), str(kind)) for name, kind in found.get("changes", ())),
-            structure=_structure(found.get("structure", "conv-bn")),
-            config=_text(found, "config"),
-            definition=_text(found, "definition"),
-            grey=found.get("grey") is True,
-            output=_text(found, "output"),
-            yes_no=found.get("yes_no") is True,
-        )
+        told = [name for name in _FORMS if name in _NEEDED or found.get(name) is not None]
+        record = ModelRecord(**{name: _FORMS[name](found[name]) for name in told})
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         said = printable(f"{type(error).__name__}: {error}", 200)
         raise BadInputError(f"{file}: its record of the model is damaged ({said})") from None
@@ -121,11 +104,21 @@ def read_record(text: str | None, file: Path) -> ModelRecord | None:
     return record
 
 
-def _text(found: Mapping[str, Any], name: str) -> str | None:
-    return None if found.get(name) is None else str(found[name])
-
-
 def _structure(name: Any) -> Structure:
     if name not in get_args(Structure):
         raise ValueError(f"no structure {name!r} of a polarizer is known")
     return name
+
+
+_NEEDED = ("architecture", "num_classes", "mean", "std")
+_FORMS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("architecture", "site", "config", "definition", "output"), str),
+    **dict.fromkeys(("num_classes", "width"), int),
+    **dict.fromkeys(("mean", "std"), lambda values: tuple(map(float, values))),
+    **dict.fromkeys(("grey", "yes_no"), lambda value: value is True),
+    "image_size": lambda size: (int(size[0]), int(size[1])),
+    "classes": lambda names: tuple(map(str, names)),
+    "changes": lambda pairs: tuple((str(name), str(kind)) for name, kind in pairs),
+    "structure": _structure,
+}
+"""By the name of a field, what makes its value of what the JSON has."""

@@ -21,10 +21,9 @@ from neural_polarizer.attacks.base import TriggerState
 from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed, set_damaged_aside
 from neural_polarizer.data.columnar import write_images
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, printable
 from neural_polarizer.files import atomic_path, output_folder, read_json, sha256_of_file, write_bytes, write_json
 from neural_polarizer.metrics import evaluate
-from neural_polarizer.model_files.checkpoints.wording import printable
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.model_files.record import ModelRecord, versions
 from neural_polarizer.model_files.save import save_model

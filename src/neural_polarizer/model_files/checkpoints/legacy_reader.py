@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import AGAIN, BadInputError, printable
+from neural_polarizer.model_files.checkpoints.pickle_values import element_bytes
 from neural_polarizer.model_files.checkpoints.pickle_walk import Walked, walk
-from neural_polarizer.model_files.checkpoints.tensors import element_bytes
-from neural_polarizer.model_files.checkpoints.wording import printable
 from neural_polarizer.model_files.checkpoints.zip_reader import MAX_PICKLE_BYTES, Source
 
 _BEGINNING = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
@@ -24,7 +23,6 @@ _PREAMBLE_BYTES = 1 << 16
 _HEAD_BYTES = 64
 _PROTOCOL = 1001
 _COUNT_BYTES = 8
-_AGAIN = "get the file again"
 
 
 def legacy_start(head: bytes) -> int:
@@ -53,7 +51,7 @@ class LegacyFile:
         machine = walk(self._bytes(position, _PREAMBLE_BYTES), limit=_MAX_PREAMBLE)
         position += machine.size
         if type(version.value) is not int or version.value != _PROTOCOL or not isinstance(machine.value, dict):
-            raise BadInputError(f"a torch.save file from before PyTorch 1.6 with a damaged beginning; {_AGAIN}")
+            raise BadInputError(f"a torch.save file from before PyTorch 1.6 with a damaged beginning; {AGAIN}")
         self.walked: Walked = walk(self._bytes(position, MAX_PICKLE_BYTES))
         position += self.walked.size
         listed = walk(self._bytes(position, MAX_PICKLE_BYTES), limit=4 * MAX_STORAGES)
@@ -61,13 +59,11 @@ class LegacyFile:
         self._places = dict(self._storages(_keys(listed.value), position + listed.size))
 
     def storage_bytes(self, key: str) -> int:
-        """The size of a storage, without reading it."""
         if key not in self._places:
-            raise BadInputError(f"the storage {printable(key)} is missing from the file; {_AGAIN}")
+            raise BadInputError(f"the storage {printable(key)} is missing from the file; {AGAIN}")
         return self._places[key][1]
 
     def storage(self, key: str) -> bytearray:
-        """The bytes of a storage, writable because tensors are."""
         return bytearray(self._bytes(self._places[key][0], self.storage_bytes(key)))
 
     def _bytes(self, position: int, count: int) -> bytes:
@@ -79,24 +75,24 @@ class LegacyFile:
         for key in keys:
             record = self.walked.storages.get(key)
             if record is None:
-                raise BadInputError(f"it holds the storage {printable(key)}, which no tensor uses; {_AGAIN}")
+                raise BadInputError(f"it holds the storage {printable(key)}, which no tensor uses; {AGAIN}")
             width = element_bytes(record.type_name)
             if width is None:
-                raise BadInputError(f"its storages are of the unsupported type {printable(record.type_name)}; {_AGAIN}")
+                raise BadInputError(f"its storages are of the unsupported type {printable(record.type_name)}; {AGAIN}")
             head = self._bytes(position, _COUNT_BYTES)
             count = int.from_bytes(head, "little", signed=True)
             position += _COUNT_BYTES
             if len(head) < _COUNT_BYTES or not 0 <= count * width <= self._size - position:
-                raise BadInputError(f"a truncated file: the storage {printable(key)} is not all there; {_AGAIN}")
+                raise BadInputError(f"a truncated file: the storage {printable(key)} is not all there; {AGAIN}")
             yield key, (position, count * width)
             position += count * width
         if position != self._size:
-            raise BadInputError(f"the sizes of its storages do not add up to the file; {_AGAIN}")
+            raise BadInputError(f"the sizes of its storages do not add up to the file; {AGAIN}")
 
 
 def _keys(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(key, str) for key in value) or len(set(value)) != len(value):
-        raise BadInputError(f"its list of storages is damaged; {_AGAIN}")
+        raise BadInputError(f"its list of storages is damaged; {AGAIN}")
     if len(value) > MAX_STORAGES:
         raise BadInputError(f"it has more than {MAX_STORAGES:,} storages; save only the model's state_dict")
     return value

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
-from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.wording import listing, printable
+from neural_polarizer.errors import BadInputError, listing, printable
 
 Value = TypeVar("Value")
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, listing, printable
 from neural_polarizer.model_files.checkpoints.naming import SPARE
-from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 
 @dataclass(frozen=True)

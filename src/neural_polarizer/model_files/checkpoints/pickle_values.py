@@ -3,6 +3,24 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+_QUANTISED = {"QUInt8Storage": 1, "QInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
+
 
 @dataclass(frozen=True, eq=False)
 class Global:
@@ -104,3 +122,11 @@ def _dict_of(pairs: list[Any]) -> dict[Any, Any]:
 
 def _is_integers(value: Any) -> bool:
     return isinstance(value, tuple) and all(type(item) is int for item in value)
+
+
+def element_bytes(type_name: str) -> int | None:
+    """Bytes of one element of a storage of this type; None where the type is unknown."""
+    if type_name.endswith(".UntypedStorage"):
+        return 1
+    dtype = STORAGES.get(type_name.removeprefix("torch."))
+    return _QUANTISED.get(type_name.removeprefix("torch.")) if dtype is None else dtype.itemsize

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, printable
 from neural_polarizer.model_files.checkpoints.pickle_values import (
     Global,
     Opaque,
@@ -15,7 +15,6 @@ from neural_polarizer.model_files.checkpoints.pickle_values import (
     result_of,
     safe_key,
 )
-from neural_polarizer.model_files.checkpoints.wording import printable
 
 MAX_OPCODES = 1_000_000  # about one second; a ResNet-152 needs 60,000
 MAX_MARKS = 500  # depth of nesting; real files stay below 20
@@ -133,7 +132,6 @@ class _Machine:
         }
 
     def step(self, name: str, argument: Any) -> None:
-        """Follow one opcode."""
         if name in _PUSHED:
             huge = type(argument) is int and abs(argument) >= MAX_INTEGER  # an id, or the state of a random generator
             self.stack.append(Opaque("builtins.int", ()) if huge else argument)

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import AGAIN, BadInputError, printable, refusing
 from neural_polarizer.files import LFS_POINTER
 from neural_polarizer.model_files.checkpoints.legacy_reader import LegacyFile, legacy_start
 from neural_polarizer.model_files.checkpoints.pickle_values import TensorRecord
@@ -26,7 +26,6 @@ from neural_polarizer.model_files.checkpoints.tensors import (
     check_records,
     materialise,
 )
-from neural_polarizer.model_files.checkpoints.wording import printable
 from neural_polarizer.model_files.checkpoints.zip_reader import Source, TorchArchive
 
 MAX_FILE_BYTES = 16 << 30
@@ -38,7 +37,6 @@ _DTYPES = frozenset(
         *("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"),
     )
 )
-_AGAIN = "get the file again"
 ONE_FILE = "save it in one, by save_pretrained with a large max_shard_size or by safetensors.torch.save_file"
 _PACKED = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
 _DATA = "not a model; the model comes first, and data with options such as --clean"
@@ -114,7 +112,10 @@ def _read(file: io.BufferedReader, weights: str | None, fits: Fits | None) -> Ch
         _read_header(file)
         data = _read_all(file)
         metadata = _read_header(io.BytesIO(data))
-        tensors, prefix = strip_wrappers(_read_tensors(data))
+        kinds = (safetensors.SafetensorError, ValueError, RuntimeError, KeyError, TypeError)
+        with refusing("a damaged safetensors file", *kinds, then=f"; {AGAIN}"):
+            held = safetensors.torch.load(data)
+        tensors, prefix = strip_wrappers(held)
         findings: tuple[str, ...] = (f"the prefix {prefix} was removed from all names",) if prefix else ()
         if weights is not None:
             tensors, told = behind(tensors, weights)
@@ -179,15 +180,11 @@ def _read_header(file: Source) -> dict[str, str]:
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
-        raise BadInputError(f"a truncated safetensors file, or one whose header length is wrong; {_AGAIN}")
+        raise BadInputError(f"a truncated safetensors file, or one whose header length is wrong; {AGAIN}")
     if length > MAX_HEADER_BYTES:
         raise BadInputError(f"a safetensors file with a header of {length:,} bytes; save only the model's state_dict")
-    try:
+    with refusing("a safetensors file with a damaged header", ValueError, RecursionError, then=f"; {AGAIN}"):
         header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-    except BadInputError:
-        raise
-    except (ValueError, RecursionError):
-        raise BadInputError(f"a safetensors file with a damaged header; {_AGAIN}") from None
     metadata = header.pop("__metadata__", {})
     if not header:
         raise BadInputError("a safetensors file without tensors; save the model's state_dict")
@@ -203,16 +200,8 @@ def _read_header(file: Source) -> dict[str, str]:
         if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
             raise BadInputError(f"tensor {printable(name)} has {len(shape):,} dimensions; do not use this file")
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
-        raise BadInputError(f"a safetensors file with damaged metadata; {_AGAIN}")
+        raise BadInputError(f"a safetensors file with damaged metadata; {AGAIN}")
     return metadata
-
-
-def _read_tensors(data: bytes) -> dict[str, Tensor]:
-    """All tensors of a file whose header was checked."""
-    try:
-        return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise BadInputError(f"a damaged safetensors file ({printable(str(error))}); {_AGAIN}") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -226,7 +215,7 @@ def _plan(
     file: Source, form: str, weights: str | None, fits: Fits | None
 ) -> tuple[Storages, dict[str, TensorRecord], Any, tuple[str, ...]]:
     """Where the tensors of a file of ``torch.save`` lie, which these are, the top of its pickle, and remarks."""
-    archive: TorchArchive | LegacyFile
+    archive: Storages
     if form == "torch-zip":
         archive = TorchArchive(file)
         walked = walk(archive.pickle())

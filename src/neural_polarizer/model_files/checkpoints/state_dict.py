@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
+from types import NoneType
 from typing import Any, TypeVar
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, listing, printable
 from neural_polarizer.model_files.checkpoints.naming import USUAL
 from neural_polarizer.model_files.checkpoints.pickle_values import Number, Opaque, TensorRecord
-from neural_polarizer.model_files.checkpoints.wording import listing, printable
 
 _NOT_THE_MODEL = re.compile("optim|sched|scaler")
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -228,23 +228,14 @@ def _is_tensor(value: Any) -> bool:
     )
 
 
-def _is_call_for_tensor(name: str, value: Any) -> bool:
-    """Whether something is made by code under the name of a layer's tensor, which then cannot be read."""
-    return isinstance(value, Opaque) and "." in name and not name.endswith(_EXTRA)
-
-
 def _is_state_dict(value: Any) -> bool:
     """Tensors by name; numbers, texts and the like may stand beside them, and anything beside names of layers."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         return False
     tensors = [key for key, item in value.items() if _is_tensor(item)]
-    plain = all(_is_tensor(item) or _is_aside(key, item) for key, item in value.items())
+    aside = (bool, int, float, str, bytes, NoneType)
+    plain = all(_is_tensor(item) or isinstance(item, aside) or _QUANTISED.search(key) for key, item in value.items())
     return bool(tensors) and (plain or sum("." in key for key in tensors) > 1)
-
-
-def _is_aside(name: str, value: Any) -> bool:
-    packed = _QUANTISED.search(name) is not None
-    return packed or value is None or isinstance(value, (bool, int, float, str, bytes))
 
 
 def _split(holder: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -252,7 +243,11 @@ def _split(holder: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     packed = [printable(name) for name in holder if _QUANTISED.search(name)]
     if packed:
         raise BadInputError(f"a quantised model, by its entries {listing(packed)}; {_FLOAT}")
-    tensors = {name: item for name, item in holder.items() if _is_tensor(item) or _is_call_for_tensor(name, item)}
+    tensors = {
+        name: item
+        for name, item in holder.items()  # what code makes under the name of a layer's tensor cannot be read
+        if _is_tensor(item) or (isinstance(item, Opaque) and "." in name and not name.endswith(_EXTRA))
+    }
     return tensors, [printable(name) for name in holder if name not in tensors]
 
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.wording import listing, printable
+from neural_polarizer.errors import BadInputError, listing, printable
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
@@ -22,18 +21,14 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str
     """
     targets = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     tensors = {name: value for name, value in tensors.items() if not _is_other_count(name, value, targets)}
-    mismatch = _mismatch(targets, tensors)
+    source, mismatch = printable(source, 4096), _mismatch(targets, tensors)
     if mismatch:
-        raise BadInputError(
-            f"{printable(source, 4096)}: the weights do not fit this architecture: {mismatch}; "
-            "check the architecture and the number of classes"
-        )
+        remedy = "check the architecture and the number of classes"
+        raise BadInputError(f"{source}: the weights do not fit this architecture: {mismatch}; {remedy}")
     converted = {name: tensor.detach().to(targets[name]) for name, tensor in tensors.items()}
     bad = [f"{printable(name)} {fault}" for name in tensors if (fault := _fault(name, tensors[name], converted[name]))]
     if bad:
-        raise BadInputError(
-            f"{printable(source, 4096)}: unusable values: {listing(bad)}; get the file again or train anew"
-        )
+        raise BadInputError(f"{source}: unusable values: {listing(bad)}; get the file again or train anew")
     with torch.no_grad():
         for name, value in converted.items():
             targets[name].copy_(value)

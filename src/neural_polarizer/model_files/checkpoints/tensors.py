@@ -1,52 +1,27 @@
 """From records to tensors, with every bound checked before a byte is read."""
 
 import math
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.pickle_values import TensorRecord
-from neural_polarizer.model_files.checkpoints.wording import printable
+from neural_polarizer.errors import BadInputError, printable
+from neural_polarizer.model_files.checkpoints.legacy_reader import LegacyFile
+from neural_polarizer.model_files.checkpoints.pickle_values import STORAGES, TensorRecord, element_bytes
+from neural_polarizer.model_files.checkpoints.zip_reader import TorchArchive
 
 MAX_TENSORS = 50_000
 MAX_DIMENSIONS = 64
 _MAX_SIZE = 2**63 - 1  # what torch can count
 _MAX_COPIES = 8  # tied weights are views of one storage; a thousand views of it are an attack on memory
 
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-}
-_QUANTISED = {"QUInt8Storage": 1, "QInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
 _UNTYPED = {
     str(dtype): dtype for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
 }
 
-
-class Storages(Protocol):
-    """Where the bytes of tensors lie."""
-
-    @property
-    def little_endian(self) -> bool:
-        """The order of the bytes of a number."""
-
-    def storage_bytes(self, key: str) -> int:
-        """The size of a storage, without reading it; a BadInputError where there is none of that key."""
-
-    def storage(self, key: str) -> bytearray:
-        """The bytes of a storage, writable because tensors are."""
+Storages: TypeAlias = TorchArchive | LegacyFile
+"""Where the bytes of tensors lie."""
 
 
 def check_records(records: dict[str, TensorRecord], archive: Storages) -> None:
@@ -104,18 +79,10 @@ def _problem(record: TensorRecord, archive: Storages) -> str | None:
     return None
 
 
-def element_bytes(type_name: str) -> int | None:
-    """Bytes of one element of a storage of this type; None where the type is unknown."""
-    if type_name.endswith(".UntypedStorage"):
-        return 1
-    dtype = _STORAGES.get(type_name.removeprefix("torch."))
-    return _QUANTISED.get(type_name.removeprefix("torch.")) if dtype is None else dtype.itemsize
-
-
 def _find_dtype(record: TensorRecord) -> torch.dtype | None:
     if record.dtype_name is not None:
         return _UNTYPED.get(record.dtype_name) if record.storage.type_name == "torch.storage.UntypedStorage" else None
-    return _STORAGES.get(record.storage.type_name.removeprefix("torch."))
+    return STORAGES.get(record.storage.type_name.removeprefix("torch."))
 
 
 def _dtype(record: TensorRecord) -> torch.dtype:

@@ -5,8 +5,7 @@ import struct
 import zipfile
 from typing import TypeAlias
 
-from neural_polarizer.errors import BadInputError
-from neural_polarizer.model_files.checkpoints.wording import listing, printable
+from neural_polarizer.errors import AGAIN, BadInputError, listing, printable, refusing
 
 Source: TypeAlias = io.BytesIO | io.BufferedReader
 
@@ -14,7 +13,6 @@ MAX_PICKLE_BYTES = 32 << 20
 MAX_DIRECTORY_BYTES = 8 << 20  # about 100,000 members
 _MAX_GAP = 24  # a data descriptor between two members
 _FORMAT_VERSIONS = range(1, 11)
-_AGAIN = "get the file again"
 _RESAVE = "save its state_dict with safetensors.torch.save_file"
 _DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError, struct.error)
 
@@ -28,34 +26,33 @@ class TorchArchive:
 
     def __init__(self, file: Source) -> None:
         _check_directory_size(file)
-        try:
+        with refusing("a damaged or truncated zip file", *_DAMAGE, then=f"; {AGAIN}"):
             self._zip = zipfile.ZipFile(file)
             infos = self._zip.infolist()
             self._root = _root([info.filename for info in infos])  # first, to name other kinds of zip file
             _check_members(infos)
             _check_layout(file, infos, self._zip.start_dir)
-        except _DAMAGE as error:
-            if isinstance(error, BadInputError):
-                raise
-            raise BadInputError(f"a damaged or truncated zip file; {_AGAIN}") from None
         self._members = {info.filename: info for info in infos}
-        self._check_version()
-        self.little_endian = self._byte_order() == "little"
+        version = self._read("version", 16).strip() if f"{self._root}version" in self._members else b""
+        if not (version.isdigit() and int(version) in _FORMAT_VERSIONS):
+            raise BadInputError(f"a zip file without a known torch format version; {_RESAVE}")
+        told = f"{self._root}byteorder" in self._members  # torch before 2.1 did not say
+        order = self._read("byteorder", 16) if told else b"little"
+        if order not in (b"little", b"big"):
+            raise BadInputError(f"its byteorder is neither little nor big; {_RESAVE}")
+        self.little_endian = order == b"little"
 
     def pickle(self) -> bytes:
-        """The bytes of ``data.pkl``."""
         return self._read("data.pkl", MAX_PICKLE_BYTES)
 
     def storage_bytes(self, key: str) -> int:
-        """The size of a storage, without reading it."""
         info = self._members.get(f"{self._root}data/{key}")
         if info is None:
-            raise BadInputError(f"the storage {printable(key)} is missing from the zip file; {_AGAIN}")
+            raise BadInputError(f"the storage {printable(key)} is missing from the zip file; {AGAIN}")
         return info.file_size
 
     def storage(self, key: str) -> bytearray:
-        """The bytes of a storage, writable because tensors are."""
-        return bytearray(self._read(f"data/{key}", self.storage_bytes(key)))
+        return bytearray(self._read(f"data/{key}", self.storage_bytes(key)))  # writable because tensors are
 
     def _read(self, name: str, limit: int) -> bytes:
         info = self._members[self._root + name]
@@ -64,20 +61,7 @@ class TorchArchive:
         try:
             return self._zip.read(info)
         except _DAMAGE:
-            raise BadInputError(f"{printable(name)} inside it is damaged (its CRC does not fit); {_AGAIN}") from None
-
-    def _check_version(self) -> None:
-        text = self._read("version", 16).strip() if f"{self._root}version" in self._members else b""
-        if not (text.isdigit() and int(text) in _FORMAT_VERSIONS):
-            raise BadInputError(f"a zip file without a known torch format version; {_RESAVE}")
-
-    def _byte_order(self) -> str:
-        if f"{self._root}byteorder" not in self._members:
-            return "little"  # torch before 2.1 did not say
-        order = self._read("byteorder", 16)
-        if order not in (b"little", b"big"):
-            raise BadInputError(f"its byteorder is neither little nor big; {_RESAVE}")
-        return order.decode()
+            raise BadInputError(f"{printable(name)} inside it is damaged (its CRC does not fit); {AGAIN}") from None
 
 
 def _check_directory_size(file: Source) -> None:
@@ -86,7 +70,7 @@ def _check_directory_size(file: Source) -> None:
     file.seek(max(0, size - 98))  # a zip64 record (56 bytes), its locator (20) and the end record (22)
     tail = file.read(98)
     if tail[-22:-18] != b"PK\5\6":
-        raise BadInputError(f"a truncated zip file, or one with bytes after its end; {_AGAIN}")
+        raise BadInputError(f"a truncated zip file, or one with bytes after its end; {AGAIN}")
     (length,) = struct.unpack("<I", tail[-10:-6])
     if tail[-42:-38] == b"PK\6\7" and tail[:4] == b"PK\6\6":
         (length,) = struct.unpack("<Q", tail[40:48])
@@ -115,12 +99,12 @@ def _check_layout(file: Source, infos: list[zipfile.ZipInfo], end: int) -> None:
     position = 0
     for number, info in enumerate(sorted(infos, key=lambda info: info.header_offset)):
         if not 0 <= info.header_offset - position <= (_MAX_GAP if number else 0):
-            raise BadInputError(f"the zip members overlap or leave room for hidden bytes; {_AGAIN}")
+            raise BadInputError(f"the zip members overlap or leave room for hidden bytes; {AGAIN}")
         file.seek(info.header_offset + 26)
         name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
         position = info.header_offset + 30 + name_bytes + extra_bytes + info.compress_size
     if not 0 <= end - position <= _MAX_GAP:
-        raise BadInputError(f"the sizes of the zip members do not add up to the file; {_AGAIN}")
+        raise BadInputError(f"the sizes of the zip members do not add up to the file; {AGAIN}")
 
 
 def _root(names: list[str]) -> str:
