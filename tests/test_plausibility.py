@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import neural_polarizer as npz
-from neural_polarizer import BadInputError, ImageSet, Normalized
+from neural_polarizer import BadInputError, ImageSet, Normalized, plausibility
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.defenses import Defense, Outcome, Run
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.plausibility import Finding, Rules, binomial_tail, examine, harm_done
+from neural_polarizer.plausibility import Finding, binomial_tail, examine, harm_done
 from run_files import run
 
 K = 6
@@ -137,13 +137,14 @@ def test_few_images_decide_nothing_and_a_mediocre_model_is_no_guess() -> None:
     assert not found.meaningless
 
 
-def test_the_level_is_a_setting() -> None:
+def test_the_level_tells_guessing(monkeypatch: pytest.MonkeyPatch) -> None:
     images = patches(4)
     labels = images.labels.clone()
     labels[8:] = (labels[8:] + torch.arange(16) % 5 + 1) % K  # 8 of 24 are right: p = 0.03
     some = ImageSet(images.images, labels, images.classes, "some")
-    assert examine(Nearest(), some, rules=Rules(level=0.01)).guessing
-    assert not examine(Nearest(), some, rules=Rules(level=0.1)).guessing
+    assert examine(Nearest(), some).guessing
+    monkeypatch.setattr(plausibility, "LEVEL", 0.1)
+    assert not examine(Nearest(), some).guessing
 
 
 def seen(hits: int, count: int) -> Finding:
@@ -155,7 +156,6 @@ def seen(hits: int, count: int) -> Finding:
         remedy=None,
         mistaken=False,
         source="images",
-        rules=Rules(),
     )
 
 

@@ -23,7 +23,7 @@ from neural_polarizer.files import user_path
 from neural_polarizer.layer.sites import Candidate, candidates
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.models.forms import check_module, in_float32, is_float32
-from neural_polarizer.plausibility import Rules, examine
+from neural_polarizer.plausibility import DOUBTFUL, examine
 from neural_polarizer.rng import stream
 from neural_polarizer.train import Progress
 
@@ -121,7 +121,7 @@ def evaluate(
             )
         triggered = replace(triggered, images=fitting_images(plain, triggered.images))
     found = metrics.evaluate(module, images, triggered, device=place)
-    if found.acc is not None and found.acc < Rules().doubtful:
+    if found.acc is not None and found.acc < DOUBTFUL:
         remark = examine(module, images, device=place).remark
         warn(() if remark is None else (remark,))
     return found

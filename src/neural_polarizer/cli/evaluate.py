@@ -16,7 +16,7 @@ from neural_polarizer.files import write_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.metrics import evaluate as measure
 from neural_polarizer.model_files.check import check_takes
-from neural_polarizer.plausibility import Rules, examine
+from neural_polarizer.plausibility import DOUBTFUL, examine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def evaluate(asked: EvaluateOptions) -> None:
     with bars(quiet=asked.quiet) as progress:
         metrics = measure(loaded.model, evidence.test, evidence.triggered, device=place, progress=progress)
     remarks = (*loaded.findings, *evidence.notes)
-    if evidence.test is not None and metrics.acc is not None and metrics.acc < Rules().doubtful:
+    if evidence.test is not None and metrics.acc is not None and metrics.acc < DOUBTFUL:
         remark = examine(loaded.model, evidence.test, device=place).remark
         remarks = (*remarks, *(() if remark is None else (remark,)))
     if asked.json is not None:

@@ -21,18 +21,13 @@ CAUSES = (
 )
 FORCED = "--force (force=True) goes on all the same"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """When a model's answers count as meaningless, and when a mistake is looked for."""
-
-    level: float = 0.01  # of the one-sided binomial tests against guessing, and against the accuracy as it is
-    doubtful: float = 0.8  # below this accuracy, mistakes are looked for
-    ratio: float = 2.0  # an accuracy that so many times as high by one small change proves a mistake
-    images: int = 256  # at most so many are used to look for mistakes
-    folds: int = 5  # parts of the images; the classes of one are matched by the others
-    low: float = 0.5  # below this accuracy, a remark is made in any case
-    kept: float = 0.5  # a repair that leaves less than this share of the accuracy has done harm
+LEVEL = 0.01  # of the one-sided binomial tests against guessing, and against the accuracy as it is
+DOUBTFUL = 0.8  # below this accuracy, mistakes are looked for
+_RATIO = 2.0  # an accuracy that so many times as high by one small change proves a mistake
+_MOST_IMAGES = 256  # are used to look for mistakes
+_FOLDS = 5  # parts of the images; the classes of one are matched by the others
+_LOW = 0.5  # below this accuracy, a remark is made in any case
+_KEPT = 0.5  # a repair that leaves less than this share of the accuracy has done harm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +40,6 @@ class Finding:
     remedy: Remedy | None  # a change that would help significantly, if one was found
     mistaken: bool  # the remedy is so much better that there must be a mistake
     source: str  # names the images
-    rules: Rules  # what it was judged by
     sigmoid: bool = False  # its one output lies in [0, 1] for all images: a probability, where a logit is needed
 
     @property
@@ -56,9 +50,9 @@ class Finding:
     @property
     def guessing(self) -> bool:
         """Not significantly better than guessing, though a good model would be."""
-        chance, level = 1 / self.num_classes, self.rules.level
-        decidable = chance**self.count <= level
-        by_chance = binomial_tail(self.hits, self.count, chance) > level
+        chance = 1 / self.num_classes
+        decidable = chance**self.count <= LEVEL
+        by_chance = binomial_tail(self.hits, self.count, chance) > LEVEL
         return decidable and by_chance and self.accuracy < (1 + chance) / 2
 
     @property
@@ -77,13 +71,10 @@ class Finding:
             )
         said = f"the model classifies only {self.hits} of {self.count} clean images correctly ({share})"
         if self.guessing:
-            said += (
-                f", no better than guessing among {self.num_classes} classes (binomial test at level "
-                f"{self.rules.level:g})"
-            )
+            said += f", no better than guessing among {self.num_classes} classes (binomial test at level {LEVEL:g})"
         if self.remedy is not None:
             return f"{said}; {self.remedy.what} it would be {100 * self.remedy.accuracy:.1f} %"
-        return f"{said}; {CAUSES}" if self.guessing or self.accuracy < self.rules.low else None
+        return f"{said}; {CAUSES}" if self.guessing or self.accuracy < _LOW else None
 
     def require_sense(self) -> None:
         """Refuse what would give a result that means nothing, with what would help or may be the cause."""
@@ -97,7 +88,6 @@ def examine(
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
-    rules: Rules | None = None,
     progress: Progress = silent,
 ) -> Finding:
     """Measure the accuracy on clean images and, where it is low, look for a mistake that explains it.
@@ -108,13 +98,12 @@ def examine(
     ``model`` maps float32 pixels in [0, 1] to logits ``(n, k)`` and is left as it was; another output is refused, and
     there must be an image.
     """
-    rules = rules or Rules()
     found = predict(model, clean, device=device, batch_size=batch_size, progress=progress)
     hits, count = int((found == clean.labels).sum()), len(clean)
     classes = max(2, _logits(model, clean.select(torch.arange(min(2, count))), device).shape[1])
     remedy, mistaken = None, False
-    if hits / count < rules.doubtful:
-        remedy, mistaken = _mistake(model, clean, found, classes, rules, device=device, batch_size=batch_size)
+    if hits / count < DOUBTFUL:
+        remedy, mistaken = _mistake(model, clean, found, classes, device=device, batch_size=batch_size)
     return Finding(
         hits=hits,
         count=count,
@@ -122,7 +111,6 @@ def examine(
         remedy=remedy,
         mistaken=mistaken,
         source=clean.source,
-        rules=rules,
         sigmoid=_after_sigmoid(model, clean, device),
     )
 
@@ -132,21 +120,20 @@ def _mistake(
     clean: ImageSet,
     found: Int64[Tensor, " n"],
     classes: int,
-    rules: Rules,
     *,
     device: torch.device | str,
     batch_size: int,
 ) -> tuple[Remedy | None, bool]:
     """The change that helps most, if it helps significantly, and whether it helps so much that it proves a mistake."""
     count = len(clean)
-    rows = torch.arange(count) if count <= rules.images else torch.linspace(0, count - 1, rules.images).long()
+    rows = torch.arange(count) if count <= _MOST_IMAGES else torch.linspace(0, count - 1, _MOST_IMAGES).long()
     few, before = clean.select(rows), int((found[rows] == clean.labels[rows]).sum())
-    tried = (other_pixels(model, few, device, batch_size), other_classes(found[rows], few, classes, rules.folds))
+    tried = (other_pixels(model, few, device, batch_size), other_classes(found[rows], few, classes, _FOLDS))
     best = max(chain(*tried), key=lambda each: each.hits, default=None)
     share = max(before / len(few), 1 / classes)
-    if best is None or best.hits <= before or binomial_tail(best.hits, len(few), share) > rules.level:
+    if best is None or best.hits <= before or binomial_tail(best.hits, len(few), share) > LEVEL:
         return None, False
-    return best, best.accuracy >= rules.ratio * share
+    return best, best.accuracy >= _RATIO * share
 
 
 def harm_done(before: Finding, after: int, classes: int) -> str | None:
@@ -154,7 +141,7 @@ def harm_done(before: Finding, after: int, classes: int) -> str | None:
 
     The repaired model classifies ``after`` of the clean images correctly, which are of so many of its ``classes``.
     """
-    rules, share = before.rules, after / before.count
+    share = after / before.count
     if after >= before.hits or before.guessing:
         return None
     said = (
@@ -162,10 +149,10 @@ def harm_done(before: Finding, after: int, classes: int) -> str | None:
         f"{100 * share:.1f} %"
     )
     chance = 1 / before.num_classes
-    lost = after == 0 or (binomial_tail(after, before.count, chance) > rules.level and share < (1 + chance) / 2)
+    lost = after == 0 or (binomial_tail(after, before.count, chance) > LEVEL and share < (1 + chance) / 2)
     if lost:
         said += f", no better than guessing among {before.num_classes} classes"
-    elif share >= rules.kept * before.accuracy:
+    elif share >= _KEPT * before.accuracy:
         return None
     few = f"they have {classes} of {before.num_classes} classes: " if classes < before.num_classes else ""
     return f"{said}; {few}give more images, of every class, or take gentler settings or another method"

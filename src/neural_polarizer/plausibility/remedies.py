@@ -13,6 +13,8 @@ from neural_polarizer.data.labels import turns
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.normalize import PROFILES, Normalized
 
+_Numbers = tuple[tuple[float, ...], tuple[float, ...]]  # means and standard deviations
+
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
@@ -41,16 +43,14 @@ def other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str, 
             yield Remedy(what=_pixels_said(name, mean, std, swapped), accuracy=hits / len(clean), hits=hits)
 
 
-def _normalisations(inside: Normalized | None) -> dict[str | None, tuple[tuple[float, ...], tuple[float, ...]]]:
+def _normalisations(inside: Normalized | None) -> dict[str | None, _Numbers]:
     """Mean and standard deviation by the value of --profile; under None what the model has, or none."""
     now = ((0.0,) * 3, (1.0,) * 3) if inside is None else (_three(inside.mean), _three(inside.std))
     named = {**PROFILES, "0.5/0.5": ((0.5,) * 3, (0.5,) * 3), "0/0.003921569": ((0.0,) * 3, (1 / 255,) * 3)}
-    others: dict[str | None, tuple[tuple[float, ...], tuple[float, ...]]] = {
-        name: numbers
-        for name, numbers in named.items()
-        if name != "gtsrb" and not np.allclose(numbers, now, rtol=0.0, atol=1e-6)
-    }
-    return {None: now, **others}
+    del named["gtsrb"]  # as "none"
+    found: dict[str | None, _Numbers] = {None: now}
+    found.update((name, each) for name, each in named.items() if not np.allclose(each, now, rtol=0.0, atol=1e-6))
+    return found
 
 
 def _three(values: Tensor) -> tuple[float, ...]:
