@@ -26,10 +26,10 @@ def test_a_stream_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(as_image_set([(FLOATS[0], 1)] * 2_000)) == 2_000
 
 
-def test_a_class_count_beyond_the_labels_can_be_given() -> None:
-    found = as_image_set([(torch.zeros(3, 2, 2), 1)], num_classes=7)
-    assert found.classes == ("0", "1", "2", "3", "4", "5", "6")
-    assert as_image_set([(torch.zeros(3, 2, 2), 1)], num_classes=1).num_classes == 2
+def test_more_classes_than_the_labels_have_can_be_named() -> None:
+    found = as_image_set([(torch.zeros(3, 2, 2), 1)], classes=list("abcdefg"))
+    assert found.classes == tuple("abcdefg")
+    assert as_image_set([(torch.zeros(3, 2, 2), 1)]).num_classes == 2
 
 
 def test_an_image_in_a_batch_of_one_has_one_label() -> None:

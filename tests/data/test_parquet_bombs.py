@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from image_bytes import png
 
-from neural_polarizer.data import arrow, labels, parquet, parquet_pages
+from neural_polarizer.data import labels, parquet, parquet_pages
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 
@@ -65,7 +65,7 @@ def test_more_rows_than_anyone_has_are_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_metadata_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow, "MAX_METADATA_BYTES", 100)
+    monkeypatch.setattr(parquet, "MAX_METADATA_BYTES", 100)
     table = pa.table({"image": [png()], "label": [0]}).replace_schema_metadata({"huggingface": " " * 101 + "{}"})
     pq.write_table(table, tmp_path / "a.parquet")
     refused(tmp_path / "a.parquet", "its Hugging Face metadata is larger than 100 bytes")
@@ -184,7 +184,7 @@ def test_labels_that_are_no_names_but_a_flood_of_text_are_refused(
     pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "d"]}), tmp_path / "b.parquet")
     refused(tmp_path, "texts of up to 25 letters, too long for class names")  # together
     pq.write_table(pa.table({"image": rows, "label": ["a", "b", "c", "d"]}), path)
-    monkeypatch.setattr(arrow, "_MAX_TEXTS", 3)
+    monkeypatch.setattr(parquet, "_MAX_TEXTS", 3)
     refused(path, "too many different texts, or too long ones")
 
 

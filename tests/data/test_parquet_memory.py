@@ -5,7 +5,7 @@ import errno
 import pyarrow as pa
 import pytest
 
-from neural_polarizer.data.arrow import reading
+from neural_polarizer.data.parquet import reading
 from neural_polarizer.devices import out_of_memory
 from neural_polarizer.errors import BadInputError
 

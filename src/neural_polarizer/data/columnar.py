@@ -25,7 +25,7 @@ def write_images(path: Path, images: ImageSet, **extra: Tensor) -> None:
 
 
 def arrow_rows(folder: Path) -> Rows:
-    """``data.arrow.arrow_rows``, or which extra brings it."""
+    """``data.parquet.arrow_rows``, or which extra brings it."""
     with needing("parquet", "arrow files"):
-        from neural_polarizer.data import arrow
-    return arrow.arrow_rows(folder)
+        from neural_polarizer.data import parquet
+    return parquet.arrow_rows(folder)

@@ -26,12 +26,7 @@ MOST_BYTES = 4 << 30  # of pixels in memory from a source that does not tell its
 _ARRAYS = (Tensor, np.ndarray)
 
 
-def as_image_set(
-    data: Any,
-    *,
-    num_classes: int | None = None,
-    classes: Sequence[str] | Mapping[Any, Any] | None = None,
-) -> ImageSet:
+def as_image_set(data: Any, *, classes: Sequence[str] | Mapping[Any, Any] | None = None) -> ImageSet:
     """An ``ImageSet`` from one, a data set of (image, label) or of dictionaries, a loader, or (images, labels).
 
     Pictures follow the rules of image files (``data.decode``). Arrays and tensors may have the channels first or last
@@ -39,7 +34,6 @@ def as_image_set(
 
     Args:
         data: images as PIL pictures, encoded bytes, arrays or tensors: uint8, or float in [0, 1].
-        num_classes: K, if more than the highest label tells.
         classes: the class names of the data in the order of the model (a list, {name: number} or {number: name}).
 
     Raises:
@@ -47,25 +41,21 @@ def as_image_set(
     """
     known = None if classes is None else class_names(classes, said_by="classes")
     if isinstance(data, ImageSet):
-        return data if known is None else _renumbered(data, known, num_classes)
+        return data if known is None else _renumbered(data, known)
     where = type(data).__name__
     pixels, together, transparent = _collected(data, where)
-    given = class_labels(together, where)
-    own = _names_of(data)
-    if given.dtype.kind != "U":
-        highest = int(given.max()) if len(given) else 0
-        own = own if own is not None and highest < len(own) else None
-        if own is None and known is None:
-            num_classes = max(num_classes or 1, highest + 1)
-    found = numbered(given, own, known=known, num_classes=num_classes, source=where)
+    given, own = class_labels(together, where), _names_of(data)
+    if own is not None and given.dtype.kind != "U" and int(given.max()) >= len(own):
+        own = None
+    found = numbered(given, own, known=known, num_classes=None, source=where)
     return _image_set(pixels, found, where, transparency_note(where, transparent, len(pixels)))
 
 
-def _renumbered(data: ImageSet, known: ClassNames, num_classes: int | None) -> ImageSet:
+def _renumbered(data: ImageSet, known: ClassNames) -> ImageSet:
     """The same images, with the classes counted as ``known`` has them."""
     names = None if data.classes == tuple(map(str, range(data.num_classes))) else data.classes
     labels = data.labels.cpu().numpy()
-    found = numbered(labels, names, known=known, num_classes=num_classes, source=data.source)
+    found = numbered(labels, names, known=known, num_classes=None, source=data.source)
     return _image_set(data.images, found, data.source, data.notes)
 
 
@@ -87,7 +77,8 @@ def _collected(data: Any, where: str) -> tuple[Tensor, np.ndarray, int]:
                 f"{where}: gives more than {MOST_BYTES >> 30} GiB of images, perhaps without end; give the first ones, "
                 "as in itertools.islice(data, 500)"
             )
-        labels.append(values if _is_batch(image) and (values.ndim or len(pixels) > 1) else values[None])
+        batch = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
+        labels.append(values if batch and (values.ndim or len(pixels) > 1) else values[None])
         if labels[-1].ndim and len(labels[-1]) != len(pixels):
             raise BadInputError(f"{where}: a batch has {len(pixels)} images, but {len(labels[-1])} labels")
     if not sum(map(len, images)):
@@ -151,7 +142,6 @@ def _items(data: Any, where: str) -> Iterable[Any]:
 
 
 def _pair(item: Any, where: str) -> tuple[Any, Any]:
-    """The image and the label of a sample, or those of a batch."""
     item = vars(item) if is_dataclass(item) else item
     if isinstance(item, Mapping):
         keys = list(item)
@@ -169,10 +159,6 @@ def _pair(item: Any, where: str) -> tuple[Any, Any]:
         remedy = "; give two of them, as [(item[0], item[1]) for item in data]" if len(parts) and len(item) > 2 else ""
         raise BadInputError(f"{where}: expected (image, label) pairs, got {type(item).__name__}{parts}{remedy}")
     return item[0], item[1]
-
-
-def _is_batch(image: Any) -> bool:
-    return isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
 
 
 def _are_pictures(data: Any) -> bool:
@@ -200,8 +186,8 @@ def _bytes(image: Any, where: str) -> tuple[Tensor, int]:
     if isinstance(image, Mapping):  # a row of Hugging Face whose images were not decoded
         image = image.get("bytes") or image
     if isinstance(image, (Image.Image, bytes)):
-        found, transparent = decoded(image, size=None, where=where)
-        return torch.from_numpy(found.copy()).permute(2, 0, 1)[None].contiguous(), int(transparent)
+        found, seen_through = decoded(image, size=None, where=where)
+        return torch.from_numpy(found.copy()).permute(2, 0, 1)[None].contiguous(), int(seen_through)
     if not isinstance(image, (Tensor, np.ndarray)):
         raise BadInputError(f"{where}: images must be pictures, arrays or tensors, got {type(image).__name__}")
     pixels = _channels_first(image, where)

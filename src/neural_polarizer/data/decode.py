@@ -54,6 +54,7 @@ _PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
 )
 _SCAN = b"\xff\xda"
+_OF_ORIENTATION = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
 
@@ -235,16 +236,11 @@ def _check_png(data: bytes) -> None:
 
 def _pixels(image: Image.Image, size: tuple[int, int] | None) -> Pixels:
     image.load()
-    rgb, transparent = _to_rgb(ImageOps.exif_transpose(image) if _may_be_turned(image) else image)
+    may_be_turned = image.format == "TIFF" or image.info.keys() & _OF_ORIENTATION
+    rgb, transparent = _to_rgb(ImageOps.exif_transpose(image) if may_be_turned else image)
     if size is not None and (rgb.height, rgb.width) != size:
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(rgb), transparent
-
-
-def _may_be_turned(image: Image.Image) -> bool:
-    return bool(image.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}) or (
-        image.format == "TIFF"
-    )
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:

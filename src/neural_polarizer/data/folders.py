@@ -35,7 +35,6 @@ class _LeftOut:
     loose: int
 
     def told(self) -> str:
-        """In words; empty where nothing was left out."""
         listed = ", ".join(f"{shown(ending)}: {count}" for ending, count in sorted(self.others.items())[:8])
         names = ", ".join(shown(name) for name in sorted(set(self.hidden))[:4])
         parts = [f"{self.others.total()} files that are no images by their ending ({listed})"] * bool(self.others)
@@ -151,7 +150,8 @@ def _check_layout(root: Path, classes: list[str]) -> None:
     splits = [name for name in classes if _SPLIT_OF.fullmatch(name)]
     # Among classes, one that is called like a split may be a class, too, as passenger_train.
     alike = classes if all(name in splits or _LIKE_A_SPLIT.fullmatch(name) for name in classes) else splits
-    nested = [name for name in alike if next(_folders(root / name), None) is not None or _is_annotated(root / name)]
+    told = [name for name in alike if any((root / name / file).is_file() for file in (ANNOTATIONS, *METADATA))]
+    nested = told or [name for name in alike if next(_folders(root / name), None) is not None]
     if nested and (len(alike) == len(classes) or len(alike) > 1):
         listed = " or ".join(shown(root / name) for name in alike[:6])
         raise BadInputError(f"{shown(root)}: holds splits, each a folder in a class folder; did you mean {listed}?")
@@ -174,10 +174,6 @@ def _check_layout(root: Path, classes: list[str]) -> None:
                 f"{shown(root / classes[0] / below[0])}: a folder in the only class folder; did you mean "
                 f"{shown(root / classes[0])}?"
             )
-
-
-def _is_annotated(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (ANNOTATIONS, *METADATA))
 
 
 def _folders(folder: Path) -> Iterator[str]:

@@ -39,22 +39,17 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise BadInputError(
-                f"{self.source}: images must be a tensor, uint8 of shape (n, c, h, w), got {_form(self.images)}"
-            )
+            wanted = "a tensor, uint8 of shape (n, c, h, w)"
+            raise BadInputError(f"{self.source}: images must be {wanted}, got {_form(self.images)}")
         known = isinstance(self.labels, Tensor) and self.labels.dtype == torch.int64
         if not known or self.labels.shape != self.images.shape[:1]:
-            raise BadInputError(
-                f"{self.source}: labels must be a tensor, int64 of shape ({len(self.images)},), "
-                f"got {_form(self.labels)}"
-            )
+            wanted = f"a tensor, int64 of shape ({len(self.images)},)"
+            raise BadInputError(f"{self.source}: labels must be {wanted}, got {_form(self.labels)}")
         if not isinstance(self.classes, (tuple, list)):
             raise BadInputError(f"{self.source}: classes must be the names of the classes, got {self.classes!r}")
-        if len(self.labels) and not (int(self.labels.min()) >= 0 and int(self.labels.max()) < len(self.classes)):
-            raise BadInputError(
-                f"{self.source}: labels must lie in 0..{len(self.classes) - 1}, "
-                f"found {int(self.labels.min())}..{int(self.labels.max())}"
-            )
+        low, high = map(int, self.labels.aminmax()) if len(self.labels) else (0, -1)
+        if low < 0 or high >= len(self.classes):
+            raise BadInputError(f"{self.source}: labels must lie in 0..{len(self.classes) - 1}, found {low}..{high}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -34,10 +34,8 @@ def class_labels(values: Any, where: str) -> np.ndarray:
     array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if array.ndim not in (1, 2) or array.dtype.kind not in "iubfU":
         found = type(values[0]).__name__ if array.dtype.kind == "O" and len(values) else str(array.dtype)
-        shape = "" if array.ndim in (1, 2) else f" of shape {array.shape[1:]}"
-        raise BadInputError(
-            f"{where}: labels must be whole numbers, class names or one-hot rows, got {shown(found)}{shape}"
-        )
+        found += "" if array.ndim in (1, 2) else f" of shape {array.shape[1:]}"
+        raise BadInputError(f"{where}: labels must be whole numbers, class names or one-hot rows, got {shown(found)}")
     if array.dtype.kind == "U":
         return _from_texts(array, where)
     if array.ndim == 2:
@@ -60,9 +58,8 @@ def check_texts(longest: int, count: int, where: str) -> None:
 
 def joined(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
     """The labels of all parts, one after the other, unless ``check_texts`` refuses them."""
-    longest = max(
-        (part.dtype.itemsize // np.dtype("U1").itemsize for part in parts if part.dtype.kind == "U"), default=0
-    )
+    letter = np.dtype("U1").itemsize
+    longest = max((part.dtype.itemsize // letter for part in parts if part.dtype.kind == "U"), default=0)
     check_texts(longest, sum(map(len, parts)), where)
     return np.concatenate(parts)
 
