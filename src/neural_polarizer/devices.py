@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import refusing
 
 Precision = Literal["fp32", "bf16"]
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -21,11 +21,9 @@ def choose_device(name: str | None) -> torch.device:
     Raises:
         BadInputError: the device does not exist here.
     """
-    try:
+    with refusing(f"device {name!r} cannot be used here", RuntimeError, AssertionError):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from neural_polarizer.errors import BadInputError, EnvironmentFaultError
+from neural_polarizer.errors import BadInputError, EnvironmentFaultError, refusing
 
 if sys.platform != "win32":
     import fcntl
@@ -92,8 +92,9 @@ def _claimed(path: Path, flags: int, waiting: Callable[[], None] | None) -> int:
                     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))  # noqa: TRY301 (closes it below)
                 waiting()
                 _locked(descriptor, wait=True)
-            if _leads_to(path, descriptor):
-                return descriptor
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -111,12 +112,6 @@ def _locked(descriptor: int, *, wait: bool) -> bool:
             if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # what network file systems answer
                 raise
     return True
-
-
-def _leads_to(path: Path, descriptor: int) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False
 
 
 @contextmanager
@@ -188,12 +183,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         BadInputError: the file is missing, not JSON, or not an object.
     """
-    try:
+    with refusing(f"{path}: cannot be read as JSON", OSError, ValueError):
+        if not path.exists():
+            raise BadInputError(f"{path}: no such file")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise BadInputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value

@@ -80,7 +80,6 @@ def build(
 
 
 def _named(architecture: str, num_classes: int, config: str | None) -> nn.Module:
-    """A network of one of the libraries."""
     asked = Architecture.parse(architecture)
     if asked.library == "transformers":
         if config is None:
@@ -168,7 +167,6 @@ def _small_inception(torchvision: Any, num_classes: int) -> nn.Module:
 
 
 def _small_stem(network: nn.Module, asked: Architecture, kernel: int) -> None:
-    """Give a ResNet of torchvision the stem that is usual for small images."""
     first = getattr(network, "conv1", None)
     if kernel != 3 or not isinstance(first, nn.Conv2d) or not isinstance(getattr(network, "maxpool", None), nn.Module):
         raise BadInputError(f"architecture {str(asked)!r}: stem=3 is the only other stem, and only ResNets have it")

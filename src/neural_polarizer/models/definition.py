@@ -119,15 +119,11 @@ def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
     kind = type(what) if isinstance(what, nn.Module) else what
     name = f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', type(kind).__name__)}"
     make = (lambda: copy.deepcopy(what)) if isinstance(what, nn.Module) else what
-    return Definition(name, _source_hash(kind), make, {})
-
-
-def _source_hash(kind: object) -> str:
-    """The SHA-256 of the file that defines it; of nothing where no file does."""
     try:
-        return sha256_of_file(Path(inspect.getfile(kind)))  # type: ignore[arg-type]
-    except (TypeError, OSError):
-        return hashlib.sha256().hexdigest()
+        sha256 = sha256_of_file(Path(inspect.getfile(kind)))
+    except (TypeError, OSError):  # no file defines it
+        sha256 = hashlib.sha256().hexdigest()
+    return Definition(name, sha256, make, {})
 
 
 def last_outputs(network: nn.Module) -> int | None:

@@ -127,7 +127,6 @@ def _pooling(name: str) -> object:
 
 
 def _timm_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of the classes in the order of the logits, if it has them."""
     names = config.get("label_names") or _told(config).get("label_names")
     if not isinstance(names, list) or not names or not all(type(name) is str for name in names):
         return None
@@ -135,31 +134,21 @@ def _timm_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
-    """How its images are prepared; None where it does not tell."""
     told = _told(config)
     if "mean" not in told or "std" not in told:
         return None
-    unusable = BadInputError("its mean, std or input_size cannot be used; correct them, or give --profile")
     try:
         mean, std = (tuple(map(float, told[name])) for name in ("mean", "std"))
-        size = tuple(told["input_size"][1:]) if "input_size" in told else None
         side = (config.get("model_args") or {}).get("img_size")  # what the network was made for, as timm takes it
-        size = size if side is None else tuple(side) if isinstance(side, list) else (side, side)
-        cropped = float(told.get("crop_pct") or 1) < 1 and told.get("crop_mode", "center") == "center"
+        return Preprocessing(
+            source="its config.json",
+            **_usable(mean, std),
+            image_size=_size(told["input_size"][1:] if side is None and "input_size" in told else side),
+            resampling=str(told.get("interpolation", "bilinear"))[:40],
+            cropped=float(told.get("crop_pct") or 1) < 1 and told.get("crop_mode", "center") == "center",
+        )
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise unusable from None
-    if not len(mean) == len(std) in (1, 3) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise unusable
-    if size is not None and not (len(size) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in size)):
-        raise unusable
-    return Preprocessing(
-        source="its config.json",
-        mean=mean * (3 // len(mean)),
-        std=std * (3 // len(std)),
-        image_size=None if size is None else (size[0], size[1]),
-        resampling=str(told.get("interpolation", "bilinear"))[:40],
-        cropped=cropped,
-    )
+        raise BadInputError("its mean, std or input_size cannot be used; correct them, or give --profile") from None
 
 
 def _told(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -200,11 +189,9 @@ def _preprocessing(folder: Path) -> Preprocessing | None:
     crop = told.get("crop_size") if told.get("do_center_crop") else None
     size = told.get("size") if told.get("do_resize", True) else None
     try:
-        mean, std = _normalisation(told)
         return Preprocessing(
             source=f"its {path.name}",
-            mean=mean,
-            std=std,
+            **_normalisation(told),
             image_size=_size(crop or size),
             resampling=_RESAMPLING.get(told.get("resample", 2), "unknown"),
             cropped=bool(crop or told.get("crop_pct")),
@@ -215,7 +202,7 @@ def _preprocessing(folder: Path) -> Preprocessing | None:
         ) from None
 
 
-def _normalisation(told: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(told: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     """Mean and std in units of [0, 1] that do what the processor does to bytes: scale, shift and normalise."""
     scale = 255 * float(told.get("rescale_factor", 1 / 255)) if told.get("do_rescale", True) else 255.0
     offset = 1.0 if told.get("rescale_offset") else 0.0
@@ -225,10 +212,15 @@ def _normalisation(told: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[fl
         mean, std = _channels(told["image_mean"]), _channels(told["image_std"])
     if told.get("include_top"):  # EfficientNet's processor then divides a second time
         std = tuple(one * one for one in std)
-    mean, std = tuple((one + offset) / scale for one in mean), tuple(one / scale for one in std)
-    if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise ValueError(told)
-    return mean, std
+    return _usable(tuple((one + offset) / scale for one in mean), tuple(one / scale for one in std))
+
+
+def _usable(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+    """Both, for three channels; impossible ones are refused."""
+    fit = len(mean) == len(std) and len(mean) in (1, 3) and all(map(math.isfinite, mean + std)) and min(std) > 0
+    if not fit:
+        raise ValueError(mean, std)
+    return {"mean": mean * (3 // len(mean)), "std": std * (3 // len(std))}
 
 
 def _channels(value: Any) -> tuple[float, ...]:
@@ -241,10 +233,9 @@ def _channels(value: Any) -> tuple[float, ...]:
 def _size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
-    if isinstance(value, dict) and {"height", "width"} <= value.keys():
-        height, width = value["height"], value["width"]
-    else:
-        height = width = value["shortest_edge"] if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        value = [value["height"], value["width"]] if {"height", "width"} <= value.keys() else value["shortest_edge"]
+    height, width = value if isinstance(value, list) else (value, value)
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
         raise ValueError(value)
     return height, width
