@@ -152,10 +152,8 @@ def _read_model(
     if record is None:
         record, remarks, used = foreign_record(checkpoint, file, hub, wanted, profile)
         record = replace(record, output=output, grey=channels == 1)
-        if output is not None:
-            remarks = (*remarks, f"of what the network gives, {printable(output)} is taken for the logits")
-        if record.grey:
-            remarks = (*remarks, _GREY)
+        named = f"of what the network gives, {printable(str(output))} is taken for the logits"
+        remarks = (*remarks, *([named] if output is not None else []), *([_GREY] if record.grey else []))
     elif output not in (None, record.output) or channels not in (None, 1 if record.grey else 3):
         raise BadInputError(f"{file}: says itself what goes in and out; leave --output and --channels out")
     kind, said = _network_of(record, architecture, file)
@@ -173,13 +171,12 @@ def _read_model(
             record, told = replace(record, grey=True), (*told, _GREY)
         remarks = (*told, *remarks)
     record, told = _sized(record, wanted, tensors, num_classes, file, ours=ours)
-    remarks = (*remarks, *told)
     if profile is not None:
         mean, std = normalisation_named(profile)
         record = replace(record, mean=mean, std=std)
     _check_size(record, kind, tensors, file)
     model = assemble(record, tensors, file, kind)
-    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks), weights)
+    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks, *told), weights)
 
 
 def _sized(
