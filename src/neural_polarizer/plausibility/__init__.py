@@ -103,7 +103,7 @@ def examine(
     classes = max(2, _logits(model, clean.select(torch.arange(min(2, count))), device).shape[1])
     remedy, mistaken = None, False
     if hits / count < DOUBTFUL:
-        remedy, mistaken = _mistake(model, clean, found, classes, device=device, batch_size=batch_size)
+        remedy, mistaken = _mistake(model, clean, found, classes, device, batch_size)
     return Finding(
         hits=hits,
         count=count,
@@ -116,19 +116,13 @@ def examine(
 
 
 def _mistake(
-    model: nn.Module,
-    clean: ImageSet,
-    found: Int64[Tensor, " n"],
-    classes: int,
-    *,
-    device: torch.device | str,
-    batch_size: int,
+    model: nn.Module, clean: ImageSet, found: Int64[Tensor, " n"], classes: int, device: torch.device | str, batch: int
 ) -> tuple[Remedy | None, bool]:
     """The change that helps most, if it helps significantly, and whether it helps so much that it proves a mistake."""
     count = len(clean)
     rows = torch.arange(count) if count <= _MOST_IMAGES else torch.linspace(0, count - 1, _MOST_IMAGES).long()
     few, before = clean.select(rows), int((found[rows] == clean.labels[rows]).sum())
-    tried = (other_pixels(model, few, device, batch_size), other_classes(found[rows], few, classes, _FOLDS))
+    tried = (other_pixels(model, few, device, batch), other_classes(found[rows], few, classes, _FOLDS))
     best = max(chain(*tried), key=lambda each: each.hits, default=None)
     share = max(before / len(few), 1 / classes)
     if best is None or best.hits <= before or binomial_tail(best.hits, len(few), share) > LEVEL:
