@@ -38,7 +38,7 @@ def torchvision_rows(text: str) -> Rows:
     name, split, root = match[1], options.get("split", match[2] or "train"), options.get("root", "data")
     said = f"torchvision:{name}"
     with needing("zoo", said):
-        from torchvision import datasets
+        import torchvision.datasets as datasets
     if name not in datasets.__all__:
         raise BadInputError(f"{said}: no such data set; use CIFAR10, GTSRB, MNIST or the like")
     known = inspect.signature(getattr(datasets, name)).parameters
