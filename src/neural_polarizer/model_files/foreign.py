@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -206,11 +207,9 @@ def fitted(
 
 
 def _masked(file: Path, value: Tensor, mask: Tensor) -> Tensor:
-    try:
+    with suppress(RuntimeError):
         if torch.broadcast_shapes(value.shape, mask.shape) == value.shape:
             return value * mask.to(value)
-    except RuntimeError:
-        pass
     shapes = " and ".join("x".join(map(str, each.shape)) for each in (mask, value))
     raise BadInputError(f"{file}: a pruning mask and its weight differ in shape ({shapes}); get the file again")
 

@@ -76,6 +76,7 @@ def read_checkpoint(path: Path, *, weights: str | None = None, fits: Fits | None
     """
     try:
         with _open(path) as file:
+            _require_regular(os.fstat(file.fileno()).st_mode)  # it may have been exchanged since
             return _read(file, weights, fits)
     except BadInputError as error:
         raise BadInputError(f"{printable(str(path), 4096)}: {error}") from None
@@ -87,14 +88,8 @@ def read_checkpoint(path: Path, *, weights: str | None = None, fits: Fits | None
 def _open(path: Path) -> io.BufferedReader:
     """Open a regular file; a FIFO or a device is refused without waiting for it."""
     _require_regular(path.stat().st_mode)
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    file = os.fdopen(descriptor, "rb")
-    try:
-        _require_regular(os.fstat(descriptor).st_mode)  # it may have been exchanged since
-    except BadInputError:
-        file.close()
-        raise
-    return file
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags), "rb")
 
 
 def _require_regular(mode: int) -> None:
