@@ -29,8 +29,22 @@ def test_a_purification_writes_what_the_schemas_say(tmp_path_factory: pytest.Tem
 def test_an_audit_writes_what_the_schemas_say() -> None:
     from neural_polarizer.report.run.verdict_files import VERDICT, audit_files
 
-    found = {"schema": 2, "verdict": "none seen", "suspect": None, "model": {"path": "x"}, "model_sha256": "0"}
-    found |= {"likeliest": 3, "p_value": 0.4, "level": 0.05, "posterior": 0.6, "reason": None}
-    record = {**found, "n_clean": 5, "clean_sha256": "1", "seed": 0, "findings": [], "versions": {}}
+    found = {
+        "schema": 2,
+        "verdict": "none seen",
+        "suspect": None,
+        "model": {"path": "x", "classes": []},
+        "model_sha256": "0",
+    }
+    found |= {"likeliest": 3, "p_value": 0.4, "level": 0.05, "posterior": 0.6, "reason": None, "prior": 0.5}
+    found |= {"makes_sense": True, "nameable": {"dense": 0.5}, "purified": None}
+    record = {
+        **found,
+        "n_clean": 5,
+        "clean_sha256": "1",
+        "seed": 0,
+        "findings": [],
+        "versions": {"neural_polarizer": "0"},
+    }
     validate("audit", record)
     validate("verdict", audit_files(record)[VERDICT])

@@ -105,7 +105,9 @@ def test_target_auto_takes_the_suspect_where_the_audit_is_confident() -> None:
 
 def _record(**changes: Any) -> dict[str, Any]:
     usual = {"verdict": "backdoor", "suspect": 1, "likeliest": 1, "p_value": 0.004, "level": 0.05, "prior": 0.5}
-    return {**usual, "posterior": 0.98, "accuracy": 0.9, "reason": None, "model": {"path": "m.pt"}, **changes}
+    usual |= {"posterior": 0.98, "accuracy": 0.9, "reason": None, "makes_sense": True, "nameable": {}, "purified": None}
+    about = {"model": {"path": "m.pt", "classes": []}, "model_sha256": "00", "n_clean": 9, "clean_sha256": "00"}
+    return {**usual, **about, "seed": 0, "versions": {}, "findings": [], **changes}
 
 
 def test_the_page_spells_out_what_others_have_named() -> None:
@@ -116,10 +118,6 @@ def test_the_page_spells_out_what_others_have_named() -> None:
     assert "<img src=x" not in page
     assert "\u202e" not in page
     assert page.count("&lt;img src=x onerror=alert(1)&gt;") > CLASSES
-
-
-def test_an_empty_record_has_a_page() -> None:
-    assert "Not judged" in render_audit({}, [])
 
 
 @pytest.mark.parametrize(

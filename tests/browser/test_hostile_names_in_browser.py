@@ -68,9 +68,12 @@ def audit(text: str) -> str:
     """The page of an audit in which everything is called ``text``."""
     values = {"norm_dense": [1.0, 2.0, 3.0]}
     part = {"by_class": values, "p_value": 0.01, "level": 0.05, "suspect": 1, "likeliest": 1, "verdict": "backdoor"}
+    part |= {"posterior": 0.9, "prior": 0.5, "accuracy": 0.9, "reason": None, "makes_sense": True, "nameable": {}}
     named = {"path": text, "architecture": text, "classes": [text] * 3}
     shown = {"findings": [text], "data": {"clean": text}, "versions": {text: text}, "model_sha256": text}
-    record = {**part, **shown, "model": named, "purified": {**part, "path": text}}
+    shown |= {"clean_sha256": text, "n_clean": 9, "seed": 0}
+    purified = {**part, "path": text, "model_sha256": text, "spectrum": None}
+    record = {**part, **shown, "model": named, "purified": purified}
     return render_audit(record, [sample_picture(title=text, caption=text, group=text)])
 
 

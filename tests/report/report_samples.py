@@ -9,13 +9,15 @@ from neural_polarizer.report.pictures import contact_sheet
 
 
 def sample_record(**changes: Any) -> dict[str, Any]:
-    """A record with every key present; ``changes`` replace top-level keys."""
+    """A record with every key present; ``changes`` replace top-level keys, of which rates may be left out."""
     epochs = range(1, 6)
     record: dict[str, Any] = {
         "schema": 1,
         "method": "npd",
         "site": "after:layer4",
+        "site_reason": None,
         "seed": 0,
+        "suspect": None,
         "config": {"site": "after:layer4", "radii": [0.5, 1.0, 3.0], "epochs": 5, "batch_size": 128},
         "n_clean": 1935,
         "model": {
@@ -32,6 +34,8 @@ def sample_record(**changes: Any) -> dict[str, Any]:
         "before": {"acc": 0.971, "asr": 0.984, "ra": 0.016, "n_test": 12630, "n_triggered": 12570},
         "after": {"acc": 0.964, "asr": 0.012, "ra": 0.947, "n_test": 12630, "n_triggered": 12570},
         "der": 0.9825,
+        "clean_acc": {"before": 0.99, "after": 0.99},
+        "guarded": None,
         "seconds": {
             "load": 0.8,
             "features": 3.1,
@@ -69,7 +73,14 @@ def sample_record(**changes: Any) -> dict[str, Any]:
         "versions": {"neural_polarizer": "0.1.0", "torch": "2.10.0"},
         "command": ["polarizer", "purify", "models/badnets gtsrb.pt", "--test", "gtsrb:test"],
     }
-    return record | changes
+    rates = {"acc": None, "asr": None, "ra": None, "n_test": 0, "n_triggered": 0}
+    return record | {key: rates | value if key in ("before", "after") else value for key, value in changes.items()}
+
+
+def nothing_measured() -> dict[str, Any]:
+    """What the record of a purification in Python is like: nobody gave test images, and there is no file."""
+    nothing: dict[str, Any] = {"before": {}, "after": {}, "der": None, "surrogate": {}, "data": {}, "command": None}
+    return sample_record(**nothing, audit=None, model=sample_record()["model"] | {"path": None})
 
 
 def sample_picture(**changes: Any) -> Picture:

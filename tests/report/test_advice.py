@@ -41,9 +41,9 @@ def test_only_methods_with_a_guard_are_told_of_its_setting() -> None:
     assert "guard.max_acc_drop" in " ".join(what_now(record | {"guarded": {"chosen": 1.0}}))
 
 
-@pytest.mark.parametrize("verdict", ["backdoor", "cannot say", "none seen", None])
-def test_every_verdict_of_an_audit_has_three_sentences(verdict: str | None) -> None:
-    assert len(after_audit({"verdict": verdict})) == 3
+@pytest.mark.parametrize("verdict", ["backdoor", "cannot say", "none seen"])
+def test_every_verdict_of_an_audit_has_three_sentences(verdict: str) -> None:
+    assert len(after_audit({"verdict": verdict, "makes_sense": True})) == 3
 
 
 def test_a_model_that_does_not_know_the_images_is_no_suspect() -> None:

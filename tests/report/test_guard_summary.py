@@ -33,9 +33,8 @@ def test_a_model_that_came_back_as_it_was_is_called_so_first() -> None:
 
 def test_other_methods_have_no_guard() -> None:
     assert guard_summary({"guarded": None}) is None
-    assert guard_summary({}) is None
-    assert guard_summary({"guarded": {"points": "x", "chosen": []}}) is None
-    assert not not_purified({})
+    assert dial_charts({"guarded": None}) == []
+    assert not not_purified({"guarded": None})
 
 
 def test_the_dial_is_drawn_with_the_chosen_point_marked() -> None:
@@ -55,13 +54,5 @@ def test_the_dial_is_drawn_with_the_chosen_point_marked() -> None:
     assert stand_ins.lines[0].runs[0][0][0] == LEFT
 
 
-def test_a_dial_that_cannot_be_drawn_is_left_out() -> None:
-    assert dial_charts({}) == []
-    assert dial_charts(record(0.7)) == []
-    broken = record(1.5)
-    broken["guarded"]["points"] = [
-        *CURVE,
-        {"dial": 2.0, "acc": 0.9, "drop": float("inf"), "stand_ins": 0.0, "suspect": 0.0},
-        "x",
-    ]
-    assert len(dial_charts(broken)[0].lines[0].runs[0]) == 2
+def test_a_dial_of_one_point_is_not_drawn() -> None:
+    assert dial_charts({"guarded": record(0.0)["guarded"] | {"points": CURVE[:1]}}) == []

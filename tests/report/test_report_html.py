@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_samples import sample_picture, sample_record
+from report_samples import nothing_measured, sample_picture, sample_record
 
 from neural_polarizer.defenses import DEFENSES
 from neural_polarizer.defenses.npd.presets import AIMS
@@ -94,7 +94,7 @@ def test_warnings_come_before_the_verdict() -> None:
         text.index(each) for each in ("no images of class 12", "tries to run", "Backdoor removed On", "Before and")
     ]
     assert places == sorted(places)
-    assert "Read this first" not in page(sample_record(warnings=[], findings=None)).text
+    assert "Read this first" not in page(sample_record(warnings=[], findings=[])).text
 
 
 def test_the_dial_of_the_guard_is_drawn() -> None:
@@ -175,20 +175,11 @@ def test_without_test_images_the_page_says_what_is_not_known_and_how_to_supply_i
     assert "Measured on" not in text
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("key", sorted(sample_record()))
-def test_any_key_may_be_null_or_missing(key: str) -> None:
-    without = sample_record()
-    without.pop(key)
-    page(without)
-    page(without | {key: None})
-
-
-def test_an_empty_record_still_gives_a_page() -> None:
-    text = page({}).text
-    assert "Learning curves" not in text
+def test_what_was_not_measured_still_gives_a_page() -> None:
+    text = page(nothing_measured()).text
     assert "No pictures were made." in text
     assert "not recorded (started from Python)" in text
+    assert "Indirect evidence" not in text
 
 
 def test_another_schema_is_refused() -> None:
@@ -218,12 +209,6 @@ def test_drawings_hold_only_finite_numbers(history: list[dict[str, Any]]) -> Non
     assert not re.search(r"nan|inf|none|e[+-]?\d", drawn, re.IGNORECASE)
 
 
-def test_not_finite_metrics_count_as_not_measured() -> None:
-    text = page(sample_record(after={"acc": float("nan"), "asr": float("nan"), "ra": 0.5})).text
-    assert "Not known whether a backdoor is left" in text
-    assert "nan" not in text.lower()
-
-
 def test_pictures_are_grouped_in_the_order_they_came() -> None:
     html = render_run(
         sample_record(),
@@ -243,10 +228,9 @@ def test_pictures_are_grouped_in_the_order_they_came() -> None:
     [
         ("after:layer4", ["Earlier layers", "layer4", "Polarizer", "Later layers"]),
         ("before:fc", ["Earlier layers", "Polarizer", "fc", "Later layers"]),
-        (None, ["Earlier layers", "Chosen layer", "Polarizer", "Later layers"]),
     ],
 )
-def test_the_drawing_shows_the_new_layer_at_its_site(site: str | None, order: list[str]) -> None:
+def test_the_drawing_shows_the_new_layer_at_its_site(site: str, order: list[str]) -> None:
     html = render_run(sample_record(site=site), [])
     drawing = html[html.index('<svg class="network') :]
     places = [drawing.index(f">{title}</text>") for title in order]
@@ -293,7 +277,7 @@ def test_what_was_found_is_shown_class_by_class() -> None:
     assert "1 (stop) 4.5 yes -" in text
     assert "suspected class 1 (stop)" in text
     audit: Any
-    for audit in (None, {}, {"by_class": {}}, {"by_class": None, "summary": 3}, {"by_class": {"flagged": "x"}}):
+    for audit in (None, {"by_class": {}, "summary": "x"}):
         assert "class by class" not in page(sample_record(audit=audit)).text
 
 
@@ -307,7 +291,7 @@ def test_poisoned_training_images_are_told() -> None:
 
 @pytest.mark.parametrize("method", ["npd", "nc"])
 def test_what_was_found_is_told_in_words(method: str) -> None:
-    text = page(sample_record(method=method, audit={"summary": "Class 7 stands out."})).text
+    text = page(sample_record(method=method, audit={"summary": "Class 7 stands out.", "by_class": {}})).text
     assert "Class 7 stands out." in text
 
 

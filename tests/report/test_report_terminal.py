@@ -20,16 +20,18 @@ def test_the_table_has_one_decimal_and_signs() -> None:
         ["ASR", "98.4%", "1.2%", "-97.2"],
         ["RA", "1.6%", "94.7%", "+93.1"],
         ["DER", "98.2%"],
+        ["clean", "99.0%", "99.0%", "0.0"],
     ]
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
-    assert printed({"before": {"acc": 0.5}, "after": None, "der": float("nan")}) == [
+    assert printed(sample_record(before={"acc": 0.5}, after={}, der=None)) == [
         ["before", "after", "change"],
         ["ACC", "50.0%", "-", "-"],
         ["ASR", "-", "-", "-"],
         ["RA", "-", "-", "-"],
         ["DER", "-"],
+        ["clean", "99.0%", "99.0%", "0.0"],
     ]
 
 
@@ -38,4 +40,4 @@ def test_what_was_found_and_what_it_cost_are_one_line_each() -> None:
         "Suspiciously small: 1 (stop).; the trigger worked on 98.4% of the images before and on 1.2% after",
         "accuracy 97.1% before and 96.4% after (-0.7 points, on 12,630 clean test images); 58.6 s for the purification",
     )
-    assert found_and_cost({})[0].startswith("no class was accused; the trigger worked on - of")
+    assert found_and_cost(sample_record(audit=None))[0].startswith("no class was accused; the trigger worked on 98.4%")

@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from report_samples import sample_record
+from report_samples import nothing_measured, sample_record
 
 from neural_polarizer.report.charts import epoch_ticks, line_chart, nice_ticks
 from neural_polarizer.report.run.measures import measures
@@ -22,7 +22,6 @@ from neural_polarizer.report.run.verdict import judge
         ((0.97, None), (0.97, 0.20), "not-removed"),
         ((0.97, 0.02), (0.97, 0.01), "absent"),
         ((0.97, 0.98), (0.97, None), "unknown"),
-        ((0.97, 0.98), (0.97, float("nan")), "unknown"),
     ],
 )
 def test_the_verdict_follows_the_numbers(before: tuple[Any, Any], after: tuple[Any, Any], kind: str) -> None:
@@ -33,20 +32,20 @@ def test_the_verdict_follows_the_numbers(before: tuple[Any, Any], after: tuple[A
 
 def test_only_a_removed_backdoor_is_green() -> None:
     assert judge(sample_record()).tone == "good"
-    assert judge({}).tone == "open"
+    assert judge(nothing_measured()).tone == "open"
 
 
 def test_the_unknown_verdict_needs_no_surrogate() -> None:
-    assert "Fresh perturbations" not in judge({}).text
-    assert "indirect evidence" in judge({}).text
+    assert "Fresh perturbations" not in judge(nothing_measured()).text
+    assert "indirect evidence" in judge(nothing_measured()).text
 
 
 def test_changes_are_judged_by_their_direction() -> None:
     tones = {measure.short: measure.tone for measure in measures(sample_record())}
-    assert tones == {"ACC": "plain", "ASR": "good", "RA": "good", "DER": "plain"}
+    assert tones == {"ACC": "plain", "ASR": "good", "RA": "good", "DER": "plain", "clean": "plain"}
     worse = sample_record(after={"acc": 0.9, "asr": 1.0, "ra": 0.016})
     tones = {measure.short: measure.tone for measure in measures(worse)}
-    assert tones == {"ACC": "bad", "ASR": "plain", "RA": "plain", "DER": "plain"}
+    assert tones == {"ACC": "bad", "ASR": "plain", "RA": "plain", "DER": "plain", "clean": "plain"}
 
 
 def test_a_chart_is_known_by_hand() -> None:

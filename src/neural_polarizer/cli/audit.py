@@ -20,7 +20,7 @@ from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.check import check_takes
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.report.run.advice import after_audit
-from neural_polarizer.report.run.audit_page import judge_audit
+from neural_polarizer.report.run.audit_page import judge_audit, purified_part
 from neural_polarizer.runs.audit import REPORT, run_audit
 from neural_polarizer.settings import changed, setting_names
 
@@ -105,9 +105,9 @@ def _read(asked: AuditOptions) -> tuple[LoadedModel, LoadedModel | None, ImageSe
 
 def _show(record: dict[str, Any], pool: ImageSet, out: Path) -> None:
     show_warnings((), (*record["findings"], *pool.notes))
-    for name, part in (("", record), ("after purification: ", record["purified"])):
+    for name, part in (("", record), ("after purification: ", purified_part(record))):
         if part is not None:
-            found = judge_audit(part | {"model": record["model"]})
+            found = judge_audit(part)
             show(f"{name}{found.headline}. {found.text}")
     show(f"What now: {' '.join(after_audit(record))}")
     show_report(out / REPORT)

@@ -7,12 +7,11 @@ from rich.table import Table
 
 from neural_polarizer.cli.output import console, right, show
 from neural_polarizer.report.run.advice import what_now
-from neural_polarizer.report.run.audit import audit_summary
 from neural_polarizer.report.run.guard import guard_summary
 from neural_polarizer.report.run.measures import measures
+from neural_polarizer.report.run.story import audit_summary
 from neural_polarizer.report.run.verdict import judge
-from neural_polarizer.report.values import count, number, percent, points, seconds
-from neural_polarizer.report.values import table as part
+from neural_polarizer.report.values import count, percent, points, seconds
 
 _STYLES = {"good": "green", "bad": "red", "plain": "none"}
 
@@ -38,16 +37,15 @@ def summary_table(record: Mapping[str, Any]) -> Table:
 
 
 def found_and_cost(record: Mapping[str, Any]) -> tuple[str, str]:
-    """What the defense found and did, and what that cost, each in one line."""
-    before, after = part(record, "before"), part(record, "after")
-    success = [number(each.get("asr")) for each in (before, after)]
-    accuracy = [number(each.get("acc")) for each in (before, after)]
+    """What the defense found and did, and what that cost, each in one line; both test sets were there."""
+    before, after = record["before"], record["after"]
     found = audit_summary(record) or "no class was accused"
-    found += f"; the trigger worked on {percent(success[0])} of the images before and on {percent(success[1])} after"
-    change = None if accuracy[0] is None or accuracy[1] is None else accuracy[1] - accuracy[0]
-    tested = count(after.get("n_test")) or "no"
+    found += (
+        f"; the trigger worked on {percent(before['asr'])} of the images before and on {percent(after['asr'])} after"
+    )
     cost = (
-        f"accuracy {percent(accuracy[0])} before and {percent(accuracy[1])} after ({points(change)} points, on "
-        f"{tested} clean test images); {seconds(number(part(record, 'seconds').get('total')))} for the purification"
+        f"accuracy {percent(before['acc'])} before and {percent(after['acc'])} after "
+        f"({points(after['acc'] - before['acc'])} points, on {count(after['n_test'])} clean test images); "
+        f"{seconds(record['seconds']['total'])} for the purification"
     )
     return found, cost

@@ -31,9 +31,9 @@ def items(record: Mapping[str, Any], key: str) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
-def percent(share: float | None, *, missing: str = "-") -> str:
-    """A share in [0, 1] as a percentage with one decimal."""
-    return missing if share is None else f"{100 * share:.1f}%"
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as a percentage with one decimal; a dash for None, as in all that follow."""
+    return "-" if share is None else f"{100 * share:.1f}%"
 
 
 def points(change: float | None) -> str:
@@ -59,8 +59,8 @@ def count(value: Any) -> str | None:
 
 def class_name(record: Mapping[str, Any], label: int) -> str:
     """The number of a class of the model, with its name if that is known."""
-    classes = items(table(record, "model"), "classes")
-    return f"{label} ({classes[label]})" if 0 <= label < len(classes) else str(label)
+    classes = record["model"]["classes"]
+    return f"{label} ({classes[label]})" if label < len(classes) else str(label)
 
 
 def visible(text: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from neural_polarizer.report.run.verdict import judge
-from neural_polarizer.report.values import table
 
 _LESS_LOSS = {True: "a smaller --set guard.max_acc_drop", False: "milder settings (--set)"}
 _MORE_EFFECT = {True: "a larger --set guard.max_acc_drop", False: "stronger settings (--set)"}
@@ -77,7 +76,7 @@ _NOT_JUDGED = (
 
 def what_now(record: Mapping[str, Any]) -> tuple[str, str, str]:
     """What to do after a purification, in three sentences."""
-    guarded = bool(table(record, "guarded"))
+    guarded = record["guarded"] is not None
     words = {"less_loss": _LESS_LOSS[guarded], "more_effect": _MORE_EFFECT[guarded]}
     first, second, third = (text.format(**words) for text in _AFTER_PURIFICATION[judge(record).kind])
     return first, second, third
@@ -85,6 +84,4 @@ def what_now(record: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def after_audit(record: Mapping[str, Any]) -> tuple[str, str, str]:
     """What to do after an audit, in three sentences; ``record`` is that of the audit, or its part on one model."""
-    if record.get("makes_sense") is False:
-        return _NOT_JUDGED
-    return _AFTER_AUDIT.get(str(record.get("verdict")), _NOT_JUDGED)
+    return _AFTER_AUDIT[record["verdict"]] if record["makes_sense"] else _NOT_JUDGED

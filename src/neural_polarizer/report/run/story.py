@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neural_polarizer.defenses import DEFENSES, story_of
-from neural_polarizer.report.run.audit import audit_summary
 from neural_polarizer.report.run.guard import guard_summary
-from neural_polarizer.report.values import count, table
+from neural_polarizer.report.values import count
 
 
 @dataclass(frozen=True)
@@ -29,44 +28,34 @@ class Story:
 
 def story(record: Mapping[str, Any]) -> Story:
     """Tell what the method did; methods that are not known here are named."""
-    method = str(record.get("method") or "npd")
-    if method not in DEFENSES or not hasattr(DEFENSES[method], "site"):  # the class; ``inserts`` is for its instances
-        return Story((*_told(record, method), "The original file was only read."), ())
-    site = str(record.get("site") or "")
-    where, _, layer = site.partition(":")
-    if not layer:
-        where, layer = "at", site
-    return Story(_sentences(record, where, layer, story_of(method)), _stages(where, layer))
-
-
-def _told(record: Mapping[str, Any], method: str) -> tuple[str, ...]:
-    """What a method without a new layer did, what it saw, and what it found."""
+    method, found = record["method"], audit_summary(record)
+    images = f"{count(record['n_clean'])} clean images from the defender"
+    told = () if found is None else (found,)
+    if method in DEFENSES and hasattr(DEFENSES[method], "site"):  # the class; ``inserts`` is for its instances
+        where, _, layer = record["site"].partition(":")
+        return Story(_sentences(record, f"{where} {layer}", images, told), _stages(where, layer))
     applied = f"The defense {method} was applied to a copy of the model, with the settings listed below."
-    mixture, found = table(record, "mixture"), audit_summary(record)
-    if mixture:
-        seen = f"It saw {count(mixture.get('n')) or 'some'} images of the poisoned training set."
-    else:
-        seen = f"It saw {_images(record)} from the defender; no image with the real trigger was used."
-    return (*(story_of(method) or (applied,)), seen, *(() if found is None else (found,)))
+    seen = f"It saw {images}; no image with the real trigger was used."
+    if record.get("mixture"):
+        seen = f"It saw {count(record['mixture']['n'])} images of the poisoned training set."
+    return Story((*(story_of(method) or (applied,)), seen, *told, "The original file was only read."), ())
 
 
-def _images(record: Mapping[str, Any]) -> str:
-    images = count(record.get("n_clean"))
-    return f"{images} clean images" if images else "a few clean images"
+def audit_summary(record: Mapping[str, Any]) -> str | None:
+    """What the defense has found in the model, in words; None if it looks for nothing."""
+    return record["audit"]["summary"] if record["audit"] else None
 
 
-def _sentences(record: Mapping[str, Any], where: str, layer: str, told: tuple[str, ...]) -> tuple[str, ...]:
-    epochs, found = count(table(record, "config").get("epochs")), audit_summary(record)
-    for_epochs = f" for {epochs} epoch{'' if epochs == '1' else 's'}" if epochs else ""
-    guarded = guard_summary(record)
+def _sentences(record: Mapping[str, Any], place: str, images: str, found: tuple[str, ...]) -> tuple[str, ...]:
+    epochs, guarded = record["config"].get("epochs"), guard_summary(record)
+    for_epochs = f" for {count(epochs)} epoch{'' if epochs == 1 else 's'}" if epochs else ""
     return (
         "Every weight of the original network was frozen, and its file was only read.",
-        f"One small layer, the polarizer, was inserted {where} {layer or 'the chosen layer'}: "
+        f"One small layer, the polarizer, was inserted {place}: "
         "a linear map of the feature channels, the same at every place, and a batch norm.",
-        f"Only this layer was trained{for_epochs}, on {_images(record)} from the defender; "
-        "no image with the real trigger was used.",
-        *(() if found is None else (found,)),
-        *told,
+        f"Only this layer was trained{for_epochs}, on {images}; no image with the real trigger was used.",
+        *found,
+        *story_of(record["method"]),
         "The layer learned to block such perturbations and to let everything else pass, "
         "so that clean images keep their answer and a trigger loses its grip.",
         *(() if guarded is None else (guarded,)),
@@ -74,13 +63,11 @@ def _sentences(record: Mapping[str, Any], where: str, layer: str, told: tuple[st
 
 
 def _stages(where: str, layer: str) -> tuple[Stage, ...]:
-    polarizer = Stage("Polarizer", "new, trained", "new")
-    site = Stage(layer or "Chosen layer", "frozen", "frozen")
-    middle = (polarizer, site) if where == "before" else (site, polarizer)
+    polarizer, site = Stage("Polarizer", "new, trained", "new"), Stage(layer, "frozen", "frozen")
     return (
         Stage("Image", "in", "end"),
         Stage("Earlier layers", "frozen", "frozen"),
-        *middle,
+        *((polarizer, site) if where == "before" else (site, polarizer)),
         Stage("Later layers", "frozen", "frozen"),
         Stage("Class", "out", "end"),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neural_polarizer.report.run.guard import not_purified
-from neural_polarizer.report.values import number, percent, points, table
+from neural_polarizer.report.values import percent, points
 
 HARMLESS_SUCCESS = 0.05  # a trigger that works on fewer images than this share counts as not working
 ACCEPTED_LOSS = 0.02  # clean accuracy that may be lost before a repair counts as costly
@@ -39,17 +39,19 @@ _HEADLINES: Mapping[Kind, tuple[Tone, str]] = {
 
 def judge(record: Mapping[str, Any]) -> Verdict:
     """The verdict on a run record."""
-    before, after = table(record, "before"), table(record, "after")
-    success = number(before.get("asr")), number(after.get("asr"))
-    accuracy = number(before.get("acc")), number(after.get("acc"))
+    before, after = record["before"], record["after"]
+    success, accuracy = ((before[rate], after[rate]) for rate in ("asr", "acc"))
     kind = _kind(success, accuracy)
     if not_purified(record) and kind != "absent":
         kind = "untouched"
     tone, headline = _HEADLINES[kind]
     parts = [_success_text(*success), _accuracy_text(*accuracy)]
-    if kind == "unknown":
-        parts.append(_indirect_text(table(record, "surrogate")))
-    return Verdict(kind, tone, headline, " ".join(part for part in parts if part))
+    if kind == "unknown" and record["surrogate"]:
+        parts.append(
+            f"Fresh perturbations mislead the purified model on {percent(record['surrogate']['after'])} of the clean "
+            f"images, and the original on {percent(record['surrogate']['before'])}."
+        )
+    return Verdict(kind, tone, headline, " ".join(parts))
 
 
 def _kind(success: tuple[float | None, float | None], accuracy: tuple[float | None, float | None]) -> Kind:
@@ -90,13 +92,3 @@ def _accuracy_text(before: float | None, after: float | None) -> str:
         return "The price in clean accuracy is not known; supply clean test images with --test to measure it."
     change = points(after - before).replace("-", "\N{MINUS SIGN}")
     return f"Accuracy on clean test images went from {percent(before)} to {percent(after)} ({change} points)."
-
-
-def _indirect_text(surrogate: Mapping[str, Any]) -> str:
-    before, after = number(surrogate.get("before")), number(surrogate.get("after"))
-    if before is None or after is None:
-        return ""
-    return (
-        f"Fresh perturbations mislead the purified model on {percent(after)} of the clean images, and the original "
-        f"on {percent(before)}."
-    )

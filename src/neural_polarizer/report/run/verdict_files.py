@@ -1,15 +1,14 @@
 """The verdict of a run or of an audit for programs: a short JSON, and SARIF 2.1.0, which CI systems show."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from neural_polarizer.report.run.advice import after_audit, what_now
-from neural_polarizer.report.run.audit_page import judge_audit
+from neural_polarizer.report.run.audit_page import judge_audit, purified_part
 from neural_polarizer.report.run.verdict import Tone, Verdict, judge
-from neural_polarizer.report.values import items, number, table, visible
+from neural_polarizer.report.values import visible
 
 VERDICT = "verdict.json"
 SARIF = "verdict.sarif"
@@ -33,8 +32,7 @@ _RULES: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class _Told:
+class _Told(NamedTuple):
     """One judgement in the words of the report, and what to do about it."""
 
     rule: str
@@ -43,24 +41,47 @@ class _Told:
 
 
 def run_files(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Both files of a purification by their names; of ``record``, as in ``run.json``, anything may be missing."""
+    """Both files of a purification by their names; ``record`` is as in ``run.json``."""
     told = _Told("purification", judge(record), what_now(record))
-    when = {key: table(record, key) for key in ("before", "after")}
-    rates = {key: {rate: number(values.get(rate)) for rate in ("acc", "asr", "ra")} for key, values in when.items()}
-    figures = {**rates, "der": number(record.get("der"))}
-    return {VERDICT: _verdict(record, told, "run.json", figures), SARIF: _sarif(record, [told])}
+    figures = {when: {rate: record[when][rate] for rate in ("acc", "asr", "ra")} for when in ("before", "after")}
+    return _files(record, [told], "run.json", {**figures, "der": record["der"]})
 
 
 def audit_files(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Both files of an audit by their names; of ``record``, as in ``audit.json``, anything may be missing."""
+    """Both files of an audit by their names; ``record`` is as in ``audit.json``."""
     told = [_Told("audit", judge_audit(record), after_audit(record))]
-    figures: dict[str, Any] = {key: number(record.get(key)) for key in ("p_value", "level", "posterior")}
-    figures["suspect"] = record.get("suspect")
-    if table(record, "purified"):
-        later = {**table(record, "purified"), "model": table(record, "model")}
+    figures = {key: record[key] for key in ("p_value", "level", "posterior", "suspect")}
+    later = purified_part(record)
+    if later is not None:
         told.append(_Told("audit-after", judge_audit(later), after_audit(later)))
         figures["after_purification"] = _words(told[1])
-    return {VERDICT: _verdict(record, told[0], "audit.json", figures), SARIF: _sarif(record, told)}
+    return _files(record, told, "audit.json", figures)
+
+
+def _files(
+    record: Mapping[str, Any], told: Sequence[_Told], name: str, figures: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    tool = {"name": _NAME, "version": record["versions"]["neural_polarizer"]}
+    remarks = {key: [visible(text) for text in record.get(key, ())] for key in ("warnings", "findings")}
+    path, sha256 = record["model"]["path"], record["model_sha256"]
+    verdict = {
+        "schema": _SCHEMA,
+        "tool": tool,
+        **_words(told[0]),
+        **remarks,
+        "figures": dict(figures),
+        "model": {"path": path, "sha256": sha256},
+        "record": name,
+        "report": "report.html",
+    }
+    texts = [
+        (each.rule, *_KIND_AND_LEVEL[found.tone], visible(f"{found.headline}. {found.text} What to do: {advice}"))
+        for each in told
+        for found, advice in [(each.verdict, " ".join(each.what_now))]
+    ]
+    texts += [("run-warning", "fail", "warning", text) for text in remarks["warnings"]]
+    texts += [("model-file", "fail", "warning", text) for text in remarks["findings"]]
+    return {VERDICT: verdict, SARIF: _sarif(tool, _uri(path), sha256, texts)}
 
 
 def _words(told: _Told) -> dict[str, Any]:
@@ -74,37 +95,9 @@ def _words(told: _Told) -> dict[str, Any]:
     }
 
 
-def _verdict(record: Mapping[str, Any], told: _Told, name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "schema": _SCHEMA,
-        "tool": _tool(record),
-        **_words(told),
-        "warnings": _texts(record, "warnings"),
-        "findings": _texts(record, "findings"),
-        "figures": dict(figures),
-        "model": {"path": table(record, "model").get("path"), "sha256": record.get("model_sha256")},
-        "record": name,
-        "report": "report.html",
-    }
-
-
-def _tool(record: Mapping[str, Any]) -> dict[str, str]:
-    return {"name": _NAME, "version": str(table(record, "versions").get("neural_polarizer") or "unknown")}
-
-
-def _texts(record: Mapping[str, Any], key: str) -> list[str]:
-    return [visible(str(text)) for text in items(record, key)]
-
-
-def _sarif(record: Mapping[str, Any], told: Sequence[_Told]) -> dict[str, Any]:
-    place = {"uri": _uri(str(table(record, "model").get("path") or "model"))}
-    sha256 = record.get("model_sha256")
-    hashes = {"hashes": {"sha-256": sha256}} if isinstance(sha256, str) else {}
-    texts = []
-    for rule, found, advice in ((each.rule, each.verdict, " ".join(each.what_now)) for each in told):
-        texts.append((rule, *_KIND_AND_LEVEL[found.tone], f"{found.headline}. {found.text} What to do: {advice}"))
-    texts += [("run-warning", "fail", "warning", text) for text in _texts(record, "warnings")]
-    texts += [("model-file", "fail", "warning", text) for text in _texts(record, "findings")]
+def _sarif(
+    tool: Mapping[str, str], uri: str, sha256: str, texts: Sequence[tuple[str, str, str, str]]
+) -> dict[str, Any]:
     rules = list(dict.fromkeys(rule for rule, *_ in texts))
     return {
         "$schema": _SARIF_SCHEMA,
@@ -113,19 +106,19 @@ def _sarif(record: Mapping[str, Any], told: Sequence[_Told]) -> dict[str, Any]:
             {
                 "tool": {
                     "driver": {
-                        **_tool(record),
+                        **tool,
                         "rules": [{"id": rule, "shortDescription": {"text": _RULES[rule]}} for rule in rules],
                     }
                 },
-                "artifacts": [{"location": place, **hashes}],
+                "artifacts": [{"location": {"uri": uri}, "hashes": {"sha-256": sha256}}],
                 "results": [
                     {
                         "ruleId": rule,
                         "ruleIndex": rules.index(rule),
                         "kind": kind,
                         "level": level,
-                        "message": {"text": visible(text)},
-                        "locations": [{"physicalLocation": {"artifactLocation": {**place, "index": 0}}}],
+                        "message": {"text": text},
+                        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri, "index": 0}}}],
                     }
                     for rule, kind, level, text in texts
                 ],
