@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from neural_polarizer.bench.cells import Cell, VictimCell
-from neural_polarizer.bench.engines import InlineEngine, Resources, ray_engine
+from neural_polarizer.bench.engines import InlineEngine, RayEngine, Resources, ray_engine
 from neural_polarizer.bench.grid import planned
-from neural_polarizer.bench.memory import peak_memory
-from neural_polarizer.bench.schedule import Engine, current, missing, run
+from neural_polarizer.bench.schedule import current, missing, run
 from neural_polarizer.bench.store import ARTEFACTS, RECORDS, Store
 from neural_polarizer.bench.suite import parse_suite
-from neural_polarizer.bench.work import NEEDED, described
+from neural_polarizer.bench.work import NEEDED, described, peak_memory
 
 SUITE = """
 scale = "smoke"
@@ -56,16 +55,6 @@ class Empty:
         return record
 
 
-class Nobody:
-    """A listener that does not listen."""
-
-    def started(self, cell: Cell) -> None:
-        """Nothing."""
-
-    def finished(self, cell: Cell, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=10_000)
@@ -84,11 +73,12 @@ def measure(options: argparse.Namespace, store: Store) -> None:
     cells = [each.cell for each in planned(parse_suite(SUITE.format(seeds=seeds), "overhead"))]
     print(f"{len(cells)} cells planned in {time.perf_counter() - begun:.2f} s", flush=True)
 
-    def go(engine: Engine) -> None:
+    def go(engine: InlineEngine | RayEngine) -> None:
         begun = time.perf_counter()
         todo = missing(cells, current(cells, store), store)
         found = time.perf_counter()
-        run(todo, engine, store, Nobody())
+        for _ in run(todo, engine, store):
+            pass
         done = time.perf_counter()
         print(
             f"  {len(todo)} missing, found in {found - begun:.2f} s; computed in {done - found:.2f} s, "
@@ -96,7 +86,7 @@ def measure(options: argparse.Namespace, store: Store) -> None:
             flush=True,
         )
 
-    def twice(engine: Engine) -> None:
+    def twice(engine: InlineEngine | RayEngine) -> None:
         go(engine)
         for cell in cells[-100:]:
             (Path(store.url) / RECORDS / f"{cell.id}.json").unlink()

@@ -62,22 +62,8 @@ def keep_artefacts(store: Store, cell: Cell) -> None:
         (folder / name).touch()
 
 
-class Quiet:
-    """A listener that counts."""
-
-    def __init__(self) -> None:
-        self.states: list[str] = []
-
-    def started(self, cell: Cell) -> None:
-        pass
-
-    def finished(self, cell: Cell, record: dict[str, Any]) -> None:
-        self.states.append(record["status"])
-
-
 def run_missing(cells: list[Cell], store: Store, engine: Any) -> list[str]:
     """Compute what is missing; the states of the cells computed."""
     store.prepare()
-    listener = Quiet()
-    run(missing(cells, current(cells, store), store), engine, store, listener)
-    return listener.states
+    todo = missing(cells, current(cells, store), store)
+    return [record["status"] for _, record in run(todo, engine, store) if record is not None]

@@ -11,8 +11,8 @@ from threading import current_thread, main_thread
 from typing import Any
 
 from neural_polarizer.bench.cells import Cell
-from neural_polarizer.bench.schedule import Engine, Record, failed_record
 from neural_polarizer.bench.store import Store
+from neural_polarizer.bench.work import Record, failed_record
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError
 
 Compute = Callable[[Cell], Record]
@@ -32,15 +32,18 @@ class InlineEngine:
     """One cell after the other in this process."""
 
     slots = 1
+    """How many cells it takes at a time."""
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
         self._queue: deque[Cell] = deque()
 
     def submit(self, cell: Cell) -> None:
+        """Begin with a cell."""
         self._queue.append(cell)
 
     def next(self) -> tuple[Cell, Record]:
+        """Wait for one of the cells that were submitted; one that was lost has a failed record."""
         cell = self._queue.popleft()
         return cell, self._compute(cell)
 
@@ -94,7 +97,7 @@ def _computed(compute: Compute, cell: Cell) -> Record:
 @contextmanager
 def ray_engine(
     compute: Compute, store: Store, resources: Resources, *, address: str | None, workers: int | None
-) -> Iterator[Engine]:
+) -> Iterator[RayEngine]:
     """Ray on this machine, or the cluster at ``address`` ("auto" finds one); started and stopped with the block.
 
     ``store`` gets the records of lost cells: a folder must be one that all machines see. ``workers`` are the CPUs of a

@@ -1,40 +1,12 @@
 """Which cells are missing, and in which order they are computed."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from neural_polarizer.bench.cells import Cell, GivenCell, VictimCell
+from neural_polarizer.bench.engines import InlineEngine, RayEngine
 from neural_polarizer.bench.store import Store
-from neural_polarizer.bench.work import NEEDED, described
-
-Record = dict[str, Any]
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Computes cells somewhere."""
-
-    @property
-    def slots(self) -> int:
-        """How many cells it takes at a time."""
-
-    def submit(self, cell: Cell) -> None:
-        """Begin with a cell."""
-
-    def next(self) -> tuple[Cell, Record]:
-        """Wait for one of the cells that were submitted; a cell that was lost has a failed record."""
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """Is told of what happens."""
-
-    def started(self, cell: Cell) -> None:
-        """A cell is computed now."""
-
-    def finished(self, cell: Cell, record: Record) -> None:
-        """A cell has its record."""
+from neural_polarizer.bench.work import NEEDED, Record, failed_record
 
 
 def current(cells: Iterable[Cell], store: Store) -> dict[str, Record]:
@@ -71,8 +43,11 @@ def missing(cells: Sequence[Cell], records: Mapping[str, Record], store: Store) 
     return [*again.values(), *(cell for cell in todo if cell.id not in again)]
 
 
-def run(todo: Sequence[Cell], engine: Engine, store: Store, listener: Listener) -> None:
-    """Compute all of ``todo``; cells wait for their victim, and fail with it."""
+def run(todo: Sequence[Cell], engine: InlineEngine | RayEngine, store: Store) -> Iterator[tuple[Cell, Record | None]]:
+    """Compute all of ``todo``; cells wait for their victim, and fail with it.
+
+    Gives every cell when it begins, and again with its record; one that is lost with its victim never begins.
+    """
     victims = {cell.id for cell in todo if isinstance(cell, VictimCell | GivenCell)}
     ready: deque[Cell] = deque()
     waiting: defaultdict[str, list[Cell]] = defaultdict(list)
@@ -86,11 +61,11 @@ def run(todo: Sequence[Cell], engine: Engine, store: Store, listener: Listener) 
         while ready and running < engine.slots:
             cell = ready.popleft()
             engine.submit(cell)
-            listener.started(cell)
+            yield cell, None
             running += 1
         cell, record = engine.next()
         running -= 1
-        listener.finished(cell, record)
+        yield cell, record
         released = waiting.pop(cell.id, [])
         if record["status"] == "done":
             ready.extend(released)
@@ -98,9 +73,4 @@ def run(todo: Sequence[Cell], engine: Engine, store: Store, listener: Listener) 
         for lost in released:
             failed = failed_record(lost, f"its victim {cell.id} failed: {record['error']}")
             store.write(failed)
-            listener.finished(lost, failed)
-
-
-def failed_record(cell: Cell, error: str) -> Record:
-    """The record of a cell that could not even begin, or did not come back."""
-    return {**described(cell), "status": "failed", "error": error, "result": None, "provenance": {}}
+            yield lost, failed

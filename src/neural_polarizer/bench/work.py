@@ -1,9 +1,12 @@
 """One cell, computed: the only place of the benchmark where networks are trained and measured."""
 
+import re
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +19,6 @@ from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench import analyses
 from neural_polarizer.bench.cells import SCHEMA, Cell, GivenCell, LemmaCell, PurificationCell, VictimCell
 from neural_polarizer.bench.given import PublishedTrigger
-from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
 from neural_polarizer.bench.reactivation import reactivated
 from neural_polarizer.bench.sources import Sources
 from neural_polarizer.bench.store import Store
@@ -35,6 +37,9 @@ from neural_polarizer.model_files.record import versions
 from neural_polarizer.rng import stream
 from neural_polarizer.runs.attack import FILES, MODEL, RECORD, TRIGGER, TRIGGERED, Planting, cached_attack, load_attack
 
+Record = dict[str, Any]
+"""What is kept of a cell (``report.bench.results.Record``)."""
+
 CLEAN_SHARE = 0.05
 USUAL_RATE = 0.1
 """Of poisoned training images, where a victim does not say its own."""
@@ -42,6 +47,7 @@ NEEDED = (MODEL, TRIGGERED, TRIGGER, RECORD)
 """The artefacts of a victim without which nothing can be made of it."""
 
 _RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Bench:
     device: str | None = None  # where to compute; None chooses one
     threads: int | None = None  # of torch; None leaves them alone
 
-    def compute(self, cell: Cell) -> dict[str, Any]:
+    def compute(self, cell: Cell) -> Record:
         """Compute a cell and keep its record, which is returned; an error becomes a record with its text.
 
         Only what the machine fails in (``EnvironmentFaultError``) is raised, as it would fail all cells alike.
@@ -232,9 +238,14 @@ class _Scene(NamedTuple):
     victim: Mapping[str, Any]
 
 
-def described(cell: Cell) -> dict[str, Any]:
+def described(cell: Cell) -> Record:
     """What a record says of the cell itself."""
     return {"schema": SCHEMA, "id": cell.id, "kind": cell.kind, "request": cell.request}
+
+
+def failed_record(cell: Cell, error: str) -> Record:
+    """The record of a cell that could not even begin, or did not come back."""
+    return {**described(cell), "status": "failed", "error": error, "result": None, "provenance": {}}
 
 
 def _findings(purified: Repaired) -> dict[str, Any]:
@@ -265,3 +276,26 @@ def mixture(trigger: LearnedTrigger | PublishedTrigger | None, train: ImageSet, 
 def _where(raised: BaseException) -> str:
     last = traceback.extract_tb(raised.__traceback__)[-1]
     return f"{Path(last.filename).name}, line {last.lineno}"
+
+
+def reset_peak_memory() -> None:
+    """Let the peak begin at what is used now, where the system can do so (Linux)."""
+    with suppress(OSError):
+        _CLEAR.write_text("5")
+
+
+def peak_memory() -> int | None:
+    """The largest resident size since the last reset, in bytes; of the process's whole life where none is possible.
+
+    None where the system does not tell (Windows).
+    """
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+        if found:
+            return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # no such module on Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -10,10 +10,10 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.bench.cells import Cell, GivenCell, Planned, VictimCell
-from neural_polarizer.bench.engines import InlineEngine, Resources, ray_engine
+from neural_polarizer.bench.engines import InlineEngine, RayEngine, Resources, ray_engine
 from neural_polarizer.bench.grid import planned
-from neural_polarizer.bench.results import publish, states, suite_result
-from neural_polarizer.bench.schedule import Engine, current, missing
+from neural_polarizer.bench.results import publish, suite_result
+from neural_polarizer.bench.schedule import current, missing
 from neural_polarizer.bench.schedule import run as run_cells
 from neural_polarizer.bench.sources import parse_sources
 from neural_polarizer.bench.store import Store
@@ -24,6 +24,7 @@ from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
 from neural_polarizer.cli.output import console, right, show_report
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.report.bench.summary import progress
 from neural_polarizer.settings import check_choice
 
 Suites = Annotated[list[str], typer.Argument(help="Names of suites, or files ending in .toml; 'list' shows them.")]
@@ -82,9 +83,10 @@ def run(asked: RunOptions) -> None:
     with (
         store.alone(),
         _engine(asked, work, store) as place,
-        watching(found, records, total=len(cells), todo=todo, quiet=asked.quiet) as listener,
+        watching(found, records, total=len(cells), todo=todo, quiet=asked.quiet) as view,
     ):
-        run_cells(todo, place, store, listener)
+        for cell, record in run_cells(todo, place, store):
+            view.note(cell, record)
     failed = [record for record in current(cells, store).values() if record["status"] == "failed"]
     if not asked.quiet:
         counts = f"{len(cells)} cells, {len(todo)} computed, {len(failed)} failed"
@@ -97,10 +99,8 @@ def status(suites: Suites, out: Results = "results", scale: ScaleName = None) ->
     """How many cells of a suite are there."""
     table = Table("suite", *right("cells", "done", "failed", "missing"))
     for suite in _loaded(suites):
-        counts = states(suite, Store(out), scale)
-        table.add_row(
-            suite.name, str(sum(counts.values())), *(str(counts[state]) for state in ("done", "failed", "missing"))
-        )
+        counts = progress(suite_result(suite, Store(out), scale).entries)
+        table.add_row(suite.name, *map(str, (counts.total, counts.done, counts.failed, counts.missing)))
     console.print(table)
 
 
@@ -174,7 +174,7 @@ def _plan(cells: Sequence[Cell], todo: Sequence[Cell]) -> Table:
     return table
 
 
-def _engine(asked: RunOptions, work: Bench, store: Store) -> AbstractContextManager[Engine]:
+def _engine(asked: RunOptions, work: Bench, store: Store) -> AbstractContextManager[InlineEngine | RayEngine]:
     if asked.engine == "inline":
         return nullcontext(InlineEngine(work.compute))
     each = Resources(asked.cpus, asked.gpus, round(asked.memory * 1e9))

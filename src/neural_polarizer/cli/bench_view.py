@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from neural_polarizer.bench.cells import Cell, Planned
-from neural_polarizer.bench.schedule import Listener
 from neural_polarizer.bench.suite import AXES
 from neural_polarizer.cli.output import console
 
@@ -30,10 +29,11 @@ class _View:
         self._running: dict[str, float] = {}
         self._begun = time.monotonic()
 
-    def started(self, cell: Cell) -> None:
-        self._running[cell.id] = time.monotonic()
-
-    def finished(self, cell: Cell, record: Mapping[str, Any]) -> None:
+    def note(self, cell: Cell, record: Mapping[str, Any] | None) -> None:
+        """A cell begins, or has its record."""
+        if record is None:
+            self._running[cell.id] = time.monotonic()
+            return
         begun = self._running.pop(cell.id, time.monotonic())
         self._done += 1
         self._failed += record["status"] == "failed"
@@ -60,8 +60,8 @@ class _View:
 @contextmanager
 def watching(
     planned: Sequence[Planned], records: Mapping[str, Any], *, total: int, todo: Sequence[Cell], quiet: bool
-) -> Iterator[Listener]:
-    """Someone to tell of a run, who shows it; nobody if ``quiet``."""
+) -> Iterator[_View]:
+    """What is told of a run and shows it; nothing if ``quiet``."""
     shown = Console(quiet=True) if quiet else console
     names = {each.cell.id: _name(each) for each in planned}
     done = sum(record["status"] == "done" for record in records.values())
