@@ -14,12 +14,10 @@ import os
 import platform
 import resource
 import shutil
-from collections import defaultdict
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -80,13 +78,9 @@ def victim_of(cell: Cell, seed: int, epochs: int | None) -> Victim:
     return Victim(architecture="preactresnet18", width=plan.width, profile=cell.data, schedule=schedule, seed=seed)
 
 
-def prepare(cell: Cell, victim: Victim, data: Path) -> None:
-    """Train the clean model that the cell is compared with."""
-    clean_model(read_images(str(data / cell.data / "train.parquet")), victim, device=choose_device(None))
-
-
-def run(cell: Cell, victim: Victim, data: Path, out: Path) -> dict[str, Any]:
-    """One line of the table; takes what is in the cache."""
+def run(cell: Cell, seed: int, epochs: int | None, data: Path, out: Path) -> None:
+    """One line of the table; takes what is in the cache, and the clean model that it is compared with, too."""
+    victim = victim_of(cell, seed, epochs)
     train, test = (read_images(str(data / cell.data / f"{split}.parquet")) for split in ("train", "test"))
     device = choose_device(None)
     attack = ATTACKS[cell.attack](
@@ -114,7 +108,6 @@ def run(cell: Cell, victim: Victim, data: Path, out: Path) -> dict[str, Any]:
     output_folder(out / cell.name)
     shutil.copyfile(folder / PICTURE, out / cell.name / PICTURE)
     write_json(out / cell.name / "cell.json", result)
-    return result
 
 
 def report(out: Path) -> str:
@@ -157,15 +150,8 @@ def main() -> None:
     with ProcessPoolExecutor(  # type: ignore[call-overload]
         options.workers, get_context("spawn"), initializer=start_worker, max_tasks_per_child=1
     ) as pool:
-        cells = {cell: victim_of(cell, options.seed, options.epochs) for cell in wanted}
-        alike: dict[Victim, list[Cell]] = defaultdict(list)  # all that are compared with one clean model
-        for cell, victim in cells.items():
-            alike[replace(victim, schedule=replace(victim.schedule, adversarial=None))].append(cell)
-        clean = {pool.submit(prepare, mine[0], victim, options.data): mine for victim, mine in alike.items()}
-        jobs: dict[Future[dict[str, Any]], Cell] = {}
-        for ready in as_completed(clean):
-            ready.result()
-            jobs |= {pool.submit(run, cell, cells[cell], options.data, options.out): cell for cell in clean[ready]}
+        more = (options.seed, options.epochs, options.data, options.out)
+        jobs = {pool.submit(run, cell, *more): cell for cell in wanted}
         for job in as_completed(jobs):
             job.result()
             print("done:", jobs[job].name, flush=True)

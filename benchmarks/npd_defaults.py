@@ -1,6 +1,6 @@
 """What each of our defaults is worth: NPD with the shipped settings, and with one of them as in the paper.
 
-    python benchmarks/npd_defaults.py --victim runs/npd_table/gtsrb-blended --data DATA/gtsrb
+    python benchmarks/npd_defaults.py --victim runs/gtsrb-blended --data DATA/gtsrb
     python benchmarks/npd_defaults.py --victim runs/demo/attack --data digits
 
 The victim is the folder of a ``polarizer attack``; DATA/gtsrb holds ``train.parquet`` and ``test.parquet``. Each

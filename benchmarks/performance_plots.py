@@ -20,49 +20,17 @@ from neural_polarizer.files import read_json
 COLOUR, OTHER = "#3b6ea8", "#b8c9dd"
 
 
-def plain(axes: Axes, found: dict[str, Any]) -> str:
-    """Seconds of every variant, with how many times as fast as the plain one it is."""
-    times = {name: median(seconds) for name, seconds in found["seconds"].items()}
-    base = next(iter(times.values()))
-    bars = axes.barh(list(times), list(times.values()), color=[OTHER if "plain" in name else COLOUR for name in times])
-    axes.bar_label(bars, [f" {seconds:.1f} s, {base / seconds:.1f}x" for seconds in times.values()])
-    axes.set_xlim(0, 1.3 * base)
-    return "seconds, the same epochs of NPD"
+def bars(axes: Axes, values: dict[str, float], highlighted: str, label: str = "") -> None:
+    """A bar for each value, with the ``label`` of it; those whose names hold ``highlighted`` stand out."""
+    colours = [COLOUR if highlighted in name else OTHER for name in values]
+    found = axes.barh(list(values), list(values.values()), color=colours)
+    if label:
+        first = next(iter(values.values()))
+        axes.bar_label(found, [label.format(value, first / value) for value in values.values()])
+        axes.set_xlim(0, 1.3 * max(values.values()))
 
 
-def whole(axes: Axes, found: dict[str, Any]) -> str:
-    """Seconds of a whole run."""
-    plain(axes, found)
-    return "seconds, a whole run of NPD"
-
-
-def ceiling(axes: Axes, found: dict[str, Any]) -> str:
-    """FLOP/s of the inner loop and of each convolution."""
-    rates = {name: rate / 1e9 for name, rate in found["flops_per_second"].items()}
-    axes.barh(
-        list(rates), list(rates.values()), color=[COLOUR if name == "the inner loop" else OTHER for name in rates]
-    )
-    return "GFLOP/s, forwards and backwards to the input, bf16"
-
-
-def scaling(axes: Axes, found: dict[str, Any]) -> str:
-    """Seconds of one epoch."""
-    times = {name: median(seconds) for name, seconds in found["seconds"].items()}
-    bars = axes.barh(list(times), list(times.values()), color=COLOUR)
-    axes.bar_label(bars, [f" {seconds:.1f} s" for seconds in times.values()])
-    axes.set_xlim(0, 1.2 * max(times.values()))
-    return "seconds, one epoch of NPD"
-
-
-def memory(axes: Axes, found: dict[str, Any]) -> str:
-    """Peak memory of a process."""
-    bars = axes.barh(list(found["peak_mib"]), list(found["peak_mib"].values()), color=COLOUR)
-    axes.bar_label(bars, [f" {peak:.0f}" for peak in found["peak_mib"].values()])
-    axes.set_xlim(0, 1.2 * max(found["peak_mib"].values()))
-    return "peak memory of the process, MiB"
-
-
-def inference(axes: Axes, found: dict[str, Any]) -> str:
+def inference(axes: Axes, found: dict[str, Any]) -> None:
     """Latency of purified and folded models, over the original's."""
     for case, models in found.items():
         for name, colour in (("purified", OTHER), ("folded", COLOUR)):
@@ -71,17 +39,35 @@ def inference(axes: Axes, found: dict[str, Any]) -> str:
             label = f"{case.rpartition(', ')[2]}, {name}"
             axes.errorbar(middle, label, xerr=errors, fmt="o", color=colour, ecolor=colour, capsize=3)
     axes.axvline(1, color="grey", linewidth=0.8)
-    return "latency, times the original's (quartiles)"
 
 
-PLOTS: dict[str, Callable[[Axes, dict[str, Any]], str]] = {
-    "plain": plain,
-    "whole": whole,
-    "ceiling": ceiling,
-    "scaling": scaling,
-    "memory": memory,
-    "inference": inference,
+def seconds(found: dict[str, Any]) -> dict[str, float]:
+    return {name: median(times) for name, times in found["seconds"].items()}
+
+
+PLOTS: dict[str, tuple[str, Callable[[Axes, dict[str, Any]], None]]] = {
+    "plain": (
+        "seconds, the same epochs of NPD",
+        lambda axes, found: bars(axes, seconds(found), "ours", " {:.1f} s, {:.1f}x"),
+    ),
+    "whole": (
+        "seconds, a whole run of NPD",
+        lambda axes, found: bars(axes, seconds(found), "shipped", " {:.1f} s, {:.1f}x"),
+    ),
+    "ceiling": (
+        "GFLOP/s, forwards and backwards to the input, bf16",
+        lambda axes, found: bars(
+            axes, {name: rate / 1e9 for name, rate in found["flops_per_second"].items()}, "the inner loop"
+        ),
+    ),
+    "scaling": ("seconds, one epoch of NPD", lambda axes, found: bars(axes, seconds(found), "", " {:.1f} s")),
+    "memory": (
+        "peak memory of the process, MiB",
+        lambda axes, found: bars(axes, found["peak_mib"], "", " {:.0f}"),
+    ),
+    "inference": ("latency, times the original's (quartiles)", inference),
 }
+"""What is drawn, and what the axis says."""
 
 
 def main() -> None:
@@ -91,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["svg.hashsalt"] = "neural-polarizer"  # the same figures give the same file
-    for name, draw in PLOTS.items():
+    for name, (label, draw) in PLOTS.items():
         path = options.results / f"{name}.json"
         if not path.exists():
             continue
@@ -99,7 +85,8 @@ def main() -> None:
         setting = found.pop("setting")
         figure = Figure(figsize=(8, 0.9 + 0.32 * max(4, len(next(iter(found.values()), {})))), layout="constrained")
         axes = figure.subplots()
-        axes.set_xlabel(draw(axes, found))
+        draw(axes, found)
+        axes.set_xlabel(label)
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         figure.supxlabel(setting, fontsize=5, color="grey")

@@ -68,7 +68,7 @@ def line_chart(
     Missing and non-finite values leave a gap. ``labels`` are the keys to draw, each with its name in the legend; with
     ``shares``, values lie in [0, 1] and are labelled as percentages.
     """
-    epochs = [_epoch(row, index) for index, row in enumerate(history, start=1)]
+    epochs = [row.get("epoch", index) for index, row in enumerate(history, start=1)]
     columns = {key: [_plottable(row.get(key)) for row in history] for key in labels}
     columns = {key: column for key, column in columns.items() if any(value is not None for value in column)}
     values = [value for column in columns.values() for value in column if value is not None]
@@ -83,7 +83,8 @@ def line_chart(
         x_ticks=tuple(Tick(x(epoch), f"{epoch:g}") for epoch in epoch_ticks(x.low, x.high)),
         y_ticks=tuple(Tick(y(level), f"{level:.0%}" if shares else f"{level:.4g}") for level in levels),
         lines=tuple(
-            _line(labels[key], _places(x, y, epochs, column), show(_last(column))) for key, column in columns.items()
+            _line(labels[key], _places(x, y, epochs, column), show([each for each in column if each is not None][-1]))
+            for key, column in columns.items()
         ),
     )
 
@@ -133,11 +134,6 @@ def _nice_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10, 20) if factor * power >= rough * (1 - 1e-9))
 
 
-def _epoch(row: Mapping[str, Any], index: int) -> float:
-    stated = _plottable(row.get("epoch"))
-    return float(index) if stated is None else stated
-
-
 def _plottable(value: Any) -> float | None:
     known = number(value)
     return None if known is None or abs(known) > _LARGEST else known
@@ -145,10 +141,6 @@ def _plottable(value: Any) -> float | None:
 
 def _places(x: Axis, y: Axis, across: Sequence[float], column: Sequence[float | None]) -> list[Point | None]:
     return [None if value is None else (x(at), y(value)) for at, value in zip(across, column, strict=True)]
-
-
-def _last(column: Sequence[float | None]) -> float:
-    return next(value for value in reversed(column) if value is not None)
 
 
 def unbroken(places: Sequence[Point | None]) -> list[tuple[Point, ...]]:

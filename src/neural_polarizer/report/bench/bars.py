@@ -49,50 +49,37 @@ def make_bars(table: Table, value: str) -> tuple[BarPlot, ...]:
     if not known:
         return ()
     place, ticks, axis = _time_axis(known) if value == "seconds" else _share_axis()
-    x_title = f"{value_text(value)}, {axis}"
+
+    def bar(name: str, cell: Cell) -> Bar:
+        figure = cell.figures[value]
+        text = "failed" if cell.failed else "-"
+        if figure.mean is not None:
+            text = number_text(value, figure.mean)
+        ends = (None if amount is None else place(amount) for amount in (figure.mean, figure.paper))
+        return Bar(name, text, *ends)
+
     return tuple(
         BarPlot(
-            title=f"{value_text(value)}, {facet}" if facet else value_text(value),
-            x_title=x_title,
-            ticks=ticks,
-            bars=tuple(_bar(name, members, value, place) for name, members in lines.items()),
+            f"{value_text(value)}, {facet}" if facet else value_text(value),
+            f"{value_text(value)}, {axis}",
+            ticks,
+            # the axes that a group leaves open have but one label
+            tuple(bar(name, members[0]) for name, members in lines.items()),
         )
         for facet, lines in grouped(table, cells).items()
     )
 
 
-_Place = Callable[[float], float]
-
-
-def _bar(name: str, cells: Sequence[Cell], value: str, place: _Place) -> Bar:
-    figure = cells[0].figures[value]  # the axes that a group leaves open have but one label
-    gap = "failed" if cells[0].failed else "-"
-    return Bar(
-        label=name,
-        text=gap if figure.mean is None else number_text(value, figure.mean),
-        end=None if figure.mean is None else place(figure.mean),
-        paper=None if figure.paper is None else place(figure.paper),
-    )
-
-
-def _share_axis() -> tuple[_Place, tuple[Tick, ...], str]:
+def _share_axis() -> tuple[Callable[[float], float], tuple[Tick, ...], str]:
     axis = Axis(0.0, 1.0, LEFT, RIGHT)
-
-    def place(share: float) -> float:
-        return axis(min(max(share, 0.0), 1.0))
-
-    return place, tuple(Tick(place(share), f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)), "percent"
+    ticks = tuple(Tick(axis(share), f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0))
+    return lambda share: axis(min(max(share, 0.0), 1.0)), ticks, "percent"
 
 
-def _time_axis(known: Sequence[float]) -> tuple[_Place, tuple[Tick, ...], str]:
+def _time_axis(known: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...], str]:
     times = [max(time, 1e-3) for time in known]
     low = math.floor(math.log10(min(times)) - 0.05)  # so that the shortest bar can be seen
     high = max(math.ceil(math.log10(max(times))), low + 1)
-
     axis = Axis(low, high, LEFT, RIGHT)
-
-    def place(time: float) -> float:
-        return axis(math.log10(max(time, 1e-3)))
-
-    ticks = tuple(Tick(place(10.0**power), f"{10.0**power:,g}") for power in range(low, high + 1))
-    return place, ticks, "seconds on a logarithmic axis"
+    ticks = tuple(Tick(axis(power), f"{10.0**power:,g}") for power in range(low, high + 1))
+    return lambda time: axis(math.log10(max(time, 1e-3))), ticks, "seconds on a logarithmic axis"

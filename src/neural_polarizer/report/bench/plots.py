@@ -84,32 +84,27 @@ class Plot:
         return f"{self.y_title} over {self.x_title}: {names}. The table on this page has the numbers."
 
 
-@dataclass(frozen=True)
-class _Dot:
-    """What we and the paper found, as (x, y) in the units of the data."""
-
-    ours: Point | None
-    paper: Point | None
-    text: str
+_Dot = tuple[str, Point | None, Point | None]
+"""What it says, and what we and the paper found, as (x, y) in the units of the data."""
 
 
 def make_curves(table: Table) -> tuple[Plot, ...]:
     """A plot for each rate, and for all that the lines do not tell apart; none without an axis to draw along."""
     cells = table.measured
     axis = next((axis for axis in SWEEPS if axis in table.axes and len(_labels_on(cells, axis)) > 1), None)
-    places = {} if axis is None else _places(table.measured, axis)
-    if axis is None or not places:
+    if axis is None or not (places := _places(cells, axis)):
         return ()
     x = Axis(min(places.values()), max(places.values()), LEFT + 12, RIGHT - 12)
     x_ticks = tuple(Tick(x(place), _tick(axis, label, place)) for label, place in places.items())
     plots = []
-    groups = grouped(table, table.measured, along=axis)
+    groups = grouped(table, cells, along=axis)
     for value in (value for value in table.values if value in RATES):
-        y, y_ticks = _rates(table.measured, value, BOTTOM, TOP)
+        y, y_ticks = _rates(cells, value, BOTTOM, TOP)
         for facet, lines in groups.items():
-            dots = {name: _along(cells, axis, places, value) for name, cells in lines.items()}
             series = tuple(
-                _series(name, style, dots[name], x, y) for name, style in _styles(groups).items() if name in dots
+                _series(name, style, _along(lines[name], axis, places, value), x, y)
+                for name, style in _styles(groups).items()
+                if name in lines
             )
             title = f"{value_text(value)}, {facet}" if facet else value_text(value)
             plots.append(Plot(title, axis_text(axis), value_text(value), x_ticks, y_ticks, series))
@@ -126,7 +121,11 @@ def make_scatter(table: Table) -> Plot | None:
     series = []
     for name, style in _styles(groups).items():
         cells = [cell for lines in groups.values() for cell in lines.get(name, ())]
-        dots = [_against(cell, text_of(cell.labels, table.axes)) for cell in cells]
+        dots = [
+            (text_of(cell.labels, table.axes), _point(asr.mean, acc.mean), _point(asr.paper, acc.paper))
+            for cell in cells
+            for asr, acc in [(cell.figures["asr"], cell.figures["acc"])]
+        ]
         series.append(_series(name, style, dots, x, y, joined=False))
     return Plot("ACC against ASR: best is up and left", "ASR", "ACC", x_ticks, y_ticks, tuple(series))
 
@@ -189,16 +188,14 @@ def _amount(cells: Sequence[Cell], axis: str, label: Label) -> float | None:
 
 def _along(cells: Sequence[Cell], axis: str, places: dict[Label, float], value: str) -> list[_Dot]:
     known = [(places[cell.labels[axis]], cell) for cell in cells if cell.labels[axis] in places]
-    dots = []
-    for place, cell in sorted(known, key=itemgetter(0)):
-        figure, text = cell.figures[value], labels_text(cell.labels)[axis]
-        dots.append(_Dot(_point(place, figure.mean), _point(place, figure.paper), text))
-    return dots
-
-
-def _against(cell: Cell, text: str) -> _Dot:
-    x, y = cell.figures["asr"], cell.figures["acc"]
-    return _Dot(_point(x.mean, y.mean), _point(x.paper, y.paper), text)
+    return [
+        (
+            labels_text(cell.labels)[axis],
+            _point(place, cell.figures[value].mean),
+            _point(place, cell.figures[value].paper),
+        )
+        for place, cell in sorted(known, key=itemgetter(0))
+    ]
 
 
 def _point(x: float | None, y: float | None) -> Point | None:
@@ -223,12 +220,12 @@ def _series(name: str, style: int, dots: Sequence[_Dot], x: Axis, y: Axis, *, jo
     def spot(at: Point, text: str) -> Spot:
         return Spot((x(at[0]), y(at[1])), f"{name}, {text}: {number_text('acc', at[1])}%")
 
-    ours = [None if dot.ours is None else spot(dot.ours, dot.text) for dot in dots]
+    ours = [None if at is None else spot(at, text) for text, at, _ in dots]
     runs = unbroken([None if one is None else one.at for one in ours]) if joined else []
     return Series(
         label=name,
         style=style,
         runs=tuple(run for run in runs if len(run) > 1),
         spots=tuple(one for one in ours if one is not None),
-        paper=tuple(spot(dot.paper, f"{dot.text} in the paper") for dot in dots if dot.paper is not None),
+        paper=tuple(spot(at, f"{text} in the paper") for text, _, at in dots if at is not None),
     )
