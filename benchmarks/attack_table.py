@@ -14,87 +14,79 @@ import os
 import platform
 import resource
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from neural_polarizer.attacks import ATTACKS
-from neural_polarizer.attacks.recipes import recipe
+from neural_polarizer.bench.cells import VictimCell
+from neural_polarizer.bench.grid import planned
+from neural_polarizer.bench.suite import parse_suite
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_device, choose_precision, keep_freed_memory
 from neural_polarizer.files import output_folder, read_json, write_json, write_text
 from neural_polarizer.metrics import evaluate
-from neural_polarizer.runs.attack import PICTURE, RECORD, Planting, Victim, cached_attack, clean_model, load_attack
-from neural_polarizer.train import AdversarialTraining
+from neural_polarizer.runs.attack import PICTURE, RECORD, Planting, cached_attack, clean_model, load_attack
 
-ALL_TO_ALL = ("badnets", "blended", "input-aware", "lf", "ssba")
-ADAPTIVE = {
-    **{name: AdversarialTraining(eps=4 / 255) for name in ("blended", "input-aware")},
-    "lf": AdversarialTraining(eps=3 / 255),
-    # A trigger so faint is lost in stronger perturbations, and in any of the triggered images.
-    "ssba": AdversarialTraining(eps=3 / 255, spare_triggered=True),
-}
-ON_GTSRB = ("badnets", "blended", "wanet")
+SUITE = """
+precision = "{precision}"
+[[grid]]
+attack = [{attacks}, "badnets-a2a", "blended-a2a", "input-aware-a2a", "lf-a2a", "ssba-a2a"]
+{common}
+[[grid]]
+attack = ["adap-blend", "adap-patch"]
+poison_rate = [0.003]
+{common}
+[[grid]]
+data = ["gtsrb"]
+attack = ["badnets", "blended", "wanet"]
+{common}
+[[grid]]
+attack = ["blended", "input-aware", "lf", "ssba"]
+adaptive = [true]
+{common}
+[options.attack]  # of the adaptive attacker; ssba is lost in stronger perturbations, and in any of triggered images
+blended = {{ eps = 4 }}
+input-aware = {{ eps = 4 }}
+lf = {{ eps = 3 }}
+ssba = {{ eps = 3, spare_triggered = true }}
+"""
 SHOWN = 1000
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One attack on one data set."""
-
-    data: str
-    attack: str
-    rule: LabelRule = "all-to-one"
-    adaptive: bool = False
-
-    @property
-    def name(self) -> str:
-        more = ("-a2a" if self.rule == "all-to-all" else "") + ("-adaptive" if self.adaptive else "")
-        return f"{self.data}-{self.attack}{more}"
-
-
-CELLS = (
-    *(Cell("cifar10", attack) for attack in ATTACKS),
-    *(Cell("cifar10", attack, "all-to-all") for attack in ALL_TO_ALL),
-    *(Cell("gtsrb", attack) for attack in ON_GTSRB),
-    *(Cell("cifar10", attack, adaptive=True) for attack in ADAPTIVE),
-)
-
-
-def victim_of(cell: Cell, seed: int, epochs: int | None) -> Victim:
-    """What the cell trains."""
-    plan = recipe(ATTACKS[cell.attack], scale="laptop", profile=cell.data)
-    schedule = replace(
-        plan.schedule,
-        epochs=epochs or plan.schedule.epochs,
+def cells_of(seed: int, epochs: int | None) -> dict[str, VictimCell]:
+    """All victims by name; ``epochs`` replace the recipes'."""
+    text = SUITE.format(
         precision=choose_precision(choose_device(None)),
-        adversarial=replace(ADAPTIVE[cell.attack], steps=plan.pgd_steps) if cell.adaptive else None,
+        attacks=", ".join(f'"{name}"' for name in ATTACKS if not name.startswith("adap-")),
+        common=f'victim_seed = {seed}\ndefense = ["none"]',
     )
-    return Victim(architecture="preactresnet18", width=plan.width, profile=cell.data, schedule=schedule, seed=seed)
+    text += f"[victims.preactresnet18]\nepochs = {epochs}\n" if epochs else ""
+    found = {}
+    for each in planned(parse_suite(text, "attacks")):
+        assert isinstance(each.cell, VictimCell)
+        labels = each.labels
+        found[f"{labels['data']}-{labels['attack']}{'-adaptive' * bool(labels['adaptive'])}"] = each.cell
+    return found
 
 
-def run(cell: Cell, seed: int, epochs: int | None, data: Path, out: Path) -> None:
+def run(name: str, cell: VictimCell, data: Path, out: Path) -> None:
     """One line of the table; takes what is in the cache, and the clean model that it is compared with, too."""
-    victim = victim_of(cell, seed, epochs)
     train, test = (read_images(str(data / cell.data / f"{split}.parquet")) for split in ("train", "test"))
     device = choose_device(None)
-    attack = ATTACKS[cell.attack](
-        **recipe(ATTACKS[cell.attack], scale="laptop", profile=cell.data).settings, label_rule=cell.rule
-    )
-    clean = evaluate(clean_model(train, victim, device=device), test, device=device)
-    folder = cached_attack(Planting(attack, train, test, victim), device=device)
+    clean = evaluate(clean_model(train, cell.victim, device=device), test, device=device)
+    folder = cached_attack(Planting(cell.attack, train, test, cell.victim), device=device)
     record = read_json(folder / RECORD)
     attack, state = load_attack(folder)
     images = test.images[:SHOWN]
     error = to_pixels(attack.stamp(images, state)) - to_pixels(images)
     psnr = -10 * error.square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
     result = {
-        "name": cell.name,
+        "name": name,
         "acc": record["acc"],
         "clean_acc": clean.acc,
         "asr": record["asr"],
@@ -105,12 +97,12 @@ def run(cell: Cell, seed: int, epochs: int | None, data: Path, out: Path) -> Non
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "record": record,
     }
-    output_folder(out / cell.name)
-    shutil.copyfile(folder / PICTURE, out / cell.name / PICTURE)
-    write_json(out / cell.name / "cell.json", result)
+    output_folder(out / name)
+    shutil.copyfile(folder / PICTURE, out / name / PICTURE)
+    write_json(out / name / "cell.json", result)
 
 
-def report(out: Path) -> str:
+def report(out: Path, names: Iterable[str]) -> str:
     """All finished cells as a Markdown table."""
     lines = [
         f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; width 16; L_inf of 255",
@@ -118,7 +110,7 @@ def report(out: Path) -> str:
         "| attack | seed | epochs | ACC | clean ACC | ASR | RA | PSNR (dB) | L_inf | trigger s | train s | MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    found = [read_json(out / cell.name / "cell.json") for cell in CELLS if (out / cell.name / "cell.json").exists()]
+    found = [read_json(out / name / "cell.json") for name in names if (out / name / "cell.json").exists()]
     for row in found:
         rates = " | ".join(f"{100 * row[rate]:.2f}" for rate in ("acc", "clean_acc", "asr", "ra"))
         spent, record = row["seconds"], row["record"]
@@ -144,19 +136,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
     options = parser.parse_args()
-    exact = [cell for cell in CELLS if cell.name == options.only]
-    wanted = exact or [cell for cell in CELLS if all(word in cell.name for word in options.only.split())]
+    cells = cells_of(options.seed, options.epochs)
+    words = options.only.split()
+    wanted = (
+        [options.only] if options.only in cells else [name for name in cells if all(word in name for word in words)]
+    )
     # One process a cell, as the peak of memory is the process's; this takes Python 3.11.
     with ProcessPoolExecutor(  # type: ignore[call-overload]
         options.workers, get_context("spawn"), initializer=start_worker, max_tasks_per_child=1
     ) as pool:
-        more = (options.seed, options.epochs, options.data, options.out)
-        jobs = {pool.submit(run, cell, *more): cell for cell in wanted}
+        jobs = {pool.submit(run, name, cells[name], options.data, options.out): name for name in wanted}
         for job in as_completed(jobs):
             job.result()
-            print("done:", jobs[job].name, flush=True)
-            write_text(options.out / "table.md", report(options.out))
-    print(report(options.out))
+            print("done:", jobs[job], flush=True)
+            write_text(options.out / "table.md", report(options.out, cells))
+    print(report(options.out, cells))
 
 
 if __name__ == "__main__":

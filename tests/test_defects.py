@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 import neural_polarizer.cli.demo as demo
-from benchmark_scripts import script
 from neural_polarizer.defenses import CLP, DEFAULT
 from neural_polarizer.defenses.recipes import make_defense
-from neural_polarizer.files import write_json
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import Site, insert
 from neural_polarizer.model_files.load import LoadedModel
@@ -38,17 +36,6 @@ def test_a_run_of_another_revision_of_the_algorithm_is_another_run() -> None:
     assert job.identity(images) == identity
     for other in (replace(job, defense=RevisedCLP()), replace(job, defense=CLP(deviations=1.0)), replace(job, seed=1)):
         assert other.identity(images) != identity
-
-
-def test_the_seconds_of_a_table_are_those_of_all_phases_of_the_defense(tmp_path: Path) -> None:
-    table = script("npd_table")
-    rates = {"acc": 0.9, "asr": 0.1, "ra": 0.8}
-    seconds = {"load": 1000.0, "suspect": 30.0, "features": 5.0, "optimise": 7.0, "evaluate": 2000.0, "total": 3042.0}
-    record = {"method": "npd", "before": rates, "after": rates, "der": 0.5, "seconds": seconds}
-    folder = tmp_path / table.VICTIMS[0].name / "purified" / "shipped-npd-0"
-    folder.mkdir(parents=True)
-    write_json(folder / "run.json", record)
-    assert table.report(tmp_path).splitlines()[-1].endswith("| 42 |")
 
 
 def test_the_demo_purifies_with_the_defaults_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import classes_of
-from neural_polarizer.cli.options import Classes, DeviceName, Out, OwnSettings, Quiet, Reading, Seed, parse_settings
+from neural_polarizer.cli.options import (
+    Classes,
+    DeviceName,
+    Out,
+    OwnSettings,
+    Quiet,
+    Reading,
+    Seed,
+    classes_of,
+    parse_settings,
+)
 from neural_polarizer.cli.output import bars, show, show_report, show_warnings
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images

@@ -1,13 +1,17 @@
 """``polarizer bench``: suites of cells, computed once, and their report."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from neural_polarizer.bench.cells import Cell, GivenCell, Planned, VictimCell
 from neural_polarizer.bench.engines import InlineEngine, RayEngine, Resources, ray_engine
@@ -19,7 +23,6 @@ from neural_polarizer.bench.sources import parse_sources
 from neural_polarizer.bench.store import Store
 from neural_polarizer.bench.suite import AXES, BenchScale, Suite, load_suite, suite_names
 from neural_polarizer.bench.work import Bench
-from neural_polarizer.cli.bench_view import watching
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
 from neural_polarizer.cli.output import console, right, show_report
@@ -34,6 +37,10 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", help="Only cells with this value on an axis; repeatable.", metavar="AXIS=VALUE"),
 ]
+
+
+_SHOWN = 12
+_NAMING = ("victim", *(axis for axis in AXES if axis not in ("victim", "victim_seed", "init")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +90,7 @@ def run(asked: RunOptions) -> None:
     with (
         store.alone(),
         _engine(asked, work, store) as place,
-        watching(found, records, total=len(cells), todo=todo, quiet=asked.quiet) as view,
+        _watching(found, records, total=len(cells), todo=todo, quiet=asked.quiet) as view,
     ):
         for cell, record in run_cells(todo, place, store):
             view.note(cell, record)
@@ -179,3 +186,60 @@ def _engine(asked: RunOptions, work: Bench, store: Store) -> AbstractContextMana
         return nullcontext(InlineEngine(work.compute))
     each = Resources(asked.cpus, asked.gpus, round(asked.memory * 1e9))
     return ray_engine(work.compute, store, each, address=asked.address, workers=asked.workers)
+
+
+class _View:
+    """The state of a run: a table on a terminal, a line for each finished cell elsewhere."""
+
+    def __init__(self, console: Console, names: Mapping[str, str], done: int, total: int, todo: int) -> None:
+        self._console = console
+        self._names = names
+        self._before, self._total, self._todo = done, total, todo
+        self._done = self._failed = 0
+        self._running: dict[str, float] = {}
+        self._begun = time.monotonic()
+
+    def note(self, cell: Cell, record: Mapping[str, Any] | None) -> None:
+        """A cell begins, or has its record."""
+        if record is None:
+            self._running[cell.id] = time.monotonic()
+            return
+        begun = self._running.pop(cell.id, time.monotonic())
+        self._done += 1
+        self._failed += record["status"] == "failed"
+        error = f": {record['error']}" if record["error"] else ""
+        if not self._console.is_terminal or error:
+            spent = time.monotonic() - begun
+            line = f"{self._done}/{self._todo} {record['status']} {self._names.get(cell.id, cell.id)} {spent:.0f} s"
+            self._console.print(line + error, markup=False, highlight=False, soft_wrap=True)
+
+    def __rich__(self) -> Group:
+        spent = time.monotonic() - self._begun
+        left = spent / self._done * (self._todo - self._done) if self._done else None
+        counts = (
+            f"{self._before + self._done - self._failed} of {self._total} done, {self._failed} failed, "
+            f"{len(self._running)} running, {spent / 60:.0f} min"
+            + ("" if left is None else f", about {left / 60:.0f} min left")
+        )
+        table = Table(box=None, show_header=False)
+        for name, begun in list(self._running.items())[:_SHOWN]:
+            table.add_row(self._names.get(name, name), f"{time.monotonic() - begun:.0f} s")
+        return Group(table, Text(counts))
+
+
+@contextmanager
+def _watching(
+    found: Sequence[Planned], records: Mapping[str, Any], *, total: int, todo: Sequence[Cell], quiet: bool
+) -> Iterator[_View]:
+    """What is told of a run and shows it; nothing if ``quiet``."""
+    shown = Console(quiet=True) if quiet else console
+    names = {each.cell.id: _name(each) for each in found}
+    done = sum(record["status"] == "done" for record in records.values())
+    view = _View(shown, names, done, total, len(todo))
+    with nullcontext() if quiet or not console.is_terminal else Live(view, console=console, refresh_per_second=2):
+        yield view
+
+
+def _name(each: Planned) -> str:
+    """A cell in words: what its axes say, defaults left out."""
+    return " ".join(str(each.labels[axis]) for axis in _NAMING if each.labels.get(axis) not in (None, "", 0))

@@ -8,8 +8,18 @@ import typer
 from rich.table import Table
 
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
-from neural_polarizer.cli.options import Classes, DeviceName, PoisonLabelText, Quiet, Reading, json_file
+from neural_polarizer.cli.options import (
+    Classes,
+    DeviceName,
+    PoisonLabelText,
+    Quiet,
+    Reading,
+    classes_of,
+    json_file,
+    parse_label,
+    read_evidence,
+    triggered_path,
+)
 from neural_polarizer.cli.output import bars, console, right, show_warnings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json

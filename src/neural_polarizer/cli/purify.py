@@ -11,7 +11,6 @@ import typer
 from neural_polarizer.audit import choose_target
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.inputs import classes_of, parse_label, read_evidence, triggered_path
 from neural_polarizer.cli.output import bars, show_report, show_warnings
 from neural_polarizer.cli.result import show_result
 from neural_polarizer.data.sources import read_images
@@ -146,16 +145,16 @@ def purify(asked: PurifyOptions) -> None:
 def _read(asked: PurifyOptions, defense: Defense) -> Purification:
     """What was asked for, with all that it names read."""
     loaded = asked.reading.model(asked.model)
-    shape, known = asked.reading.image_size(loaded), classes_of(loaded, asked.classes)
+    shape, known = asked.reading.image_size(loaded), options.classes_of(loaded, asked.classes)
     if known is not None and known.binding:
         loaded = replace(loaded, record=replace(loaded.record, classes=None))  # the images have the file's
     form: dict[str, Any] = {"num_classes": loaded.record.num_classes, "classes": known}
     pool = read_images(asked.clean, size=shape, **form)
     check_takes(loaded, pool.image_size)
-    triggered = triggered_path(asked.model, asked.triggered)
+    triggered = options.triggered_path(asked.model, asked.triggered)
     poisoned = None if asked.mixture is None else read_images(asked.mixture, size=pool.image_size, **form)
-    label = parse_label(asked.poison_label, "--poison-label")
-    evidence = read_evidence(asked.test, triggered, size=pool.image_size, poison_label=label, **form)
+    label = options.parse_label(asked.poison_label, "--poison-label")
+    evidence = options.read_evidence(asked.test, triggered, size=pool.image_size, poison_label=label, **form)
     sources = {
         "clean": asked.clean,
         "test": asked.test,
@@ -187,7 +186,9 @@ def _chosen_defense(asked: PurifyOptions, profile: str | None, device: torch.dev
         raise typer.BadParameter(f"--method {method!r}: choose one of {', '.join(DEFENSES)}, or give MODULE:CLASS")
     options.look_in_current_folder(method)
     # any class, to check the other options with; ``purify`` puts the audit's in its place
-    target = 0 if asked.target == AUTO else parse_label(asked.target, "--target", "a class number, 'next' or 'auto'")
+    target = (
+        0 if asked.target == AUTO else options.parse_label(asked.target, "--target", "a class number, 'next' or 'auto'")
+    )
     defense = make_defense(method, name=asked.preset, scale=asked.scale, profile=profile, target=target)
     given = {
         "site": asked.site,
