@@ -31,7 +31,6 @@ class Cams:
 class Focus:
     """How much of what a network looks at is the trigger."""
 
-    classes: tuple[int, ...]  # the predicted class of each triggered image
     # The share of each map's energy inside the trigger, in [0, 1]; None for a map that is 0 everywhere.
     shares: tuple[float | None, ...]
     mean: float | None  # of all shares that there are; None if there are none
@@ -42,7 +41,6 @@ class CamComparison:
     """Two networks' maps of the same triggered images."""
 
     layer: str  # whose maps they are
-    stride: tuple[float, float]  # pixels of the image for each cell of the layer's map, down and right
     # The share of each image that counts as trigger: the ``shares`` of a network that looks everywhere alike. Near 1
     # for a trigger that changes all of the image; the shares tell nothing then.
     areas: tuple[float, ...]
@@ -73,11 +71,9 @@ def compare_cams(
     layer = last_convolution(backdoored)
     before = grad_cam(backdoored, triggered, layer, device=device, batch_size=batch_size)
     after = grad_cam(purified, triggered, layer, device=device, batch_size=batch_size)
-    height, width = clean.shape[2:]
     mask = trigger_mask(clean, triggered, before.grid)
     return CamComparison(
         layer=layer,
-        stride=(height / before.grid[0], width / before.grid[1]),
         areas=tuple(mask.double().mean(dim=(1, 2)).tolist()),
         before=_focus(before, mask),
         after=_focus(after, mask),
@@ -111,12 +107,15 @@ def grad_cam(
     maps, classes, grid = [], [], (0, 0)
     for batch in images.split(batch_size):
         pixels = to_pixels(batch.to(device))
-        found, grid = _predicted(frozen, pixels, layer, name)
+        predicted, grid = _predicted(frozen, pixels, layer, name)
         # Captum would warn of having to set the flag itself.
-        cells = method.attribute(pixels.requires_grad_(), target=found, relu_attributions=True)
+        cells = method.attribute(pixels.requires_grad_(), target=predicted, relu_attributions=True)
         maps.append(LayerAttribution.interpolate(cells, images.shape[2:], "bilinear")[:, 0].detach().cpu())
-        classes.append(found.cpu())
-    return Cams(_stretched(torch.cat(maps)), torch.cat(classes), grid)
+        classes.append(predicted.cpu())
+    found = torch.cat(maps)
+    low, high = found.amin(dim=(1, 2), keepdim=True), found.amax(dim=(1, 2), keepdim=True)
+    stretched = torch.where(high > low, (found - low) / (high - low), torch.zeros_like(found))
+    return Cams(stretched, torch.cat(classes), grid)
 
 
 @torch.no_grad()
@@ -131,11 +130,6 @@ def _predicted(model: nn.Module, pixels: Tensor, layer: str, name: str) -> tuple
             "another layer, one further in front if the map is too small"
         )
     return classes, (int(seen[0].shape[2]), int(seen[0].shape[3]))
-
-
-def _stretched(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
-    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    return torch.where(high > low, (maps - low) / (high - low), torch.zeros_like(maps))
 
 
 def trigger_mask(
@@ -161,7 +155,7 @@ def energy_shares(maps: Float[Tensor, "n h w"], mask: Bool[Tensor, "n h w"]) -> 
 def _focus(cams: Cams, mask: Tensor) -> Focus:
     shares = energy_shares(cams.maps, mask)
     known = [share for share in shares if share is not None]
-    return Focus(tuple(cams.classes.tolist()), shares, sum(known) / len(known) if known else None)
+    return Focus(shares, sum(known) / len(known) if known else None)
 
 
 def overlay(images: UInt8[Tensor, "n 3 h w"], maps: Float[Tensor, "n h w"]) -> UInt8[Tensor, "n 3 h w"]:

@@ -47,15 +47,12 @@ class Bpp(BatchAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 2 <= self.levels <= 256 or self.negative_ratio < 0:
-            raise BadInputError(
-                f"Bpp needs 2 to 256 levels and a negative ratio of at least 0, got {self.levels}, "
-                f"{self.negative_ratio}"
-            )
+            found = f"got {self.levels}, {self.negative_ratio}"
+            raise BadInputError(f"Bpp needs 2 to 256 levels and a negative ratio of at least 0, {found}")
 
     def stamp(self, images: ByteImages, state: TriggerState = NOTHING) -> ByteImages:
         """Quantise."""
-        made = dithered(images, self.levels) if self.dithering else quantised(images.double(), self.levels)
-        return rounded(made)
+        return rounded(dithered(images, self.levels) if self.dithering else quantised(images.double(), self.levels))
 
     def poisoner(self, model: nn.Module, train: ImageSet, state: TriggerState, workshop: Workshop) -> "_Quantiser":
         """Batches of backdoor images, negatives and clean images."""
@@ -91,8 +88,6 @@ def dithered(images: ByteImages, levels: int) -> Float[Tensor, "n c h w"]:
     (y, t - 2 y), which do not depend on each other: so many at once.
     """
     height, width = images.shape[2:]
-    if 0 in images.shape:
-        return images.double()
     length = width + 2 * (height - 1)
     columns = torch.arange(length, device=images.device) - 2 * torch.arange(height, device=images.device)[:, None]
     inside = (columns >= 0) & (columns < width)
@@ -104,8 +99,7 @@ def dithered(images: ByteImages, levels: int) -> Float[Tensor, "n c h w"]:
         error = (old - new) * inside[:, t]
         sheared[..., t] = new
         sheared[..., t + 1] += error * (7 / 16)
-        sheared[..., 1:, t + 1] += error[..., :-1] * (3 / 16)
-        sheared[..., 1:, t + 2] += error[..., :-1] * (5 / 16)
-        sheared[..., 1:, t + 3] += error[..., :-1] * (1 / 16)
+        for step, share in ((1, 3), (2, 5), (3, 1)):
+            sheared[..., 1:, t + step] += error[..., :-1] * (share / 16)
     places = torch.arange(width, device=images.device) + 2 * torch.arange(height, device=images.device)[:, None]
     return sheared.gather(3, places.expand(*images.shape[:2], -1, -1))

@@ -26,7 +26,6 @@ from neural_polarizer.cache import SEAL
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, poison, read_triggered, triggered_test
 from neural_polarizer.data.subset import clean_subset
-from neural_polarizer.defenses import Repaired
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.devices import choose_device
 from neural_polarizer.errors import BadInputError, EnvironmentFaultError, NeuralPolarizerError
@@ -82,7 +81,8 @@ class Bench:
         except NeuralPolarizerError as raised:
             error = str(raised)
         except Exception as raised:  # a method of someone else's may raise anything; the other cells go on
-            error = f"{type(raised).__name__}: {raised} ({_where(raised)})"
+            last = traceback.extract_tb(raised.__traceback__)[-1]
+            error = f"{type(raised).__name__}: {raised} ({Path(last.filename).name}, line {last.lineno})"
         record = {
             **described(cell),
             "status": "done" if error is None else "failed",
@@ -188,7 +188,8 @@ class Bench:
             assert isinstance(trigger, LearnedTrigger), "analyses are of trained victims"
             study = analyses.distances(model, cell.defense, test, trigger, device)
             return self._with_pictures(cell, *study) | weights
-        clean = train.select(clean_subset(train, cell.n_clean or _five_percent(train), seed=cell.seed))
+        five_percent = max(1, int(len(train) * CLEAN_SHARE) // train.num_classes) * train.num_classes
+        clean = train.select(clean_subset(train, cell.n_clean or five_percent, seed=cell.seed))
         shown = None
         if getattr(cell.defense, "data", None) == "mixture":
             shown = mixture(trigger, train, len(clean), cell.seed)
@@ -204,7 +205,11 @@ class Bench:
             "seconds": sum(purified.seconds.values()),
             "phases": dict(purified.seconds),
             "n_clean": len(clean),
-            **_findings(purified),
+            "site": purified.site,
+            "suspect": purified.suspect,
+            "audit": None if purified.audit is None else purified.audit.summary,
+            "guarded": None if purified.guarded is None else asdict(purified.guarded),
+            "notes": list(purified.notes),
             **weights,
         }
         if cell.kind == "reactivation":
@@ -248,21 +253,6 @@ def failed_record(cell: Cell, error: str) -> Record:
     return {**described(cell), "status": "failed", "error": error, "result": None, "provenance": {}}
 
 
-def _findings(purified: Repaired) -> dict[str, Any]:
-    audit = purified.audit
-    return {
-        "site": purified.site,
-        "suspect": purified.suspect,
-        "audit": None if audit is None else audit.summary,
-        "guarded": None if purified.guarded is None else asdict(purified.guarded),
-        "notes": list(purified.notes),
-    }
-
-
-def _five_percent(train: ImageSet) -> int:
-    return max(1, int(len(train) * CLEAN_SHARE) // train.num_classes) * train.num_classes
-
-
 def mixture(trigger: LearnedTrigger | PublishedTrigger | None, train: ImageSet, count: int, seed: int) -> ImageSet:
     """A random part of the training set, poisoned with the victim's trigger, at its rate or at ``USUAL_RATE``."""
     rows = torch.randperm(len(train), generator=stream(seed, "mixture"))[:count]
@@ -271,11 +261,6 @@ def mixture(trigger: LearnedTrigger | PublishedTrigger | None, train: ImageSet, 
     if isinstance(trigger, LearnedTrigger):
         return trigger.attack.poisoned(train.select(rows), trigger.state, seed=seed).images
     return poison(train.select(rows), trigger, rate=USUAL_RATE, seed=seed).images
-
-
-def _where(raised: BaseException) -> str:
-    last = traceback.extract_tb(raised.__traceback__)[-1]
-    return f"{Path(last.filename).name}, line {last.lineno}"
 
 
 def reset_peak_memory() -> None:

@@ -1,24 +1,13 @@
 """``polarizer audit``."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.options import (
-    Classes,
-    DeviceName,
-    Out,
-    OwnSettings,
-    Quiet,
-    Reading,
-    Seed,
-    classes_of,
-    parse_settings,
-)
 from neural_polarizer.cli.output import bars, show, show_report, show_warnings
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
@@ -35,11 +24,7 @@ from neural_polarizer.settings import changed, setting_names
 
 FailOn = Literal["backdoor", "cannot-say"]
 REFUSED = 5
-_REFUSED: Mapping[FailOn | None, tuple[str, ...]] = {
-    None: (),
-    "backdoor": ("backdoor",),
-    "cannot-say": ("backdoor", "cannot say"),
-}
+_REFUSED = {None: (), "backdoor": ("backdoor",), "cannot-say": ("backdoor", "cannot say")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +33,25 @@ class AuditOptions:
 
     model: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of attack or transformers.")]
     clean: Annotated[str, typer.Option(help="Clean images, a data spec.")]
-    out: Out
+    out: options.Out
     purified: Annotated[
         Path | None, typer.Option(help="The same model after a defense; a folder of purify, or a file.")
     ] = None
     n_clean: Annotated[int | None, typer.Option(help="How many of the clean images to use; default: all.", min=1)] = (
         None
     )
-    reading: Reading
-    classes: Classes = None
-    device: DeviceName = None
-    seed: Seed = 0
-    own: OwnSettings = None
+    reading: options.Reading
+    classes: options.Classes = None
+    device: options.DeviceName = None
+    seed: options.Seed = 0
+    own: options.OwnSettings = None
     fail_on: Annotated[
         FailOn | None,
         typer.Option(
             help="Exit code 5 on this verdict; of the purified model if there is one, 'cannot-say' refuses both."
         ),
     ] = None
-    quiet: Quiet = False
+    quiet: options.Quiet = False
 
 
 @from_options(AuditOptions)
@@ -74,7 +59,7 @@ def audit(asked: AuditOptions) -> None:
     """Look for a backdoor with clean images only; writes audit.json and report.html."""
     place = choose_device(asked.device)
     loaded, after, pool = _read(asked)
-    settings = changed(Settings(), parse_settings(asked.own or (), setting_names(Settings())))
+    settings = changed(Settings(), options.parse_settings(asked.own or (), setting_names(Settings())))
     cost = cost_of_looks(settings, loaded.record.num_classes)
     if cost is not None and not asked.quiet:
         show_warnings((), (cost,))
@@ -93,8 +78,7 @@ def audit(asked: AuditOptions) -> None:
         )
     if not asked.quiet:
         _show(record, pool, asked.out)
-    verdict = str((record["purified"] or record)["verdict"])
-    if verdict in _REFUSED[asked.fail_on]:
+    if (record["purified"] or record)["verdict"] in _REFUSED[asked.fail_on]:
         raise typer.Exit(REFUSED)
 
 
@@ -104,7 +88,7 @@ def _read(asked: AuditOptions) -> tuple[LoadedModel, LoadedModel | None, ImageSe
     loaded = reading.model(asked.model)
     if asked.purified is not None:
         after = load_model(asked.purified, architecture=reading.network, profile=reading.profile)
-    shape, known = reading.image_size(loaded), classes_of(loaded, asked.classes)
+    shape, known = reading.image_size(loaded), options.classes_of(loaded, asked.classes)
     pool = read_images(asked.clean, size=shape, num_classes=loaded.record.num_classes, classes=known)
     check_takes(loaded, pool.image_size)
     if after is not None:

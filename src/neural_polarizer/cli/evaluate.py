@@ -7,19 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.options import (
-    Classes,
-    DeviceName,
-    PoisonLabelText,
-    Quiet,
-    Reading,
-    classes_of,
-    json_file,
-    parse_label,
-    read_evidence,
-    triggered_path,
-)
 from neural_polarizer.cli.output import bars, console, right, show_warnings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import write_json
@@ -41,25 +30,27 @@ class EvaluateOptions:
             help="Images with the trigger, for ASR and RA; triggered.parquet, or a folder with --poison-label."
         ),
     ] = None
-    json: Annotated[Path | None, typer.Option(help="Write the figures to this file, too.", callback=json_file)] = None
-    reading: Reading
-    classes: Classes = None
-    poison_label: PoisonLabelText = None
-    device: DeviceName = None
-    quiet: Quiet = False
+    json: Annotated[
+        Path | None, typer.Option(help="Write the figures to this file, too.", callback=options.json_file)
+    ] = None
+    reading: options.Reading
+    classes: options.Classes = None
+    poison_label: options.PoisonLabelText = None
+    device: options.DeviceName = None
+    quiet: options.Quiet = False
 
 
 @from_options(EvaluateOptions)
 def evaluate(asked: EvaluateOptions) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
     loaded = asked.reading.model(asked.model)
-    evidence = read_evidence(
+    evidence = options.read_evidence(
         asked.test,
-        triggered_path(asked.model, asked.triggered),
+        options.triggered_path(asked.model, asked.triggered),
         size=asked.reading.image_size(loaded),
         num_classes=loaded.record.num_classes,
-        classes=classes_of(loaded, asked.classes),
-        poison_label=parse_label(asked.poison_label, "--poison-label"),
+        classes=options.classes_of(loaded, asked.classes),
+        poison_label=options.parse_label(asked.poison_label, "--poison-label"),
     )
     if evidence.test is not None:
         check_takes(loaded, evidence.test.image_size)

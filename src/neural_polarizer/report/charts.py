@@ -1,4 +1,4 @@
-"""The geometry of a line chart; a template turns it into SVG."""
+"""The geometry of line charts; a template turns it into SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from neural_polarizer.report.values import number, percent
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 446, 14, 226
 _MARKERS_UP_TO = 25  # more epochs than this and the markers would merge into a smear
+_CURVE = (400, 120)
 _LARGEST = 1e100  # beyond it, differences and tick steps could overflow
 
 Point = tuple[float, float]
@@ -158,3 +159,21 @@ def _line(label: str, places: Sequence[Point | None], latest: str) -> Line:
         markers=known if len(known) <= _MARKERS_UP_TO else alone,
         latest=latest,
     )
+
+
+def spectrum_curve(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The singular values of a layer's change (``audit.Spectrum``) as a curve, with the numbers told beside it."""
+    changes, (width, height) = found["changes"], _CURVE
+    top = max(*changes, 1.0)
+    step = width / max(len(changes) - 1, 1)
+    dots = " ".join(f"{place * step:.1f},{height * (1 - value / top):.1f}" for place, value in enumerate(changes))
+    return {
+        "dots": dots,
+        "width": width,
+        "height": height,
+        "one": height * (1 - 1 / top),
+        "largest": f"{changes[0]:.2f}",
+        "channels": len(changes),
+        "directions": found["directions"],
+        "distance": percent(found["distance"]),
+    }

@@ -56,7 +56,10 @@ def run_audit(
     pictures, after = _pictures(first, "Original model"), None
     if purified is not None:
         second = audited(purified.model, clean, seed=seed, settings=settings, device=device, progress=progress)
-        pictures, after = [*pictures, *_pictures(second, "Purified model")], _after(purified, second)
+        pictures += _pictures(second, "Purified model")
+        layer = spectrum(purified.model)
+        after = {"path": str(purified.path), "model_sha256": purified.sha256, **_told(second)}
+        after["spectrum"] = None if layer is None else asdict(layer)
     described = asdict(loaded.record) | {"classes": loaded.record.classes or pool.classes}
     record = {"schema": 2, **_told(first), "model": {"path": str(loaded.path), **described}}
     record |= {"model_sha256": loaded.sha256, "findings": list(loaded.findings), "purified": after}
@@ -80,16 +83,6 @@ def _check(loaded: LoadedModel, purified: LoadedModel | None, out: Path) -> None
             f"{purified.path}: knows {purified.record.num_classes} classes, but {loaded.path} knows "
             f"{loaded.record.num_classes}; is it the same model?"
         )
-
-
-def _after(purified: LoadedModel, found: Audited) -> dict[str, Any]:
-    layer = spectrum(purified.model)
-    return {
-        "path": str(purified.path),
-        "model_sha256": purified.sha256,
-        **_told(found),
-        "spectrum": None if layer is None else asdict(layer),
-    }
 
 
 def _told(found: Audited) -> dict[str, Any]:

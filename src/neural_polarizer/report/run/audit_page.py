@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from neural_polarizer.report.charts import spectrum_curve
 from neural_polarizer.report.html import Picture, group_pictures, make_environment
 from neural_polarizer.report.run.advice import after_audit
 from neural_polarizer.report.run.facts import class_table
 from neural_polarizer.report.run.verdict import Tone, Verdict
 from neural_polarizer.report.values import class_name, percent
-
-_CURVE = (400, 120)
 
 _HEADLINES: Mapping[str, tuple[Tone, str]] = {
     "backdoor": ("bad", "This model probably carries a backdoor"),
@@ -49,7 +48,7 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         "after": judge_audit(after) if after else None,
         "tests": parts,
         "tables": tables,
-        "spectrum": _spectrum(after["spectrum"]) if after and after["spectrum"] else None,
+        "spectrum": spectrum_curve(after["spectrum"]) if after and after["spectrum"] else None,
         "groups": group_pictures(pictures),
         "findings": record["findings"],
         "warnings": (),
@@ -99,20 +98,3 @@ def _trust(record: Mapping[str, Any]) -> str:
             "norm. That is no proof: a backdoor that keeps its class as far as all others does not show."
         )
     return ""
-
-
-def _spectrum(found: Mapping[str, Any]) -> dict[str, Any]:
-    changes, (width, height) = found["changes"], _CURVE
-    top = max(*changes, 1.0)
-    step = width / max(len(changes) - 1, 1)
-    dots = " ".join(f"{place * step:.1f},{height * (1 - value / top):.1f}" for place, value in enumerate(changes))
-    return {
-        "dots": dots,
-        "width": width,
-        "height": height,
-        "one": height * (1 - 1 / top),
-        "largest": f"{changes[0]:.2f}",
-        "channels": len(changes),
-        "directions": found["directions"],
-        "distance": percent(found["distance"]),
-    }

@@ -1,7 +1,7 @@
 """ACC, ASR, RA and DER of a run record, each with the sentence that explains it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from neural_polarizer.report.run.verdict import ACCEPTED_LOSS
@@ -14,9 +14,9 @@ class Measure:
     short: str
     name: str
     explanation: str
-    before: float | None
-    after: float | None
     remedy: str = ""
+    before: float | None = None
+    after: float | None = None
     higher_is_better: bool = True
     single: bool = False
 
@@ -36,53 +36,48 @@ class Measure:
         return "good" if gain >= 0.0005 else "plain"  # less than that is shown as 0.0 points
 
 
+_MEASURES = (
+    Measure(
+        "ACC",
+        "Clean accuracy",
+        "Of the clean test images, the share that the model names correctly. It should stay as it was.",
+        remedy="add clean test images with --test",
+    ),
+    Measure(
+        "ASR",
+        "Attack success rate",
+        "Of the images carrying the trigger, the share that gets the answer the attacker wants. "
+        "It should fall to about zero.",
+        remedy="add images with the trigger with --triggered",
+        higher_is_better=False,
+    ),
+    Measure(
+        "RA",
+        "Recovered accuracy",
+        "Of the images carrying the trigger, the share that is named correctly all the same. It should rise.",
+        remedy="add images with the trigger and their true classes with --triggered",
+    ),
+    Measure(
+        "DER",
+        "Defense effectiveness rating",
+        "Both effects in one figure: 50% means that nothing was gained, 100% that an attack which always "
+        "worked never works now and no accuracy was lost; below 50% the repair did more harm than good.",
+        remedy="it needs both --test and --triggered",
+        single=True,
+    ),
+    Measure(
+        "clean",
+        "Accuracy on the clean images given",
+        "Of the clean images that the defense was given, the share that the model names correctly. The first "
+        "figure shows that model and images go together. The second proves little, since the defense has seen "
+        "these images.",
+    ),
+)
+"""In the order in which they are read."""
+
+
 def measures(record: Mapping[str, Any]) -> list[Measure]:
-    """The rows of the table of results, in the order in which they are read."""
-    before, after, clean = record["before"], record["after"], record["clean_acc"]
-    return [
-        Measure(
-            "ACC",
-            "Clean accuracy",
-            "Of the clean test images, the share that the model names correctly. It should stay as it was.",
-            before["acc"],
-            after["acc"],
-            remedy="add clean test images with --test",
-        ),
-        Measure(
-            "ASR",
-            "Attack success rate",
-            "Of the images carrying the trigger, the share that gets the answer the attacker wants. "
-            "It should fall to about zero.",
-            before["asr"],
-            after["asr"],
-            remedy="add images with the trigger with --triggered",
-            higher_is_better=False,
-        ),
-        Measure(
-            "RA",
-            "Recovered accuracy",
-            "Of the images carrying the trigger, the share that is named correctly all the same. It should rise.",
-            before["ra"],
-            after["ra"],
-            remedy="add images with the trigger and their true classes with --triggered",
-        ),
-        Measure(
-            "DER",
-            "Defense effectiveness rating",
-            "Both effects in one figure: 50% means that nothing was gained, 100% that an attack which always "
-            "worked never works now and no accuracy was lost; below 50% the repair did more harm than good.",
-            None,
-            record["der"],
-            remedy="it needs both --test and --triggered",
-            single=True,
-        ),
-        Measure(
-            "clean",
-            "Accuracy on the clean images given",
-            "Of the clean images that the defense was given, the share that the model names correctly. The first "
-            "figure shows that model and images go together. The second proves little, since the defense has seen "
-            "these images.",
-            clean["before"],
-            clean["after"],
-        ),
-    ]
+    """The rows of the table of results."""
+    shares = [tuple(record[when][rate] for when in ("before", "after")) for rate in ("acc", "asr", "ra")]
+    shares += [(None, record["der"]), tuple(record["clean_acc"][when] for when in ("before", "after"))]
+    return [replace(each, before=before, after=after) for each, (before, after) in zip(_MEASURES, shares, strict=True)]
