@@ -177,7 +177,6 @@ def command(*words: object) -> str:
 
 
 def row(make: Callable[[], Made], folder: Path, data: dict[str, ImageSet], more: list[str]) -> str:
-    """One line of the table."""
     (folder / "net.py").write_text(CODE)
     network, head, content, options = make()
     options = tuple(f"{folder}/{word}" if ".py:" in word else word for word in options)
@@ -211,7 +210,6 @@ def row(make: Callable[[], Made], folder: Path, data: dict[str, ImageSet], more:
 
 
 def main() -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10's train.parquet and test.parquet")
     parser.add_argument("--only", default="", help="containers whose name holds this")

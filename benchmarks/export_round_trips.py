@@ -64,7 +64,6 @@ def purified(architecture: str, seen: ImageSet) -> tuple[nn.Module, ModelRecord]
 
 
 def row(architecture: str, seen: ImageSet, folder: Path) -> str:
-    """One line of the table."""
     model, record = purified(architecture, seen)
     cells, told, largest, names = [], "", 0.0, get_args(FormatName)
     for name in names:
@@ -83,7 +82,6 @@ def row(architecture: str, seen: ImageSet, folder: Path) -> str:
 
 
 def main() -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="architectures whose name holds this")
     options = parser.parse_args()

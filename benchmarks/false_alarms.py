@@ -30,7 +30,6 @@ def accused(classes: int, correlation: float) -> float:
 
 
 def main() -> None:
-    """Print the table."""
     for classes in (6, 10, 43):
         for correlation in (0.0, 0.5, 0.8):
             print(f"{classes} classes, correlation {correlation}: {100 * accused(classes, correlation):.1f} %")

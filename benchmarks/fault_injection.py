@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,6 +202,20 @@ def damaged(place: Place) -> list[str]:
     return found
 
 
+def _read_picture(path: Path) -> None:
+    with Image.open(path) as image:
+        image.load()
+
+
+READERS: Mapping[str, Callable[[Path], object]] = {
+    ".parquet": pq.read_table,
+    ".png": _read_picture,
+    ".pt": lambda path: torch.load(path, weights_only=True),
+    ".sarif": lambda path: json.loads(path.read_text()),
+}
+"""What raises an error where a file of that kind is not whole."""
+
+
 def _wrong_with(path: Path) -> str | None:
     if path.name == SEAL:
         return damage(path.parent)
@@ -212,22 +226,12 @@ def _wrong_with(path: Path) -> str | None:
         return damage_in(path.parent, record.get("files", {}) if path.name in HOLDING_TIMES else {})
     if path.suffix == ".safetensors":
         return "no whole tensors" if kept_tensors(path) is None else None
-    if path.suffix == ".parquet":
-        pq.read_table(path)
-        return None
-    if path.suffix == ".png":
-        with Image.open(path) as image:
-            image.load()
-        return None
-    if path.suffix == ".sarif":
-        json.loads(path.read_text())
-        return None
     if path.suffix == ".html":
         return None if path.read_text().rstrip().endswith("</html>") else "cut off"
-    if path.suffix == ".pt":
-        torch.load(path, weights_only=True)
-        return None
-    return "a file that nobody expects"
+    if path.suffix not in READERS:
+        return "a file that nobody expects"
+    READERS[path.suffix](path)
+    return None
 
 
 def differences(place: Place, calm: Place) -> list[str]:
@@ -374,17 +378,17 @@ def main() -> None:
     torch.set_num_threads(1)
     for module in IMPORTED_LATE:
         importlib.import_module(module)
-    chance, tallies = random.Random(options.seed), []
+    chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = (options.keep or Path(folder)).resolve()
         root.mkdir(parents=True, exist_ok=True)
         data = prepare(root)
         if options.full_disk:
-            tallies = [full_disk(name, data, root) for name in options.only or ("attack", "purify", "export", "bench")]
+            names = options.only or ("attack", "purify", "export", "bench")
+            tallies = [full_disk(name, data, root) for name in names]
         else:
-            tallies = [
-                kill(name, data, root, options.kills, chance) for name in options.only or ("attack", "purify", "bench")
-            ]
+            names = options.only or ("attack", "purify", "bench")
+            tallies = [kill(name, data, root, options.kills, chance) for name in names]
         for line in (line for tally in tallies for line in (*tally.damaged, *tally.different)):
             print(" ", line)
     if not all(tally.well for tally in tallies):

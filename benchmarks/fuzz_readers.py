@@ -161,8 +161,6 @@ def parquet_files() -> tuple[bytes, ...]:
 
 
 def readers() -> dict[str, Reader]:
-    """All readers by name."""
-
     def model(path: Path) -> object:
         return load_model(path)
 

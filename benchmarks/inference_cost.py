@@ -13,15 +13,16 @@ of its tensors.
 import argparse
 import os
 import platform
-import time
 import weakref
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
+from npd_speed import turns
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -57,13 +58,11 @@ def original(purified: nn.Module) -> nn.Module:
     return purified
 
 
-def seconds(model: nn.Module, pixels: Tensor) -> float:
-    """Of one forward pass."""
-    started = time.perf_counter()
+def once(model: nn.Module, pixels: Tensor) -> None:
+    """One forward pass, to its end."""
     model(pixels)
     if pixels.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 class Held(TorchDispatchMode):
@@ -111,11 +110,7 @@ def peak_bytes(model: nn.Module, pixels: Tensor) -> int:
 
 def report(models: Mapping[str, nn.Module], pixels: Tensor, rounds: int) -> dict[str, Any]:
     """Print a line a model and return its figures; the first three rounds warm up and do not count."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    names = list(models)
-    for turn in range(rounds + 3):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            times[name].append(seconds(models[name], pixels))
+    times = turns({name: partial(once, model, pixels) for name, model in models.items()}, rounds + 3)
     figures = {}
     for name, model in models.items():
         found = times[name][3:]

@@ -36,14 +36,11 @@ BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", 
 
 
 def torch_name(name: str) -> str:
-    """PyTorch's name of a parameter."""
     place, _, kind = name.rpartition(".")
     return f"{place}.{BATCH_NORM.get(kind, kind)}"
 
 
 class Normalized(nn.Cell):
-    """A network behind its normalisation."""
-
     def __init__(self, network: nn.Cell, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.network = network
@@ -111,7 +108,6 @@ def predicted(cell: nn.Cell, images: Tensor) -> Tensor:
 
 
 def measured(cell: nn.Cell, test: ImageSet, triggered: TriggeredSet) -> tuple[float, float]:
-    """ACC and ASR."""
     hits = predicted(cell, test.images) == test.labels
     fooled = predicted(cell, triggered.images.images) == triggered.images.labels
     return float(hits.double().mean()), float(fooled.double().mean())

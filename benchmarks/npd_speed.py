@@ -14,11 +14,11 @@ import argparse
 import os
 import platform
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,7 +47,6 @@ def model_of(width: int) -> Normalized:
 
 
 def images_of(count: int, size: int) -> ImageSet:
-    """Noise."""
     generator = torch.Generator().manual_seed(0)
     return ImageSet(
         torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8),
@@ -208,20 +207,17 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     """(e) The peak of a process that purifies for one epoch: small width, few images, all of them at full width."""
     found = {}
     for width, images in ((16, options.images), (options.width, options.images // 5), (options.width, options.images)):
-        command = [sys.executable, __file__, "one-run", "--width", str(width), "--size", str(options.size)]
-        told = subprocess.run([*command, "--images", str(images)], check=True, capture_output=True, text=True).stdout
         name = f"{images} images, width {width}, {options.size} pixels"
-        found[name] = float(told.split()[-1])
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            found[name] = fresh.submit(peak, width, images, options.size).result()
         print(f"  {name}: peak {found[name]:.0f} MiB", flush=True)
     return {"peak_mib": found}
 
 
-def one_run(options: argparse.Namespace) -> dict[str, Any]:
-    """What ``memory`` measures; the last word printed is the peak in MiB."""
-    settings = replace(NPD(precision="bf16"), epochs=1)
-    settings.repair(model_of(options.width), images_of(options.images, options.size), seed=0)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return {}
+def peak(width: int, images: int, size: int) -> float:
+    """The peak in MiB of this process, which purifies for one epoch."""
+    replace(NPD(precision="bf16"), epochs=1).repair(model_of(width), images_of(images, size), seed=0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {
@@ -230,7 +226,6 @@ MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], in
     "ceiling": (ceiling, 0),
     "scaling": (scaling, 0),
     "memory": (memory, 2500),
-    "one-run": (one_run, 2500),
 }
 """Each measurement, and the number of images it takes."""
 

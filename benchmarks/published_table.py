@@ -133,7 +133,6 @@ def _mean(each: Sequence[Sequence[Mapping[str, Any]]], value: str) -> float:
 
 
 def main() -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("published", "real"), default="published")
     parser.add_argument("--all", action="store_true", help="a column for each defense")
@@ -159,7 +158,6 @@ def main() -> None:
 
 
 def show(rows: Sequence[Sequence[str]]) -> None:
-    """Print a table in Markdown."""
     for cells in rows:
         print("| " + " | ".join(cells) + " |")
 

@@ -62,7 +62,6 @@ def one_pass(model: nn.Module, images: Tensor) -> float:
 
 
 def main() -> None:
-    """Purify once and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network")
     parser.add_argument("--images", type=int, default=500)

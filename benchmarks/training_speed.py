@@ -61,7 +61,6 @@ class Files(Dataset[Any]):
 
 
 def plain(network: nn.Module, loader: DataLoader[Any], steps: int) -> float:
-    """Images a second of the plain loop."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     network.train()
     batches: Iterator[Any] = islice(loader, steps)

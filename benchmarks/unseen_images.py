@@ -21,12 +21,10 @@ SUITE = Path(__file__).parent / "published" / "published.toml"
 
 
 def told(figures: Metrics) -> str:
-    """In percent."""
     return " / ".join("-" if each is None else f"{100 * each:.1f}" for each in (figures.acc, figures.asr, figures.ra))
 
 
 def main() -> None:
-    """Print a line a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--models", type=Path, required=True)

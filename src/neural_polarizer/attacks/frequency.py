@@ -62,8 +62,7 @@ class FTrojan(Attack):
     def _added(self, images: ByteImages, magnitude: float) -> ByteImages:
         wave = magnitude * waves(size_of(images), self.window).to(images.device)
         gains = torch.tensor(COLOURS, dtype=torch.float64, device=images.device).sum(dim=1)
-        pattern = gains.view(-1, 1, 1) * wave
-        return rounded(images.double() + pattern)
+        return rounded(images.double() + gains.view(-1, 1, 1) * wave)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +101,9 @@ def waves(size: tuple[int, int], window: int) -> Float[Tensor, "h w"]:
     """What 1 at the coefficients (w/2 - 1, w/2 - 1) and (w - 1, w - 1) of each block of w pixels adds to a channel."""
     edge = min(window, *size)
     one = torch.zeros(edge, edge, dtype=torch.float64)
-    for k in (max(edge // 2 - 1, 1), edge - 1):
-        base = _cosine(k, edge)
+    places = 2 * torch.arange(edge, dtype=torch.float64) + 1
+    for k in (max(edge // 2 - 1, 1), edge - 1):  # columns of the inverse of the orthonormal DCT-II
+        base = math.sqrt(2 / edge) * torch.cos(math.pi * k * places / (2 * edge))
         one += torch.outer(base, base)
     rows, columns = (math.ceil(side / edge) for side in size)
     return one.repeat(rows, columns)[: size[0], : size[1]]
-
-
-def _cosine(k: int, n: int) -> Float[Tensor, " n"]:
-    """Column k > 0 of the inverse of the orthonormal DCT-II of length n."""
-    places = 2 * torch.arange(n, dtype=torch.float64) + 1
-    return math.sqrt(2 / n) * torch.cos(math.pi * k * places / (2 * n))

@@ -28,9 +28,7 @@ FEW_EPOCHS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackOptions:
-    """What can be asked of ``polarizer attack``."""
-
+class _Options:
     name: Annotated[
         str | None, typer.Argument(help=f"Which attack; {', '.join(ATTACKS)}, or MODULE:CLASS of your own.")
     ] = None
@@ -105,8 +103,8 @@ class AttackOptions:
     quiet: options.Quiet = False
 
 
-@from_options(AttackOptions)
-def attack(asked: AttackOptions) -> None:
+@from_options(_Options)
+def attack(asked: _Options) -> None:
     """Train a backdoored model; a run that was interrupted goes on where it stopped."""
     if asked.listed:
         console.print(_list())
@@ -137,13 +135,13 @@ def attack(asked: AttackOptions) -> None:
         show(f"written to {out}")
 
 
-def _planted(kind: type[Attack], base: Recipe, asked: AttackOptions) -> Attack:
+def _planted(kind: type[Attack], base: Recipe, asked: _Options) -> Attack:
     own = {**base.settings, **options.parse_settings(asked.settings or [], [field.name for field in fields(kind)])}
     rate = {} if asked.poison_rate is None else {"poison_rate": asked.poison_rate}
     return kind(**{"target": asked.target, "label_rule": asked.label_rule, **rate, **own})
 
 
-def _start(asked: AttackOptions) -> LoadedModel | None:
+def _start(asked: _Options) -> LoadedModel | None:
     """The trained network that the attack begins with; None for random weights."""
     network = options.network_named(asked.arch)
     if asked.init is None:
@@ -157,7 +155,7 @@ def _start(asked: AttackOptions) -> LoadedModel | None:
     return load_model(asked.init, architecture=network, profile=asked.profile, weights=asked.weights)
 
 
-def _victim(asked: AttackOptions, base: Recipe, start: LoadedModel | None, place: torch.device) -> Victim:
+def _victim(asked: _Options, base: Recipe, start: LoadedModel | None, place: torch.device) -> Victim:
     """What is trained, and how: the recipe's schedule with what the user asked for."""
     given: dict[str, Any] = {"batch_size": asked.batch_size, "crop_padding": asked.crop_padding, "flip": asked.flip}
     hardening = AdversarialTraining(

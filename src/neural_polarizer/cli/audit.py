@@ -28,9 +28,7 @@ _REFUSED = {None: (), "backdoor": ("backdoor",), "cannot-say": ("backdoor", "can
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions:
-    """What can be asked of ``polarizer audit``."""
-
+class _Options:
     model: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of attack or transformers.")]
     clean: Annotated[str, typer.Option(help="Clean images, a data spec.")]
     out: options.Out
@@ -54,8 +52,8 @@ class AuditOptions:
     quiet: options.Quiet = False
 
 
-@from_options(AuditOptions)
-def audit(asked: AuditOptions) -> None:
+@from_options(_Options)
+def audit(asked: _Options) -> None:
     """Look for a backdoor with clean images only; writes audit.json and report.html."""
     place = choose_device(asked.device)
     loaded, after, pool = _read(asked)
@@ -82,7 +80,7 @@ def audit(asked: AuditOptions) -> None:
         raise typer.Exit(REFUSED)
 
 
-def _read(asked: AuditOptions) -> tuple[LoadedModel, LoadedModel | None, ImageSet]:
+def _read(asked: _Options) -> tuple[LoadedModel, LoadedModel | None, ImageSet]:
     """The model, the purified one if it was named, and the clean images, which both can take."""
     reading, after = asked.reading, None
     loaded = reading.model(asked.model)

@@ -44,9 +44,7 @@ _NAMING = ("victim", *(axis for axis in AXES if axis not in ("victim", "victim_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What can be asked of ``polarizer bench run``."""
-
+class _Options:
     suites: Suites
     data: Annotated[
         list[str] | None,
@@ -69,8 +67,8 @@ class RunOptions:
     quiet: Quiet = False
 
 
-@from_options(RunOptions)
-def run(asked: RunOptions) -> None:
+@from_options(_Options)
+def run(asked: _Options) -> None:
     """Compute what is missing; a run that was killed goes on where it stopped."""
     found = _chosen(asked.suites, asked.scale, asked.only)
     cells = list({each.cell.id: each.cell for each in found}.values())
@@ -181,7 +179,7 @@ def _plan(cells: Sequence[Cell], todo: Sequence[Cell]) -> Table:
     return table
 
 
-def _engine(asked: RunOptions, work: Bench, store: Store) -> AbstractContextManager[InlineEngine | RayEngine]:
+def _engine(asked: _Options, work: Bench, store: Store) -> AbstractContextManager[InlineEngine | RayEngine]:
     if asked.engine == "inline":
         return nullcontext(InlineEngine(work.compute))
     each = Resources(asked.cpus, asked.gpus, round(asked.memory * 1e9))

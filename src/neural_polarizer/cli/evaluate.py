@@ -19,9 +19,7 @@ from neural_polarizer.plausibility import DOUBTFUL, examine
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """What can be asked of ``polarizer evaluate``."""
-
+class _Options:
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of attack or purify.")]
     test: Annotated[str, typer.Option(help="Test images, a data spec.")]
     triggered: Annotated[
@@ -40,8 +38,8 @@ class EvaluateOptions:
     quiet: options.Quiet = False
 
 
-@from_options(EvaluateOptions)
-def evaluate(asked: EvaluateOptions) -> None:
+@from_options(_Options)
+def evaluate(asked: _Options) -> None:
     """Measure ACC, and ASR and RA where there is a triggered set."""
     loaded = asked.reading.model(asked.model)
     evidence = options.read_evidence(

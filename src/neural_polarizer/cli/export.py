@@ -17,9 +17,7 @@ from neural_polarizer.runs.export import comparison_images, note_export
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What can be asked of ``polarizer export``."""
-
+class _Options:
     model: Annotated[Path, typer.Argument(help="What purify or attack wrote, or a model file.")]
     to: Annotated[FormatName, typer.Option(help="safetensors, state-dict (weights), onnx, pt2 (graph).")]
     out: Annotated[Path | None, typer.Option(help="The file to write; default: exported.* beside the model.")] = None
@@ -32,8 +30,8 @@ class ExportOptions:
     quiet: Quiet = False
 
 
-@from_options(ExportOptions)
-def export(asked: ExportOptions) -> None:
+@from_options(_Options)
+def export(asked: _Options) -> None:
     """Write a model for use elsewhere, with the polarizer folded into other layers; check what was written."""
     if asked.out is not None:
         format_of(asked.out, asked.to)  # wrong usage is told before anything is read

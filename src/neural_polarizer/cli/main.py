@@ -30,16 +30,12 @@ from neural_polarizer.files import at_home
 FAULT, INTERRUPTED, TERMINATED = 4, 130, 143
 
 
-class _InterruptError(NeuralPolarizerError):
-    """Ctrl-C, in a form that typer does not turn into a silent exit."""
+class _StoppedError(NeuralPolarizerError):
+    """Ctrl-C or SIGTERM, in a form that typer does not turn into a silent exit."""
 
-    exit_code = INTERRUPTED
-
-
-class _TerminateError(NeuralPolarizerError):
-    """SIGTERM, likewise."""
-
-    exit_code = TERMINATED
+    def __init__(self, how: str, exit_code: int) -> None:
+        super().__init__(f"{how}; start the same command again to go on")
+        self.exit_code = exit_code
 
 
 class _TerminationInterrupt(KeyboardInterrupt):
@@ -52,9 +48,9 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**options)
         except _TerminationInterrupt:
-            raise _TerminateError("terminated; start the same command again to go on") from None
+            raise _StoppedError("terminated", TERMINATED) from None
         except KeyboardInterrupt:
-            raise _InterruptError("interrupted; start the same command again to go on") from None
+            raise _StoppedError("interrupted", INTERRUPTED) from None
 
     return run
 

@@ -36,9 +36,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PurifyOptions:
-    """What can be asked of ``polarizer purify``."""
-
+class _Options:
     context: typer.Context
     model: Annotated[Path, typer.Argument(help="A checkpoint, or a folder of attack or transformers.")]
     clean: Annotated[str, typer.Option(help="Clean images: a folder or another data spec.", metavar="IMAGES")]
@@ -106,8 +104,8 @@ class PurifyOptions:
     quiet: options.Quiet = False
 
 
-@from_options(PurifyOptions)
-def purify(asked: PurifyOptions) -> None:
+@from_options(_Options)
+def purify(asked: _Options) -> None:
     """Take the backdoor out of a classifier, and write the purified model, run.json and report.html.
 
     The default method, npd-ls, inserts one small layer; docs/reference/methods.md has the others.
@@ -142,7 +140,7 @@ def purify(asked: PurifyOptions) -> None:
         show_report(asked.out / REPORT)
 
 
-def _read(asked: PurifyOptions, defense: Defense) -> Purification:
+def _read(asked: _Options, defense: Defense) -> Purification:
     """What was asked for, with all that it names read."""
     loaded = asked.reading.model(asked.model)
     shape, known = asked.reading.image_size(loaded), options.classes_of(loaded, asked.classes)
@@ -176,7 +174,7 @@ def _read(asked: PurifyOptions, defense: Defense) -> Purification:
     )
 
 
-def _chosen_defense(asked: PurifyOptions, profile: str | None, device: torch.device) -> Defense:
+def _chosen_defense(asked: _Options, profile: str | None, device: torch.device) -> Defense:
     """The defense that was asked for, with its settings; what makes no sense for it is refused.
 
     ``profile`` is the data set that the images are like, a name of ``PROFILES``, if that is known.
@@ -208,7 +206,7 @@ def _profile_of(record: ModelRecord) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _costs(asked: PurifyOptions, job: Purification) -> list[str]:
+def _costs(asked: _Options, job: Purification) -> list[str]:
     """What must be said beforehand of how long it will take."""
     classes = job.loaded.record.num_classes
     audit = cost_of_looks(Settings(), classes) if asked.target == AUTO else None
@@ -216,7 +214,7 @@ def _costs(asked: PurifyOptions, job: Purification) -> list[str]:
     return [each for each in found if each is not None]
 
 
-def _with_target(asked: PurifyOptions, job: Purification, place: torch.device) -> tuple[PurifyOptions, tuple[str, ...]]:
+def _with_target(asked: _Options, job: Purification, place: torch.device) -> tuple[_Options, tuple[str, ...]]:
     """``asked`` with the method and the target that an audit decides on, and its reason."""
     with bars(quiet=asked.quiet) as progress:
         images = chosen_images(job.pool, asked.n_clean, asked.seed)[1]

@@ -19,9 +19,7 @@ from neural_polarizer.rng import stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class SitesOptions:
-    """What can be asked of ``polarizer sites``."""
-
+class _Options:
     model: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an attack.")]
     reading: Reading
     everything: Annotated[bool, typer.Option("--all", help="Also the places that something bypasses.")] = False
@@ -29,8 +27,8 @@ class SitesOptions:
     quiet: Quiet = False
 
 
-@from_options(SitesOptions)
-def sites(asked: SitesOptions) -> None:
+@from_options(_Options)
+def sites(asked: _Options) -> None:
     """List the places where the layer can go, from the pixels to the logits; one is marked, which --site auto takes."""
     loaded = asked.reading.model(asked.model)
     shape = asked.reading.image_size(loaded)
