@@ -47,7 +47,7 @@ docs: $(INSTALLED) $(DOCS)/installed
 
 $(DOCS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet $$($(BIN)/python .ci/extra.py docs)
+	$(DOCS)/bin/python -m pip install --quiet $$($(BIN)/python .ci/requirements.py docs)
 	touch $@
 
 ## The source distribution and the wheel, into dist/.
@@ -78,7 +78,7 @@ lowest: $(INSTALLED)
 	$(PYTHON) -m venv --clear --without-pip $(LOWEST)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		"$$($(LOWEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/everything_else.pth"
-	$(BIN)/python .ci/lowest.py cli zoo demo bench > $(LOWEST)/lowest.txt
+	$(BIN)/python .ci/requirements.py --lowest cli zoo demo bench > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --requirement $(LOWEST)/lowest.txt || { \
 		echo "lowest: FAILED: pip reached no index, or pyproject.toml allows a version that nobody can install" >&2; exit 1; }
 	PYTHONPATH=src $(LOWEST)/bin/python -m pytest -o addopts= -o filterwarnings= -q $(FAST)

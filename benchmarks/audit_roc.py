@@ -12,27 +12,27 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from neural_polarizer.audit import audited
 from neural_polarizer.bench.analyses import curve_png
 from neural_polarizer.bench.cells import VictimCell
 from neural_polarizer.bench.grid import planned
-from neural_polarizer.bench.sources import Sources
-from neural_polarizer.bench.suite import parse_suite
+from neural_polarizer.bench.sources import Sources, parse_sources
+from neural_polarizer.bench.suite import load_suite, parse_suite
 from neural_polarizer.cache import home, sealed
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.files import read_json, write_bytes
-from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.runs.attack import MODEL, RECORD, Planting, cached_attack, clean_model
 
 PUBLISHED = Path(__file__).parent / "published" / "published.toml"
-DATA_SETS = ("cifar10", "gtsrb")
+DATA_SETS = {"cifar10", "gtsrb"}
 N_CLEAN = 500
 WORKING = 0.5
 """An attack counts as a backdoor from this ASR on; a weaker one is listed, and in no rate."""
@@ -63,24 +63,23 @@ class Audited:
     data: str
     target: int | str
     asr: float | None
-    load: Callable[[], nn.Module]
+    load: Callable[[], LoadedModel]
 
 
 def given(folder: Path) -> Iterator[Audited]:
     """The published models whose files are there."""
-    suite = parse_suite(PUBLISHED.read_text(encoding="utf-8"), "published", PUBLISHED.parent)
-    for name, victim in suite.given.items():
+    for name, victim in load_suite(str(PUBLISHED)).given.items():
         if victim.missing(folder) is None:
             target = "clean" if victim.trigger is None else victim.trigger.target
             asr = None if victim.trigger is None else 1.0
-            yield Audited(name, victim.data, target, asr, lambda victim=victim: victim.load(folder).model)  # type: ignore[misc]
+            yield Audited(name, victim.data, target, asr, partial(victim.load, folder))
 
 
 def trained(sources: Sources) -> Iterator[Audited]:
     """What the cache holds that was trained on these data sets; implants were, too."""
-    suite = parse_suite(PUBLISHED.read_text(encoding="utf-8"), "published", PUBLISHED.parent)
-    networks = {victim.hashes[victim.file]: victim.definition() for victim in suite.given.values()}
-    for data in sources.specs:
+    victims = load_suite(str(PUBLISHED)).given.values()
+    networks = {victim.hashes[victim.file]: victim.definition() for victim in victims}
+    for data in sorted(DATA_SETS & sources.specs.keys()):
         train, _ = sources.read(data)
         sha256 = train.sha256()
         for folder in sorted((home() / "attacks").glob("*")):
@@ -90,17 +89,12 @@ def trained(sources: Sources) -> Iterator[Audited]:
                 target = "next" if settings["label_rule"] == "all-to-all" else settings["target"]
                 name = f"{data} {record['attack']}{' implant' * bool(init)} {folder.name[:6]}"
                 network = networks[init["sha256"]] if init else None
-                yield Audited(
-                    name,
-                    data,
-                    target,
-                    record["asr"],
-                    lambda file=folder / MODEL, network=network: load_model(file, architecture=network).model,  # type: ignore[misc]
-                )
+                load = partial(load_model, folder / MODEL, architecture=network)
+                yield Audited(name, data, target, record["asr"], load)
         for folder in sorted((home() / "clean").glob("*")):
             if sealed(folder) and load_model(folder / MODEL).record.classes == train.classes:
-                name = f"{data} clean {folder.name[:6]}"
-                yield Audited(name, data, "clean", None, lambda file=folder / MODEL: load_model(file).model)  # type: ignore[misc]
+                load = partial(load_model, folder / MODEL)
+                yield Audited(f"{data} clean {folder.name[:6]}", data, "clean", None, load)
 
 
 def train_missing(sources: Sources, device: torch.device) -> None:
@@ -122,7 +116,7 @@ def chosen(train: ImageSet, seed: int) -> ImageSet:
 
 def line(each: Audited, clean: ImageSet, seed: int) -> dict[str, Any]:
     """One audit as a line of the record."""
-    model, started = each.load(), time.process_time()
+    model, started = each.load().model, time.process_time()
     found = audited(model, clean, seed=seed)
     told = {key: getattr(found, key) for key in ("verdict", "suspect", "likeliest", "p_value", "posterior", "level")}
     told |= {"accuracy": found.accuracy, "site": found.site, "reason": found.reason}
@@ -180,18 +174,14 @@ def main() -> None:
     path = asked.out / "scores.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
     if asked.only != "report":
-        here = [name for name in DATA_SETS if (asked.data / name).is_dir()]
-        specs = {
-            name: (str(asked.data / name / "train.parquet"), str(asked.data / name / "test.parquet")) for name in here
-        }
-        sources = Sources(specs)
+        sources = parse_sources([str(asked.data)])
         if asked.train:
             train_missing(sources, torch.device("cpu"))
         listed = [*(given(asked.models) if asked.models else ()), *trained(sources)]
         done = {(each["name"], each["seed"]) for each in lines}
         for seed in asked.seed or [0]:
             for each in sorted(listed, key=lambda each: each.data):
-                if (each.name, seed) in done or each.data not in specs:
+                if (each.name, seed) in done or each.data not in sources.specs:
                     continue
                 lines.append(line(each, chosen(sources.read(each.data)[0], seed), seed))
                 with path.open("a") as file:

@@ -17,7 +17,7 @@ from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench.analyses import curve_png
 from neural_polarizer.bench.cells import VictimCell
 from neural_polarizer.bench.grid import planned
-from neural_polarizer.bench.sources import Sources
+from neural_polarizer.bench.sources import parse_sources
 from neural_polarizer.bench.suite import parse_suite
 from neural_polarizer.data.poison import poison, read_triggered
 from neural_polarizer.data.subset import clean_subset
@@ -46,8 +46,7 @@ def main() -> None:
     path = asked.out / "poison.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
     done = {(each["attack"], each["share"]) for each in lines}
-    folder = asked.data / "cifar10"
-    train, test = Sources({"cifar10": (str(folder / "train.parquet"), str(folder / "test.parquet"))}).read("cifar10")
+    train, test = parse_sources([str(asked.data)]).read("cifar10")
     chosen = train.select(clean_subset(train, N_CLEAN, seed=0))
     for each in planned(parse_suite(SUITE, "poison")):
         assert isinstance(each.cell, VictimCell)

@@ -70,7 +70,12 @@ def audit(text: str) -> str:
     part = {"by_class": values, "p_value": 0.01, "level": 0.05, "suspect": 1, "likeliest": 1, "verdict": "backdoor"}
     part |= {"posterior": 0.9, "prior": 0.5, "accuracy": 0.9, "reason": None, "makes_sense": True, "nameable": {}}
     named = {"path": text, "architecture": text, "classes": [text] * 3}
-    shown: dict[str, Any] = {"findings": [text], "data": {"clean": text}, "versions": {text: text}, "model_sha256": text}
+    shown: dict[str, Any] = {
+        "findings": [text],
+        "data": {"clean": text},
+        "versions": {text: text},
+        "model_sha256": text,
+    }
     shown |= {"clean_sha256": text, "n_clean": 9, "seed": 0}
     purified = {**part, "path": text, "model_sha256": text, "spectrum": None}
     record = {**part, **shown, "model": named, "purified": purified}

@@ -60,7 +60,12 @@ class Workshop:
 
     def train(self, model: nn.Module, data: ImageSet, **own: Any) -> None:
         """``train.fit`` of the victim, by the schedule and the seed; ``own`` is what the attack adds to it."""
-        common: dict[str, Any] = {"seed": self.seed, "device": self.device, "progress": self.progress, "checkpoint": self.checkpoint}
+        common: dict[str, Any] = {
+            "seed": self.seed,
+            "device": self.device,
+            "progress": self.progress,
+            "checkpoint": self.checkpoint,
+        }
         fit(model, data, self.schedule, **common, **own)
 
 

@@ -6,9 +6,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from neural_polarizer.bench.cells import Cell
 from neural_polarizer.bench.store import Store
@@ -19,8 +18,7 @@ Compute = Callable[[Cell], Record]
 RETRIES = 3
 
 
-@dataclass(frozen=True)
-class Resources:
+class Resources(NamedTuple):
     """What one cell needs of a machine."""
 
     cpus: int = 1  # threads of torch as well

@@ -27,7 +27,7 @@ from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import DeviceName, Quiet, look_in_current_folder
 from neural_polarizer.cli.output import console, right, show_report
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.report.bench.summary import progress
+from neural_polarizer.report.bench.site import progress
 from neural_polarizer.settings import check_choice
 
 Suites = Annotated[list[str], typer.Argument(help="Names of suites, or files ending in .toml; 'list' shows them.")]

@@ -63,14 +63,10 @@ def _telling(progress: Progress) -> Progress:
 
     def tell(phase: str, done: int, total: int) -> None:
         for name in [name for name in waiting if phase.startswith(name)]:
-            show(waiting.pop(name).format(n=_n_clean(len(read_images(_TRAIN)))))
+            show(waiting.pop(name).format(n=round(CLEAN_SHARE * len(read_images(_TRAIN)))))
         progress(phase, done, total)
 
     return tell
-
-
-def _n_clean(available: int) -> int:
-    return round(CLEAN_SHARE * available)
 
 
 def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
@@ -87,7 +83,7 @@ def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
         pool=train,
         defense=make_defense(DEFAULT),
         method=DEFAULT,
-        n_clean=_n_clean(len(train)),
+        n_clean=round(CLEAN_SHARE * len(train)),
         seed=seed,
         evidence=Evidence(test=test, triggered=triggered),
         sources={"clean": train.source, "test": test.source, "triggered": str(attacked / TRIGGERED)},

@@ -1,6 +1,10 @@
-"""Prints the lowest versions that pyproject.toml allows, one NAME==VERSION a line; torch's stay as they are installed.
+"""Prints what extras of pyproject.toml ask for, one requirement a line, to install it without the package itself.
 
-python .ci/lowest.py [EXTRA...]
+python .ci/requirements.py EXTRA...
+python .ci/requirements.py --lowest [EXTRA...]
+
+With --lowest, what the package needs, too, and the lowest versions that are allowed, as NAME==VERSION; torch's stay as
+they are installed.
 """
 
 import sys
@@ -29,5 +33,8 @@ def lowest(text: str) -> str | None:
 
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-extras = [text for name in sys.argv[1:] for text in project["optional-dependencies"][name]]
-print("\n".join(filter(None, map(lowest, (*project["dependencies"], *extras)))))
+names = [name for name in sys.argv[1:] if name != "--lowest"]
+found = [text for name in names for text in project["optional-dependencies"][name]]
+if "--lowest" in sys.argv:
+    found = list(filter(None, map(lowest, (*project["dependencies"], *found))))
+print("\n".join(found))
