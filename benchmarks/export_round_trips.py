@@ -65,12 +65,11 @@ def purified(architecture: str, seen: ImageSet) -> tuple[nn.Module, ModelRecord]
 
 def row(architecture: str, seen: ImageSet, folder: Path) -> str:
     model, record = purified(architecture, seen)
-    cells, told, largest, names = [], "", 0.0, get_args(FormatName)
-    for name in names:
-        wanted: FormatName = name
+    cells, told, largest = [], "", 0.0
+    for name in get_args(FormatName):
         started = time.perf_counter()
         try:
-            done = export_model(model, folder / f"model{FORMATS[wanted].suffixes[0]}", wanted, seen, record)
+            done = export_model(model, folder / f"model{FORMATS[name].suffixes[0]}", name, seen, record)
         except BadInputError as error:
             cells.append(str(error))
             continue

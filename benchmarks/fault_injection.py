@@ -351,7 +351,9 @@ def full_disk(name: str, data: Path, root: Path) -> Tally:
                 break
             states = ("training.safetensors", "trigger.safetensors", "run.json")  # the last one grows with --fold
             tally.damaged += [
-                f"{each}: changed" for each in before if not each.endswith(states) and before[each] != _bytes(now, each)
+                f"{each}: changed"
+                for each, data_before in before.items()
+                if not each.endswith(states) and not (each in now and now[each].read_bytes() == data_before)
             ]
             free += ROOM
         tally.different += differences(place, calm)
@@ -361,10 +363,6 @@ def full_disk(name: str, data: Path, root: Path) -> Tally:
         flush=True,
     )
     return tally
-
-
-def _bytes(files: Mapping[str, Path], name: str) -> bytes | None:
-    return files[name].read_bytes() if name in files else None
 
 
 def main() -> None:

@@ -74,9 +74,6 @@ class Reader:
     read: Callable[[Path], object]
 
 
-# --- good files ---
-
-
 def bytes_of(save: Callable[[io.BytesIO], object]) -> bytes:
     buffer = io.BytesIO()
     save(buffer)
@@ -161,23 +158,14 @@ def parquet_files() -> tuple[bytes, ...]:
 
 
 def readers() -> dict[str, Reader]:
-    def model(path: Path) -> object:
-        return load_model(path)
-
-    def folder(path: Path) -> object:
-        return read_images(str(path.parent.parent))
-
     return {
         "torch zip": Reader(".pt", torch_files(), mutate_zip, read_checkpoint),
         "torch legacy": Reader(".pth", legacy_files(), mutate_legacy, read_checkpoint),
         "safetensors": Reader(".safetensors", safetensors_files(), mutate_safetensors, read_checkpoint),
-        "our record": Reader(".safetensors", our_files(), mutate_record, model),
+        "our record": Reader(".safetensors", our_files(), mutate_record, load_model),
         "parquet": Reader(".parquet", parquet_files(), mutate_parquet, lambda path: read_images(str(path))),
-        "image": Reader(".png", images(), mutate_image, folder),
+        "image": Reader(".png", images(), mutate_image, lambda path: read_images(str(path.parent.parent))),
     }
-
-
-# --- one case, and many ---
 
 
 def case(reader: Reader, seed: str) -> bytes:

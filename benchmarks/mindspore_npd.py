@@ -201,19 +201,11 @@ def main() -> None:
     seconds = {"pytorch": round(middle - started, 1), "mindspore": round(time.perf_counter() - middle, 1)}
     compared = {"mindspore": gaps(ours, theirs), "rounding": gaps(torch_purified(rounded(model)), theirs)}
     print(json.dumps({"epochs": len(ours.history), "gaps": compared, "seconds": seconds}), flush=True)
-    before = {
-        "pytorch": rates_of(npz.evaluate(model, test, triggered)),
-        "mindspore": measured(cell, test, triggered),
-    }
-    after = {
-        "pytorch": rates_of(npz.evaluate(theirs.model, test, triggered)),
-        "mindspore": measured(ours.cell, test, triggered),
-    }
-    print(json.dumps({"before": before, "after": after}))
-
-
-def rates_of(metrics: npz.Metrics) -> tuple[float | None, float | None]:
-    return metrics.acc, metrics.asr
+    found = {}
+    for when, original, twin in (("before", model, cell), ("after", theirs.model, ours.cell)):
+        rates = npz.evaluate(original, test, triggered)
+        found[when] = {"pytorch": (rates.acc, rates.asr), "mindspore": measured(twin, test, triggered)}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,10 @@ def audited(
     chosen = settings or Settings()
     net, found = found_in(model, clean, chosen, seed=seed, device=device, progress=progress)
     sense = examine(model, clean, device=device, progress=progress)
-    belief, level, reach = found.belief, chosen.looks.level, _reach(found, chosen)
+    belief, level = found.belief, chosen.looks.level
+    resolution = max(chosen.in_pixels.finest, chosen.in_features.finest)
+    aims, measures = int((belief.factors > 0).sum()), len(BY_CLASS) + len(GAINS)
+    reach = {name: nameable(found.norms[name].log(), level, aims, measures, resolution) for name in BY_CLASS}
     named = belief.accused(level)
     reason = sense.remark if sense.meaningless else None if named is not None else _too_coarse(reach)
     verdict: Verdict = "cannot say" if reason else "none seen" if named is None else "backdoor"
@@ -93,14 +96,6 @@ def audited(
         by_class=by_class(found, net.num_classes),
         found=found,
     )
-
-
-def _reach(found: Found, settings: Settings) -> dict[str, float | None]:
-    """For each measure, how near a class would have to be to be named by it only (``Audited.nameable``)."""
-    resolution = max(settings.in_pixels.finest, settings.in_features.finest)
-    aims, level = int((found.belief.factors > 0).sum()), settings.looks.level
-    measures = len(BY_CLASS) + len(GAINS)
-    return {name: nameable(found.norms[name].log(), level, aims, measures, resolution) for name in BY_CLASS}
 
 
 def _too_coarse(reach: Mapping[str, float | None]) -> str | None:

@@ -5,7 +5,8 @@ from typing import Any, get_args
 import pytest
 from report_samples import sample_record
 
-from neural_polarizer.report.run.verdict import Kind, after_audit, judge, what_now
+from neural_polarizer.report.run.advice import after_audit, what_now
+from neural_polarizer.report.run.verdict import Kind, judge
 
 RECORDS: dict[str, dict[str, Any]] = {
     "removed": {"acc": 0.97, "asr": 0.0},

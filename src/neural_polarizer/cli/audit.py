@@ -17,8 +17,8 @@ from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.check import check_takes
 from neural_polarizer.model_files.load import LoadedModel, load_model
+from neural_polarizer.report.run.advice import after_audit
 from neural_polarizer.report.run.audit_page import judge_audit, purified_part
-from neural_polarizer.report.run.verdict import after_audit
 from neural_polarizer.runs.audit import REPORT, run_audit
 from neural_polarizer.settings import changed, setting_names
 

@@ -6,10 +6,11 @@ from typing import Any
 from rich.table import Table
 
 from neural_polarizer.cli.output import console, right, show
+from neural_polarizer.report.run.advice import what_now
 from neural_polarizer.report.run.guard import guard_summary
 from neural_polarizer.report.run.measures import measures
 from neural_polarizer.report.run.story import audit_summary
-from neural_polarizer.report.run.verdict import judge, what_now
+from neural_polarizer.report.run.verdict import judge
 from neural_polarizer.report.values import count, percent, points, seconds
 
 _STYLES = {"good": "green", "bad": "red", "plain": "none"}

@@ -4,7 +4,7 @@ import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neural_polarizer.errors import BadInputError, needing
 from neural_polarizer.report.values import percent, points, seconds, visible
@@ -45,14 +45,10 @@ def make_environment() -> "Environment":
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_finalize,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
     environment.filters |= {"percent": percent, "points": _signed_points, "seconds": seconds, "flags": _mark_flags}
     return environment
-
-
-def _finalize(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _signed_points(change: float | None) -> str:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ class Planting:
         """All of it, for the record and the cache; what does not go together is refused."""
         train, test, init = self.train, self.test, self.init
         if test.num_classes != train.num_classes or test.image_size != train.image_size:
+            tested, trained = ("x".join(map(str, images.image_size)) for images in (test, train))
             raise BadInputError(
-                f"{test.source}: {test.num_classes} classes of {_pixels(test)} pixels do not go with "
-                f"{train.source}: {train.num_classes} classes of {_pixels(train)}; resize both to one size (--size)"
+                f"{test.source}: {test.num_classes} classes of {tested} pixels do not go with "
+                f"{train.source}: {train.num_classes} classes of {trained}; resize both to one size (--size)"
             )
         if init is not None and init.record.num_classes != train.num_classes:
             raise BadInputError(
@@ -123,16 +125,12 @@ class Planting:
 
     def workshop(self, state: Path, device: torch.device, progress: Progress) -> Workshop:
         """What the attack works with; ``state`` is the file for the training to go on from."""
-
-        def clean() -> nn.Module:
-            if self.init is not None:
-                return copied(self.init.model)
-            return clean_model(self.train, self.victim, device=device, progress=progress)
-
+        train, victim, init = self.train, self.victim, self.init
+        trained = partial(clean_model, train, victim, device=device, progress=progress)
         return Workshop(
-            schedule=self.victim.schedule,
-            seed=self.victim.seed,
-            clean_model=clean,
+            schedule=victim.schedule,
+            seed=victim.seed,
+            clean_model=trained if init is None else partial(copied, init.model),
             device=device,
             progress=progress,
             checkpoint=state,
@@ -228,20 +226,16 @@ def load_attack(folder: Path, own: type[Attack] | None = None) -> tuple[Attack, 
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in record["settings"].items()
         }
-        return _kind_of(record["attack"], own, folder)(**settings), load_file(folder / TRIGGER)
+        known = ATTACKS if own is None else {**ATTACKS, name_of(own): own}
+        name = str(record["attack"])
+        if name not in known:
+            raise BadInputError(
+                f"{folder / RECORD}: names the attack {printable(name, 80)}, which is none of {', '.join(ATTACKS)}; "
+                "code that a record names is never imported, so give the class itself: load_attack(folder, own=...)"
+            )
+        return known[name](**settings), load_file(folder / TRIGGER)
     except (KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
         raise BadInputError(f"{folder}: holds no whole attack ({' '.join(str(error).split())})") from None
-
-
-def _kind_of(name: object, own: type[Attack] | None, folder: Path) -> type[Attack]:
-    if own is not None and name == name_of(own):
-        return own
-    if isinstance(name, str) and name in ATTACKS:
-        return ATTACKS[name]
-    raise BadInputError(
-        f"{folder / RECORD}: names the attack {printable(str(name), 80)}, which is none of {', '.join(ATTACKS)}; code "
-        "that a record names is never imported, so give the class itself: load_attack(folder, own=...)"
-    )
 
 
 def trigger_picture(attack: Attack, test: ImageSet, state: TriggerState) -> bytes:
@@ -266,10 +260,6 @@ def _once(path: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> Trigge
 def _waiting(progress: Progress) -> Callable[[], None]:
     """Says that another run is at work on the same."""
     return lambda: progress("waiting for another run", 0, 1)
-
-
-def _pixels(images: ImageSet) -> str:
-    return "x".join(map(str, images.image_size))
 
 
 def _finished(path: Path, request: dict[str, Any]) -> dict[str, Any]:

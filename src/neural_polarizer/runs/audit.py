@@ -96,15 +96,14 @@ def _pictures(audited: Audited, group: str) -> list[Picture]:
     shown = audited.found.belief.by_aim[:-1].argsort()[:SHOWN].tolist()
     sheets = []
     for name, stand_ins in audited.found.pixels.items():
-        least = [_least(stand_ins, label) for label in shown]
-        deltas = torch.stack([stand_ins.deltas[row] for row in least if row is not None]).float().cpu()
-        known = [str(label) for label, row in zip(shown, least, strict=True) if row is not None]
+        least = {label: row for label in shown if (row := _least(stand_ins, label)) is not None}
+        deltas = torch.stack([stand_ins.deltas[row] for row in least.values()]).float().cpu()
         colours = deltas.expand(-1, 3, -1, -1) if deltas.shape[1] == 1 else deltas
         sheets.append(
             Picture(
                 title=f"The smallest perturbations, {name}",
                 caption="Added to any image, each leads most images to its class; amplified, mid grey changes nothing. "
-                f"From left to right the classes {', '.join(known)}, the most suspicious first.",
+                f"From left to right the classes {', '.join(map(str, least))}, the most suspicious first.",
                 png=contact_sheet([amplify(colours)], scale=max(1, 64 // deltas.shape[-2])),
                 group=group,
             )

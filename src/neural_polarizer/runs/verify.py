@@ -1,7 +1,8 @@
 """Whether a run's folder still holds what its record says: hashes of files and images, and figures measured anew."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ PURIFICATION_FILES = (PURIFIED, CLEAN_INDEX, REPORT)
 TOLERANCE = 0.001  # of a rate: another machine may tip a few images in ten thousand
 
 Found = TypeVar("Found", ImageSet | str, TriggeredSet | str)
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +85,10 @@ def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Me
     classes = None if known is None else known.classes
     form = _form(folder, record.get("num_classes"), None if known is None else known.image_size, classes)
     train = _training_images(record, given, form)
-    test = _images(given.test, record.get("test"), "--test", form)
+    test = _read(partial(read_images, **form), given.test, record.get("test"), "--test")
     checks = [*files, image_check("training images", record.get("data_sha256"), train)]
     test = _same(checks, "test images", record.get("test_sha256"), test)
-    triggered = _triggered(None, folder / TRIGGERED, form)
+    triggered = _read(partial(read_triggered, **form), None, folder / TRIGGERED, "--triggered")
     if any(check.what == TRIGGERED and check.holds is False for check in files):
         triggered = f"{TRIGGERED} is not that of the run"
     measured = _measured(model, test, triggered, measuring)
@@ -99,18 +101,21 @@ def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuri
     files = file_checks(folder, table(record, "files"), PURIFICATION_FILES, (POLARIZER, FOLDED))
     own = given.architecture
     original = _original(described, record.get("model_sha256"), own)
-    clean = _chosen(folder / CLEAN_INDEX, _images(given.clean, data.get("clean"), "--clean", form))
+    images = partial(read_images, **form)
+    clean = _chosen(folder / CLEAN_INDEX, _read(images, given.clean, data.get("clean"), "--clean"))
     checks = [*files, original[0], image_check("clean images", record.get("clean_sha256"), clean)]
     before, after = table(record, "before"), table(record, "after")
     test: ImageSet | str = "no test images were used"
     triggered: TriggeredSet | str = "no triggered images were used"
     if given.test is not None or data.get("test") is not None or number(after.get("acc")) is not None:
-        test = _images(given.test, data.get("test"), "--test", form)
+        test = _read(images, given.test, data.get("test"), "--test")
         test = _same(checks, "test images", record.get("test_sha256"), test)
     if given.triggered is not None or data.get("triggered") is not None or number(after.get("asr")) is not None:
         label = data.get("poison_label")
         stamped = form | ({"poison_label": label} if label == "next" or type(label) is int else {})
-        triggered = _triggered(given.triggered, data.get("triggered"), stamped)
+        triggered = _read(
+            lambda path: read_triggered(Path(path), **stamped), given.triggered, data.get("triggered"), "--triggered"
+        )
         triggered = _same(checks, "triggered images", record.get("triggered_sha256"), triggered)
     found_before = _measured(original[1], test, triggered, measuring)
     found_after = _measured(_loaded(folder / PURIFIED, architecture=own), test, triggered, measuring)
@@ -202,15 +207,13 @@ def _form(folder: Path, num_classes: Any, size: Any, classes: Any) -> dict[str, 
     }
 
 
-def _images(
-    given: str | None, recorded: Any, option: str, form: Mapping[str, Any], limit: int | None = None
-) -> ImageSet | str:
-    """The images that were named, else those that the record names; or why there are none of the latter."""
+def _read(read: Callable[[Any], Read], given: Any, recorded: Any, option: str) -> Read | str:
+    """What was named, else what the record names, read; or why there is none of the latter."""
     if given is not None:
-        return read_images(given, limit=limit, **form)
-    if not isinstance(recorded, str) or recorded.startswith("hf:"):  # which may use the network
+        return read(given)
+    if not isinstance(recorded, str | Path) or str(recorded).startswith("hf:"):  # which may use the network
         return f"the record names none on this machine; give {option}"
-    return or_why(lambda: read_images(recorded, limit=limit, **form), f"; give {option}")
+    return or_why(lambda: read(recorded), f"; give {option}")
 
 
 def _training_images(record: Mapping[str, Any], given: Given, form: Mapping[str, Any]) -> ImageSet | str:
@@ -219,7 +222,7 @@ def _training_images(record: Mapping[str, Any], given: Given, form: Mapping[str,
         if given.clean is None:
             return "the record does not say how many there were; give --clean"
         count = None
-    return _images(given.clean, record.get("data"), "--clean", form, limit=count)
+    return _read(partial(read_images, limit=count, **form), given.clean, record.get("data"), "--clean")
 
 
 def _chosen(index: Path, pool: ImageSet | str) -> ImageSet | str:
@@ -230,14 +233,6 @@ def _chosen(index: Path, pool: ImageSet | str) -> ImageSet | str:
         return pool.select(read_index(index, pool))
     except BadInputError:
         return pool
-
-
-def _triggered(given: Path | None, recorded: Any, form: Mapping[str, Any]) -> TriggeredSet | str:
-    if given is not None:
-        return read_triggered(given, **form)
-    if not isinstance(recorded, str | Path):
-        return "the record names none; give --triggered"
-    return or_why(lambda: read_triggered(Path(recorded), **form), "; give --triggered")
 
 
 def _same(checks: list[Check], what: str, recorded: Any, found: Found) -> Found | str:

@@ -28,7 +28,16 @@ _AXES = {
     "n_clean": "clean images",
     "init": "planted into",
 }
-_VALUES = {rate: rate.upper().replace("_LOST", " lost") for rate in RATES} | {"seconds": "Time", "peak_mb": "Memory"}
+_VALUES = {
+    "acc": "ACC",
+    "asr": "ASR",
+    "ra": "RA",
+    "der": "DER",
+    "acc_lost": "ACC lost",
+    "ra5": "RA5",
+    "seconds": "Time",
+    "peak_mb": "Memory",
+}
 _UNITS = {**dict.fromkeys(RATES, "%"), "seconds": "s", "peak_mb": "MB"}
 _NAMES: Mapping[str, Mapping[str, str]] = {
     "data": {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "gtsrb": "GTSRB", "tiny_imagenet": "Tiny ImageNet"},

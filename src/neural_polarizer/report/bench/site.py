@@ -11,7 +11,7 @@ from importlib.resources import files
 from itertools import chain, count
 from statistics import fmean
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neural_polarizer.report.bench import bars, names, plots
 from neural_polarizer.report.bench.results import Entry, Label, SuiteResult
@@ -33,11 +33,9 @@ _MARKS = (
     "M0 4.8l4.6-8h-9.2z",
 )
 """Shapes that tell series apart without colour, as SVG paths around the origin."""
-_NO_PICTURES: Mapping[str, Sequence[Picture]] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class _Page:
+class _Page(NamedTuple):
     """A suite with the name that its files share, and its table."""
 
     stem: str
@@ -46,7 +44,7 @@ class _Page:
 
 
 def render_site(
-    results: Sequence[SuiteResult], pictures: Mapping[str, Sequence[Picture]] = _NO_PICTURES
+    results: Sequence[SuiteResult], pictures: Mapping[str, Sequence[Picture]] = MappingProxyType({})
 ) -> dict[str, str]:
     """All files of the site by name: ``index.html``, and of each suite a page and its table as CSV, Markdown, LaTeX.
 
@@ -126,7 +124,7 @@ def _helpers() -> dict[str, Any]:
         "plot_frame": plots,
         "bar_frame": bars,
         "sought": _sought,
-        "signed": _signed,
+        "signed": lambda value, change: names.signed_text(value, change).replace("-", "\N{MINUS SIGN}"),
         "tone": _tone,
         "pretty": partial(json.dumps, indent=2, ensure_ascii=False, default=str),
         "marks": _MARKS,
@@ -143,10 +141,6 @@ def _inlined(name: str) -> "Markup":
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _signed(value: str, change: float) -> str:
-    return names.signed_text(value, change).replace("-", "\N{MINUS SIGN}")
 
 
 def _tone(value: str, change: float) -> str:

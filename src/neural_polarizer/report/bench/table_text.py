@@ -4,8 +4,8 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from neural_polarizer.report.bench.names import RATES, number_text, signed_text, text_of, unit_text, value_text
 from neural_polarizer.report.bench.tables import FAILED_ATTACK, REPEATS, Cell, Figure, Key, Table, error_of
@@ -24,8 +24,7 @@ _LATEX = {
 }
 
 
-@dataclass(frozen=True)
-class _Style:
+class _Style(NamedTuple):
     """What the formats with a cell for each number differ in."""
 
     best: str

@@ -6,8 +6,9 @@ from typing import Any
 
 from neural_polarizer.report.charts import spectrum_curve
 from neural_polarizer.report.html import Picture, group_pictures, make_environment
+from neural_polarizer.report.run.advice import after_audit
 from neural_polarizer.report.run.facts import class_table
-from neural_polarizer.report.run.verdict import Tone, Verdict, after_audit
+from neural_polarizer.report.run.verdict import Tone, Verdict
 from neural_polarizer.report.values import class_name, percent
 
 _HEADLINES: Mapping[str, tuple[Tone, str]] = {

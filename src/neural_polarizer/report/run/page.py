@@ -7,11 +7,12 @@ from typing import Any
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.report import charts
 from neural_polarizer.report.html import Picture, group_pictures, make_environment
+from neural_polarizer.report.run.advice import what_now
 from neural_polarizer.report.run.facts import class_table, fact_tables
 from neural_polarizer.report.run.guard import dial_charts, guard_summary
 from neural_polarizer.report.run.measures import measures
 from neural_polarizer.report.run.story import story
-from neural_polarizer.report.run.verdict import judge, what_now
+from neural_polarizer.report.run.verdict import judge
 from neural_polarizer.report.values import count
 
 _SCHEMA = 1

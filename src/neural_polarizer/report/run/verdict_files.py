@@ -5,8 +5,9 @@ from pathlib import PurePath, PureWindowsPath
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from neural_polarizer.report.run.advice import after_audit, what_now
 from neural_polarizer.report.run.audit_page import judge_audit, purified_part
-from neural_polarizer.report.run.verdict import Tone, Verdict, after_audit, judge, what_now
+from neural_polarizer.report.run.verdict import Tone, Verdict, judge
 from neural_polarizer.report.values import visible
 
 VERDICT = "verdict.json"
