@@ -40,6 +40,10 @@ def done(records: dict[str, bytes]) -> dict[str, dict[str, Any]]:
     return {name: record for name, record in found.items() if record["status"] == "done"}
 
 
+def rates_of(record: dict[str, Any]) -> list[float | None]:
+    return [record["result"].get(rate) for rate in RATES]
+
+
 def workers_of_ray() -> list[int]:
     """Processes that Ray computes cells in just now."""
     found = subprocess.run(["pgrep", "-f", "^ray::_computed"], capture_output=True, text=True).stdout
@@ -94,13 +98,8 @@ def main() -> None:
             print(f"run {turn + 1}: {killed}; {len(done(now))} done of {len(now)} records", flush=True)
             known = now
         found = done(known)
-        same = [
-            name
-            for name in wanted
-            if name in found
-            and all(found[name]["result"].get(rate) == wanted[name]["result"].get(rate) for rate in RATES)
-        ]
-        for name in wanted.keys() - set(same):
+        same = {name for name in wanted.keys() & found.keys() if rates_of(found[name]) == rates_of(wanted[name])}
+        for name in wanted.keys() - same:
             print("  differs:", name, found.get(name, {}).get("request"), flush=True)
         print(
             f"lost {lost}, computed twice {rewritten}, equal to the undisturbed run {len(same)} of {len(wanted)}; "

@@ -12,8 +12,6 @@ import argparse
 import io
 import os
 import platform
-import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -21,12 +19,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from npd_speed import turns
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_precision
 from neural_polarizer.models.normalize import PROFILES, Normalized
@@ -60,25 +58,14 @@ class Files(Dataset[Any]):
         return self.transform(Image.open(io.BytesIO(self.encoded[index])).convert("RGB")), self.labels[index]
 
 
-def plain(network: nn.Module, loader: DataLoader[Any], steps: int) -> float:
+def plain(network: nn.Module, loader: DataLoader[Any], steps: int) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     network.train()
-    batches: Iterator[Any] = islice(loader, steps)
-    count, started = 0, time.perf_counter()
-    for images, labels in batches:
+    for images, labels in islice(loader, steps):
         loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        count += len(labels)
-    return count / (time.perf_counter() - started)
-
-
-def ours(network: nn.Module, data: ImageSet, schedule: Schedule) -> float:
-    """Images a second of ``train.fit``."""
-    started = time.perf_counter()
-    fit(network, data, schedule, seed=0)
-    return len(data) // schedule.batch_size * schedule.batch_size / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -94,20 +81,24 @@ def main() -> None:
     data = read_images(str(options.data), limit=count)
     precision = choose_precision(torch.device("cpu"))
     schedule = Schedule(epochs=1, precision=precision)
-    rates: dict[str, list[float]] = {"plain": [], "ours": []}
-    for _ in range(options.rounds + 1):
-        loader = DataLoader(files, batch_size=128, shuffle=True, num_workers=options.workers)
-        rates["plain"].append(plain(PreActResNet18(10, options.width), loader, options.steps))
-        rates["ours"].append(ours(Normalized(PreActResNet18(10, options.width), *PROFILES["cifar10"]), data, schedule))
+    loader = DataLoader(files, batch_size=128, shuffle=True, num_workers=options.workers)
+    width, statistics = options.width, PROFILES["cifar10"]
+    found = turns(
+        {
+            "plain": lambda: plain(PreActResNet18(10, width), loader, options.steps),
+            "ours": lambda: fit(Normalized(PreActResNet18(10, width), *statistics), data, schedule, seed=0),
+        },
+        options.rounds + 1,
+    )
+    rates = {name: sorted(count / seconds for seconds in each[1:]) for name, each in found.items()}
     print(
         f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
         f"preactresnet18 of width {options.width}, batch 128, {options.rounds} rounds of {options.steps} steps, "
         f"ours in {precision}; the first round of each is left out"
     )
-    for name, found in rates.items():
-        kept = sorted(found[1:])
+    for name, kept in rates.items():
         print(f"{name}: median {median(kept):.0f} images/s ({kept[0]:.0f} to {kept[-1]:.0f})")
-    print(f"factor {median(rates['ours'][1:]) / median(rates['plain'][1:]):.2f}")
+    print(f"factor {median(rates['ours']) / median(rates['plain']):.2f}")
 
 
 if __name__ == "__main__":
