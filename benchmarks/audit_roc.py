@@ -109,13 +109,10 @@ def train_missing(sources: Sources, device: torch.device) -> None:
                     cached_attack(Planting(each.cell.attack, train, test, each.cell.victim), device=device)
 
 
-def chosen(train: ImageSet, seed: int) -> ImageSet:
-    count = max(1, N_CLEAN // train.num_classes) * train.num_classes
-    return train.select(clean_subset(train, count, seed=seed))
-
-
-def line(each: Audited, clean: ImageSet, seed: int) -> dict[str, Any]:
+def line(each: Audited, train: ImageSet, seed: int) -> dict[str, Any]:
     """One audit as a line of the record."""
+    count = max(1, N_CLEAN // train.num_classes) * train.num_classes
+    clean = train.select(clean_subset(train, count, seed=seed))
     model, started = each.load().model, time.process_time()
     found = audited(model, clean, seed=seed)
     told = {key: getattr(found, key) for key in ("verdict", "suspect", "likeliest", "p_value", "posterior", "level")}
@@ -183,7 +180,7 @@ def main() -> None:
             for each in sorted(listed, key=lambda each: each.data):
                 if (each.name, seed) in done or each.data not in sources.specs:
                     continue
-                lines.append(line(each, chosen(sources.read(each.data)[0], seed), seed))
+                lines.append(line(each, sources.read(each.data)[0], seed))
                 with path.open("a") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
                 print(each.name, seed, f"{lines[-1]['p_value']:.2g}", lines[-1]["verdict"], flush=True)

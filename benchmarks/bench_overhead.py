@@ -10,7 +10,7 @@ cells are those of a suite with many seeds; their work is to write a record.
 import argparse
 import tempfile
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +31,18 @@ seed = [{seeds}]
 """
 
 
-@dataclass(frozen=True)
-class Empty:
+def empty(store: Store, cell: Cell) -> dict[str, Any]:
     """Work that only writes a record, and a victim's files."""
-
-    store: Store
-
-    def __call__(self, cell: Cell) -> dict[str, Any]:
-        victim = cell.id if cell.needs is None else cell.needs.id
-        if isinstance(cell, VictimCell):
-            place = Path(self.store.url) / ARTEFACTS / cell.id
-            place.mkdir(parents=True, exist_ok=True)
-            for name in NEEDED:
-                (place / name).touch()
-        record = {
-            **described(cell),
-            "status": "done",
-            "error": None,
-            "result": {"acc": 0.5, "asr": 0.5, "model_sha256": victim},
-            "provenance": {},
-        }
-        self.store.write(record)
-        return record
+    victim = cell.id if cell.needs is None else cell.needs.id
+    if isinstance(cell, VictimCell):
+        place = Path(store.url) / ARTEFACTS / cell.id
+        place.mkdir(parents=True, exist_ok=True)
+        for name in NEEDED:
+            (place / name).touch()
+    result = {"acc": 0.5, "asr": 0.5, "model_sha256": victim}
+    record = {**described(cell), "status": "done", "error": None, "result": result, "provenance": {}}
+    store.write(record)
+    return record
 
 
 def main() -> None:
@@ -92,7 +82,7 @@ def measure(options: argparse.Namespace, store: Store) -> None:
             (Path(store.url) / RECORDS / f"{cell.id}.json").unlink()
         go(engine)
 
-    work = Empty(store)
+    work = partial(empty, store)
     if options.engine == "inline":
         twice(InlineEngine(work))
         return

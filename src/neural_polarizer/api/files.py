@@ -5,8 +5,7 @@ from os import PathLike
 
 from torch import nn
 
-from neural_polarizer.api.describe import record_of_model
-from neural_polarizer.api.purified import Purified
+from neural_polarizer.api.purified import Purified, record_of_model
 from neural_polarizer.defenses.form import check_one_layer
 from neural_polarizer.devices import plain_torch
 from neural_polarizer.errors import BadInputError

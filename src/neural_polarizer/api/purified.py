@@ -1,10 +1,10 @@
-"""The result of ``purify``, with all that can be done with it."""
+"""The result of ``purify``, with all that can be done with it, and what files say of a network built in Python."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -12,7 +12,6 @@ from pathlib import Path
 from torch import nn
 
 from neural_polarizer.api import Images
-from neural_polarizer.api.describe import record_of_model
 from neural_polarizer.cache import digest_tensors, key_of
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import Repaired
@@ -23,8 +22,11 @@ from neural_polarizer.files import output_folder, read_json, sha256_of_file, use
 from neural_polarizer.layer.folding import Border, Folded
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
-from neural_polarizer.model_files.record import versions
+from neural_polarizer.model_files.record import ModelRecord, versions
 from neural_polarizer.model_files.save import save_model, save_polarizer
+from neural_polarizer.models.definition import definition_of
+from neural_polarizer.models.normalize import Converted, Normalized, bare
+from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.report.run.page import render_run
 from neural_polarizer.runs.inspect import exhibits
 from neural_polarizer.runs.purification import RECORD, algorithm_of, settings_of, told_of
@@ -234,3 +236,34 @@ def _check_free(out: Path, identity: str) -> None:
 def module_of(model: Purified | nn.Module) -> nn.Module:
     """``model`` itself, or the one that ``purify`` returned."""
     return model.model if isinstance(model, Purified) else model
+
+
+def record_of_model(
+    model: nn.Module,
+    num_classes: int,
+    classes: tuple[str, ...] | None = None,
+    image_size: tuple[int, int] | None = None,
+    site: str | None = None,
+) -> ModelRecord:
+    """What is known of ``model``: all, if it was read from a file; else which code has built it.
+
+    Its polarizer is at ``site``; None for a model without one.
+    """
+    origin = getattr(model, "origin", None)
+    if isinstance(origin, ModelRecord):
+        return replace(origin, site=site or origin.site, classes=classes or origin.classes, image_size=image_size)
+    network = bare(model)
+    record = ModelRecord(
+        architecture="preactresnet18", num_classes=num_classes, classes=classes, image_size=image_size, site=site
+    )
+    if isinstance(network, PreActResNet18):
+        record = replace(record, width=network.conv1.out_channels)
+    else:
+        definition = definition_of(network)
+        record = replace(record, architecture=definition.name, definition=definition.sha256)
+    if isinstance(model, Normalized):
+        mean, std = (tuple(value.flatten().tolist()) for value in (model.mean, model.std))
+        record = replace(record, mean=mean, std=std)
+    if isinstance(model, Converted):
+        record = replace(record, grey=model.grey, output=model.output, yes_no=model.yes_no)
+    return record

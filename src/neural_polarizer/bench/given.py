@@ -21,7 +21,6 @@ from neural_polarizer.models.normalize import normalisation_named
 from neural_polarizer.settings import check_choice
 
 _VICTIM = ("file", "network", "profile", "data", "trigger")
-_KINDS = ("pixels", "add", "replace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,7 @@ def _trigger(name: str, told: Mapping[str, Any]) -> TriggerRule:
     target, pixels = told.get("target"), told.get("pixels", [])
     if type(target) is not int or target < 0 or not all(isinstance(value, str) for value in texts.values()):
         raise BadInputError(f"victim {name}: its trigger needs a target of at least 0, and texts as names of files")
-    if sum(kind in told for kind in _KINDS) != 1 or ("replace" in told) != ("mask" in told):
+    if sum(kind in told for kind in ("pixels", "add", "replace")) != 1 or ("replace" in told) != ("mask" in told):
         raise BadInputError(f"victim {name}: its trigger needs pixels, or add, or replace with mask")
     whole = isinstance(pixels, list) and all(
         isinstance(each, list) and len(each) == 3 and all(type(one) is int and 0 <= one <= 255 for one in each)

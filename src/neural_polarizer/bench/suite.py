@@ -45,7 +45,6 @@ source-specific or "-multi" for multi-target. A victim is one of the manifest's,
 trigger; so is an init, a clean one that the attack is planted into."""
 
 _KEYS = ("title", "kind", "paper", "scale", "precision", "grid", "variants", "sites", "victims", "options", "table")
-_MANIFEST = "manifest"
 VALUES = (
     *("acc", "asr", "ra", "der", "acc_lost", "ra5", "seconds", "peak_mb"),
     *("distance_targeted", "distance_untargeted", "distance_ratio"),
@@ -112,7 +111,7 @@ def parse_suite(text: str, name: str, folder: Path | None = None) -> Suite:
 
 
 def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> Suite:
-    check_keys("a key", found, (*_KEYS, _MANIFEST))
+    check_keys("a key", found, (*_KEYS, "manifest"))
     options, table = table_at(found, "options", {}), table_at(found, "table", {})
     check_keys("a key of options", options, ("attack", "defense"))
     check_keys("a key of table", table, ("rows", "columns", "values"))
@@ -126,7 +125,7 @@ def _suite(found: dict[str, Any], text: str, name: str, folder: Path | None) -> 
         raise BadInputError("it needs at least one [[grid]]")
     variants = {"": {}, **_tables(found, "variants")}
     grids = tuple(_grid(block) for block in blocks)
-    given = _manifest(found.get(_MANIFEST), folder)
+    given = _manifest(found.get("manifest"), folder)
     for grid in grids:
         for axis in ("victim", "init"):
             for victim in grid.get(axis, ()):
