@@ -157,7 +157,6 @@ def finish(words: Sequence[str], place: Place) -> float:
 
 
 def write_data(data: Path) -> None:
-    """Some digits in ``data``."""
     data.mkdir()
     digits = read_images("digits:train")
     for name, count, seed in (("train", 60, 0), ("test", 20, 1)):
@@ -320,7 +319,6 @@ def small_disk(folder: Path, kib: int) -> Iterator[None]:
 
 
 def fill(folder: Path, free: int) -> None:
-    """Fill the disk of ``folder`` up to ``free`` KiB."""
     with (folder / "ballast").open("wb") as ballast:
         there = os.statvfs(folder)
         ballast.write(bytes(max(0, there.f_bavail * there.f_frsize - free * 1024)))
