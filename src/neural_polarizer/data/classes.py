@@ -37,6 +37,7 @@ class Numbered:
     labels: np.ndarray
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()  # what the data call the classes, where that is something else
 
 
 def numbered(
@@ -76,8 +77,8 @@ def numbered(
         classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
         _check_range(labels, len(classes), source)
         if known is not None and known.binding and _is_order(classes):
-            labels = np.argsort([*map(int, classes)])[labels]
-        return Numbered(labels, classes)
+            return Numbered(np.argsort([*map(int, classes)])[labels], classes)
+        return Numbered(labels, classes, own=tuple(map(str, range(len(classes)))))
     data = _Named(labels, names, source, in_order_of_names or spoken, spoken)
     if known is None and beside is not None:
         return data.as_beside(beside, num_classes)
@@ -145,13 +146,14 @@ class _Named:
         if mapped is not None:
             return mapped
         if values is not None:
-            return replace(self._by_number(values, len(full)), classes=full)
+            found = self._by_number(values, len(full))
+            return replace(found, classes=full, own=found.classes)
         if len(self.names) == len(full):
             note = (
                 f"the data's class names ({_listed(self.names)}) are not the model's ({_listed(full)}), so they were "
                 "taken in their order; --classes FILE says another"
             )
-            return Numbered(self.labels, full, () if _only_numbers(self.names) else (note,))
+            return Numbered(self.labels, full, () if _only_numbers(self.names) else (note,), own=self.names)
         raise self._count_error(len(full))
 
     def _by_name(self, known: ClassNames, full: tuple[str, ...], *, must: bool) -> Numbered | None:

@@ -107,7 +107,7 @@ def other_classes(found: Int64[Tensor, " n"], clean: ImageSet, classes: int, fol
         inside = turn % folds == fold
         there = _matching(labels[~inside], answers[~inside])
         hits += sum(there.get(int(y)) == int(p) for y, p in zip(labels[inside], answers[inside], strict=True))
-    names = {place: clean.classes[label] for label, place in _matching(labels, answers).items()}
+    names = {place: (clean.own or clean.classes)[label] for label, place in _matching(labels, answers).items()}
     shown = [names.get(place, "?") for place in range(min(classes, 12))]
     more = f" and {classes - 12} more" if classes > 12 else ""
     what = f"with its classes in the order {', '.join(shown)}{more} (--classes FILE; Python: classes=)"
