@@ -24,6 +24,7 @@ _LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0
 CLASS_FILES = ("class_to_idx.json", "class_indices.json", "classes.json", "classes.txt", "class_names.txt")
 MAX_DEPTH = 8  # of folders below a class
 MAX_IN_REPOSITORY = 32  # entries of a folder that may be a data set's repository
+_NUMBERED = re.compile(r"(.*?)(\d+)([-_.]of[-_.]0*)(\d{1,9})(?!\d).*")  # train-00000-of-00002-0123456789abcdef.parquet
 _NO_CLASS = frozenset({IMAGES, "image", "img", "imgs", "pictures"})
 
 
@@ -96,12 +97,11 @@ def _merged(root: Path, places: list[tuple[Path, str]]) -> list[str]:
     """A note where a class has images in several folders, as one of them may hold masks or the like."""
     folders: dict[str, set[str]] = {}
     for folder, name in places:
-        folders.setdefault(name, set()).add(folder.name)
-    found = next((name for name, inside in folders.items() if len(inside) > 1), None)
+        folders.setdefault(name, set()).add(str(folder.relative_to(root)))
+    found = next((inside for inside in folders.values() if len(inside) > 1), None)
     if found is None:
         return []
-    inside = shown(sorted(folders[found])[:6])
-    return [f"{shown(root / found)}: has images in several folders, which are all taken: {inside}"]
+    return [f"{shown(root)}: a class has images in several folders, which are all taken: {shown(sorted(found)[:6])}"]
 
 
 def _names_beside(tree: Tree, names: list[str]) -> tuple[ClassNames | None, tuple[str, ...]]:
@@ -139,7 +139,26 @@ def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
             f"{shown(tree.root)}: would mix training and test data; name one file of: {listed}; or a split, as hf:"
             f"{shown(tree.root)}:train (extra hf)"
         )
+    _check_whole(paths)
     return parquet_rows([tree.inside(path) for path in paths])
+
+
+def _check_whole(paths: list[Path]) -> None:
+    """Refuse numbered files of which one is not there, as after a download that was broken off."""
+    sets: dict[tuple[str, str], dict[int, re.Match[str]]] = {}
+    for path in paths:
+        if found := _NUMBERED.fullmatch(path.name):
+            sets.setdefault((str(path.parent / found[1]), found[4]), {})[int(found[2])] = found
+    for (start, count), there in sets.items():
+        first = int(int(count) in there)  # some count from 1
+        missing = next(number for number in range(first, len(there) + first + 1) if number not in there)
+        if missing < int(count) + first:
+            found = there[min(there)]
+            name = f"{missing:0{len(found[2])}}{found[3]}{count}"
+            raise BadInputError(
+                f"{shown(start + name)}*: missing, of {int(count)} numbered files only {len(there)} are there; fetch "
+                "the others, or, where these are all that you want, name one file or rename them"
+            )
 
 
 def _check_layout(root: Path, classes: list[str]) -> None:
@@ -154,7 +173,7 @@ def _check_layout(root: Path, classes: list[str]) -> None:
     alike = classes if all(name in splits or _LIKE_A_SPLIT.fullmatch(name) for name in classes) else splits
     nested = [name for name in alike if next(_folders(root / name), None) is not None or _is_annotated(root / name)]
     if nested and (len(alike) == len(classes) or len(alike) > 1):
-        listed = " or ".join(shown(root / name) for name in alike[:6])
+        listed = " or ".join(shown(root / name) for name in nested[:6])
         raise BadInputError(f"{shown(root)}: holds splits, each a folder in a class folder; did you mean {listed}?")
     if splits and len(splits) == len(classes):
         raise BadInputError(f"{shown(root)}: its folders {shown(splits)} are splits without class folders in them")
