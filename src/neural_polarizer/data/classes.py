@@ -87,13 +87,15 @@ def numbered(
 
 def _all_of(known: ClassNames, num_classes: int | None) -> tuple[str, ...]:
     """A name for each of the model's classes, the number where it has none."""
-    count = num_classes or len(known.names)
-    if len(known.names) > count:
-        named, counted = _listed([*filter(None, known.names)]), "" if known.names[0] else "; numbers count from 0"
+    count, given = num_classes or len(known.names), len(known.names)
+    if given > count or (known.binding and given < count and all(known.names)):
+        what = "all of them, in its order, also those without images" if given < count else "these alone, in its order"
+        counted = "" if known.names[0] else "; numbers count from 0"
         raise BadInputError(
-            f"{known.said_by}: names {len(known.names)} classes ({named}), but {count} are expected{counted}"
+            f"{known.said_by}: names {given} classes ({_listed([*filter(None, known.names)])}), but the model has "
+            f"{count}; name {what}{counted}"
         )
-    return tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - len(known.names)))))
+    return tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - given))))
 
 
 @dataclass(frozen=True)
