@@ -70,6 +70,8 @@ def test_the_command_compares_on_what_it_is_given_or_on_random_pixels(
     (folder / "run.json").write_text(json.dumps(record | {"data": "all"}))
     assert "names no clean images on this machine" in run(capsys, *words).out
     (folder / "run.json").unlink()
+    assert "exported.pt: is there already; to write over it" in run(capsys, *words).err
+    (folder / "exported.pt").unlink()
     assert "(random pixels, without --images)" in run(capsys, *words).out
     quiet = run(capsys, *words, "--quiet", "--out", folder / "b.pth")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
