@@ -131,7 +131,10 @@ def _csv(text: str, where: str) -> Sequence[dict[str, Any]]:
     fields = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     if len(set(fields)) < len(fields):
         raise BadInputError(f"{where}: names a column twice")
-    return _bounded(list(islice(reader, MAX_ROWS + 1)), where)
+    rows: list[dict[Any, Any]] = _bounded(list(islice(reader, MAX_ROWS + 1)), where)
+    if any(any(row.get(None, ())) for row in rows):  # under None is what is behind the last column
+        raise BadInputError(f"{where}: a row has more cells than the header; put texts with commas in double quotes")
+    return rows
 
 
 def _jsonl(text: str, where: str) -> Sequence[dict[str, Any]]:
@@ -154,4 +157,5 @@ def _text(path: Path) -> str:
             raise BadInputError(f"{shown(path)}: not a regular file of reasonable size")
         return text_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{shown(path)}: cannot be read ({one_line(error)})") from None
+        remedy = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise BadInputError(f"{shown(path)}: cannot be read ({one_line(error)}){remedy}") from None
