@@ -60,6 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     that write the same file wait for each other.
 
     Raises:
+        BadInputError: there is no such folder.
         EnvironmentFaultError: the disk is full, or writing failed for another reason of the machine's.
     """
     temporary = path.with_name(f".{path.name}.part")
@@ -77,6 +78,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
     except OSError as error:
+        if not path.parent.is_dir():
+            raise BadInputError(f"cannot write {path}: its folder is not there; make it first") from None
         raise EnvironmentFaultError(f"cannot write {path}: {error.strerror or error}") from error
 
 
