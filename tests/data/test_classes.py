@@ -141,6 +141,8 @@ def test_a_file_that_names_too_few_classes_is_refused(names: tuple[str, ...] | N
             BadInputError, match=r"order\.txt: names 2 classes \(ant, zebra\), but the model has 3; name "
         ):
             number(names, class_names(said, said_by="order.txt"), [0, 1], num_classes=3)
+    with pytest.raises(BadInputError, match=r"order\.txt: names 2 classes, but data has the label 2; name all classes"):
+        number(None, class_names(["ant", "zebra"], said_by="order.txt"), [0, 1, 2])
     assert number(("zebra",), class_names({2: "zebra"}, said_by="order.txt"), num_classes=4).labels.tolist() == [2]
 
 

@@ -75,6 +75,11 @@ def numbered(
     if names is None:
         count = num_classes if num_classes is not None else int(labels.max()) + 1
         classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
+        if known is not None and labels.min() == 0 and labels.max() >= len(classes):
+            raise BadInputError(
+                f"{known.said_by}: names {len(classes)} classes, but {source} has the label {labels.max()}; name all "
+                "classes of the model, in its order"
+            )
         _check_range(labels, len(classes), source)
         if known is not None and known.binding and _is_order(classes):
             return Numbered(np.argsort([*map(int, classes)])[labels], classes)
