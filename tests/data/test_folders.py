@@ -253,6 +253,15 @@ def test_numbered_files_of_which_one_is_missing_are_refused(tmp_path: Path, name
     assert len(read_images(str(tmp_path / "data" / f"{names[0]}.parquet"))) == 2
 
 
+def test_numbered_files_of_two_uploads_are_not_mixed(tmp_path: Path) -> None:
+    images = read_images(str(folder(tmp_path / "images", cat=1, dog=1)))
+    (tmp_path / "data").mkdir()
+    for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
+        write_images(tmp_path / "data" / f"{name}.parquet", images)
+    with pytest.raises(BadInputError, match=r"train-\*: files of several numberings, of 00001 and 00002; keep one"):
+        read_images(str(tmp_path / "data"))
+
+
 @pytest.mark.parametrize("names", [["a-00001-of-00002", "a-00002-of-00002"], ["a-0-of-2-x", "a-1-of-2-y"], ["a-of-2"]])
 def test_numbered_files_that_are_all_there_are_read(tmp_path: Path, names: list[str]) -> None:
     images = read_images(str(folder(tmp_path / "images", cat=1, dog=1)))

@@ -141,7 +141,9 @@ class _Named:
             return self.as_known(beside, _all_of(beside, num_classes))
         except BadInputError:
             found = self.by_own_names(num_classes)
-        note = f"{beside.said_by} names other classes, so it was not used; --classes FILE says which is which"
+        note = (
+            f"{beside.said_by} names other classes or too few, so it was not used; --classes FILE says which is which"
+        )
         return replace(found, notes=(*found.notes, note))
 
     def as_known(self, known: ClassNames, full: tuple[str, ...]) -> Numbered:

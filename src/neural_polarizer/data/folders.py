@@ -14,7 +14,7 @@ from neural_polarizer.data.class_files import read_class_names
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES, shown
-from neural_polarizer.data.rows import SPLITS, Rows, is_saved_to_disk, label_in
+from neural_polarizer.data.rows import SPLITS, Rows, check_whole, is_saved_to_disk, label_in
 from neural_polarizer.data.tree import Tree, is_hidden
 from neural_polarizer.errors import BadInputError
 
@@ -24,7 +24,6 @@ _LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0
 CLASS_FILES = ("class_to_idx.json", "class_indices.json", "classes.json", "classes.txt", "class_names.txt")
 MAX_DEPTH = 8  # of folders below a class
 MAX_IN_REPOSITORY = 32  # entries of a folder that may be a data set's repository
-_NUMBERED = re.compile(r"(.*?)(\d+)([-_.]of[-_.]0*)(\d{1,9})(?!\d).*")  # train-00000-of-00002-0123456789abcdef.parquet
 _NO_CLASS = frozenset({IMAGES, "image", "img", "imgs", "pictures"})
 
 
@@ -139,26 +138,8 @@ def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
             f"{shown(tree.root)}: would mix training and test data; name one file of: {listed}; or a split, as hf:"
             f"{shown(tree.root)}:train (extra hf)"
         )
-    _check_whole(paths)
+    check_whole(paths)
     return parquet_rows([tree.inside(path) for path in paths])
-
-
-def _check_whole(paths: list[Path]) -> None:
-    """Refuse numbered files of which one is not there, as after a download that was broken off."""
-    sets: dict[tuple[str, str], dict[int, re.Match[str]]] = {}
-    for path in paths:
-        if found := _NUMBERED.fullmatch(path.name):
-            sets.setdefault((str(path.parent / found[1]), found[4]), {})[int(found[2])] = found
-    for (start, count), there in sets.items():
-        first = int(int(count) in there)  # some count from 1
-        missing = next(number for number in range(first, len(there) + first + 1) if number not in there)
-        if missing < int(count) + first:
-            found = there[min(there)]
-            name = f"{missing:0{len(found[2])}}{found[3]}{count}"
-            raise BadInputError(
-                f"{shown(start + name)}*: missing, of {int(count)} numbered files only {len(there)} are there; fetch "
-                "the others, or, where these are all that you want, name one file or rename them"
-            )
 
 
 def _check_layout(root: Path, classes: list[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from neural_polarizer.data.decode import Source, one_line, shown
 from neural_polarizer.data.labels import class_labels
-from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
+from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, check_whole, pick
 from neural_polarizer.errors import BadInputError
 
 
@@ -73,6 +73,8 @@ def hugging_face_rows(text: str) -> Rows:
     """A split of a data set that the Hugging Face ``datasets`` package can load (it may use the network)."""
     repo, _, split = text.partition(":")
     datasets = _package("datasets", "hf", f"hf:{shown(repo)}")
+    local = sorted(Path(repo).rglob("*.parquet")) if repo else []
+    check_whole([path for path in local if (split or "train") in path.name])
     try:
         data = datasets.load_dataset(repo, split=split or "train")
     except Exception as error:  # its own kinds, pyarrow's and the network's
