@@ -66,7 +66,7 @@ def test_no_command_writes_over_a_file_that_is_not_ours(
 
 
 def test_python_writes_over_no_file_that_is_not_ours(tmp_path: Path) -> None:
-    purified = npz.purify(tiny_model(), tiny_images(), "ft", device="cpu", force=True, **{"schedule.epochs": 1})
+    purified = npz.purify(tiny_model(), tiny_images(), npz.NPD(epochs=1), site="auto", device="cpu", force=True)
     (tmp_path / "report.html").write_bytes(MINE)
     with pytest.raises(BadInputError, match=r"report\.html: is there already and would be lost"):
         purified.save(tmp_path)

@@ -73,21 +73,26 @@ def numbered(
     if known is not None and not known.binding and _only_numbers(known.names):
         known = None  # it tells nothing
     if names is None:
-        count = num_classes if num_classes is not None else int(labels.max()) + 1
-        classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
-        if known is not None and labels.min() == 0 and labels.max() >= len(classes):
-            raise BadInputError(
-                f"{known.said_by}: names {len(classes)} classes, but {source} has the label {labels.max()}; name all "
-                "classes of the model, in its order"
-            )
-        _check_range(labels, len(classes), source)
-        if known is not None and known.binding and _is_order(classes):
-            return Numbered(np.argsort([*map(int, classes)])[labels], classes)
-        return Numbered(labels, classes, own=tuple(map(str, range(len(classes)))))
+        return _by_value(labels, known, num_classes, source)
     data = _Named(labels, names, source, in_order_of_names or spoken, spoken)
     if known is None and beside is not None:
         return data.as_beside(beside, num_classes)
     return data.by_own_names(num_classes) if known is None else data.as_known(known, _all_of(known, num_classes))
+
+
+def _by_value(labels: np.ndarray, known: ClassNames | None, num_classes: int | None, source: str) -> Numbered:
+    """Labels without names, which are class numbers unless the user says which number is which."""
+    count = num_classes if num_classes is not None else int(labels.max()) + 1
+    classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
+    if known is not None and labels.min() == 0 and labels.max() >= len(classes):
+        raise BadInputError(
+            f"{known.said_by}: names {len(classes)} classes, but {source} has the label {labels.max()}; name all "
+            "classes of the model, in its order"
+        )
+    _check_range(labels, len(classes), source)
+    if known is not None and known.binding and _is_order(classes):
+        return Numbered(np.argsort([*map(int, classes)])[labels], classes)
+    return Numbered(labels, classes, own=tuple(map(str, range(len(classes)))))
 
 
 def _all_of(known: ClassNames, num_classes: int | None) -> tuple[str, ...]:
@@ -141,9 +146,7 @@ class _Named:
             return self.as_known(beside, _all_of(beside, num_classes))
         except BadInputError:
             found = self.by_own_names(num_classes)
-        note = (
-            f"{beside.said_by} names other classes or too few, so it was not used; --classes FILE says which is which"
-        )
+        note = f"{beside.said_by} names other classes, so it was not used; --classes FILE says which is which"
         return replace(found, notes=(*found.notes, note))
 
     def as_known(self, known: ClassNames, full: tuple[str, ...]) -> Numbered:
