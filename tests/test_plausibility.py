@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Normalized
 from neural_polarizer.data.classes import ClassNames
+from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import Defense, Outcome, Run
@@ -134,6 +135,16 @@ def test_the_order_that_is_proposed_is_in_the_names_that_the_data_have(tmp_path:
     assert order == [own[(place + 2) % K] for place in range(K)]
     assert examine(Nearest(), read_images(str(tmp_path), classes=order)).accuracy == 1.0
     assert npz.evaluate(Nearest(), read, classes=order, device="cpu").acc == 1.0
+
+
+def test_where_some_classes_have_no_images_the_numbers_of_the_others_are_proposed() -> None:
+    images = patches()
+    images = images.select(images.labels < 3)
+    given = [(pixels, "pqr"[label]) for pixels, label in zip(images.images, images.labels.tolist(), strict=True)]
+    read = as_image_set(given, classes={"q": 0, "r": 1, "p": 2})
+    said = str(examine(Nearest(), read).remark)
+    assert "with its classes under the numbers q: 1, r: 2, p: 0 (--classes FILE; " in said
+    assert npz.evaluate(Nearest(), given, classes={"q": 1, "r": 2, "p": 0}, device="cpu").acc == 1.0
 
 
 def test_labels_without_names_are_put_in_order_by_their_numbers() -> None:

@@ -136,11 +136,10 @@ def test_what_the_user_says_binds() -> None:
 
 @pytest.mark.parametrize("names", [("ant", "zebra"), ("0", "1"), None])
 def test_a_file_that_names_too_few_classes_is_refused(names: tuple[str, ...] | None) -> None:
-    for said in (["ant", "zebra"], {"ant": 0, "zebra": 1}):
-        with pytest.raises(
-            BadInputError, match=r"order\.txt: names 2 classes \(ant, zebra\), but the model has 3; name "
-        ):
-            number(names, class_names(said, said_by="order.txt"), [0, 1], num_classes=3)
+    with pytest.raises(BadInputError, match=r"names 2 classes \(ant, zebra\), but the model has 3; name all"):
+        number(names, class_names(["ant", "zebra"], said_by="order.txt"), [0, 1], num_classes=3)
+    some = class_names({"ant": 0, "zebra": 1}, said_by="order.json")
+    assert number(names, some, [0, 1], num_classes=3).classes == ("ant", "zebra", "2")
     with pytest.raises(BadInputError, match=r"order\.txt: names 2 classes, but data has the label 2; name all classes"):
         number(None, class_names(["ant", "zebra"], said_by="order.txt"), [0, 1, 2])
     assert number(("zebra",), class_names({2: "zebra"}, said_by="order.txt"), num_classes=4).labels.tolist() == [2]

@@ -28,6 +28,7 @@ class ClassNames:
     # The user says so, and then data of other names are refused. Names that a model came with are only applied where
     # the data have the same ones.
     binding: bool = False
+    some: bool = False  # whether their numbers were said, too, so that other classes may have no name
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def _by_value(labels: np.ndarray, known: ClassNames | None, num_classes: int | N
 def _all_of(known: ClassNames, num_classes: int | None) -> tuple[str, ...]:
     """A name for each of the model's classes, the number where it has none."""
     count, given = num_classes or len(known.names), len(known.names)
-    if given > count or (known.binding and given < count and all(known.names)):
-        what = "all of them, in its order, also those without images" if given < count else "these alone, in its order"
+    if given > count or (known.binding and given < count and not known.some):
+        some = "all of them, in its order, or some as JSON, {name: number}"
+        what = some if given < count else "these alone, in its order"
         counted = "" if known.names[0] else "; numbers count from 0"
         raise BadInputError(
             f"{known.said_by}: names {given} classes ({_listed([*filter(None, known.names)])}), but the model has "
@@ -143,7 +145,7 @@ class _Named:
     def as_beside(self, beside: ClassNames, num_classes: int | None) -> Numbered:
         """By the names in a file beside the data, unless it does not fit them."""
         try:
-            return self.as_known(beside, _all_of(beside, num_classes))
+            return self.as_known(beside, _all_of(replace(beside, some=False), num_classes))
         except BadInputError:
             found = self.by_own_names(num_classes)
         note = f"{beside.said_by} names other classes, so it was not used; --classes FILE says which is which"
@@ -257,7 +259,7 @@ def class_names(found: ClassNames | Sequence[str] | Mapping[Any, Any], *, said_b
     names = [""] * (max(numbers) + 1)
     for n, text in zip(numbers, texts, strict=True):
         names[n] = text
-    return ClassNames(tuple(names), said_by=said_by, binding=True)
+    return ClassNames(tuple(names), said_by=said_by, binding=True, some=isinstance(found, Mapping))
 
 
 def _mapping_note(
