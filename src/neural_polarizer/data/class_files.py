@@ -30,8 +30,10 @@ def read_class_names(path: Path) -> ClassNames:
         if path.stat().st_size > MAX_BYTES:
             raise BadInputError(f"{path}: too large for a file of class names")
         text = text_of(path.read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise BadInputError(f"{path}: cannot be read as text ({one_line(error)}); save it as UTF-8") from None
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({one_line(error)})") from None
     parsed: Any = _of_lines([line.strip() for line in text.splitlines() if line.strip()])
     if text.lstrip()[:1] in ("[", "{"):
         try:
