@@ -18,6 +18,7 @@ from neural_polarizer.defenses import (
     EntropyPruning,
     FineTuning,
 )
+from neural_polarizer.files import UNFINISHED
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.runs.inspect import Evidence
@@ -110,8 +111,10 @@ def test_the_result_of_an_older_algorithm_is_not_shown_as_that_of_this_one(
 
 def test_a_layer_that_a_killed_run_left_is_taken_away(runs: Path, tmp_path: Path, capsys: Capsys) -> None:
     (tmp_path / "polarizer.safetensors").write_bytes(b"of another method")
+    (tmp_path / UNFINISHED).touch()
     assert run(capsys, *words("ft", runs, tmp_path)).code == 0
     assert not (tmp_path / "polarizer.safetensors").exists()
+    assert not (tmp_path / UNFINISHED).exists()
 
 
 def test_a_model_with_a_polarizer_keeps_it_when_it_is_fine_tuned(runs: Path, tmp_path: Path, capsys: Capsys) -> None:

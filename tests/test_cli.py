@@ -131,13 +131,23 @@ def test_a_file_for_figures_replaces_nothing_but_json(runs: Path, tmp_path: Path
     words = (command, runs / "attack", *(("--test", runs / "test.parquet") if command == "evaluate" else ()))
     model = tmp_path / "model.pt"
     model.write_bytes(b"PK, as a model begins")
-    for there in (model, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_sha256": "", "acc": 1}')
+    for there in (model, tmp_path, tmp_path / "config.json"):
         done = run(capsys, *words, "--json", there)
-        message = f"error: --json {there}: is there already and no file of JSON; choose another name\n"
+        message = f"error: --json {there}: is there already, with other content; choose another name\n"
         assert (done.code, done.err) == (2, message)
     assert model.read_bytes() == b"PK, as a model begins"
     for _ in range(2):
         assert run(capsys, *words, "--json", tmp_path / "a.json").code == 0
+    lost = run(capsys, *words, "--json", tmp_path / "gone" / "a.json")
+    assert (lost.code, "gone/a.json: its folder is not there; make it first" in lost.err) == (3, True)
+
+
+@pytest.mark.parametrize("option", ["--out", "--triggered"])
+def test_a_path_that_no_system_takes_is_one_line(runs: Path, capsys: Capsys, option: str) -> None:
+    command = ("audit", "--clean") if option == "--out" else ("evaluate", "--test")
+    done = run(capsys, command[0], runs / "attack", command[1], runs / "test.parquet", option, runs / ("x" * 300))
+    assert (done.code, done.err.count("\n"), "ile name too long" in done.err) == (3, 1, True)
 
 
 @pytest.mark.long

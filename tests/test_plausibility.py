@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import neural_polarizer as npz
 from neural_polarizer import BadInputError, ImageSet, Normalized, plausibility
+from neural_polarizer.data.classes import ClassNames
+from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.parquet import write_images
+from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import Defense, Outcome, Run
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model
@@ -58,6 +62,10 @@ def test_the_tail_of_the_binomial_is_the_sum_of_its_terms(hits: int, count: int,
 def test_a_good_model_is_let_through_without_a_word() -> None:
     found = examine(Nearest(), patches())
     assert (found.accuracy, found.num_classes, found.remark, found.meaningless) == (1.0, K, None, False)
+
+
+def write_png(path: Path, pixels: Tensor) -> None:
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
 
 
 def rotated(images: ImageSet, by: int) -> ImageSet:
@@ -105,8 +113,48 @@ def test_what_the_message_names_is_what_helps() -> None:
     said = npz.purify  # the order that the message lists, given back as classes=
     with pytest.raises(BadInputError) as caught:
         said(model, images, "ft", device="cpu")
-    order = str(caught.value).partition("in the order ")[2].partition(" (")[0].split(", ")
+    order = proposed(str(caught.value))
     assert npz.evaluate(model, images, classes=order, device="cpu").acc == 1.0
+
+
+def proposed(said: str) -> list[str]:
+    return said.partition("in the order ")[2].partition(" (")[0].split(", ")
+
+
+@pytest.mark.parametrize("own", ["pqrstu", "012345", "123456"])
+@pytest.mark.parametrize("binding", [False, True])
+def test_the_order_that_is_proposed_is_in_the_names_that_the_data_have(tmp_path: Path, own: str, binding: bool) -> None:
+    images = rotated(patches(), 2)
+    for i, label in enumerate(images.labels.tolist()):
+        (tmp_path / own[label]).mkdir(exist_ok=True)
+        write_png(tmp_path / own[label] / f"{i}.png", images.images[i])
+    known = ClassNames(tuple("abcdef"), binding=binding and own != "pqrstu")
+    read = read_images(str(tmp_path), classes=known)
+    assert read.classes == tuple("abcdef")
+    order = proposed(str(examine(Nearest(), read).remark))
+    assert order == [own[(place + 2) % K] for place in range(K)]
+    assert examine(Nearest(), read_images(str(tmp_path), classes=order)).accuracy == 1.0
+    assert npz.evaluate(Nearest(), read, classes=order, device="cpu").acc == 1.0
+
+
+def test_where_some_classes_have_no_images_the_numbers_of_the_others_are_proposed() -> None:
+    images = patches()
+    images = images.select(images.labels < 3)
+    given = [(pixels, "pqr"[label]) for pixels, label in zip(images.images, images.labels.tolist(), strict=True)]
+    read = as_image_set(given, classes={"q": 0, "r": 1, "p": 2})
+    said = str(examine(Nearest(), read).remark)
+    assert "with its classes under the numbers q: 1, r: 2, p: 0 (--classes FILE; " in said
+    assert npz.evaluate(Nearest(), given, classes={"q": 1, "r": 2, "p": 0}, device="cpu").acc == 1.0
+
+
+def test_labels_without_names_are_put_in_order_by_their_numbers() -> None:
+    model, images, _ = MISTAKES["class order"]
+    pairs = list(zip(images.images, images.labels.tolist(), strict=True))
+    with pytest.raises(BadInputError) as caught:
+        npz.purify(model, pairs, "ft", classes=list("abcdef"), device="cpu")
+    order = proposed(str(caught.value))
+    assert order == list("123450")
+    assert npz.evaluate(model, pairs, classes=order, device="cpu").acc == 1.0
 
 
 def test_a_model_that_knows_nothing_is_stopped_with_the_likely_causes() -> None:

@@ -86,14 +86,14 @@ def damage(folder: Path) -> str | None:
 def set_damaged_aside(path: Path, record: Mapping[str, Any]) -> bool:
     """Whether weights of a finished run, whose record lies at ``path``, have been damaged.
 
-    They and the record are set aside then, with the reason. Other files, such as the report, are the user's to change.
+    All its files are set aside then, with the reason. Those but weights, such as the report, are the user's to change.
     """
-    folder, hashes = path.parent, record.get("files", {})
-    weights = {name: hashes[name] for name in hashes if name.endswith(".safetensors") and Path(name).name == name}
-    reason = damage_in(folder, weights)
+    folder = path.parent
+    hashes = {name: known for name, known in record.get("files", {}).items() if Path(name).name == name}
+    reason = damage_in(folder, {name: known for name, known in hashes.items() if name.endswith(".safetensors")})
     if reason is None:
         return False
-    for each in (path, *(folder / name for name in weights)):
+    for each in (path, *(folder / name for name in hashes)):
         if each.exists():
             set_aside(each, reason)
     return True

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ LFS_POINTER = b"version https://git-lfs"
 """What a file begins with that Git LFS has not fetched."""
 DAMAGED = "damaged"
 """Where damaged files go, beside their place."""
+UNFINISHED = ".unfinished"
+"""A file that tells that those beside it are of a run that has not come to its end."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -58,6 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     that write the same file wait for each other.
 
     Raises:
+        BadInputError: there is no such folder.
         EnvironmentFaultError: the disk is full, or writing failed for another reason of the machine's.
     """
     temporary = path.with_name(f".{path.name}.part")
@@ -75,6 +78,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
     except OSError as error:
+        if not path.parent.is_dir():
+            raise BadInputError(f"cannot write {path}: its folder is not there; make it first") from None
         raise EnvironmentFaultError(f"cannot write {path}: {error.strerror or error}") from error
 
 
@@ -208,6 +213,39 @@ def output_folder(path: Path, remedy: str = "choose another --out") -> Path:
             raise EnvironmentFaultError(f"cannot write to {path}: the disk is full") from error
         raise BadInputError(f"cannot write to the output folder {path}: {error.strerror}; {remedy}") from None
     return path
+
+
+def check_free(folder: Path, names: Collection[str]) -> None:
+    """Refuse a folder in which somebody has a file of one of the ``names`` that a run would write.
+
+    Those that a run has left which was killed (``writing``) may be written over.
+
+    Raises:
+        BadInputError: there is such a file.
+    """
+    other = next((name for name in names if os.path.lexists(folder / name)), None)
+    if other is not None and not (folder / UNFINISHED).exists():
+        raise BadInputError(f"{folder / other}: is there already and would be lost; move it, or choose another folder")
+
+
+@contextmanager
+def writing(folder: Path, names: Collection[str]) -> Iterator[None]:
+    """For the time that the block writes the files ``names``, mark them as those of a run without an end.
+
+    Raises:
+        BadInputError: somebody has a file of such a name there.
+        EnvironmentFaultError: the mark cannot be written.
+    """
+    check_free(folder, names)
+    write_text(folder / UNFINISHED, "The run that wrote here has not come to its end; start it again, or remove all.\n")
+    try:
+        yield
+    except BaseException:
+        if any(os.path.lexists(folder / name) for name in names):
+            raise
+        (folder / UNFINISHED).unlink(missing_ok=True)
+        raise
+    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -60,7 +60,10 @@ def _set(value: float) -> Callable[[Tensor], Tensor]:
         (lambda tensors: tensors.pop("3.bias"), r"^m\.pt: .*: 1 missing: 3\.bias; check the architecture"),
         (lambda tensors: tensors.update(x=torch.ones(1)), "1 unexpected: x;"),
         (_spoil("3.bias", lambda t: t[:2]), r"1 wrong shape: 3\.bias is \(2,\), expected \(3,\)"),
-        (_spoil("3.bias", Tensor.char), r"1 wrong type: 3\.bias is int8, expected float32"),
+        (
+            _spoil("3.bias", Tensor.char),
+            r"1 wrong type: 3\.bias is int8, expected float32; give the weights in",
+        ),
         (_spoil("3.bias", Tensor.bool), "is bool, expected float32"),
         (_spoil("3.bias", lambda t: t.to(torch.complex64)), "is complex64, expected float32"),
         (_spoil("3.bias", Tensor.to_sparse), r"is float32 \(sparse_coo\), expected float32"),

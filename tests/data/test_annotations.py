@@ -43,6 +43,7 @@ def test_metadata_beside_the_images_name_their_classes(tmp_path: Path, name: str
         ("file_name,label\n0.png\n", "a row has no file_name or no label"),
         ("file_name,label,label\n0.png,1,2\n", "names a column twice"),
         ("file_name,label\n0.png,1.5\n", "label"),
+        ("file_name,label\n0.png,cat, tabby\n", "a row has more cells than the header; put texts with commas in"),
         ("file_name,label\n0.png,1\n./0.png,2\n", "names '?.*0.png'? twice, with different labels"),
         ("file_name,label,split\n0.png,1,train\n0.png,1,Test\n", "would mix training and test data, .* column split"),
     ],
@@ -80,6 +81,7 @@ TABLES = {
     "semicolons.csv": "Filename;Width;ClassId\r\n1.png;4;0\r\nsub/0.png;4;1\r\n",  # as GTSRB's
     "tabs.tsv": "Path\tLabel\n1.png\t0\nsub\\0.png\t1\n",
     "paths.csv": "image_path,class_name\n1.png,class_0\nsub/0.png,class_1\n",
+    "trailing.csv": "file_name,label\n1.png,0,\nsub/0.png,1,,\n",
     "blanks.CSV": 'image, class\n"1.png", "0"\nsub/0.png, 1\n',
     "whole.csv": "file_name,label\n{root}/1.png,0\n{root}/sub/0.png,1\n",
     "lines.jsonl": '{{"file_name": "1.png", "label": "class_0"}}\n{{"file_name": "sub/0.png", "label": "class_1"}}\n',
@@ -103,6 +105,9 @@ def test_damaged_metadata_are_refused_and_those_without_labels_leave_class_folde
     root = folder(tmp_path, cat=1, dog=1)
     (root / "metadata.csv").write_text("file_name,caption\ncat/0.png,a cat\n")
     assert read_images(str(root)).classes == ("cat", "dog")
+    (root / "metadata.csv").write_text("file_name,label\n\u00fc.png,0\n", encoding="latin-1")
+    with pytest.raises(BadInputError, match=r"can't decode byte 0xfc .*; save it as UTF-8$"):
+        read_images(str(root))
     for name, text in (("metadata.csv", b"\xff"), ("metadata.jsonl", b"{"), ("metadata.jsonl", b"[" * 100_000)):
         (root / "metadata.csv").unlink(missing_ok=True)
         (root / name).write_bytes(text)

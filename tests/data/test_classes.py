@@ -126,10 +126,23 @@ def test_what_the_user_says_binds() -> None:
     assert number(("ant", "moose", "zebra"), said).labels.tolist() == [2, 0, 1]
     with pytest.raises(BadInputError, match=r"its classes x, y, z cannot be found among those of order\.txt"):
         number(("x", "y", "z"), said)
-    with pytest.raises(BadInputError, match=r"order\.txt: names 3 classes \(moose, zebra, ant\), but 2 are expected$"):
+    with pytest.raises(
+        BadInputError, match=r"order\.txt: names 3 classes \(moose, zebra, ant\), but the model has 2; "
+    ):
         number(("ant", "zebra"), said, num_classes=2)
-    with pytest.raises(BadInputError, match=r"names 3 classes \(a, b\), but 2 are expected; numbers count from 0"):
+    with pytest.raises(BadInputError, match=r"names 3 classes \(a, b\), but the model has 2; .*; numbers count from 0"):
         number(("a", "b"), class_names({1: "a", 2: "b"}, said_by="order.txt"), num_classes=2)
+
+
+@pytest.mark.parametrize("names", [("ant", "zebra"), ("0", "1"), None])
+def test_a_file_that_names_too_few_classes_is_refused(names: tuple[str, ...] | None) -> None:
+    with pytest.raises(BadInputError, match=r"names 2 classes \(ant, zebra\), but the model has 3; name all"):
+        number(names, class_names(["ant", "zebra"], said_by="order.txt"), [0, 1], num_classes=3)
+    some = class_names({"ant": 0, "zebra": 1}, said_by="order.json")
+    assert number(names, some, [0, 1], num_classes=3).classes == ("ant", "zebra", "2")
+    with pytest.raises(BadInputError, match=r"order\.txt: names 2 classes, but data has the label 2; name all classes"):
+        number(None, class_names(["ant", "zebra"], said_by="order.txt"), [0, 1, 2])
+    assert number(("zebra",), class_names({2: "zebra"}, said_by="order.txt"), num_classes=4).labels.tolist() == [2]
 
 
 @pytest.mark.parametrize(

@@ -332,5 +332,9 @@ def test_images_in_several_folders_of_a_class_are_taken_and_told(tmp_path: Path)
     root = folder(tmp_path, **{"a": 0, "b": 0, "a/images": 2, "a/masks": 2, "b/images": 1})
     got = read_images(str(root))
     assert got.labels.tolist() == [0, 0, 0, 0, 1]
-    assert got.notes == (f"{root / 'a'}: has images in several folders, which are all taken: ['images', 'masks']",)
+    told = f"{root}: a class has images in several folders, which are all taken: "
+    assert got.notes == (f"{told}['a/images', 'a/masks']",)
+    assert read_images(str(folder(root, a=1))).notes == (f"{told}['a', 'a/images', 'a/masks']",)
+    folder(tmp_path / "deep", **{"a/x/images": 1, "a/y/images": 1, "b/images": 1})  # of one name
+    assert "'a/x/images', 'a/y/images'" in read_images(str(tmp_path / "deep")).notes[0]
     assert read_images(str(folder(tmp_path / "other", **{"a/images": 2, "b/images": 1}))).notes == ()

@@ -11,7 +11,7 @@ from image_bytes import png
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.data.sources import read_images
-from neural_polarizer.errors import BadInputError, EnvironmentFaultError
+from neural_polarizer.errors import BadInputError
 
 GENERATOR = torch.Generator().manual_seed(0)
 SIX = ImageSet(
@@ -203,7 +203,7 @@ def test_extra_columns_are_checked(tmp_path: Path) -> None:
         write_images(path, grey)
     assert not path.exists()
     write_images(path, SIX)
-    with pytest.raises(EnvironmentFaultError, match="cannot write"):
+    with pytest.raises(BadInputError, match=r"cannot write .*: its folder is not there; make it first"):
         write_images(tmp_path / "gone" / "six.parquet", SIX)
 
 

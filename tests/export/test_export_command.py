@@ -70,6 +70,8 @@ def test_the_command_compares_on_what_it_is_given_or_on_random_pixels(
     (folder / "run.json").write_text(json.dumps(record | {"data": "all"}))
     assert "names no clean images on this machine" in run(capsys, *words).out
     (folder / "run.json").unlink()
+    assert "exported.pt: is there already; to write over it" in run(capsys, *words).err
+    (folder / "exported.pt").unlink()
     assert "(random pixels, without --images)" in run(capsys, *words).out
     quiet = run(capsys, *words, "--quiet", "--out", folder / "b.pth")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
@@ -117,7 +119,7 @@ def test_images_of_a_wrong_size_are_refused_in_words(tmp_path: Path, capsys: Cap
     [
         (("--to", "safetensors", "--out", PURIFIED), 3, "is the model itself; choose another --out"),
         (("--to", "onnx", "--out", "a.pt"), 2, "a file of format onnx must end in .onnx"),
-        (("--to", "state-dict", "--out", "no/a.pt"), 4, "cannot write no/a.pt: No such file or directory"),
+        (("--to", "state-dict", "--out", "no/a.pt"), 3, "cannot write no/a.pt: its folder is not there; make it"),
         (("--to", "keras"), 2, "'keras' is not one of 'safetensors', 'state-dict', 'onnx', 'pt2'"),
         (("--to", "pt2", "--tolerance", -1), 2, "'--tolerance'"),
         (("--to", "state-dict", "--tolerance", "nan"), 2, "'--tolerance'"),

@@ -18,7 +18,16 @@ from neural_polarizer.defenses import Repaired
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported
 from neural_polarizer.exporting.formats import FormatName
-from neural_polarizer.files import output_folder, read_json, sha256_of_file, user_path, write_json, write_text
+from neural_polarizer.files import (
+    check_free,
+    output_folder,
+    read_json,
+    sha256_of_file,
+    user_path,
+    write_json,
+    write_text,
+    writing,
+)
 from neural_polarizer.layer.folding import Border, Folded
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
@@ -184,12 +193,17 @@ class Purified(Repaired):
         ``neural_polarizer.load`` reads the model again, ``load_polarizer`` the layer.
 
         Raises:
-            BadInputError: the folder cannot be written to, or holds another run or an attack.
+            BadInputError: the folder cannot be written to, or holds another run, an attack, or files of these names.
             EnvironmentFaultError: a file cannot be written.
         """
         out = user_path(folder)
-        _check_free(out, self._identity)
+        names = () if _holds(out, self._identity) else (PURIFIED, POLARIZER, REPORT, RECORD)
+        check_free(out, names)
         output_folder(out, remedy="choose another folder")
+        with writing(out, names):
+            self._write(out)
+
+    def _write(self, out: Path) -> None:
         described = record_of_model(self.model, self.num_classes, self.classes, self.image_size, self.site)
         record = self.record()
         save_model(out / PURIFIED, self.model, described)
@@ -226,11 +240,12 @@ def _rendered(record: Mapping[str, object], purified: Purified) -> str:
     return render_run(json.loads(json.dumps(record)), exhibits(purified.audit))
 
 
-def _check_free(out: Path, identity: str) -> None:
-    """Refuse a folder that holds anything but this very result."""
+def _holds(out: Path, identity: str) -> bool:
+    """Whether the folder holds this very result; that of another run is refused."""
     held = [name for name in ("attack.json", RECORD) if (out / name).exists()]
     if held and not (held == [RECORD] and read_json(out / RECORD).get("run_id") == identity):
         raise BadInputError(f"{out}: holds {held[0]} of another run; choose another folder or remove that one")
+    return bool(held)
 
 
 def module_of(model: Purified | nn.Module) -> nn.Module:

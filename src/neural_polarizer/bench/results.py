@@ -13,7 +13,7 @@ from neural_polarizer.bench.schedule import current
 from neural_polarizer.bench.store import Store
 from neural_polarizer.bench.suite import BenchScale, Suite
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import output_folder, write_text
+from neural_polarizer.files import check_free, output_folder, write_text
 from neural_polarizer.report.bench.results import Entry, Label, PaperValue, SuiteResult
 from neural_polarizer.report.bench.site import render_site
 from neural_polarizer.report.html import Picture
@@ -43,6 +43,7 @@ _LABELS: Mapping[str, Callable[[str], tuple[str, Label]]] = {
     "structure": lambda text: ("variant", _STRUCTURES.get(text, text.replace("_", "-"))),
     "layer": lambda text: ("site", text.replace("_", "-")),
 }
+_TITLE = "<title>Neural Polarizer benchmark</title>"  # of a site that we wrote
 
 
 def suite_result(suite: Suite, store: Store, scale: BenchScale | None = None) -> SuiteResult:
@@ -65,7 +66,11 @@ def publish(results: Sequence[SuiteResult], store: Store, out: Path) -> None:
     pictures = {
         result.name: [each for entry in result.entries for each in _pictures(entry, store)] for result in results
     }
-    for name, text in render_site(results, pictures).items():
+    site = render_site(results, pictures)
+    index = out / next(iter(site))  # written first: where it is ours, all is
+    if not (index.is_file() and _TITLE in index.read_text(encoding="utf-8", errors="replace")):
+        check_free(out, site)
+    for name, text in site.items():
         write_text(out / name, text)
 
 

@@ -15,9 +15,9 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses import DEFAULT
 from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.devices import choose_device
-from neural_polarizer.files import result_folder
+from neural_polarizer.files import output_folder, result_folder, writing
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.runs.attack import TRIGGERED, Planting, Victim, run_attack
+from neural_polarizer.runs.attack import FILES, RECORD, TRAINING_STATE, TRIGGERED, Planting, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import REPORT, run_purify
@@ -74,7 +74,8 @@ def _run(out: Path, seed: int, progress: Progress) -> dict[str, Any]:
     device = choose_device(None)
     attacked = out / "attack"
     victim = Victim(architecture="preactresnet18", width=8, profile="none", schedule=SCHEDULE, seed=seed)
-    run_attack(Planting(BadNets(), train, test, victim), attacked, device=device, progress=progress)
+    with writing(output_folder(attacked), () if (attacked / RECORD).exists() else (*FILES, TRAINING_STATE)):
+        run_attack(Planting(BadNets(), train, test, victim), attacked, device=device, progress=progress)
     started = time.perf_counter()
     loaded = load_model(attacked)
     triggered = read_triggered(attacked / TRIGGERED, size=None, num_classes=train.num_classes)

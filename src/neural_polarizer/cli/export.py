@@ -13,7 +13,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FORMATS, FormatName
 from neural_polarizer.model_files.check import check_takes
-from neural_polarizer.runs.export import comparison_images, note_export
+from neural_polarizer.runs.export import comparison_images, is_noted, note_export
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ def export(asked: _Options) -> None:
     path = asked.out or loaded.path.with_name(f"exported{FORMATS[asked.to].suffixes[0]}")
     if path.resolve() == loaded.path.resolve():
         raise BadInputError(f"{path}: is the model itself; choose another --out")
+    if asked.out is None and path.exists() and not is_noted(path):
+        raise BadInputError(f"{path}: is there already; to write over it, name it with --out")
     shown = comparison_images(loaded, asked.images, parse_size(asked.reading.size))
     check_takes(loaded, shown.image_size)
     done = export_model(loaded.model, path, asked.to, shown, loaded.record, tolerance=asked.tolerance)

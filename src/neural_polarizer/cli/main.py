@@ -1,5 +1,6 @@
 """The command ``polarizer``: parse, call, print, and turn errors into one line and an exit code."""
 
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,10 +25,11 @@ from neural_polarizer.cli.purify import purify
 from neural_polarizer.cli.sites import sites
 from neural_polarizer.cli.verify import verify
 from neural_polarizer.devices import keep_freed_memory, out_of_memory
-from neural_polarizer.errors import NeuralPolarizerError
+from neural_polarizer.errors import BadInputError, NeuralPolarizerError
 from neural_polarizer.files import at_home
 
 FAULT, INTERRUPTED, TERMINATED = 4, 130, 143
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)  # what is wrong with a path itself
 
 
 class _StoppedError(NeuralPolarizerError):
@@ -95,9 +97,11 @@ def main(arguments: list[str] | None = None) -> None:
     except NeuralPolarizerError as error:
         _fail(str(error), error.exit_code)
     except (MemoryError, OSError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if out_of_memory(error):
+            _fail("out of memory; try a smaller --batch-size or fewer images", FAULT)
+        if not isinstance(error, OSError) or error.errno not in _UNUSABLE:
             raise
-        _fail("out of memory; try a smaller --batch-size or fewer images", FAULT)
+        _fail(f"{error.filename}: cannot be used: {error.strerror}; choose another path", BadInputError.exit_code)
 
 
 def _expanded(word: str) -> str:

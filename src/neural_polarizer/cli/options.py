@@ -1,8 +1,10 @@
 """Options that several commands share, each declared once, and what they name, read."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from neural_polarizer.data.poison import PoisonLabel, read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError, WrongUsageError
+from neural_polarizer.files import read_json
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models import definition
 from neural_polarizer.models.architecture import FORMS
@@ -36,15 +39,21 @@ def known_profile(text: str | None) -> str | None:
     return text
 
 
+_FIGURES = (
+    {"acc", "asr", "ra", "n_test", "n_triggered", "model", "model_sha256"},
+    {"recommended", "reason", "sites"},
+)
+
+
 def json_file(path: Path | None) -> Path | None:
-    """``path`` as it is; refused where something else than JSON would be lost."""
-    if path is None or not path.exists():
+    """``path`` as it is; refused where something else than what the commands write there would be lost."""
+    if path is None or not os.path.lexists(path):
         return path
     if path.is_file():  # a pipe would make us wait
-        with path.open("rb") as file:
-            if file.read(1) in (b"", b"{"):
+        with suppress(BadInputError):
+            if path.stat().st_size == 0 or read_json(path).keys() in _FIGURES:
                 return path
-    raise WrongUsageError(f"--json {path}: is there already and no file of JSON; choose another name")
+    raise WrongUsageError(f"--json {path}: is there already, with other content; choose another name")
 
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.")]

@@ -134,7 +134,10 @@ def _csv(text: str, where: str) -> Sequence[dict[str, Any]]:
     fields = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     if len(set(fields)) < len(fields):
         raise BadInputError(f"{where}: names a column twice")
-    return _bounded(list(islice(reader, MAX_ROWS + 1)), where)
+    rows: list[dict[Any, Any]] = _bounded(list(islice(reader, MAX_ROWS + 1)), where)
+    if any(any(row.get(None, ())) for row in rows):  # under None is what is behind the last column
+        raise BadInputError(f"{where}: a row has more cells than the header; put texts with commas in double quotes")
+    return rows
 
 
 def _jsonl(text: str, where: str) -> Sequence[dict[str, Any]]:
@@ -152,9 +155,12 @@ def _bounded(rows: list[Any], where: str) -> list[Any]:
 
 
 def _text(path: Path, most: int = MAX_BYTES) -> str:
-    with refusing(f"{shown(path)}: cannot be read as text", OSError, UnicodeDecodeError, then="; save it as UTF-8"):
-        if not path.is_file() or path.stat().st_size > most:
-            raise BadInputError(f"{shown(path)}: no such file, or not a regular file of at most {most:,} bytes")
+    said = f"{shown(path)}: cannot be read as text"
+    with refusing(said, OSError), refusing(said, UnicodeDecodeError, then="; save it as UTF-8"):
+        if not path.is_file():
+            raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
+        if path.stat().st_size > most:
+            raise BadInputError(f"{shown(path)}: larger than {most >> 20} MiB, too large for a table or names")
         return text_of(path.read_bytes())
 
 

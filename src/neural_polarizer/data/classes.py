@@ -26,6 +26,7 @@ class ClassNames:
     # The user says so, and then data of other names are refused. Names that a model came with are only applied where
     # the data have the same ones.
     binding: bool = False
+    some: bool = False  # whether their numbers were said, too, so that other classes may have no name
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Numbered:
     labels: np.ndarray
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()  # what the data call the classes, where that is something else
 
 
 def numbered(
@@ -70,28 +72,40 @@ def numbered(
     if known is not None and not known.binding and _only_numbers(known.names):
         known = None  # it tells nothing
     if names is None:
-        count = num_classes if num_classes is not None else int(labels.max()) + 1
-        classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
-        _check_range(labels, len(classes), source)
-        if known is not None and known.binding and _all_numbers(classes):
-            order = [*map(int, classes)]  # if each number is there, it is what the data call the class of that place
-            labels = np.argsort(order)[labels] if {*order} == {*range(len(order))} else labels
-        return Numbered(labels, classes)
+        return _by_value(labels, known, num_classes, source)
     data = _Named(labels, names, source, in_order_of_names or spoken, spoken)
     if known is None and beside is not None:
         return data.as_beside(beside, num_classes)
     return data.by_own_names(num_classes) if known is None else data.as_known(known, _all_of(known, num_classes))
 
 
+def _by_value(labels: np.ndarray, known: ClassNames | None, num_classes: int | None, source: str) -> Numbered:
+    """Labels without names, which are class numbers unless the user says which number is which."""
+    count = num_classes if num_classes is not None else int(labels.max()) + 1
+    classes = tuple(map(str, range(count))) if known is None else _all_of(known, num_classes)
+    if known is not None and labels.min() == 0 and labels.max() >= len(classes):
+        raise BadInputError(
+            f"{known.said_by}: names {len(classes)} classes, but {source} has the label {labels.max()}; name all "
+            "classes of the model, in its order"
+        )
+    _check_range(labels, len(classes), source)
+    if known is not None and known.binding and _is_order(classes):
+        return Numbered(np.argsort([*map(int, classes)])[labels], classes)
+    return Numbered(labels, classes, own=tuple(map(str, range(len(classes)))))
+
+
 def _all_of(known: ClassNames, num_classes: int | None) -> tuple[str, ...]:
     """A name for each of the model's classes, the number where it has none."""
-    count = num_classes or len(known.names)
-    if len(known.names) > count:
-        named, counted = listing([*filter(None, known.names)]), "" if known.names[0] else "; numbers count from 0"
+    count, given = num_classes or len(known.names), len(known.names)
+    if given > count or (known.binding and given < count and not known.some):
+        some = "all of them, in its order, or some as JSON, {name: number}"
+        what = some if given < count else "these alone, in its order"
+        counted = "" if known.names[0] else "; numbers count from 0"
         raise BadInputError(
-            f"{known.said_by}: names {len(known.names)} classes ({named}), but {count} are expected{counted}"
+            f"{known.said_by}: names {given} classes ({listing([*filter(None, known.names)])}), but the model has "
+            f"{count}; name {what}{counted}"
         )
-    return tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - len(known.names)))))
+    return tuple(name or str(i) for i, name in enumerate((*known.names, *[""] * (count - given))))
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,7 @@ class _Named:
     def as_beside(self, beside: ClassNames, num_classes: int | None) -> Numbered:
         """By the names in a file beside the data, unless it does not fit them."""
         try:
-            return self.as_known(beside, _all_of(beside, num_classes))
+            return self.as_known(beside, _all_of(replace(beside, some=False), num_classes))
         except BadInputError:
             found = self.by_own_names(num_classes)
         note = f"{beside.said_by} names other classes, so it was not used; --classes FILE says which is which"
@@ -144,13 +158,14 @@ class _Named:
         if mapped is not None:
             return mapped
         if values is not None:
-            return replace(self._by_number(values, len(full)), classes=full)
+            found = self._by_number(values, len(full))
+            return replace(found, classes=full, own=found.classes)
         if len(self.names) == len(full):
             note = (
                 f"the data's class names ({listing(self.names)}) are not the model's ({listing(full)}), so they were "
                 "taken in their order; --classes FILE says another"
             )
-            return Numbered(self.labels, full, () if _only_numbers(self.names) else (note,))
+            return Numbered(self.labels, full, () if _only_numbers(self.names) else (note,), own=self.names)
         raise self._count_error(len(full))
 
     def _by_name(self, known: ClassNames, full: tuple[str, ...], *, must: bool) -> Numbered | None:
@@ -242,7 +257,7 @@ def class_names(found: ClassNames | Sequence[str] | Mapping[Any, Any], *, said_b
     names = [""] * (max(numbers) + 1)
     for n, text in zip(numbers, texts, strict=True):
         names[n] = text
-    return ClassNames(tuple(names), said_by=said_by, binding=True)
+    return ClassNames(tuple(names), said_by=said_by, binding=True, some=isinstance(found, Mapping))
 
 
 def _mapping_note(
@@ -266,6 +281,11 @@ def _check_range(labels: np.ndarray, count: int | None, source: str) -> None:
     if low < 0 or high >= most:
         counted = "; they seem to be counted from 1: subtract 1" if (low, high) == (1, most) else ""
         raise BadInputError(f"{source}: labels must lie in 0..{most - 1}, found {low}..{high}{counted}")
+
+
+def _is_order(names: Sequence[str]) -> bool:
+    """Whether names are the numbers from 0 on in some order: each is what the data call the class of that place."""
+    return _all_numbers(names) and {*map(int, names)} == {*range(len(names))}
 
 
 def _all_numbers(names: Sequence[str]) -> bool:

@@ -54,6 +54,7 @@ def as_image_set(data: Any, *, classes: Sequence[str] | Mapping[Any, Any] | None
 def _renumbered(data: ImageSet, known: ClassNames) -> ImageSet:
     """The same images, with the classes counted as ``known`` has them."""
     names = None if data.classes == tuple(map(str, range(data.num_classes))) else data.classes
+    names = data.own if data.own and {*data.own} == {*known.names} else names
     labels = data.labels.cpu().numpy()
     found = numbered(labels, names, known=known, num_classes=None, source=data.source)
     return _image_set(data.images, found, data.source, data.notes)
@@ -108,7 +109,8 @@ def _may_be_endless(data: Any) -> bool:
 
 
 def _image_set(images: Tensor, found: Numbered, source: str, notes: tuple[str, ...] = ()) -> ImageSet:
-    return ImageSet(images, torch.from_numpy(found.labels.copy()), found.classes, source, (*notes, *found.notes))
+    labels = torch.from_numpy(found.labels.copy())
+    return ImageSet(images, labels, found.classes, source, (*notes, *found.notes), found.own)
 
 
 def _read(data: Any, where: str) -> Iterable[Any]:

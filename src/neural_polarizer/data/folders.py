@@ -13,7 +13,7 @@ from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, TAB
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES
-from neural_polarizer.data.rows import SPLITS, Rows, is_saved_to_disk, label_in
+from neural_polarizer.data.rows import SPLITS, Rows, check_whole, is_saved_to_disk, label_in
 from neural_polarizer.data.tree import Tree, is_hidden
 from neural_polarizer.errors import BadInputError, shown
 
@@ -94,12 +94,11 @@ def _merged(root: Path, places: list[tuple[Path, str]]) -> list[str]:
     """A note where a class has images in several folders, as one of them may hold masks or the like."""
     folders: dict[str, set[str]] = {}
     for folder, name in places:
-        folders.setdefault(name, set()).add(folder.name)
-    found = next((name for name, inside in folders.items() if len(inside) > 1), None)
+        folders.setdefault(name, set()).add(str(folder.relative_to(root)))
+    found = next((inside for inside in folders.values() if len(inside) > 1), None)
     if found is None:
         return []
-    inside = shown(sorted(folders[found])[:6])
-    return [f"{shown(root / found)}: has images in several folders, which are all taken: {inside}"]
+    return [f"{shown(root)}: a class has images in several folders, which are all taken: {shown(sorted(found)[:6])}"]
 
 
 def _names_beside(tree: Tree, names: list[str]) -> tuple[ClassNames | None, tuple[str, ...]]:
@@ -137,6 +136,7 @@ def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
             f"{shown(tree.root)}: would mix training and test data; name one file of: {listed}; or a split, as hf:"
             f"{shown(tree.root)}:train (extra hf)"
         )
+    check_whole(paths)
     return parquet_rows([tree.inside(path) for path in paths])
 
 
@@ -153,7 +153,7 @@ def _check_layout(root: Path, classes: list[str]) -> None:
     told = [name for name in alike if any((root / name / file).is_file() for file in (ANNOTATIONS, *METADATA))]
     nested = told or [name for name in alike if next(_folders(root / name), None) is not None]
     if nested and (len(alike) == len(classes) or len(alike) > 1):
-        listed = " or ".join(shown(root / name) for name in alike[:6])
+        listed = " or ".join(shown(root / name) for name in nested[:6])
         raise BadInputError(f"{shown(root)}: holds splits, each a folder in a class folder; did you mean {listed}?")
     if splits and len(splits) == len(classes):
         raise BadInputError(f"{shown(root)}: its folders {shown(splits)} are splits without class folders in them")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from neural_polarizer.data.decode import Source
 from neural_polarizer.data.labels import class_labels, turns
-from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, pick
+from neural_polarizer.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, check_whole, pick
 from neural_polarizer.errors import BadInputError, needing, one_line, refusing, shown
 
 
@@ -70,6 +70,8 @@ def hugging_face_rows(text: str) -> Rows:
     said = f"hf:{shown(text)}"
     with needing("hf", said):
         import datasets
+    local = sorted(Path(repo).rglob("*.parquet")) if repo else []
+    check_whole([path for path in local if (split or "train") in path.name])
     with refusing(f"{said}: cannot be loaded", Exception):  # its own kinds, pyarrow's and the network's
         data = datasets.load_dataset(repo, split=split or "train")
     kinds = {name: type(feature).__name__ for name, feature in data.features.items()}

@@ -26,6 +26,7 @@ class ImageSet:
         classes: the K class names, in the order of the indices.
         source: where the images come from, for the record.
         notes: what the user should know of how they were read.
+        own: the K names that the data give the classes, where these are others.
 
     Raises:
         BadInputError: shapes, dtypes or label values do not fit together.
@@ -36,6 +37,7 @@ class ImageSet:
     classes: tuple[str, ...]
     source: str = "memory"
     notes: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8 or self.images.ndim != 4:

@@ -1,5 +1,6 @@
 """What every source of images comes down to before anything is decoded."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ STATE, PARTS = "state.json", "dataset_dict.json"
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"})
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class", "cls", "category")
+
+_NUMBERED = re.compile(r"(.*?)(\d+)([-_.]of[-_.]0*)(\d{1,9})(?!\d).*")  # train-00000-of-00002-0123456789abcdef.parquet
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,25 @@ def attacked_note(path: Path) -> str:
 def is_saved_to_disk(folder: Path) -> bool:
     """Whether ``folder`` is one data set, or several splits of one, of ``save_to_disk``."""
     return (folder / STATE).is_file() or (folder / PARTS).is_file()
+
+
+def check_whole(paths: Sequence[Path]) -> None:
+    """Refuse numbered files of which one is not there, as after a download that was broken off, or that are mixed."""
+    sets: dict[tuple[str, str], dict[int, re.Match[str]]] = {}
+    for path in paths:
+        if found := _NUMBERED.fullmatch(path.name):
+            sets.setdefault((str(path.parent / found[1]), found[4]), {})[int(found[2])] = found
+    starts = [start for start, _ in sets]
+    for (start, count), there in sets.items():
+        if starts.count(start) > 1:
+            counts = " and ".join(other for begun, other in sets if begun == start)
+            raise BadInputError(f"{shown(start)}*: files of several numberings, of {counts}; keep one of them")
+        first = int(int(count) in there)  # some count from 1
+        missing = next(number for number in range(first, len(there) + first + 1) if number not in there)
+        if missing < int(count) + first:
+            found = there[min(there)]
+            name = f"{missing:0{len(found[2])}}{found[3]}{count}"
+            raise BadInputError(
+                f"{shown(start + name)}*: missing, of {int(count)} numbered files only {len(there)} are there; fetch "
+                "the others, or, where these are all that you want, name one file or rename them"
+            )

@@ -68,7 +68,7 @@ def read_images(
     labels = torch.from_numpy(found.labels[:limit].copy())  # a bad image beyond the limit is never looked at
     pixels, transparent = decode_all(islice(rows.items, len(labels)), len(labels), size=shape, source=source)
     notes = (*rows.notes, *found.notes, *transparency_note(source, transparent, len(labels)))
-    return ImageSet(pixels, labels, found.classes, source, notes)
+    return ImageSet(pixels, labels, found.classes, source, notes, found.own)
 
 
 def _numbered(rows: Rows, known: ClassNames | None, num_classes: int | None, source: str) -> Numbered:

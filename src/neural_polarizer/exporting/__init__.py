@@ -1,5 +1,6 @@
 """A model in the formats in which people deploy, read back and compared before it gets its name."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError, WrongUsageError, cause
 from neural_polarizer.exporting.formats import FORMATS, Format, FormatName
 from neural_polarizer.exporting.portable import Portable, portable_form
-from neural_polarizer.files import atomic_path, write_json
+from neural_polarizer.files import atomic_path, read_json, write_json
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.models.forms import largest_gap
 
@@ -83,7 +84,7 @@ def export_model(
     kind.require()
     portable = portable_form(model, images, record)
     about = portable.description(inside=kind.is_graph)
-    beside = None if kind.holds_metadata else path.with_name(f"{path.name}.json")
+    beside = None if kind.holds_metadata else _free_beside(path)
     with atomic_path(path) as temporary:
         temporary.write_bytes(kind.encode(portable, about))
         deviation, largest = _checked(temporary, path, kind, portable, images, tolerance)
@@ -98,6 +99,17 @@ def export_model(
         largest_logit=largest,
         n_images=len(images),
     )
+
+
+def _free_beside(path: Path) -> Path:
+    """Where the description goes; there may be that of an earlier export, and nothing else."""
+    beside = path.with_name(f"{path.name}.json")
+    if beside.exists():
+        with suppress(BadInputError):
+            if {"input", "output", "versions"} <= read_json(beside).keys():
+                return beside
+        raise BadInputError(f"{beside}: is there already, where the description would go; choose another name")
+    return beside
 
 
 def _checked(

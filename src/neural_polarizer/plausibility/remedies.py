@@ -88,10 +88,12 @@ def other_classes(found: Int64[Tensor, " n"], clean: ImageSet, classes: int, fol
         inside = turn % folds == fold
         there = _matching(labels[~inside], answers[~inside])
         hits += sum(there.get(int(y)) == int(p) for y, p in zip(labels[inside], answers[inside], strict=True))
-    names = {place: clean.classes[label] for label, place in _matching(labels, answers).items()}
-    shown = [names.get(place, "?") for place in range(min(classes, 12))]
-    more = f" and {classes - 12} more" if classes > 12 else ""
-    what = f"with its classes in the order {', '.join(shown)}{more} (--classes FILE; Python: classes=)"
+    names = {place: (clean.own or clean.classes)[label] for label, place in sorted(_matching(labels, answers).items())}
+    whole = len(names) == classes
+    shown = [names[place] for place in range(classes)] if whole else [f"{names[place]}: {place}" for place in names]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    form = "in the order" if whole else "under the numbers"
+    what = f"with its classes {form} {', '.join(shown[:12])}{more} (--classes FILE; Python: classes=)"
     yield Remedy(what=what, accuracy=hits / len(labels), hits=hits)
 
 

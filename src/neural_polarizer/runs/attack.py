@@ -23,7 +23,16 @@ from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, se
 from neural_polarizer.data.columnar import write_images
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError, printable
-from neural_polarizer.files import atomic_path, output_folder, read_json, sha256_of_file, write_bytes, write_json
+from neural_polarizer.files import (
+    atomic_path,
+    check_free,
+    output_folder,
+    read_json,
+    sha256_of_file,
+    write_bytes,
+    write_json,
+    writing,
+)
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.model_files.record import ModelRecord, versions
@@ -157,10 +166,12 @@ def deliver_attack(job: Planting, out: Path, *, device: torch.device, progress: 
         found = _finished(out / RECORD, request)
         if not set_damaged_aside(out / RECORD, found):
             return found
+    check_free(out, FILES)
     folder = cached_attack(job, device=device, progress=progress)
-    for name in FILES:
-        with atomic_path(out / name) as temporary:
-            shutil.copyfile(folder / name, temporary)
+    with writing(out, FILES):
+        for name in FILES:
+            with atomic_path(out / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
     return read_json(out / RECORD)
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import output_folder, write_json, write_text
+from neural_polarizer.files import check_free, output_folder, read_json, write_json, write_text, writing
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.model_files.record import versions
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.report.run.audit_page import render_audit
-from neural_polarizer.report.run.verdict_files import audit_files
+from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, audit_files
 from neural_polarizer.runs.purification import chosen_images
 from neural_polarizer.settings import told
 from neural_polarizer.train import Progress, silent
@@ -66,9 +67,11 @@ def run_audit(
     record |= {"n_clean": len(clean), "clean_sha256": clean.sha256(), "data": dict(sources), "seed": seed}
     record |= {"config": told(settings), "device": str(device), "versions": versions()}
     record["seconds"] = time.perf_counter() - started
-    write_text(out / REPORT, render_audit(record, pictures))
-    for name, found in {**audit_files(record), RECORD: record}.items():  # it is the last: where it is, all is there
-        write_json(out / name, found)
+    page = render_audit(record, pictures)
+    with writing(out, _not_of_an_audit(out)):
+        write_text(out / REPORT, page)
+        for name, found in {**audit_files(record), RECORD: record}.items():  # it is the last: where it is, all is there
+            write_json(out / name, found)
     return record
 
 
@@ -78,11 +81,20 @@ def _check(loaded: LoadedModel, purified: LoadedModel | None, out: Path) -> None
     other = [path.name for path in sorted(out.iterdir()) if path.name in ("run.json", "attack.json")]
     if other:
         raise BadInputError(f"{out}: holds {other[0]}, whose report would be overwritten; choose another --out")
+    check_free(out, _not_of_an_audit(out))
     if purified is not None and purified.record.num_classes != loaded.record.num_classes:
         raise BadInputError(
             f"{purified.path}: knows {purified.record.num_classes} classes, but {loaded.path} knows "
             f"{loaded.record.num_classes}; is it the same model?"
         )
+
+
+def _not_of_an_audit(out: Path) -> tuple[str, ...]:
+    """The files that no audit has written in ``out`` yet; an earlier one's are written over."""
+    with suppress(BadInputError):  # there is none, or it is somebody's
+        if "clean_sha256" in read_json(out / RECORD):
+            return ()
+    return REPORT, VERDICT, SARIF, RECORD
 
 
 def _told(found: Audited) -> dict[str, Any]:

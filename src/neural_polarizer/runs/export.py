@@ -56,6 +56,12 @@ def note_export(exported: Exported, loaded: LoadedModel) -> None:
             write_json(path, {**record, "files": {**record.get("files", {}), **hashes}})
 
 
+def is_noted(path: Path) -> bool:
+    """Whether a record of the run in whose folder a file lies says that we wrote it."""
+    records = [path.parent / name for name in (ATTACK_RECORD, RECORD)]
+    return any(path.name in read_json(record).get("files", {}) for record in records if record.is_file())
+
+
 def _clean_images_of(folder: Path) -> str:
     """The data spec of a purification's clean images, unless they would be fetched from elsewhere."""
     data = read_json(folder / RECORD).get("data")

@@ -8,7 +8,7 @@ import torch
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import read_json, sha256_of_file, write_json
+from neural_polarizer.files import check_free, read_json, sha256_of_file, write_json, writing
 from neural_polarizer.layer.folding import FOLDED_IMAGES, fold_polarizer
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.model_files.load import load_model
@@ -17,9 +17,7 @@ from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import RECORD
-from neural_polarizer.runs.purify import CLEAN_INDEX, PURIFIED
-
-FOLDED = "folded.safetensors"
+from neural_polarizer.runs.purify import CLEAN_INDEX, FOLDED, PURIFIED
 
 
 def fold_run(
@@ -40,6 +38,7 @@ def fold_run(
     record = read_json(out / RECORD)
     if "fold" in record:
         return record
+    check_free(out, (FOLDED,))
     try:
         loaded = load_model(out / PURIFIED, architecture=architecture)
         clean = pool.select(read_index(out / CLEAN_INDEX, pool)[:FOLDED_IMAGES])
@@ -51,8 +50,6 @@ def fold_run(
         return record
     accuracy = evaluate(folded.model, evidence.test, device=device).acc
     padded = "border" in folded.changes.values()
-    save_model(out / FOLDED, folded.model, folded_record(loaded.record, folded))
-    record["files"] = {**record.get("files", {}), FOLDED: sha256_of_file(out / FOLDED)}
     record["fold"] = {
         "exact": folded.exact,
         "architecture_kept": folded.architecture_kept,
@@ -65,5 +62,8 @@ def fold_run(
         "remark": folded.remark,
         "border_ignored": fold_polarizer(model, pixels, border="ignored").deviation if padded else None,
     }
-    write_json(out / RECORD, record)
+    with writing(out, (FOLDED,)):
+        save_model(out / FOLDED, folded.model, folded_record(loaded.record, folded))
+        record["files"] = {**record.get("files", {}), FOLDED: sha256_of_file(out / FOLDED)}
+        write_json(out / RECORD, record)
     return record

@@ -15,13 +15,13 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.subset import write_index
 from neural_polarizer.defenses.base import Repaired
 from neural_polarizer.defenses.patient import admitted
-from neural_polarizer.files import output_folder, sha256_of_file, write_json, write_text
+from neural_polarizer.files import check_free, output_folder, sha256_of_file, write_json, write_text, writing
 from neural_polarizer.metrics import defense_effectiveness, evaluate
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.run.page import render_run
-from neural_polarizer.report.run.verdict_files import run_files
+from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, run_files
 from neural_polarizer.runs.inspect import inspect
 from neural_polarizer.runs.purification import RECORD, Purification, chosen_images, finished, told_of
 from neural_polarizer.train import Progress, silent
@@ -30,6 +30,8 @@ PURIFIED = "purified.safetensors"
 POLARIZER = "polarizer.safetensors"
 REPORT = "report.html"
 CLEAN_INDEX = "clean_index.json"
+FOLDED = "folded.safetensors"
+WRITTEN = (PURIFIED, POLARIZER, CLEAN_INDEX, REPORT, VERDICT, SARIF, FOLDED, RECORD)
 
 
 def run_purify(
@@ -57,6 +59,7 @@ def run_purify(
     found = finished(out, identity)
     if found is not None:
         return found
+    check_free(out, WRITTEN)
     purified, told, pictures = _purified(job, clean, device, progress)
     seconds = {"load": load_seconds, **told["seconds"], "total": time.perf_counter() - started}
     unread = [note for note in job.evidence.notes if note not in clean.notes]
@@ -68,7 +71,8 @@ def run_purify(
         "warnings": [*told["warnings"], *notes, *unread],
         "command": None if command is None else list(command),
     }
-    return _written(out, record, job, purified, pictures, rows)
+    with writing(out, WRITTEN):
+        return _written(out, record, job, purified, pictures, rows)
 
 
 def _purified(

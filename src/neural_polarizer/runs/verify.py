@@ -20,9 +20,8 @@ from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, PICTURE, TRIGGER, TRIGGERED
-from neural_polarizer.runs.fold import FOLDED
 from neural_polarizer.runs.purification import ATTACK_RECORD, RECORD
-from neural_polarizer.runs.purify import CLEAN_INDEX, POLARIZER, PURIFIED, REPORT
+from neural_polarizer.runs.purify import CLEAN_INDEX, FOLDED, POLARIZER, PURIFIED, REPORT
 from neural_polarizer.runs.verify_checks import (
     RATES,
     Check,

@@ -23,8 +23,12 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str
     tensors = {name: value for name, value in tensors.items() if not _is_other_count(name, value, targets)}
     source, mismatch = printable(source, 4096), _mismatch(targets, tensors)
     if mismatch:
+        kinds_alone = mismatch.partition(":")[0].endswith("wrong type")  # the last group is the first one
         remedy = "check the architecture and the number of classes"
-        raise BadInputError(f"{source}: the weights do not fit this architecture: {mismatch}; {remedy}")
+        raise BadInputError(
+            f"{source}: the weights do not fit this architecture: {mismatch}; "
+            f"{'give the weights in floating point' if kinds_alone else remedy}"
+        )
     converted = {name: tensor.detach().to(targets[name]) for name, tensor in tensors.items()}
     bad = [f"{printable(name)} {fault}" for name in tensors if (fault := _fault(name, tensors[name], converted[name]))]
     if bad:
