@@ -9,7 +9,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import check_free, read_json, sha256_of_file, write_json, writing
-from neural_polarizer.layer.folding import FOLDED_IMAGES, fold_polarizer
+from neural_polarizer.layer.folding import FOLDED_IMAGES, Folded, fold_polarizer
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.record import folded_record
@@ -50,20 +50,23 @@ def fold_run(
         return record
     accuracy = evaluate(folded.model, evidence.test, device=device).acc
     padded = "border" in folded.changes.values()
-    record["fold"] = {
+    plain = fold_polarizer(model, pixels, border="ignored").deviation if padded else None
+    lost = None if accuracy is None else accuracy - record["after"]["acc"]
+    record["fold"] = _told(folded) | {"n_images": len(clean), "acc_difference": lost, "border_ignored": plain}
+    with writing(out, (FOLDED,)):
+        save_model(out / FOLDED, folded.model, folded_record(loaded.record, folded))
+        record["files"] = {**record.get("files", {}), FOLDED: sha256_of_file(out / FOLDED)}
+        write_json(out / RECORD, record)
+    return record
+
+
+def _told(folded: Folded) -> dict[str, Any]:
+    return {
         "exact": folded.exact,
         "architecture_kept": folded.architecture_kept,
         "changes": dict(folded.changes),
         "site_kept": folded.site_kept,
         "max_logits_deviation": folded.deviation,
         "largest_logit": folded.largest_logit,
-        "n_images": len(clean),
-        "acc_difference": None if accuracy is None else accuracy - record["after"]["acc"],
         "remark": folded.remark,
-        "border_ignored": fold_polarizer(model, pixels, border="ignored").deviation if padded else None,
     }
-    with writing(out, (FOLDED,)):
-        save_model(out / FOLDED, folded.model, folded_record(loaded.record, folded))
-        record["files"] = {**record.get("files", {}), FOLDED: sha256_of_file(out / FOLDED)}
-        write_json(out / RECORD, record)
-    return record
