@@ -65,6 +65,18 @@ def test_no_command_writes_over_a_file_that_is_not_ours(
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
 
 
+def test_a_folder_without_a_name_is_not_the_present_one(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    empty = runs / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    done = run(capsys, "purify", runs / "attack", "--clean", runs / "train.parquet", "--out", "")
+    assert done.code == 2
+    assert "names no folder" in done.err
+    assert [*empty.iterdir()] == []
+
+
 def test_python_writes_over_no_file_that_is_not_ours(tmp_path: Path) -> None:
     purified = npz.purify(tiny_model(), tiny_images(), npz.NPD(epochs=1), site="auto", device="cpu", force=True)
     (tmp_path / "report.html").write_bytes(MINE)

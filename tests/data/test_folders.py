@@ -208,6 +208,14 @@ def test_links_that_leave_the_folder_are_followed_where_the_user_says_so(tmp_pat
         read_images(f"{root}?links=follow")
 
 
+def test_folders_beside_parquet_files_are_left_out_and_told(tmp_path: Path) -> None:
+    write_images(tmp_path / "all.parquet", read_images(str(folder(tmp_path.parent / "images", cat=1, dog=1))))
+    assert read_images(str(tmp_path)).notes == ()
+    folder(tmp_path, cat=1)
+    (note,) = read_images(str(tmp_path)).notes
+    assert note.endswith("its parquet files were read, and its folders left out: ['cat']")
+
+
 def test_parquet_files_that_are_links_are_followed_too(tmp_path: Path) -> None:
     write_images(tmp_path / "blob", read_images(str(folder(tmp_path / "images", cat=1, dog=1))))
     (tmp_path / "snapshot" / "data").mkdir(parents=True)

@@ -56,7 +56,13 @@ def json_file(path: Path | None) -> Path | None:
     raise WrongUsageError(f"--json {path}: is there already, with other content; choose another name")
 
 
-Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.")]
+def _folder(text: str) -> Path:
+    if not text.strip():  # of a variable that is not set; Path would take it for the present folder
+        raise WrongUsageError("it names no folder; is a variable of your shell not set?")
+    return Path(text)
+
+
+Out = Annotated[Path, typer.Option(help="Folder for the results; made if need be.", parser=_folder, metavar="OUT")]
 GivenArchitecture = Annotated[
     str | None,
     typer.Option(

@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def folder_rows(root: Path, *, follow_links: bool = False) -> Rows:
     parquet = [root / name for name in names if name.lower().endswith(".parquet")]
     parquet = parquet or _of_repository(root, names)
     if parquet:
-        return _parquet_rows(parquet, tree)
+        return _parquet_rows(parquet, tree, names)
     annotated = annotated_rows(tree)
     if annotated is not None:
         return annotated
@@ -128,7 +128,7 @@ def _of_repository(root: Path, names: list[str]) -> list[Path]:
     return files
 
 
-def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
+def _parquet_rows(paths: list[Path], tree: Tree, names: list[str]) -> Rows:
     words = [re.split(r"[-_.]", path.name.lower()) for path in paths]
     if len({next((word for word in each if word in SPLITS | _OTHER_PARTS), None) for each in words}) > 1:
         listed = ", ".join(map(shown, paths[:6]))
@@ -137,7 +137,10 @@ def _parquet_rows(paths: list[Path], tree: Tree) -> Rows:
             f"{shown(tree.root)}:train (extra hf)"
         )
     check_whole(paths)
-    return parquet_rows([tree.inside(path) for path in paths])
+    rows = parquet_rows([tree.inside(path) for path in paths])
+    beside = [name for name in names if paths[0].parent == tree.root and (tree.root / name).is_dir()]
+    left = f"{shown(tree.root)}: its parquet files were read, and its folders left out: {shown(beside[:6])}"
+    return replace(rows, notes=(*rows.notes, left)) if beside else rows
 
 
 def _check_layout(root: Path, classes: list[str]) -> None:
