@@ -108,6 +108,20 @@ def test_the_mistake_is_named_with_the_accuracy_without_it(name: str) -> None:
         found.require_sense()
 
 
+class Called(Nearest):
+    """A module whose call passes by the hooks."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.forward(pixels)
+
+
+def test_a_module_with_a_call_of_its_own_is_examined_as_any_other() -> None:
+    found = examine(Called(CENTRES.flip(1)), patches())
+    assert found.remedy is not None
+    assert found.remedy.what.startswith("with its channels in the order BGR")
+    assert npz.evaluate(Called(), patches(), device="cpu").acc == 1.0
+
+
 def test_what_the_message_names_is_what_helps() -> None:
     model, images, _ = MISTAKES["class order"]
     said = npz.purify  # the order that the message lists, given back as classes=

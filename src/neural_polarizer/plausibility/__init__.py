@@ -12,7 +12,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.normalize import Converted
-from neural_polarizer.plausibility.remedies import Remedy, other_classes, other_pixels
+from neural_polarizer.plausibility.remedies import Changed, Remedy, other_classes, other_pixels
 from neural_polarizer.train import Progress, silent
 
 CAUSES = (
@@ -173,6 +173,5 @@ def _after_sigmoid(model: nn.Module, clean: ImageSet, device: torch.device | str
 
 def _logits(model: nn.Module, images: ImageSet, device: torch.device | str) -> Float[Tensor, "n k"]:
     seen: list[Tensor] = []
-    with model.register_forward_hook(lambda _model, _pixels, logits: seen.append(logits)):
-        predict(model, images, device=device)
+    predict(Changed(model, note=seen.append), images, device=device)
     return torch.cat(seen)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
@@ -25,6 +25,26 @@ class Remedy:
     hits: int  # images that are right with it, of those that it was tried on
 
 
+class Changed(nn.Module):
+    """A model that sees other pixels, and whose logits are noted; no hooks, as not every module calls them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        change: Callable[[Tensor], Tensor] = lambda pixels: pixels,
+        note: Callable[[Tensor], object] = lambda _logits: None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.change = change
+        self.note = note
+
+    def forward(self, pixels: Float[Tensor, "n c h w"]) -> Tensor:
+        logits = self.model(self.change(pixels))
+        self.note(logits)
+        return logits
+
+
 def other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str, batch_size: int) -> Iterator[Remedy]:
     """The accuracy with other normalisations and with swapped channels."""
     if clean.images.shape[1] != 3:
@@ -34,9 +54,9 @@ def other_pixels(model: nn.Module, clean: ImageSet, device: torch.device | str, 
         for swapped in (False, True):
             if name is None and not swapped:
                 continue
+            change = _change(inside, mean, std, swapped)
             try:
-                with model.register_forward_pre_hook(_change(inside, mean, std, swapped)):
-                    found = predict(model, clean, device=device, batch_size=batch_size)
+                found = predict(Changed(model, change), clean, device=device, batch_size=batch_size)
             except (RuntimeError, ValueError, TypeError):  # some networks look at their pixels
                 continue
             hits = int((found == clean.labels).sum())
@@ -59,14 +79,14 @@ def _three(values: Tensor) -> tuple[float, ...]:
 
 def _change(
     inside: Normalized | None, mean: tuple[float, ...], std: tuple[float, ...], swapped: bool
-) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-    """A hook: pixels that come out of the model's own normalisation as if it were another."""
+) -> Callable[[Tensor], Tensor]:
+    """Pixels that come out of the model's own normalisation as if it were another."""
 
-    def change(_model: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        pixels = args[0].flip(1) if swapped else args[0]
+    def change(pixels: Tensor) -> Tensor:
+        seen = pixels.flip(1) if swapped else pixels
         centre, spread = (pixels.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, std))
-        values = (pixels - centre) / spread
-        return (values if inside is None else values * inside.std + inside.mean,)
+        values = (seen - centre) / spread
+        return values if inside is None else values * inside.std + inside.mean
 
     return change
 
