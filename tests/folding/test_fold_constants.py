@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.sites import features_at
 from neural_polarizer.layer.structures import make_polarizer
 from neural_polarizer.layer.surgery import Site, insert
@@ -92,6 +93,27 @@ def test_batch_norm_of_another_form_takes_no_constant() -> None:
     network = Branches("norm")
     network.norm = nn.BatchNorm2d(4, affine=False)
     assert folded_at(network, "after:first").changes == {"first": "bias"}
+
+
+class OverRows(nn.Module):
+    """A linear layer of the channels, which lie last, and a batch norm of the rows behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 12, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.first(images.permute(0, 2, 3, 1))).mean(dim=(1, 2)))
+
+
+def test_batch_norm_of_another_axis_takes_no_constant() -> None:
+    layer = made(Polarizer(12, channels_last=True), 3)
+    purified = insert(made(OverRows()), Site.parse("after:first"), layer).double()
+    folded = fold_polarizer(purified, PIXELS)
+    assert (folded.changes, folded.how) == ({"first": "bias"}, "folded into first")
+    assert folded.obstacles == ()
 
 
 @pytest.mark.long

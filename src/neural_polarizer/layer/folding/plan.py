@@ -56,13 +56,15 @@ class Plan:
         They must all be convolutions, or one linear layer, and read by nothing else.
         """
         (source,) = self.site.all_input_nodes
+        if self.last:
+            return [self._linear_in_front(source, self.site)]
         edits = self._summands(source, self.site)
         if len({id(edit.layer) for edit in edits}) < len(edits):
             raise UnfoldableError("one convolution gives several of the summands")
         if len(edits) == 1 and edits[0].norm is None:
             edits = [replace(edits[0], following=self._norm_behind(self.site))]
-        able = [i for i, e in enumerate(edits) if (e.layer.bias, e.norm, e.following) != (None, None, None)]
-        layers = () if able or self.last else self._constants_behind()
+        able = [i for i, e in enumerate(edits) if any(x is not None for x in (e.layer.bias, e.norm, e.following))]
+        layers = () if able else self._constants_behind()
         if layers:
             return [*(replace(edit, shifted=False) for edit in edits), ShiftInto(layers)]
         first = able[0] if able else 0  # which gets a bias that it had not
@@ -101,6 +103,15 @@ class Plan:
             return conv
         return norm if norm is not None and _has_statistics(norm) else None
 
+    def _linear_in_front(self, node: fx.Node, reader: fx.Node) -> Behind:
+        self._check_sole(node, reader)
+        if keeps(node, self.modules):
+            return self._linear_in_front(node.all_input_nodes[0], node)
+        linear = self._own(node, nn.Linear)
+        if linear is None:
+            raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a linear layer")
+        return Behind(linear)
+
     def _check_sole(self, node: fx.Node, reader: fx.Node) -> None:
         others = [user for user in node.users if user is not reader and not looks_at_the_shape(user)]
         if others:
@@ -109,15 +120,10 @@ class Plan:
 
     def _summands(self, node: fx.Node, reader: fx.Node) -> list[Behind]:
         self._check_sole(node, reader)
-        if sums(node) and not self.last:
+        if sums(node):
             return [edit for term in node.args for edit in self._summands(term, node)]  # type: ignore[arg-type]
-        if keeps(node, self.modules) or (averages(node, self.modules) and not self.last):
+        if keeps(node, self.modules) or averages(node, self.modules):
             return self._summands(node.all_input_nodes[0], node)
-        if self.last:
-            linear = self._own(node, nn.Linear)
-            if linear is None:
-                raise UnfoldableError(f"what the layer reads comes from {self.name(node)}, not from a linear layer")
-            return [Behind(linear)]
         conv, norm = self._own(node, nn.Conv2d), self._own(node, nn.BatchNorm2d)
         if norm is not None and _has_statistics(norm):
             (source,) = node.all_input_nodes
