@@ -87,9 +87,14 @@ def set_damaged_aside(path: Path, record: Mapping[str, Any]) -> bool:
     """Whether weights of a finished run, whose record lies at ``path``, have been damaged.
 
     All its files are set aside then, with the reason. Those but weights, such as the report, are the user's to change.
+
+    Raises:
+        BadInputError: the record has no table of hashes.
     """
-    folder = path.parent
-    hashes = {name: known for name, known in record.get("files", {}).items() if Path(name).name == name}
+    folder, files = path.parent, record.get("files", {})
+    if not isinstance(files, Mapping):
+        raise BadInputError(f"{path}: is damaged: 'files' is no table; choose another --out or remove that folder")
+    hashes = {name: known for name, known in files.items() if Path(name).name == name}
     reason = damage_in(folder, {name: known for name, known in hashes.items() if name.endswith(".safetensors")})
     if reason is None:
         return False

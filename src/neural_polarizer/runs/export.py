@@ -12,6 +12,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import Exported
 from neural_polarizer.files import read_json, sha256_of_file, write_json
 from neural_polarizer.model_files.load import LoadedModel
+from neural_polarizer.report.values import table
 from neural_polarizer.rng import stream
 from neural_polarizer.runs.purification import ATTACK_RECORD, RECORD
 
@@ -53,13 +54,13 @@ def note_export(exported: Exported, loaded: LoadedModel) -> None:
         if path.is_file():
             record = read_json(path)
             hashes = {each.name: sha256_of_file(each) for each in written}
-            write_json(path, {**record, "files": {**record.get("files", {}), **hashes}})
+            write_json(path, {**record, "files": {**table(record, "files"), **hashes}})
 
 
 def is_noted(path: Path) -> bool:
     """Whether a record of the run in whose folder a file lies says that we wrote it."""
     records = [path.parent / name for name in (ATTACK_RECORD, RECORD)]
-    return any(path.name in read_json(record).get("files", {}) for record in records if record.is_file())
+    return any(path.name in table(read_json(record), "files") for record in records if record.is_file())
 
 
 def _clean_images_of(folder: Path) -> str:

@@ -14,11 +14,13 @@ from neural_polarizer.cache import key_of, set_damaged_aside
 from neural_polarizer.data.images import ImageSet, count_shared
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses.base import Defense, Repaired
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, refusing
 from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.model_files.record import versions
+from neural_polarizer.report.run.page import render_run
+from neural_polarizer.report.run.verdict_files import run_files
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.settings import told
 
@@ -151,16 +153,31 @@ def chosen_images(pool: ImageSet, n_clean: int | None, seed: int) -> tuple[Int64
 def finished(out: Path, identity: str) -> dict[str, Any] | None:
     """The record of this very run, if ``out`` holds it already; None if it holds none that is whole.
 
-    A run whose files have been damaged since is set aside; an attack or another run is refused.
+    A run whose files have been damaged since is set aside; an attack or another run is refused, and so is a record that
+    is not as this version writes it.
     """
     if (out / ATTACK_RECORD).exists():
         raise BadInputError(f"{out}: holds an attack, which would be mixed up with the result; choose another --out")
     if not (out / RECORD).exists():
         return None
     found = read_json(out / RECORD)
-    if found.get("run_id") == identity:
-        return None if set_damaged_aside(out / RECORD, found) else found
-    raise BadInputError(
-        f"{out}: holds another run (method {found.get('method')}, seed {found.get('seed')}); "
-        "choose another --out or remove that folder"
-    )
+    if found.get("run_id") != identity:
+        raise BadInputError(
+            f"{out}: holds another run (method {found.get('method')}, seed {found.get('seed')}); "
+            "choose another --out or remove that folder"
+        )
+    if set_damaged_aside(out / RECORD, found):
+        return None
+    said = f"{out / RECORD}: is damaged, or of another version"
+    with refusing(said, Exception, then="; choose another --out or remove that folder"):  # it may hold anything
+        _check_shown(found)
+    return found
+
+
+def _check_shown(record: Mapping[str, Any]) -> None:
+    """Raise whatever a record raises that lacks what is shown of a run or reckoned with."""
+    render_run(record, ())
+    run_files(record)
+    " ".join((*record["warnings"], *record["findings"], record.get("fold", {"remark": ""})["remark"]))
+    if (record["test_sha256"] is None) != (record["after"]["acc"] is None):
+        raise ValueError("'acc'")
