@@ -67,6 +67,13 @@ def test_a_missing_value_breaks_the_line_and_a_lone_point_gets_a_marker() -> Non
     assert len(line.markers) == 1
 
 
+@pytest.mark.parametrize("epoch", [None, float("nan"), float("inf"), "2", 10**400])
+def test_an_epoch_that_is_no_number_is_counted(epoch: object) -> None:
+    chart = line_chart("t", [{"epoch": 1, "a": 0.5}, {"epoch": epoch, "a": 1.0}], {"a": "A"})
+    assert chart is not None
+    assert [tick.label for tick in chart.x_ticks] == ["1", "2"]
+
+
 def test_epochs_that_start_at_zero_keep_their_numbers() -> None:
     chart = line_chart("t", [{"epoch": 0, "a": 1.0}, {"epoch": 1, "a": 1.0}], {"a": "A"})
     assert chart is not None

@@ -66,10 +66,11 @@ def line_chart(
 ) -> Chart | None:
     """Lay out the values of ``history``, a mapping for each epoch, over its epochs; None if there is nothing to draw.
 
-    Missing and non-finite values leave a gap. ``labels`` are the keys to draw, each with its name in the legend; with
-    ``shares``, values lie in [0, 1] and are labelled as percentages.
+    Missing and non-finite values leave a gap; epochs that are no numbers are counted. ``labels`` are the keys to draw,
+    each with its name in the legend; with ``shares``, values lie in [0, 1] and are labelled as percentages.
     """
-    epochs = [row.get("epoch", index) for index, row in enumerate(history, start=1)]
+    stated = [_plottable(row.get("epoch")) for row in history]
+    epochs = [float(index) if at is None else at for index, at in enumerate(stated, start=1)]
     columns = {key: [_plottable(row.get(key)) for row in history] for key in labels}
     columns = {key: column for key, column in columns.items() if any(value is not None for value in column)}
     values = [value for column in columns.values() for value in column if value is not None]
