@@ -148,6 +148,15 @@ def test_the_image_size_is_that_of_the_folder(
     assert loaded.findings[-1].endswith(remark)
 
 
+@pytest.mark.parametrize("labels", [None, {}])
+def test_a_folder_without_labels_has_no_names_of_classes(
+    tmp_path: Path, transformers: Any, labels: dict[str, str] | None
+) -> None:
+    folder = stored(tmp_path, classifier(transformers, "ResNet"), **PLAIN)
+    changed(folder, id2label=labels, label2id=labels)
+    assert read_folder(folder).classes is None
+
+
 def test_a_folder_without_a_processor_says_so(tmp_path: Path, transformers: Any) -> None:
     loaded = load_model(stored(tmp_path, classifier(transformers, "ResNet")))
     assert "pixels in [0, 1] enter the network as they are" in loaded.findings[0]

@@ -75,6 +75,14 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "mean, std, size or scale cannot be used",
         lambda f: changed(f, "preprocessor_config.json", size={"longest_edge": 3}),
     ),
+    "a list as size": (
+        "mean, std, size or scale cannot be used",
+        lambda f: changed(f, "preprocessor_config.json", size=[16, 16]),
+    ),
+    "two shortest edges": (
+        "mean, std, size or scale cannot be used",
+        lambda f: changed(f, "preprocessor_config.json", size={"shortest_edge": [16, 16]}),
+    ),
 }
 
 

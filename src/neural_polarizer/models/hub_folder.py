@@ -139,11 +139,13 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
         return None
     try:
         mean, std = (tuple(map(float, told[name])) for name in ("mean", "std"))
-        side = (config.get("model_args") or {}).get("img_size")  # what the network was made for, as timm takes it
+        size = (config.get("model_args") or {}).get("img_size")  # what the network was made for, as timm takes it
+        if size is None and "input_size" in told:
+            size = told["input_size"][1:]
         return Preprocessing(
             source="its config.json",
             **_usable(mean, std),
-            image_size=_size(told["input_size"][1:] if side is None and "input_size" in told else side),
+            image_size=_sides(*size) if isinstance(size, list) else _size(size),
             resampling=str(told.get("interpolation", "bilinear"))[:40],
             cropped=float(told.get("crop_pct") or 1) < 1 and told.get("crop_mode", "center") == "center",
         )
@@ -171,7 +173,7 @@ def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     names, numbers = config.get("id2label"), config.get("label2id")
     if not names and isinstance(numbers, dict):
         names = {str(number): name for name, number in numbers.items()}
-    if not isinstance(names, dict) or {str(index) for index in range(len(names))} != names.keys():
+    if not names or not isinstance(names, dict) or {str(index) for index in range(len(names))} != names.keys():
         return None
     return tuple(str(names[str(index)]) for index in range(len(names)))
 
@@ -233,11 +235,15 @@ def _channels(value: Any) -> tuple[float, ...]:
 def _size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
-    if isinstance(value, dict):
-        value = [value["height"], value["width"]] if {"height", "width"} <= value.keys() else value["shortest_edge"]
-    height, width = value if isinstance(value, list) else (value, value)
+    if isinstance(value, dict) and {"height", "width"} <= value.keys():
+        return _sides(value["height"], value["width"])
+    side = value["shortest_edge"] if isinstance(value, dict) else value
+    return _sides(side, side)
+
+
+def _sides(height: Any, width: Any) -> tuple[int, int]:
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
-        raise ValueError(value)
+        raise ValueError(height, width)
     return height, width
 
 
