@@ -71,12 +71,17 @@ def listing(items: Collection[str], most: int = 10) -> str:
 
 def one_line(error: BaseException) -> str:
     """An error's text on one line of at most 200 characters, without control characters; its kind if it has none."""
-    return shown(" ".join(str(error).split())[:200]) or type(error).__name__
+    return _flat(str(error)) or type(error).__name__
 
 
-def cause(error: BaseException) -> str:
-    """The kind and the text of an error of foreign code, on one line."""
-    return f"{type(error).__name__}: {one_line(error)}"
+def cause(error: BaseException, renamed: tuple[str, str] = ("", "")) -> str:
+    """The kind and the text of an error of foreign code, on one line; with the second of ``renamed`` for the first."""
+    kind, text = type(error).__name__, _flat(str(error).replace(*renamed))
+    return f"{kind}: {text}" if text else kind
+
+
+def _flat(text: str) -> str:
+    return shown(" ".join(text.split())[:200])
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         BadInputError: the file is missing, not JSON, or not an object.
     """
-    with refusing(f"{path}: cannot be read as JSON", OSError, ValueError):
+    with refusing(f"{path}: cannot be read as JSON", OSError, ValueError, RecursionError):
         if not path.exists():
             raise BadInputError(f"{path}: no such file")
         value = json.loads(path.read_text(encoding="utf-8"))

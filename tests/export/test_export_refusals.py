@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from neural_polarizer import BadInputError
 from neural_polarizer.errors import WrongUsageError
 from neural_polarizer.exporting import export_model, format_of, formats
 from neural_polarizer.exporting.formats import FormatName
+from neural_polarizer.exporting.portable import Portable
 from neural_polarizer.model_files import save
 from toys import TinyNet, tiny_images, tiny_model
 
@@ -59,6 +61,22 @@ def test_a_file_that_cannot_be_read_back_is_not_kept(tmp_path: Path, monkeypatch
         )
     assert ".part" not in str(told.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_path_is_given_in_full_where_a_file_cannot_be_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, _portable: Portable) -> Callable[[Tensor], Tensor]:
+        raise RuntimeError(f"{path}: no model" + " at all" * 50)
+
+    spoiled = replace(formats.FORMATS["safetensors"], reader=read)
+    monkeypatch.setattr("neural_polarizer.exporting.FORMATS", {**formats.FORMATS, "safetensors": spoiled})
+    path = tmp_path / ("x" * 160) / "a.safetensors"
+    path.parent.mkdir()
+    with pytest.raises(BadInputError, match=r"cannot be read back and run \(RuntimeError: ") as told:
+        export_model(tiny_model(), path, "safetensors", tiny_images(1))
+    assert ".part" not in str(told.value)
+    assert f".{path.name}" not in str(told.value)
 
 
 class Wild(nn.Module):

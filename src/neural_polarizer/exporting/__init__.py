@@ -124,7 +124,7 @@ def _checked(
         batches = (pixels[:1], *pixels.split(_BATCH))  # one image alone shows a graph of a fixed batch size
         deviation, largest = largest_gap(portable.reference, kind.reader(written, portable), batches)
     except Exception as error:  # torch and onnxruntime have kinds of their own
-        why = cause(error).replace(str(written), str(path))
+        why = cause(error, renamed=(str(written), str(path)))
         raise BadInputError(f"{path}: not kept, as it cannot be read back and run ({why})") from None
     if not deviation <= tolerance:  # NaN, too
         raise BadInputError(
