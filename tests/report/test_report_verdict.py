@@ -67,7 +67,7 @@ def test_a_missing_value_breaks_the_line_and_a_lone_point_gets_a_marker() -> Non
     assert len(line.markers) == 1
 
 
-@pytest.mark.parametrize("epoch", [None, float("nan"), float("inf"), "2", 10**400])
+@pytest.mark.parametrize("epoch", [None, float("nan"), float("inf"), "2", 1e300])
 def test_an_epoch_that_is_no_number_is_counted(epoch: object) -> None:
     chart = line_chart("t", [{"epoch": 1, "a": 0.5}, {"epoch": epoch, "a": 1.0}], {"a": "A"})
     assert chart is not None
