@@ -1,4 +1,4 @@
-"""The exceptions that callers may catch, each with the exit code it has on the command line."""
+"""The exceptions that callers may catch, with their exit codes, and the words for foreign text in messages."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

@@ -77,10 +77,7 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     known = num_classes or last_outputs(check_module(model))
     if known is None:
         raise BadInputError("the network does not tell its number of classes; give num_classes")
-    # by the network's own names
-    parts = [(name, part) for name, part in bare(model).named_modules() if isinstance(part, PolarizedModule)]
-    site = f"{parts[0][1].side}:{parts[0][0]}" if parts else None
-    save_model(user_path(path), model, record_of_model(model, known, site=site))
+    save_model(user_path(path), model, record_of_model(model, known, site=_site_of(model)))
 
 
 def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
@@ -95,3 +92,9 @@ def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
     """
     check_one_layer(check_module(model), inserts=True)
     return with_polarizer(model, user_path(file))
+
+
+def _site_of(model: nn.Module) -> str | None:
+    """Where the polarizer of ``model`` is, by the network's own names; None without one."""
+    found = [(name, part.side) for name, part in bare(model).named_modules() if isinstance(part, PolarizedModule)]
+    return f"{found[0][1]}:{found[0][0]}" if found else None

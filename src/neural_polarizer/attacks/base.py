@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
@@ -16,7 +16,7 @@ from neural_polarizer.data.poison import LabelRule, Poisoned, TriggeredSet, atta
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Progress, Schedule, below, fit, silent
+from neural_polarizer.train import Accomplice, Progress, Schedule, below, fit, silent
 
 TriggerState = Mapping[str, Tensor]
 """All that a trigger has learned: named tensors, stored beside the model."""
@@ -58,15 +58,28 @@ class Workshop:
         """The clean classifier on the device, in evaluation mode, to take gradients for pixels through."""
         return self.clean_model().to(self.device).eval().requires_grad_(False)
 
-    def train(self, model: nn.Module, data: ImageSet, **own: Any) -> None:
-        """``train.fit`` of the victim, by the schedule and the seed; ``own`` is what the attack adds to it."""
-        common: dict[str, Any] = {
-            "seed": self.seed,
-            "device": self.device,
-            "progress": self.progress,
-            "checkpoint": self.checkpoint,
-        }
-        fit(model, data, self.schedule, **common, **own)
+    def train(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        accomplice: Accomplice | None = None,
+        triggered: Bool[Tensor, " n"] | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        """``train.fit`` of the victim, by the schedule and the seed."""
+        fit(
+            model,
+            data,
+            self.schedule,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+            checkpoint=self.checkpoint,
+            accomplice=accomplice,
+            triggered=triggered,
+            between=between,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -181,9 +181,11 @@ def read_triggered(
 
 def _attacked(images: ImageSet, poison_label: PoisonLabel) -> TriggeredSet:
     """Triggered images under their true labels, with the attacker's."""
-    count, following = images.num_classes, poison_label == "next"
-    target = 0 if poison_label == "next" else poison_label
-    if not 0 <= target < count:
+    count = images.num_classes
+    if poison_label == "next":
+        labels = attacked_labels(images.labels, count, "all-to-all", 0)
+        return TriggeredSet(replace(images, labels=labels), images.labels)
+    if not 0 <= poison_label < count:
         raise BadInputError(f"the poison label must be next or lie in 0..{count - 1}, got {poison_label}")
-    labels = attacked_labels(images.labels, count, "all-to-all" if following else "all-to-one", target)
+    labels = attacked_labels(images.labels, count, "all-to-one", poison_label)
     return TriggeredSet(replace(images, labels=labels), images.labels)

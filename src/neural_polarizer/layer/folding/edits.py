@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float64
@@ -141,7 +142,7 @@ class Into(Edit):
         taps = double(layer.weight).reshape(len(layer.weight), len(affine.shift), -1)
         shares = torch.einsum("ois,i->os", taps, affine.shift)
         layer.weight.copy_(torch.einsum("ois,ij->ojs", taps, affine.mix).reshape(layer.weight.shape))
-        if not (self.border and isinstance(layer, nn.Conv2d) and pads_zeros(layer)):
+        if not (self.border and pads_zeros(layer)):
             return set_bias(layer, bias_of(layer) + shares.sum(1), self.following)
         conv = BorderConv2d(layer)
         conv.border.copy_(shares.view_as(conv.border))
@@ -180,7 +181,7 @@ class InPlace(Edit):
         return {}
 
 
-def pads_zeros(layer: nn.Module) -> bool:
+def pads_zeros(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether it reads zeros outside the image; reflected or repeated pixels pass through the polarizer."""
     if not isinstance(layer, nn.Conv2d):
         return False

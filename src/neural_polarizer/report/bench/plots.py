@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 from neural_polarizer.report.bench.names import (
     RATES,
@@ -84,8 +85,12 @@ class Plot:
         return f"{self.y_title} over {self.x_title}: {names}. The table on this page has the numbers."
 
 
-_Dot = tuple[str, Point | None, Point | None]
-"""What it says, and what we and the paper found, as (x, y) in the units of the data."""
+class _Dot(NamedTuple):
+    """A cell on a plot, in the units of the data; None where there is no number."""
+
+    text: str  # what it says
+    ours: Point | None
+    paper: Point | None
 
 
 def make_curves(table: Table) -> tuple[Plot, ...]:
@@ -121,11 +126,11 @@ def make_scatter(table: Table) -> Plot | None:
     series = []
     for name, style in _styles(groups).items():
         cells = [cell for lines in groups.values() for cell in lines.get(name, ())]
-        dots = [
-            (text_of(cell.labels, table.axes), _point(asr.mean, acc.mean), _point(asr.paper, acc.paper))
-            for cell in cells
-            for asr, acc in [(cell.figures["asr"], cell.figures["acc"])]
-        ]
+        dots = []
+        for cell in cells:
+            asr, acc = cell.figures["asr"], cell.figures["acc"]
+            ours, paper = _point(asr.mean, acc.mean), _point(asr.paper, acc.paper)
+            dots.append(_Dot(text_of(cell.labels, table.axes), ours, paper))
         series.append(_series(name, style, dots, x, y, joined=False))
     return Plot("ACC against ASR: best is up and left", "ASR", "ACC", x_ticks, y_ticks, tuple(series))
 
@@ -189,7 +194,7 @@ def _amount(cells: Sequence[Cell], axis: str, label: Label) -> float | None:
 def _along(cells: Sequence[Cell], axis: str, places: dict[Label, float], value: str) -> list[_Dot]:
     known = [(places[cell.labels[axis]], cell) for cell in cells if cell.labels[axis] in places]
     return [
-        (
+        _Dot(
             labels_text(cell.labels)[axis],
             _point(place, cell.figures[value].mean),
             _point(place, cell.figures[value].paper),
@@ -220,12 +225,12 @@ def _series(name: str, style: int, dots: Sequence[_Dot], x: Axis, y: Axis, *, jo
     def spot(at: Point, text: str) -> Spot:
         return Spot((x(at[0]), y(at[1])), f"{name}, {text}: {number_text('acc', at[1])}%")
 
-    ours = [None if at is None else spot(at, text) for text, at, _ in dots]
+    ours = [None if dot.ours is None else spot(dot.ours, dot.text) for dot in dots]
     runs = unbroken([None if one is None else one.at for one in ours]) if joined else []
     return Series(
         label=name,
         style=style,
         runs=tuple(run for run in runs if len(run) > 1),
         spots=tuple(one for one in ours if one is not None),
-        paper=tuple(spot(at, f"{text} in the paper") for text, _, at in dots if at is not None),
+        paper=tuple(spot(dot.paper, f"{dot.text} in the paper") for dot in dots if dot.paper is not None),
     )

@@ -78,6 +78,12 @@ _MEASURES = (
 
 def measures(record: Mapping[str, Any]) -> list[Measure]:
     """The rows of the table of results."""
-    shares = [tuple(record[when][rate] for when in ("before", "after")) for rate in ("acc", "asr", "ra")]
-    shares += [(None, record["der"]), tuple(record["clean_acc"][when] for when in ("before", "after"))]
-    return [replace(each, before=before, after=after) for each, (before, after) in zip(_MEASURES, shares, strict=True)]
+    before, after, clean = record["before"], record["after"], record["clean_acc"]
+    shares = {
+        "ACC": (before["acc"], after["acc"]),
+        "ASR": (before["asr"], after["asr"]),
+        "RA": (before["ra"], after["ra"]),
+        "DER": (None, record["der"]),
+        "clean": (clean["before"], clean["after"]),
+    }
+    return [replace(each, before=shares[each.short][0], after=shares[each.short][1]) for each in _MEASURES]

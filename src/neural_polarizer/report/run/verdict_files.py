@@ -74,14 +74,15 @@ def _files(
         "record": name,
         "report": "report.html",
     }
-    texts = [
-        (each.rule, *_KIND_AND_LEVEL[found.tone], visible(f"{found.headline}. {found.text} What to do: {advice}"))
-        for each in told
-        for found, advice in [(each.verdict, " ".join(each.what_now))]
-    ]
+    texts = [(each.rule, *_KIND_AND_LEVEL[each.verdict.tone], _sentences(each)) for each in told]
     texts += [("run-warning", "fail", "warning", text) for text in remarks["warnings"]]
     texts += [("model-file", "fail", "warning", text) for text in remarks["findings"]]
     return {VERDICT: verdict, SARIF: _sarif(tool, _uri(path), sha256, texts)}
+
+
+def _sentences(told: _Told) -> str:
+    found = told.verdict
+    return visible(f"{found.headline}. {found.text} What to do: {' '.join(told.what_now)}")
 
 
 def _words(told: _Told) -> dict[str, Any]:
