@@ -17,10 +17,11 @@ from typing import Any
 from neural_polarizer.bench.cells import Cell, VictimCell
 from neural_polarizer.bench.engines import InlineEngine, RayEngine, Resources, ray_engine
 from neural_polarizer.bench.grid import planned
+from neural_polarizer.bench.memory import peak_memory
 from neural_polarizer.bench.schedule import current, missing, run
 from neural_polarizer.bench.store import ARTEFACTS, RECORDS, Store
 from neural_polarizer.bench.suite import parse_suite
-from neural_polarizer.bench.work import NEEDED, described, peak_memory
+from neural_polarizer.bench.work import NEEDED, described
 
 SUITE = """
 scale = "smoke"

@@ -15,9 +15,10 @@ import pytest
 from neural_polarizer.attacks import BadNets
 from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench.grid import planned
+from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
 from neural_polarizer.bench.sources import parse_sources
 from neural_polarizer.bench.suite import load_suite
-from neural_polarizer.bench.work import mixture, peak_memory, reset_peak_memory
+from neural_polarizer.bench.work import mixture
 from neural_polarizer.errors import BadInputError
 from run_files import coloured, run, write_data
 

@@ -14,7 +14,7 @@ from bench_cases import TWO_BY_THREE, cells_of
 
 from neural_polarizer.bench.cells import PurificationCell, VictimCell
 from neural_polarizer.bench.grid import planned
-from neural_polarizer.bench.results import paper_values
+from neural_polarizer.bench.paper import paper_values
 from neural_polarizer.bench.suite import load_suite, parse_suite, suite_names
 from neural_polarizer.defenses import DEFENSES, NPD, EntropyPruning, FineTuning
 from neural_polarizer.defenses.npd.presets import VARIANTS, preset

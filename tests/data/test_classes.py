@@ -12,7 +12,7 @@ import torch
 from folder_cases import folder
 from image_bytes import png
 
-from neural_polarizer.data.annotations import read_class_names
+from neural_polarizer.data.class_files import read_class_names
 from neural_polarizer.data.classes import ClassNames, class_names, numbered
 from neural_polarizer.data.labels import class_labels
 from neural_polarizer.data.sources import read_images

@@ -1,12 +1,9 @@
 """One cell, computed: the only place of the benchmark where networks are trained and measured."""
 
-import re
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +16,7 @@ from neural_polarizer.attacks.base import LearnedTrigger
 from neural_polarizer.bench import analyses
 from neural_polarizer.bench.cells import SCHEMA, Cell, GivenCell, LemmaCell, PurificationCell, VictimCell
 from neural_polarizer.bench.given import PublishedTrigger
+from neural_polarizer.bench.memory import peak_memory, reset_peak_memory
 from neural_polarizer.bench.reactivation import reactivated
 from neural_polarizer.bench.sources import Sources
 from neural_polarizer.bench.store import Store
@@ -46,7 +44,6 @@ NEEDED = (MODEL, TRIGGERED, TRIGGER, RECORD)
 """The artefacts of a victim without which nothing can be made of it."""
 
 _RATES = ("acc", "asr", "ra", "n_test", "n_triggered")
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -261,26 +258,3 @@ def mixture(trigger: LearnedTrigger | PublishedTrigger | None, train: ImageSet, 
     if isinstance(trigger, LearnedTrigger):
         return trigger.attack.poisoned(train.select(rows), trigger.state, seed=seed).images
     return poison(train.select(rows), trigger, rate=USUAL_RATE, seed=seed).images
-
-
-def reset_peak_memory() -> None:
-    """Let the peak begin at what is used now, where the system can do so (Linux)."""
-    with suppress(OSError):
-        _CLEAR.write_text("5")
-
-
-def peak_memory() -> int | None:
-    """The largest resident size since the last reset, in bytes; of the process's whole life where none is possible.
-
-    None where the system does not tell (Windows).
-    """
-    with suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
-        if found:
-            return int(found[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # no such module on Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from neural_polarizer.data.annotations import read_class_names
+from neural_polarizer.data.class_files import read_class_names
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.decode import MAX_PIXELS
 from neural_polarizer.data.poison import PoisonLabel, read_triggered

@@ -1,9 +1,8 @@
-"""Files that name the class of each image, or the classes of a model, in the forms that other tools write."""
+"""Files that name the class of each image, in the forms that other tools write."""
 
 import csv
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from neural_polarizer.data.classes import ClassNames, class_names
 from neural_polarizer.data.decode import SUFFIXES
 from neural_polarizer.data.labels import class_labels
 from neural_polarizer.data.rows import LABEL_COLUMNS, SPLITS, Rows
-from neural_polarizer.data.tree import Tree, is_hidden
+from neural_polarizer.data.tree import Tree, is_hidden, read_text
 from neural_polarizer.errors import BadInputError, refusing, shown
-from neural_polarizer.files import text_of
 
 ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file, class, box; separated by tabs
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -27,13 +24,8 @@ _FILES = (FILE_COLUMN, "filename", "file", "path", "image", "file_path", "filepa
 _LABELS = (*LABEL_COLUMNS, "class_id", "classid", "class_name")  # GTSRB's is ClassId
 _PARTS = ("split", "set", "subset", "partition", "fold")
 IMAGES = "images"
-MAX_BYTES, MAX_NAMES_BYTES = 64 << 20, 8 << 20  # of annotations, and of class names
+MAX_BYTES = 64 << 20
 MAX_ROWS = 5_000_000
-_SYNSET = re.compile(r"(n\d{8})(?!\w)")
-_WITH_NUMBER = (
-    re.compile(r"(?P<number>\d{1,6})[\s:,;]+(?P<name>\S.*)"),
-    re.compile(r"(?P<name>.*[^\s:,;])[\s:,;]+(?P<number>\d{1,6})"),
-)
 
 
 def annotated_rows(tree: Tree) -> Rows | None:
@@ -59,7 +51,7 @@ def _web_dataset(tree: Tree) -> Rows | None:
     if bare is not None or not paths:
         lacking = "no image" if bare is None else f"none for {shown(bare.name)}"
         raise BadInputError(f"{shown(tree.root)}: has files *.cls, but {lacking}")
-    values = [_text(tree.inside(tree.root / labels[path.stem])).strip() for path in paths]
+    values = [read_text(tree.inside(tree.root / labels[path.stem]), MAX_BYTES).strip() for path in paths]
     items = ((tree.inside(path), shown(path)) for path in paths)
     return Rows(items, class_labels(values, f"{shown(tree.root)}: files *.cls"), None)
 
@@ -68,7 +60,7 @@ def _tiny_imagenet(tree: Tree) -> Rows:
     """Tiny ImageNet's validation images: all in one folder, with a file that names the class of each."""
     root = tree.root
     path = tree.inside(root / ANNOTATIONS)
-    told = dict(line.split("\t")[:2] for line in _text(path).splitlines() if line.count("\t"))
+    told = dict(line.split("\t")[:2] for line in read_text(path, MAX_BYTES).splitlines() if line.count("\t"))
     folder = root / IMAGES if (root / IMAGES).is_dir() else root
     names = sorted(path.name for path in _images_in({tree.inside(folder)}))
     missing = [name for name in names if name not in told]
@@ -88,7 +80,7 @@ def table_rows(tree: Tree, path: Path) -> Rows | None:
     Raises:
         BadInputError: it cannot be read, or does not fit the images.
     """
-    text, where = _text(path), shown(path)
+    text, where = read_text(path, MAX_BYTES), shown(path)
     with refusing(f"{where}: cannot be read", csv.Error, ValueError, RecursionError):
         rows = _jsonl(text, where) if path.suffix.lower() == ".jsonl" else _csv(text, where)
     keys = list(rows[0]) if rows else []
@@ -152,40 +144,3 @@ def _bounded(rows: list[Any], where: str) -> list[Any]:
     if len(rows) > MAX_ROWS:
         raise BadInputError(f"{where}: holds more than {MAX_ROWS:,} rows; use fewer")
     return rows
-
-
-def _text(path: Path, most: int = MAX_BYTES) -> str:
-    said = f"{shown(path)}: cannot be read as text"
-    with refusing(said, OSError), refusing(said, UnicodeDecodeError, then="; save it as UTF-8"):
-        if not path.is_file():
-            raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
-        if path.stat().st_size > most:
-            raise BadInputError(f"{shown(path)}: larger than {most >> 20} MiB, too large for a table or names")
-        return text_of(path.read_bytes())
-
-
-def read_class_names(path: Path) -> ClassNames:
-    """Names by class number from a file: one a line, or JSON: a list, {name: number} or {number: name}.
-
-    Raises:
-        BadInputError: the file cannot be read, or a name or number is there twice.
-    """
-    text = _text(path, MAX_NAMES_BYTES)
-    parsed: Any = _of_lines([line.strip() for line in text.splitlines() if line.strip()])
-    if text.lstrip()[:1] in ("[", "{"):
-        with refusing(f"{shown(path)}: is damaged JSON", ValueError, RecursionError):
-            parsed = json.loads(text)
-    return class_names(parsed, said_by=shown(path))
-
-
-def _of_lines(lines: list[str]) -> list[str] | dict[str, int]:
-    """One name a line, beside its number from 0 or 1 or alone; of ImageNet's lists the id, as folders are called."""
-    ids = [_SYNSET.match(line) for line in lines]
-    if all(ids):
-        return [each[1] for each in ids if each]
-    for pattern in _WITH_NUMBER:
-        pairs = {each["name"]: int(each["number"]) for each in map(pattern.fullmatch, lines) if each}
-        first = min(pairs.values(), default=0)
-        if len(pairs) == len(lines) and first <= 1 and sorted(pairs.values()) == [*range(first, first + len(lines))]:
-            return {name: number - first for name, number in pairs.items()}
-    return lines

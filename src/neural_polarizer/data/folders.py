@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, TABLES, annotated_rows, read_class_names
+from neural_polarizer.data.annotations import ANNOTATIONS, IMAGES, METADATA, TABLES, annotated_rows
+from neural_polarizer.data.class_files import read_class_names
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import SUFFIXES

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from neural_polarizer.errors import BadInputError, shown
+from neural_polarizer.errors import BadInputError, refusing, shown
+from neural_polarizer.files import text_of
 
 FOLLOW = "?links=follow"
 """At the end of a data spec: links in the folder may lead out of it."""
@@ -20,6 +21,21 @@ _JUNK = frozenset(  # of macOS, Windows, network storage and Python
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of that name is left out, as hidden or as the work of an operating system."""
     return name.startswith(".") or name.lower() in _JUNK
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a table or of names, a file of at most so many bytes.
+
+    Raises:
+        BadInputError: it is larger, no regular file, or no text.
+    """
+    said = f"{shown(path)}: cannot be read as text"
+    with refusing(said, OSError), refusing(said, UnicodeDecodeError, then="; save it as UTF-8"):
+        if not path.is_file():
+            raise BadInputError(f"{shown(path)}: no such file, or not a regular one")
+        if path.stat().st_size > most:
+            raise BadInputError(f"{shown(path)}: larger than {most >> 20} MiB, too large for a table or names")
+        return text_of(path.read_bytes())
 
 
 @dataclass(frozen=True)
