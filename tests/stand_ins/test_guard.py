@@ -67,7 +67,8 @@ def test_the_dial_goes_a_little_beyond_what_stand_ins_need() -> None:
     curve = points((0.0, 0.9), (0.0, 0.3), (0.0, 0.005), (0.0, 0.0), (0.0, 0.0))
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.0) == 1.0
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.5) == 1.5
-    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=1.0) == 2.0  # a share of what is needed
+    more = points((0.0, 0.9), (0.0, 0.5), (0.0, 0.3), (0.0, 0.005), (0.0, 0.0))
+    assert chosen_dial(more, 0.006, backdoor=1.0, enough=0.01, beyond=0.35) == 2.0  # a share of the 1.5 needed
 
 
 def test_the_little_more_stops_at_the_budget_as_everything_does() -> None:
