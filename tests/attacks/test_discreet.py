@@ -8,7 +8,8 @@ from quick_attacks import TRAIN, untrained
 from torch.testing import assert_close
 
 from neural_polarizer.attacks import Discreet
-from neural_polarizer.attacks.evasive import Keeper, _Modest, nearness
+from neural_polarizer.attacks.discreet import _Modest, nearness
+from neural_polarizer.attacks.evasive import Keeper
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream

@@ -11,7 +11,7 @@ from neural_polarizer.attacks.base import LearnedTrigger as LearnedTrigger
 from neural_polarizer.attacks.base import Workshop as Workshop
 from neural_polarizer.attacks.blended import Blended as Blended
 from neural_polarizer.attacks.bpp import Bpp as Bpp
-from neural_polarizer.attacks.evasive import Discreet as Discreet
+from neural_polarizer.attacks.discreet import Discreet as Discreet
 from neural_polarizer.attacks.evasive import Evasive as Evasive
 from neural_polarizer.attacks.frequency import CTRL as CTRL
 from neural_polarizer.attacks.frequency import FTrojan as FTrojan
