@@ -103,6 +103,9 @@ def test_target_auto_takes_the_suspect_where_the_audit_is_confident() -> None:
     assert "takes" in found.notes[-1]
 
 
+NAMEABLE = {"nameable": {"dense": 0.4, "head": 0.7, "features": None}}
+
+
 def _record(**changes: Any) -> dict[str, Any]:
     usual = {"verdict": "backdoor", "suspect": 1, "likeliest": 1, "p_value": 0.004, "level": 0.05, "prior": 0.5}
     usual |= {"posterior": 0.98, "accuracy": 0.9, "reason": None, "makes_sense": True, "nameable": {}, "purified": None}
@@ -125,8 +128,12 @@ def test_the_page_spells_out_what_others_have_named() -> None:
     [
         ({}, ("probably carries a backdoor", "class 1 stands out", "p 0.004", "not proof")),
         (
-            {"verdict": "none seen", "p_value": 0.6, "nameable": {"dense": 0.4, "head": 0.7, "features": None}},
+            {"verdict": "none seen", "p_value": 0.6, "posterior": 0.3} | NAMEABLE,
             ("No backdoor seen", "does not stand out", "70.0%", "no proof"),
+        ),
+        (
+            {"verdict": "none seen", "p_value": 0.19, "posterior": 0.85} | NAMEABLE,
+            ("a backdoor is likelier than before", "does not stand out", "50.0%", "85.0%", "no proof"),
         ),
         ({"verdict": "cannot say", "reason": "too few classes"}, ("cannot say", "Nothing can be said: too few")),
         ({"likeliest": "next"}, ("all-to-all",)),
@@ -135,6 +142,7 @@ def test_the_page_spells_out_what_others_have_named() -> None:
 def test_the_verdict_in_words(changes: dict[str, Any], words: tuple[str, ...]) -> None:
     found = judge_audit(_record(**changes))
     assert all(word in f"{found.headline} {found.text}" for word in words)
+    assert (found.tone == "good") == ("No backdoor seen" in words)  # never a green tick beside likely guilt
 
 
 @pytest.mark.long

@@ -43,7 +43,13 @@ def test_only_methods_with_a_guard_are_told_of_its_setting() -> None:
 
 @pytest.mark.parametrize("verdict", ["backdoor", "cannot say", "none seen"])
 def test_every_verdict_of_an_audit_has_three_sentences(verdict: str) -> None:
-    assert len(after_audit({"verdict": verdict, "makes_sense": True})) == 3
+    assert len(after_audit({"verdict": verdict, "makes_sense": True, "prior": 0.5, "posterior": 0.3})) == 3
+
+
+@pytest.mark.parametrize(("posterior", "words"), [(0.6, "Do not take this model for clean"), (0.4, "Use this model")])
+def test_a_likely_backdoor_without_a_name_is_no_clean_bill(posterior: float, words: str) -> None:
+    record = {"verdict": "none seen", "makes_sense": True, "prior": 0.5, "posterior": posterior}
+    assert after_audit(record)[0].startswith(words)
 
 
 def test_a_model_that_does_not_know_the_images_is_no_suspect() -> None:

@@ -25,7 +25,7 @@ AUDIT: dict[str, Any] = {
     **PART,
     "model": {"path": "/models/a b.pt", "classes": []},
     "model_sha256": "cd" * 32,
-    "purified": {**PART, "verdict": "none seen", "suspect": None, "p_value": 0.7},
+    "purified": {**PART, "verdict": "none seen", "suspect": None, "p_value": 0.7, "posterior": 0.3},
     "findings": ["runs code when loaded"],
     "versions": {"neural_polarizer": "9.9"},
 }
@@ -89,6 +89,8 @@ def test_an_audit_has_a_result_for_each_model() -> None:
     before, after, finding = check_sarif(audit_files(AUDIT)[SARIF])
     assert (before["ruleId"], before["level"]) == ("audit", "error")
     assert (after["ruleId"], after["kind"]) == ("audit-after", "pass")
+    likelier = AUDIT | {"purified": AUDIT["purified"] | {"posterior": 0.8}}
+    assert check_sarif(audit_files(likelier)[SARIF])[1]["level"] == "warning"
     assert finding["message"]["text"] == "runs code when loaded"
     found = audit_files(AUDIT)[VERDICT]
     assert (found["verdict"], found["figures"]["after_purification"]["verdict"]) == ("backdoor", "none seen")

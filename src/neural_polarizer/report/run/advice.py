@@ -67,6 +67,12 @@ _AFTER_AUDIT: Mapping[str, tuple[str, str, str]] = {
     ),
 }
 
+_LIKELIER = (
+    "Do not take this model for clean: no class stands out clearly enough to be named, but the evidence points to one.",
+    "Purify it with polarizer purify and the same clean images, or repeat the audit with more of them.",
+    "Ask the source of the model how it was trained, and whoever suspects a backdoor for images with the trigger.",
+)
+
 _NOT_JUDGED = (
     "Check that model and images go together: --profile, --classes, and the size of the images.",
     "Repeat the audit when the model names the clean images correctly.",
@@ -82,6 +88,13 @@ def what_now(record: Mapping[str, Any]) -> tuple[str, str, str]:
     return first, second, third
 
 
+def is_likelier(record: Mapping[str, Any]) -> bool:
+    """Whether an audit accuses nobody, though its evidence makes a backdoor likelier than it was beforehand."""
+    return bool(record["verdict"] == "none seen" and record["posterior"] > record["prior"])
+
+
 def after_audit(record: Mapping[str, Any]) -> tuple[str, str, str]:
     """What to do after an audit, in three sentences; ``record`` is that of the audit, or its part on one model."""
-    return _AFTER_AUDIT[record["verdict"]] if record["makes_sense"] else _NOT_JUDGED
+    if not record["makes_sense"]:
+        return _NOT_JUDGED
+    return _LIKELIER if is_likelier(record) else _AFTER_AUDIT[record["verdict"]]

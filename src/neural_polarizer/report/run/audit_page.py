@@ -6,7 +6,7 @@ from typing import Any
 
 from neural_polarizer.report.charts import spectrum_curve
 from neural_polarizer.report.html import Picture, group_pictures, make_environment
-from neural_polarizer.report.run.advice import after_audit
+from neural_polarizer.report.run.advice import after_audit, is_likelier
 from neural_polarizer.report.run.facts import class_table
 from neural_polarizer.report.run.verdict import Tone, Verdict
 from neural_polarizer.report.values import class_name, percent
@@ -21,6 +21,8 @@ _HEADLINES: Mapping[str, tuple[Tone, str]] = {
 def judge_audit(record: Mapping[str, Any]) -> Verdict:
     """The verdict on an audit's record in words; its part about the purified model needs the record's ``model``."""
     tone, headline = _HEADLINES[record["verdict"]]
+    if is_likelier(record):
+        tone, headline = "warn", "No class stands out, but a backdoor is likelier than before"
     text = " ".join(part for part in (_measured(record), _trust(record)) if part)
     return Verdict(record["verdict"], tone, headline, text)
 
@@ -93,7 +95,11 @@ def _trust(record: Mapping[str, Any]) -> str:
         )
     if record["verdict"] == "none seen":
         near = max(each for each in record["nameable"].values() if each is not None)
-        return (
+        likelier = (
+            f"With a backdoor as likely as {percent(record['prior'])} beforehand, it is now "
+            f"{percent(record['posterior'])} at most. "
+        )
+        return (likelier if is_likelier(record) else "") + (
             f"A class had been named if by the sharpest measure it had been nearer than {percent(near)} of the others' "
             "norm. That is no proof: a backdoor that keeps its class as far as all others does not show."
         )
