@@ -360,9 +360,9 @@ def test_code_beside_good_weights_is_not_run_but_told(runs: Path, tmp_path: Path
     done = run(capsys, *purify_words(model, runs, tmp_path / "out", *FOREIGN))
     assert (done.code, done.err) == (0, "")
     assert not (tmp_path / "canary").exists()
-    assert re.search(r"note: .*system", done.out)
-    findings = json.loads((tmp_path / "out" / "run.json").read_text())["findings"]
-    assert any("system" in finding for finding in findings)
+    assert re.search(r"warning: .*system", done.out)
+    threats = json.loads((tmp_path / "out" / "run.json").read_text())["threats"]
+    assert any("system" in threat for threat in threats)
 
 
 def test_the_canary_sings_where_it_can(tmp_path: Path) -> None:

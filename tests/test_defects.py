@@ -28,7 +28,7 @@ class RevisedCLP(CLP):
 
 def test_a_run_of_another_revision_of_the_algorithm_is_another_run() -> None:
     images = tiny_images(8)
-    loaded = LoadedModel(tiny_model(), ModelRecord(architecture="tiny", num_classes=4), "0" * 64, Path("m"), ())
+    loaded = LoadedModel(tiny_model(), ModelRecord(architecture="tiny", num_classes=4), "0" * 64, Path("m"), (), ())
     job = Purification(
         loaded=loaded, pool=images, defense=CLP(), method="clp", n_clean=None, seed=0, evidence=Evidence(), sources={}
     )
@@ -46,7 +46,7 @@ def test_the_demo_purifies_with_the_defaults_and_nothing_else(tmp_path: Path, mo
         jobs.append(job)
         raise InterruptedError
 
-    loaded = LoadedModel(tiny_model(), ModelRecord(architecture="tiny", num_classes=4), "0" * 64, Path("m"), ())
+    loaded = LoadedModel(tiny_model(), ModelRecord(architecture="tiny", num_classes=4), "0" * 64, Path("m"), (), ())
     monkeypatch.setattr(demo, "read_images", lambda _spec: images)
     monkeypatch.setattr(demo, "run_attack", lambda *_args, **_more: {})
     monkeypatch.setattr(demo, "load_model", lambda _path: loaded)

@@ -80,7 +80,7 @@ def test_a_backdoorbench_result_of_every_layout_loads(tmp_path: Path, layout: st
     loaded = load_model(path, architecture="preactresnet18", profile="cifar10")
     assert same_logits(loaded, network)
     assert (loaded.record.num_classes, loaded.record.width, loaded.record.mean) == (4, 3, PROFILES["cifar10"][0])
-    assert not any("tries to" in finding for finding in loaded.findings)
+    assert loaded.threats == ()
 
 
 def test_the_architecture_is_proposed_but_never_taken_from_the_file(tmp_path: Path) -> None:

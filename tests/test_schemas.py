@@ -43,6 +43,7 @@ def test_an_audit_writes_what_the_schemas_say() -> None:
         "n_clean": 5,
         "clean_sha256": "1",
         "seed": 0,
+        "threats": [],
         "findings": [],
         "versions": {"neural_polarizer": "0"},
     }

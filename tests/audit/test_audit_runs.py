@@ -110,13 +110,14 @@ def _record(**changes: Any) -> dict[str, Any]:
     usual = {"verdict": "backdoor", "suspect": 1, "likeliest": 1, "p_value": 0.004, "level": 0.05, "prior": 0.5}
     usual |= {"posterior": 0.98, "accuracy": 0.9, "reason": None, "makes_sense": True, "nameable": {}, "purified": None}
     about = {"model": {"path": "m.pt", "classes": []}, "model_sha256": "00", "n_clean": 9, "clean_sha256": "00"}
-    return {**usual, **about, "seed": 0, "versions": {}, "findings": [], **changes}
+    return {**usual, **about, "seed": 0, "versions": {}, "threats": [], "findings": [], **changes}
 
 
 def test_the_page_spells_out_what_others_have_named() -> None:
     hostile = "<img src=x onerror=alert(1)>\u202e"
     model = {"path": f"/tmp/{hostile}.pt", "architecture": hostile, "classes": [hostile] * CLASSES}
-    record = _record(model=model, findings=[hostile], by_class={"norm_dense": [1.0] * CLASSES}, data={"clean": hostile})
+    told = {"findings": [hostile], "threats": [hostile], "data": {"clean": hostile}}
+    record = _record(model=model, by_class={"norm_dense": [1.0] * CLASSES}, **told)
     page = render_audit(record, [])
     assert "<img src=x" not in page
     assert "\u202e" not in page

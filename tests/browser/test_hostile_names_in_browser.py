@@ -71,6 +71,7 @@ def audit(text: str) -> str:
     part |= {"posterior": 0.9, "prior": 0.5, "accuracy": 0.9, "reason": None, "makes_sense": True, "nameable": {}}
     named = {"path": text, "architecture": text, "classes": [text] * 3}
     shown: dict[str, Any] = {
+        "threats": [text],
         "findings": [text],
         "data": {"clean": text},
         "versions": {text: text},

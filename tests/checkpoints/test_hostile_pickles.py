@@ -33,8 +33,8 @@ def test_code_beside_the_weights_is_reported_and_not_run(
     path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1)}, "x": Call(function, order)}, protocol)
     found = read_checkpoint(path)
     assert found.tensors["w"].tolist() == [1.0]
-    assert f"{name} when it is loaded by torch.load" in found.findings[0]
-    assert "tries to run" in found.findings[0]
+    assert f"{name} when it is loaded by torch.load" in found.threats[0]
+    assert "tries to run" in found.threats[0]
     assert not canary.exists()
 
 
@@ -59,13 +59,13 @@ def test_an_import_alone_is_reported(tmp_path: Path) -> None:
         {"model": {"w": torch.ones(1)}, "relu": torch.nn.functional.softmax, "x": os.getcwd},
     )
     found = read_checkpoint(path)
-    assert found.findings[0] == "this file tries to import posix.getcwd when it is loaded by torch.load"
-    assert "softmax" not in "".join(found.findings)
+    assert found.threats[0] == "this file tries to import posix.getcwd when it is loaded by torch.load"
+    assert "softmax" not in "".join(found.threats)
 
 
 def test_harmful_functions_of_torch_itself_are_reported(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1)}, "x": Call(torch.hub.load, "a/b", "c")})
-    assert read_checkpoint(path).findings[0].startswith("this file tries to run torch.hub.load ")
+    assert read_checkpoint(path).threats[0].startswith("this file tries to run torch.hub.load ")
 
 
 def test_many_and_ugly_names_stay_short_and_printable(tmp_path: Path) -> None:

@@ -107,14 +107,14 @@ def test_a_class_with_its_source_and_a_tensor_of_torch_before_0_4(tmp_path: Path
     source.told = ("module", small_net, "net.py", "import os; os.system('true')")  # type: ignore[assignment]
     found = read_checkpoint(made(tmp_path / "m.pth", {"model": {"w": old}, "class": source}))
     assert found.tensors["w"].tolist() == [[1, 1], [1, 1]]
-    assert found.findings[0].startswith("this file tries to import checkpoint_files.small_net ")
+    assert found.threats[0].startswith("this file tries to import checkpoint_files.small_net ")
 
 
 def test_code_in_any_of_its_pickles_is_not_run(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     order = Call(os.system, f"touch {canary}")
     found = read_checkpoint(made(tmp_path / "m.pth", {"model": {"w": tensor()}, "x": order}))
-    assert found.findings[0] == "this file tries to run posix.system when it is loaded by torch.load"
+    assert found.threats[0] == "this file tries to run posix.system when it is loaded by torch.load"
     refuse(
         made(tmp_path / "a.pth", order, keys=(), tail=b""),
         r"made by posix\.system; .*this file tries to run posix\.system",
@@ -128,7 +128,7 @@ def test_code_in_any_of_its_pickles_is_not_run(tmp_path: Path) -> None:
 def test_code_beside_the_object_is_told_too(tmp_path: Path) -> None:
     machine = {**MACHINE, "x": Call(os.system, "true")}
     found = read_checkpoint(made(tmp_path / "m.pth", {"w": tensor()}, machine=machine))
-    assert found.findings == ("this file tries to run posix.system when it is loaded by torch.load",)
+    assert found.threats == ("this file tries to run posix.system when it is loaded by torch.load",)
 
 
 def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_module_is_found_in_an_object_and_optimizers_are_not(tmp_path: Path) -
     found = read_checkpoint(saved(tmp_path / "m.pt", Trainer()))
     assert found.tensors.keys() == {"weight", "bias"}
     assert "the weights were taken from its entry net" in found.findings
-    assert any("Trainer when it is loaded by torch.load" in each for each in found.findings)
+    assert any("Trainer when it is loaded by torch.load" in each for each in found.threats)
 
 
 def test_an_object_without_weights_is_told(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ class OfTpu:
 def test_tensors_of_other_classes_hold_their_values(tmp_path: Path, change: Any) -> None:
     found = read_checkpoint(saved(tmp_path / "m.pt", {name: change(one.clone()) for name, one in WEIGHTS.items()}))
     assert same(found)
-    assert not any("run" in each for each in found.findings)
+    assert not any("run" in each for each in found.threats)
 
 
 def test_a_call_of_anything_else_as_a_tensor_is_told_and_not_made(tmp_path: Path) -> None:

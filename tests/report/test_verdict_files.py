@@ -26,7 +26,8 @@ AUDIT: dict[str, Any] = {
     "model": {"path": "/models/a b.pt", "classes": []},
     "model_sha256": "cd" * 32,
     "purified": {**PART, "verdict": "none seen", "suspect": None, "p_value": 0.7, "posterior": 0.3},
-    "findings": ["runs code when loaded"],
+    "threats": ["runs code when loaded"],
+    "findings": [],
     "versions": {"neural_polarizer": "9.9"},
 }
 
@@ -75,9 +76,10 @@ def rates(acc: float, asr: float) -> dict[str, float]:
 )
 def test_the_level_follows_the_verdict(after: dict[str, float], kind: str, level: str, verdict: str) -> None:
     record = sample_record(after=after)
-    first, warning, finding = check_sarif(run_files(record)[SARIF])
+    first, warning, threat, finding = check_sarif(run_files(record)[SARIF])
     assert (first["kind"], first["level"]) == (kind, level)
-    assert (warning["ruleId"], finding["ruleId"]) == ("run-warning", "model-file")
+    assert (warning["ruleId"], threat["ruleId"], threat["level"]) == ("run-warning", "model-file", "warning")
+    assert (finding["ruleId"], finding["kind"]) == ("model-reading", "informational")  # no alert in a pipeline
     found = run_files(record)[VERDICT]
     assert found["verdict"] == verdict
     assert found["headline"] in first["message"]["text"]

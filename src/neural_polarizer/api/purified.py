@@ -169,6 +169,7 @@ class Purified(Repaired):
             "data": {},
             "n_clean": self.n_clean,
             "clean_sha256": self.clean_sha256,
+            "threats": [],
             "findings": [],
             "warnings": list(self.notes),
             "command": None,

@@ -141,7 +141,7 @@ class Bench:
             "model_sha256": loaded.sha256,
             "definition_sha256": loaded.record.definition,
             "data_sha256": {"train": train.sha256(), "test": test.sha256()},
-            "notes": list(loaded.findings),
+            "notes": [*loaded.threats, *loaded.findings],
         }
 
     @property

@@ -95,7 +95,7 @@ def _read(asked: _Options) -> tuple[LoadedModel, LoadedModel | None, ImageSet]:
 
 
 def _show(record: dict[str, Any], pool: ImageSet, out: Path) -> None:
-    show_warnings((), (*record["findings"], *pool.notes))
+    show_warnings(record["threats"], (*record["findings"], *pool.notes))
     for name, part in (("", record), ("after purification: ", purified_part(record))):
         if part is not None:
             found = judge_audit(part)

@@ -63,7 +63,7 @@ def evaluate(asked: _Options) -> None:
         write_json(asked.json, {**asdict(metrics), "model": str(loaded.path), "model_sha256": loaded.sha256})
     if not asked.quiet:
         console.print(_table(metrics))
-        show_warnings((), remarks)
+        show_warnings(loaded.threats, remarks)
 
 
 def _table(metrics: Metrics) -> Table:

@@ -8,7 +8,7 @@ import typer
 
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import Quiet, Reading, parse_size
-from neural_polarizer.cli.output import show_whole
+from neural_polarizer.cli.output import show_warnings, show_whole
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FORMATS, FormatName
@@ -46,8 +46,9 @@ def export(asked: _Options) -> None:
     done = export_model(loaded.model, path, asked.to, shown, loaded.record, tolerance=asked.tolerance)
     note_export(done, loaded)
     if not asked.quiet:
-        for line in (*_lines(done, shown.source), *(f"note: {remark}" for remark in loaded.findings)):
+        for line in _lines(done, shown.source):
             show_whole(line)
+        show_warnings(loaded.threats, loaded.findings)
 
 
 def _lines(done: Exported, source: str) -> list[str]:

@@ -135,7 +135,7 @@ def purify(asked: _Options) -> None:
             record = fold_run(asked.out, job.pool, job.evidence, device=place, architecture=asked.reading.network)
     if not asked.quiet:
         folded = [record["fold"]["remark"]] if asked.fold else []
-        show_warnings(record["warnings"], (*record["findings"], *folded))
+        show_warnings((*record["warnings"], *record["threats"]), (*record["findings"], *folded))
         show_result(record)
         show_report(asked.out / REPORT)
 

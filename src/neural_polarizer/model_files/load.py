@@ -33,12 +33,13 @@ _GREY = "the network takes one channel: it gets the mean of the three"
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model from a file: the module, its record, the file's hash, remarks on the file, and which entry was named."""
+    """A model from a file, with what unpickling the file would do, what was taken of it, and which entry was named."""
 
     model: nn.Module
     record: ModelRecord
     sha256: str
     path: Path
+    threats: tuple[str, ...]
     findings: tuple[str, ...]
     weights: str | None = None
 
@@ -160,8 +161,7 @@ def _read_model(
     remarks = (*said, *remarks)
     own = {there: here for here, there in names_in_files(record).items()}
     tensors = {own.get(name, name): value for name, value in checkpoint.tensors.items() if name not in used}
-    if wanted is None or ours:
-        wanted = Wanted(kind, record.config)
+    wanted = Wanted(kind, record.config) if wanted is None or ours else wanted
     if not ours:
         tensors, told = fitted(tensors, wanted, file, normalised=profile is not None)
         taken = channels_taken(wanted.network, tensors)
@@ -176,7 +176,8 @@ def _read_model(
         record = replace(record, mean=mean, std=std)
     _check_size(record, kind, tensors, file)
     model = assemble(record, tensors, file, kind)
-    return LoadedModel(model, record, checkpoint.sha256, file, (*checkpoint.findings, *remarks, *told), weights)
+    remarks = (*checkpoint.findings, *remarks, *told)
+    return LoadedModel(model, record, checkpoint.sha256, file, checkpoint.threats, remarks, weights)
 
 
 def _sized(

@@ -178,6 +178,7 @@ def _check_shown(record: Mapping[str, Any]) -> None:
     """Raise whatever a record raises that lacks what is shown of a run or reckoned with."""
     render_run(record, ())
     run_files(record)
-    " ".join((*record["warnings"], *record["findings"], record.get("fold", {"remark": ""})["remark"]))
+    said = (*record["warnings"], *record.get("threats", ()), *record["findings"])
+    " ".join((*said, record.get("fold", {"remark": ""})["remark"]))
     if (record["test_sha256"] is None) != (record["after"]["acc"] is None):
         raise ValueError("'acc'")

@@ -113,6 +113,7 @@ def _given(job: Purification, clean: ImageSet) -> dict[str, Any]:
         "test_sha256": None if test is None else test.sha256(),
         "triggered_sha256": None if triggered is None else triggered.images.sha256(),
         "mixture": None if job.mixture is None else {"n": len(job.mixture), "sha256": job.mixture.sha256()},
+        "threats": list(loaded.threats),
         "findings": list(loaded.findings),
     }
 

@@ -8,6 +8,7 @@ all machines (``torch.serialization._legacy_save``).
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from neural_polarizer.errors import AGAIN, BadInputError, printable
@@ -32,9 +33,7 @@ def legacy_start(head: bytes) -> int:
 
 
 class LegacyFile:
-    """A checked file: its pickle, walked, and storages that fill it to the last byte.
-
-    ``findings`` are what an unpickler would have done, in all the pickles.
+    """A checked file: its pickle, walked (the threats are those of all its pickles), and storages up to the last byte.
 
     Raises:
         BadInputError: damaged or truncated, or not laid out as ``torch.save`` did.
@@ -52,10 +51,11 @@ class LegacyFile:
         position += machine.size
         if type(version.value) is not int or version.value != _PROTOCOL or not isinstance(machine.value, dict):
             raise BadInputError(f"a torch.save file from before PyTorch 1.6 with a damaged beginning; {AGAIN}")
-        self.walked: Walked = walk(self._bytes(position, MAX_PICKLE_BYTES))
-        position += self.walked.size
+        walked = walk(self._bytes(position, MAX_PICKLE_BYTES))
+        position += walked.size
         listed = walk(self._bytes(position, MAX_PICKLE_BYTES), limit=4 * MAX_STORAGES)
-        self.findings = (*version.findings, *machine.findings, *self.walked.findings, *listed.findings)
+        threats = (*version.threats, *machine.threats, *walked.threats, *listed.threats)
+        self.walked: Walked = replace(walked, threats=threats)
         self._places = dict(self._storages(_keys(listed.value), position + listed.size))
 
     def storage_bytes(self, key: str) -> int:

@@ -65,10 +65,11 @@ _KNOWN_PACKAGES = frozenset(("torch", "collections", "numpy"))
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """The top value of a pickle, and what a real unpickler would have imported, built or run."""
+    """The top value of a pickle, and in plain language what else is in it."""
 
     value: Any  # at the top of the stack
-    findings: tuple[str, ...]  # remarks in plain language, most harmful first
+    threats: tuple[str, ...]  # what an unpickler would have done beyond reading tensors, most harmful first
+    remarks: tuple[str, ...]  # plain data that was not read
     storages: Mapping[str, StorageRecord]  # all that the pickle refers to, by key, as the first reference has them
     size: int  # bytes up to the end of the pickle
 
@@ -91,7 +92,7 @@ def walk(data: bytes, *, limit: int | None = None) -> Walked:
         if isinstance(error, BadInputError):
             raise
         raise BadInputError(_DAMAGED) from None
-    return Walked(value, machine.findings(), machine.storages, stream.tell())
+    return Walked(value, machine.threats(), machine.remarks(), machine.storages, stream.tell())
 
 
 class _Machine:
@@ -146,15 +147,17 @@ class _Machine:
                 f"its pickle uses {name}, which torch.save never writes; do not load this file anywhere"
             )
 
-    def findings(self) -> tuple[str, ...]:
+    def threats(self) -> tuple[str, ...]:
         """What ``torch.load`` would do beyond reading tensors, in plain language, most harmful first."""
-        order = ("run", "build", "import")
-        said = sorted(self._verbs.items(), key=lambda item: order.index(item[1]))
-        calm = ", ".join(printable(name) for name, _ in said if name in _CALM)
-        said = [item for item in said if item[0] not in _CALM]
-        lines = [f"this file tries to {verb} {printable(name)} when it is loaded by torch.load" for name, verb in said]
-        lines = [*lines[:20], f"and {len(lines) - 20} more names like these"] if len(lines) > 20 else lines
-        return (*lines, *([f"it also holds plain data of other kinds, which were not read: {calm}"] if calm else []))
+        verbs = sorted(self._verbs.items(), key=lambda item: ("run", "build", "import").index(item[1]))
+        told = [(verb, printable(name)) for name, verb in verbs if name not in _CALM]
+        lines = [f"this file tries to {verb} {name} when it is loaded by torch.load" for verb, name in told]
+        return (*lines[:20], f"and {len(lines) - 20} more names like these") if len(lines) > 20 else tuple(lines)
+
+    def remarks(self) -> tuple[str, ...]:
+        """The plain data of other kinds than tensors and numbers, which were not read."""
+        calm = ", ".join(printable(name) for name in self._verbs if name in _CALM)
+        return (f"it also holds plain data of other kinds, which were not read: {calm}",) if calm else ()
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)  # looked up after ``value`` was made, which may have changed the stack

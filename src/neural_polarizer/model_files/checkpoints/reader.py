@@ -17,7 +17,7 @@ from neural_polarizer.errors import AGAIN, BadInputError, printable, refusing
 from neural_polarizer.files import LFS_POINTER
 from neural_polarizer.model_files.checkpoints.legacy_reader import LegacyFile, legacy_start
 from neural_polarizer.model_files.checkpoints.pickle_values import TensorRecord
-from neural_polarizer.model_files.checkpoints.pickle_walk import walk
+from neural_polarizer.model_files.checkpoints.pickle_walk import Walked, walk
 from neural_polarizer.model_files.checkpoints.state_dict import Fits, behind, find_state_dict, strip_wrappers
 from neural_polarizer.model_files.checkpoints.tensors import (
     MAX_DIMENSIONS,
@@ -59,7 +59,8 @@ class Checkpoint:
     metadata: dict[str, str]  # what the file says about itself, never to be relied on
     sha256: str  # of exactly the bytes that the tensors come from
     format: str  # ``"safetensors"``, ``"torch-zip"`` or, from before PyTorch 1.6, ``"torch-legacy"``
-    findings: tuple[str, ...]  # remarks in plain language, safe to show
+    threats: tuple[str, ...]  # what it would do beyond giving tensors where it is unpickled; safe to show
+    findings: tuple[str, ...]  # what was taken and what was not; safe to show
 
 
 def read_checkpoint(path: Path, *, weights: str | None = None, fits: Fits | None = None) -> Checkpoint:
@@ -103,6 +104,7 @@ def _read(file: io.BufferedReader, weights: str | None, fits: Fits | None) -> Ch
     # Every check runs twice: on the file, so that a bad one is refused before it is read whole,
     # and on the bytes that were hashed, which nobody can change in between.
     form = _detect(file)
+    threats: tuple[str, ...] = ()
     if form == "safetensors":
         _read_header(file)
         data = _read_all(file)
@@ -113,14 +115,15 @@ def _read(file: io.BufferedReader, weights: str | None, fits: Fits | None) -> Ch
         tensors, prefix = strip_wrappers(held)
         findings: tuple[str, ...] = (f"the prefix {prefix} was removed from all names",) if prefix else ()
         if weights is not None:
-            tensors, told = behind(tensors, weights)
-            findings = (*findings, told)
+            tensors, taken = behind(tensors, weights)
+            findings = (*findings, taken)
     else:
         _plan(file, form, weights, fits)
         data = _read_all(file)
-        archive, records, top, findings = _plan(io.BytesIO(data), form, weights, fits)
-        tensors, metadata = materialise(records, archive), _metadata(top)
-    return Checkpoint(tensors, metadata, hashlib.sha256(data).hexdigest(), form, findings)
+        archive, records, walked, told = _plan(io.BytesIO(data), form, weights, fits)
+        tensors, metadata = materialise(records, archive), _metadata(walked.value)
+        threats, findings = walked.threats, (*walked.remarks, *told)
+    return Checkpoint(tensors, metadata, hashlib.sha256(data).hexdigest(), form, threats, findings)
 
 
 def _read_all(file: io.BufferedReader) -> bytes:
@@ -208,22 +211,21 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _plan(
     file: Source, form: str, weights: str | None, fits: Fits | None
-) -> tuple[Storages, dict[str, TensorRecord], Any, tuple[str, ...]]:
-    """Where the tensors of a file of ``torch.save`` lie, which these are, the top of its pickle, and remarks."""
+) -> tuple[Storages, dict[str, TensorRecord], Walked, tuple[str, ...]]:
+    """Where the tensors of a file of ``torch.save`` lie, which these are, its pickle, and what was taken of it."""
     archive: Storages
     if form == "torch-zip":
         archive = TorchArchive(file)
         walked = walk(archive.pickle())
-        findings = walked.findings
     else:
         archive = LegacyFile(file)
-        walked, findings = archive.walked, archive.findings
+        walked = archive.walked
     try:
         records, remarks = find_state_dict(walked.value, weights, fits)
         check_records(records, archive)
     except BadInputError as error:
-        raise BadInputError("; ".join((str(error), *findings[:3]))) from None
-    return archive, records, walked.value, (*findings, *remarks)
+        raise BadInputError("; ".join((str(error), *(*walked.threats, *walked.remarks)[:3]))) from None
+    return archive, records, walked, remarks
 
 
 def _metadata(top: Any) -> dict[str, str]:

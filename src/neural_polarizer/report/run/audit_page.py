@@ -52,6 +52,7 @@ def render_audit(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         "tables": tables,
         "spectrum": spectrum_curve(after["spectrum"]) if after and after["spectrum"] else None,
         "groups": group_pictures(pictures),
+        "threats": record.get("threats", ()),
         "findings": record["findings"],
         "warnings": (),
         "what_now": after_audit(record),

@@ -55,6 +55,7 @@ def render_run(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         "audit": class_table(record["audit"]["by_class"], record) if record["audit"] else None,
         "charts": _charts(record),
         "groups": group_pictures(pictures),
+        "threats": record.get("threats", ()),
         "findings": record["findings"],
         "warnings": record["warnings"],
         "facts": fact_tables(record),

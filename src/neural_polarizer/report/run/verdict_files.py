@@ -27,7 +27,8 @@ _RULES: Mapping[str, str] = {
     "purification": "Whether the trigger still works on the purified model, and what the repair cost.",
     "audit": "Whether clean images show a backdoor in the model.",
     "audit-after": "Whether clean images show a backdoor in the purified model.",
-    "model-file": "What the model file holds beside weights, such as code that runs when it is loaded.",
+    "model-file": "What loading the model file elsewhere would do beyond reading weights, such as running code.",
+    "model-reading": "What was taken of the model file, and how.",
     "run-warning": "What limits the result of the run.",
 }
 
@@ -62,7 +63,7 @@ def _files(
     record: Mapping[str, Any], told: Sequence[_Told], name: str, figures: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     tool = {"name": _NAME, "version": record["versions"]["neural_polarizer"]}
-    remarks = {key: [visible(text) for text in record.get(key, ())] for key in ("warnings", "findings")}
+    remarks = {key: [visible(text) for text in record.get(key, ())] for key in ("warnings", "threats", "findings")}
     path, sha256 = record["model"]["path"], record["model_sha256"]
     verdict = {
         "schema": _SCHEMA,
@@ -76,7 +77,8 @@ def _files(
     }
     texts = [(each.rule, *_KIND_AND_LEVEL[each.verdict.tone], _sentences(each)) for each in told]
     texts += [("run-warning", "fail", "warning", text) for text in remarks["warnings"]]
-    texts += [("model-file", "fail", "warning", text) for text in remarks["findings"]]
+    texts += [("model-file", "fail", "warning", text) for text in remarks["threats"]]
+    texts += [("model-reading", "informational", "none", text) for text in remarks["findings"]]
     return {VERDICT: verdict, SARIF: _sarif(tool, _uri(path), sha256, texts)}
 
 
