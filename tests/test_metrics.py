@@ -85,19 +85,22 @@ def test_the_model_comes_back_as_it_was_after_an_error_too() -> None:
     assert snapshot(model)[1:] == before
 
 
-def test_the_model_goes_back_to_its_own_device() -> None:
+def test_a_copy_computes_on_another_device() -> None:
     """The meta device stands for the accelerator a test cannot count on."""
-    visited: list[str] = []
+    moved: list[tuple[nn.Module, str]] = []
 
     class Traveller(Reader):
         def to(self, *args: object, **kwargs: object) -> "Traveller":
-            visited.append(str(args[0]))
+            moved.append((self, str(args[0])))
             return self
 
     model = Traveller()
+    evaluate(model, _told([1], [1]), device="cpu")
+    assert moved == []
     model.register_buffer("home", torch.zeros(1, device="meta"))
     evaluate(model, _told([1], [1]), device="cpu")
-    assert visited == ["cpu", "meta"]
+    ((other, device),) = moved
+    assert (other is model, device) == (False, "cpu")
 
 
 def test_no_gradients_are_recorded() -> None:

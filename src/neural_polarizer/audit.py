@@ -5,15 +5,17 @@ The evidence is that of the default defense. ``audited`` says what it amounts to
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses import DEFAULT
+from neural_polarizer.defenses import DEFAULT, Defense
+from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.result import Suspect
+from neural_polarizer.defenses.stand_ins import LeastStandIns
 from neural_polarizer.defenses.stand_ins.belief import by_class, found_in
 from neural_polarizer.defenses.stand_ins.evidence import nameable, told_aim
 from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, GAINS, Found
@@ -110,6 +112,13 @@ def _too_coarse(reach: Mapping[str, float | None]) -> str | None:
     return None
 
 
+def looking_for(defense: Defense) -> Settings:
+    """With which settings a target is looked for on behalf of ``defense``: its own, where it has them."""
+    if isinstance(defense, LeastStandIns):
+        return replace(defense, target=None)
+    return Settings(batch_size=defense.at_once, site=defense.site if isinstance(defense, NPD) else None)
+
+
 @dataclass(frozen=True)
 class ChosenTarget:
     """What ``--target auto`` came to."""
@@ -123,6 +132,7 @@ def choose_target(
     method: str,
     model: nn.Module,
     clean: ImageSet,
+    settings: Settings,
     *,
     seed: int,
     device: torch.device | str = "cpu",
@@ -130,10 +140,9 @@ def choose_target(
 ) -> ChosenTarget:
     """The class that the evidence names, for ``method``; where it names none, a method that needs no target.
 
-    ``model`` maps pixels in [0, 1] to logits ``(n, k)`` and is untouched. No images, and labels that the model does not
-    know, are refused.
+    ``model`` maps pixels in [0, 1] to logits ``(n, k)`` and is untouched; ``settings`` are those of ``looking_for``. No
+    images, and labels that the model does not know, are refused.
     """
-    settings = Settings()
     _, found = found_in(model, clean, settings, seed=seed, device=device, progress=progress)
     suspect = found.belief.accused(settings.looks.level)
     said = f"corrected p {found.belief.p_value:.2g}, level {settings.looks.level:g}"

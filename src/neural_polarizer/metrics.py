@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.models.forms import device_of, evaluating
+from neural_polarizer.models.forms import copied, device_of, evaluating
 from neural_polarizer.train import Progress, silent
 
 
@@ -44,7 +44,7 @@ def predict(
     """The most likely class of each image; the model is put into evaluation mode for the time being.
 
     Args:
-        model: float pixels in [0, 1] to logits; its modes are restored afterwards, and so is its device.
+        model: float pixels in [0, 1] to logits; its modes are restored afterwards. On another device a copy computes.
         images: what to classify.
         device: where to compute.
         batch_size: images a forward pass.
@@ -55,16 +55,14 @@ def predict(
     """
     if len(images) == 0:
         return torch.empty(0, dtype=torch.int64)
-    home, found, batches = device_of(model), [], images.images.split(batch_size)
-    with evaluating(model):
-        try:
-            model.to(device)
-            for done, batch in enumerate(batches, start=1):
-                logits = model(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
-                found.append(_checked(logits, images).argmax(dim=1).cpu())
-                progress("evaluate", done, len(batches))
-        finally:
-            model.to(home)
+    found, batches = [], images.images.split(batch_size)
+    there = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+    network = model if device_of(model) == there else copied(model).to(there)
+    with evaluating(network):
+        for done, batch in enumerate(batches, start=1):
+            logits = network(to_pixels(batch.to(device)).contiguous(memory_format=torch.channels_last))
+            found.append(_checked(logits, images).argmax(dim=1).cpu())
+            progress("evaluate", done, len(batches))
     return torch.cat(found)
 
 

@@ -20,7 +20,11 @@ def stream(seed: int, *use: str | int) -> torch.Generator:
 
 @contextmanager
 def global_rng(seed: int, *use: str | int) -> Iterator[None]:
-    """Seed torch's global generators inside the block only, for code that takes no generator (init, dropout)."""
-    with torch.random.fork_rng():
+    """Seed torch's global generators inside the block only, for code that takes no generator (init, dropout).
+
+    CUDA is not woken for it.
+    """
+    used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=used):
         torch.manual_seed(derive_seed(seed, *use))
         yield

@@ -1,11 +1,15 @@
 """What an audit finds in networks whose weak spot is known, and what a learned layer looks like."""
 
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 from audit_toys import CLASSES, DOOR, Corridor, banded
 
-from neural_polarizer.audit import Audited, audited, choose_target, spectrum
+from neural_polarizer.audit import Audited, audited, choose_target, looking_for, spectrum
 from neural_polarizer.data.images import ImageSet
+from neural_polarizer.defenses.npd import NPD
+from neural_polarizer.defenses.stand_ins import LeastStandIns
 from neural_polarizer.defenses.stand_ins.belief import found_in
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.layer.polarizer import Polarizer
@@ -79,13 +83,20 @@ class _First(torch.nn.Module):
 
 @pytest.mark.long
 def test_a_target_is_chosen_where_a_class_stands_out_and_none_is_needed_where_not() -> None:
-    found = choose_target("npd-tu", Corridor(60.0), banded(), seed=0)
+    found = choose_target("npd-tu", Corridor(60.0), banded(), Settings(), seed=0)
     assert (found.method, found.target) == ("npd-tu", DOOR)
     assert f"class {DOOR}" in found.reason
     for asked, instead in (("npd-tu", "npd"), ("npd-ls", "npd-ls")):
-        without = choose_target(asked, Corridor(0.0), banded(), seed=0)
+        without = choose_target(asked, Corridor(0.0), banded(), Settings(), seed=0)
         assert (without.method, without.target) == (instead, None)
         assert "no class stands out" in without.reason
+
+
+def test_a_target_is_looked_for_within_the_limits_of_the_method_that_asks() -> None:
+    own = LeastStandIns(batch_size=7, precision="bf16", target=3)
+    assert asdict(looking_for(own)) == asdict(replace(own, target=None))
+    other = looking_for(NPD(batch_size=5, site="after:0"))
+    assert (other.batch_size, other.site, other.looks) == (5, "after:0", Settings().looks)
 
 
 def test_the_spectrum_of_the_identity_and_of_a_projection() -> None:

@@ -106,6 +106,10 @@ def test_an_address_of_fsspec_works_as_a_folder_does(tmp_path: Path, monkeypatch
     store.keep(cells[0].id, [tmp_path / "model.safetensors"])
     assert store.with_artefacts([cells[0].id, cells[1].id], ["model.safetensors"]) == {cells[0].id}
     assert (store.fetch(cells[0].id) / "model.safetensors").read_bytes() == b"weights"
+    for other, content in ((Store("memory://bench-other"), b"of another store"), (store, b"trained anew")):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        other.keep(cells[0].id, [tmp_path / "model.safetensors"])
+        assert (other.fetch(cells[0].id) / "model.safetensors").read_bytes() == content
 
 
 def test_a_folder_without_the_artefacts_is_told(store: Store) -> None:

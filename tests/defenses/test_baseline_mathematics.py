@@ -102,6 +102,8 @@ def test_equal_sizes_but_one_make_an_infinite_index_and_equal_ones_none() -> Non
     assert flagged == (9,)
     assert index.tolist() == [0.0] * 9 + [math.inf]
     assert anomalies(torch.full((10,), 3.0), torch.ones(10, dtype=torch.bool), 2.0)[1] == ()
+    index, _ = anomalies(torch.tensor([5.0, 5.0, 5.0, 9.0]), torch.tensor([True, True, True, False]), 2.0)
+    assert index.tolist() == [0.0] * 4  # not NaN: the last class was not reached
 
 
 class Shortcut(nn.Module):

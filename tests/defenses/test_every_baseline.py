@@ -107,6 +107,16 @@ def test_dropout_is_drawn_from_the_seed_only(name: str) -> None:
     assert_same(*found)
 
 
+@pytest.mark.long
+@ALL
+def test_images_of_one_channel_will_do(name: str) -> None:
+    images = tiny_images(24)
+    grey = replace(images, images=images.images[:, :1])
+    head = (nn.Flatten(), nn.Linear(256, 4))
+    network = made(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), *head))
+    DEFENSES[name].repair(network, grey, seed=0)
+
+
 @ALL
 def test_no_images_are_refused(name: str) -> None:
     empty = tiny_images(8).select(torch.arange(0))

@@ -193,3 +193,27 @@ def test_folding_from_python() -> None:
     assert of_module.deviation < 1e-9
     foreign = neural_polarizer.purify(made(Untraceable()), images, "npd", site="after:features", **fast)
     assert neural_polarizer.fold(foreign, images).site_kept
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("from_file", [False, True])
+def test_what_was_folded_from_python_can_be_saved_and_read(tmp_path: Path, site: str, from_file: bool) -> None:
+    network = made(Normalized(PreActResNet18(3, 2), RECORD.mean, RECORD.std))
+    place = Site.parse(site)
+    model = insert(network, place, polarizers(3, features_at(network, place, PIXELS).channels)).eval()
+    if from_file:
+        neural_polarizer.save(model, tmp_path / "purified.safetensors")
+        model = neural_polarizer.load(tmp_path / "purified.safetensors")
+    folded = neural_polarizer.fold(model, coloured(6, 0))
+    neural_polarizer.save(folded.model, tmp_path / "folded.safetensors")
+    loaded = load_model(tmp_path / "folded.safetensors")
+    assert (loaded.record.changes, loaded.record.site) == (SITES[site], None)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(PIXELS), folded.model(PIXELS))
+
+
+def test_a_model_that_is_read_and_saved_keeps_its_image_size(tmp_path: Path) -> None:
+    record = replace(RECORD, image_size=(32, 32), classes=("a", "b", "c"))
+    save_model(tmp_path / "a.safetensors", made(Normalized(PreActResNet18(3, 2), RECORD.mean, RECORD.std)), record)
+    neural_polarizer.save(neural_polarizer.load(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    assert load_model(tmp_path / "b.safetensors").record == record

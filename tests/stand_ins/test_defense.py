@@ -158,10 +158,19 @@ def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
         ("bank.taught", 0),
         ("epochs", 0),
         ("learning.weights", ()),
+        ("looks.features", 0),
+        ("looks.clear", 1.0),
+        ("looks.alternative", 0.0),
+        ("bank.held", 0),
+        ("bank.held_stretch", ()),
+        ("guard.folds", 0),
+        ("guard.dials", ()),
+        ("guard.dials", (1.0, 2.0)),
+        ("guard.dials", (0.0, 2.0, 1.0)),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(BadInputError, match="must be"):
+    with pytest.raises(BadInputError, match=rf"{name}.* must "):
         changed(SMALL, {name: value})
 
 

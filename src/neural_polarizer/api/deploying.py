@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from neural_polarizer.api import Images
-from neural_polarizer.api.purified import Purified, module_of
+from neural_polarizer.api.purified import Purified, module_of, record_of_model, site_of
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.form import take_modes
@@ -16,10 +16,12 @@ from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import user_path
 from neural_polarizer.layer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
 from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import folded_record
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32
 
 
 @plain_torch()
+@torch.no_grad()
 def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "exact") -> Folded:
     """A purified model without the layer that purifies it, so that it costs what the original costs.
 
@@ -46,6 +48,9 @@ def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "ex
     else:
         folded = fold_polarizer(copied(model).eval(), pixels.to(device, dtype), border=border)
     take_modes(folded.model, model)
+    # What a file of it must say, as ``save`` does: its layers may not be those of the architecture any more.
+    classes = folded.model(pixels[:1].to(device, dtype)).shape[1]
+    vars(folded.model)["origin"] = folded_record(record_of_model(model, classes, site=site_of(model)), folded)
     return folded
 
 
@@ -65,8 +70,7 @@ def export(
         path: the file to write; replaced if it exists.
         images: an ``ImageSet``, or a data set or loader of (image, label), on which the logits are compared; clean
             ones will do. A graph is for images of their size.
-        to: "safetensors", "state-dict", "onnx" or "pt2"; None goes by the ending of ``path``. docs/export.md says what
-            each of them holds.
+        to: "safetensors", "state-dict", "onnx" or "pt2"; None goes by the ending of ``path``.
         tolerance: by how much a logit may differ.
 
     Returns:

@@ -254,6 +254,12 @@ def module_of(model: Purified | nn.Module) -> nn.Module:
     return model.model if isinstance(model, Purified) else model
 
 
+def site_of(model: nn.Module) -> str | None:
+    """Where the polarizer of ``model`` is, by the network's own names; None without one."""
+    found = [(name, part.side) for name, part in bare(model).named_modules() if isinstance(part, PolarizedModule)]
+    return f"{found[0][1]}:{found[0][0]}" if found else None
+
+
 def record_of_model(
     model: nn.Module,
     num_classes: int,
@@ -267,7 +273,8 @@ def record_of_model(
     """
     origin = getattr(model, "origin", None)
     if isinstance(origin, ModelRecord):
-        return replace(origin, site=site or origin.site, classes=classes or origin.classes, image_size=image_size)
+        size = image_size or origin.image_size
+        return replace(origin, site=site, classes=classes or origin.classes, image_size=size)
     network = bare(model)
     record = ModelRecord(
         architecture="preactresnet18", num_classes=num_classes, classes=classes, image_size=image_size, site=site

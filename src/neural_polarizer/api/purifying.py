@@ -11,7 +11,7 @@ from torch import nn
 from neural_polarizer.api import Classes, Images
 from neural_polarizer.api.progress import LOG, told, warn
 from neural_polarizer.api.purified import Purified, purified_of
-from neural_polarizer.audit import choose_target
+from neural_polarizer.audit import choose_target, looking_for
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.defenses import DEFAULT, DEFENSES
 from neural_polarizer.defenses.base import Defense
@@ -108,7 +108,8 @@ def purify(
     notes: tuple[str, ...] = ()
     if target == "auto":
         assert isinstance(method, str)
-        chosen = choose_target(method, patient.working, patient.clean, seed=seed, device=place, progress=note)
+        sought = looking_for(trial)
+        chosen = choose_target(method, patient.working, patient.clean, sought, seed=seed, device=place, progress=note)
         method, notes = chosen.method, (chosen.reason,)
         trial = configured(method, chosen.target)
     cost = trial.cost_of_classes(len(patient.clean), patient.finding.num_classes)

@@ -118,9 +118,12 @@ class Store:
                 raise BadInputError(f"{place}: the artefacts of this cell are gone; delete its record and run again")
             return place
         files, _ = self._remote
-        place = output_folder(home() / "fetched" / name)
-        for path in self._listed(f"{ARTEFACTS}/{name}"):
-            target = place / path.rpartition("/")[2]
+        listed = {path.rpartition("/")[2]: path for path in self._listed(f"{ARTEFACTS}/{name}")}
+        # What has been computed anew there gets another folder here.
+        there = {each: str(files.checksum(path)) for each, path in listed.items()}
+        key = key_of({"url": self.url, "cell": name, "files": there})[:24]
+        place = output_folder(home() / "fetched" / key)
+        for target, path in ((place / each, path) for each, path in listed.items()):
             if not target.exists():
                 with atomic_path(target) as temporary:
                     files.get_file(path, str(temporary))

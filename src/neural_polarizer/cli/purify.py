@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from neural_polarizer.audit import choose_target
+from neural_polarizer.audit import choose_target, looking_for
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.output import bars, show_report, show_warnings
@@ -19,7 +19,6 @@ from neural_polarizer.defenses.npd.presets import Preset
 from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.defenses.recipes import make_defense, with_options, with_precision
 from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
-from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.devices import choose_device, choose_precision
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.check import check_takes
@@ -209,7 +208,7 @@ def _profile_of(record: ModelRecord) -> str | None:
 def _costs(asked: _Options, job: Purification) -> list[str]:
     """What must be said beforehand of how long it will take."""
     classes = job.loaded.record.num_classes
-    audit = cost_of_looks(Settings(), classes) if asked.target == AUTO else None
+    audit = cost_of_looks(looking_for(job.defense), classes) if asked.target == AUTO else None
     found = (audit, job.defense.cost_of_classes(asked.n_clean or len(job.pool), classes))
     return [each for each in found if each is not None]
 
@@ -219,6 +218,9 @@ def _with_target(asked: _Options, job: Purification, place: torch.device) -> tup
     with bars(quiet=asked.quiet) as progress:
         images = chosen_images(job.pool, asked.n_clean, asked.seed)[1]
         patient = admitted(job.loaded.model, images, device=place, force=asked.force, progress=progress)
-        found = choose_target(asked.method, patient.working, images, seed=asked.seed, device=place, progress=progress)
+        sought = looking_for(job.defense)
+        found = choose_target(
+            asked.method, patient.working, images, sought, seed=asked.seed, device=place, progress=progress
+        )
     target = None if found.target is None else str(found.target)
     return replace(asked, method=found.method, target=target), (found.reason,)

@@ -92,6 +92,6 @@ def anomalies(
     median = known.quantile(0.5)
     deviation = 1.4826 * (known - median).abs().quantile(0.5)
     gap = (sizes - median).abs()
-    index = torch.where(gap > 0, gap / deviation, 0.0) * reached
+    index = torch.where(reached & (gap > 0), gap / deviation, 0.0)
     flagged = reached & (sizes <= median) & (index > threshold)
     return index, tuple(flagged.nonzero()[:, 0].tolist())

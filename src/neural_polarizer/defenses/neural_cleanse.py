@@ -129,9 +129,9 @@ class NeuralCleanse(Defense):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Masks, patterns and whether they reached their class; all classes see the same batches."""
         device = run.device
-        count, (height, width) = len(classes), clean.image_size
+        count, (channels, height, width) = len(classes), clean.images.shape[1:]
         raw_mask = torch.ones(count, 1, height, width, device=device, requires_grad=True)
-        raw_pattern = torch.ones(count, 3, height, width, device=device, requires_grad=True)
+        raw_pattern = torch.ones(count, channels, height, width, device=device, requires_grad=True)
         optimizer = torch.optim.Adam([raw_mask, raw_pattern], lr=self.lr, betas=(0.5, 0.9))
         cost = torch.full((count,), self.cost, device=device)
         above, below = torch.zeros(2, count, dtype=torch.int64, device=device)

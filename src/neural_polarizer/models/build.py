@@ -149,7 +149,7 @@ def _torchvision(asked: Architecture, num_classes: int, options: dict[str, int])
 def _small_inception(torchvision: Any, num_classes: int) -> nn.Module:
     """Inception-V3 as torchvision has it, under its names, with a stem that keeps the resolution.
 
-    Source: spec section 5. The first convolution has stride 1 and is padded, so is the second, and both max poolings
+    Source: our own. The first convolution has stride 1 and is padded, so is the second, and both max poolings
     are gone; there is no auxiliary head and no change of normalisation inside. 32x32 images give maps of 32x32 up to
     ``Conv2d_3b_1x1``, 30x30 from ``Conv2d_4a_3x3`` on, 14x14 from ``Mixed_6a`` and 6x6 from ``Mixed_7a`` on.
 

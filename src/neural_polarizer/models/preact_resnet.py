@@ -45,7 +45,7 @@ class PreActBlock(nn.Module):
 class PreActResNet18(nn.Module):
     """PreAct-ResNet18 (He et al., 2016) with a 3x3 stem and no batch norm before the pooling.
 
-    Source: spec section 5; He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016.
+    Source: He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016.
     Departures: no final BN and ReLU, as in the networks of the paper's tables.
     Shape: float ``(n, 3, h, w)``, normalised, h and w at least 8, to logits ``(n, num_classes)``.
 

@@ -26,9 +26,6 @@ class Search:
         stride: length of a step in radii, at the beginning; it falls evenly to ``last_stride``.
         last_stride: the same at the end.
         averaged: a stand-in's norm is the geometric mean of its radii over this last share of the steps.
-
-    Raises:
-        BadInputError: no steps, or no images.
     """
 
     steps: int = 16
@@ -42,10 +39,6 @@ class Search:
     stride: float = 0.58
     last_stride: float = 0.08
     averaged: float = 0.25
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.images) < 1:
-            raise BadInputError(f"steps and images of a search must be at least 1, got {self.steps} and {self.images}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +126,6 @@ class Learning:
         lr: of Adam, over the number of channels.
         lr_shift: of Adam for the shift, in standard deviations of the features.
         steps: of learning from stand-ins of the frozen network, with a cosine schedule.
-
-    Raises:
-        BadInputError: no weights.
     """
 
     weights: tuple[float, ...] = (0.03, 0.1, 0.3)
@@ -143,10 +133,6 @@ class Learning:
     lr: float = 0.5
     lr_shift: float = 0.008
     steps: int = 100
-
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise BadInputError("learning.weights must be at least one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +152,7 @@ class Guard:
             Table 1 of Zhu et al.
         systematic: error of an expected loss that more images do not lower, as a fraction, beside the standard error.
             Images that a network was trained on lose more than others, by so much on average (measured).
-        dials: how far beyond the learned layer (1) the result may go; points that are measured.
+        dials: how far beyond the learned layer (1) the result may go; points that are measured, from 0 on.
         enough: a share of images that held-out stand-ins may lead over, one of the 24 that carry each; nothing more is
             tried below it.
         beyond: by which share the dial goes further than held-out stand-ins need, within the budget: a real trigger is
@@ -189,18 +175,25 @@ _SHARES = (
     *("window", "dense", "depth", "max_acc_drop", "excused", "enough"),
 )
 """The settings that lie in [0, 1]."""
+_COUNTS = (
+    *("steps", "images", "classes", "pixel_classes", "gain_images", "features", "program_steps"),
+    *("taught", "held", "cells", "folds"),
+)
+"""The settings without which there is nothing to look at, to learn from or to judge by."""
 
 
-def check_ranges(settings: object) -> None:
-    """Refuse numbers that make no sense: not finite, negative, or a share above 1."""
+def check_ranges(settings: object, part: str) -> None:
+    """Refuse numbers that make no sense in ``part``: none, not finite, negative, a share above 1, or a count of 0."""
     for each in fields(settings):  # type: ignore[arg-type]  # a dataclass
-        value = getattr(settings, each.name)
+        value, name = getattr(settings, each.name), f"{part}.{each.name}"
+        if value == ():
+            raise BadInputError(f"{name} must hold at least one number")
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                continue
             if not math.isfinite(number) or number < 0 or (each.name in _SHARES and number > 1):
                 kind = "a share between 0 and 1" if each.name in _SHARES else "finite and not negative"
-                raise BadInputError(f"{each.name} must be {kind}, got {number}")
+                raise BadInputError(f"{name} must be {kind}, got {number}")
+            if each.name in _COUNTS and number < 1:
+                raise BadInputError(f"{name} must be at least 1, got {number}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,14 +246,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        for part in (self.looks, self.in_pixels, self.in_features, self.bank, self.learning, self.guard):
-            check_ranges(part)
+        for part in ("looks", "in_pixels", "in_features", "bank", "learning", "guard"):
+            check_ranges(getattr(self, part), part)
         if min(self.batch_size, self.pixels_at_once) < 1:
             raise BadInputError(
                 f"batch_size and pixels_at_once must be at least 1, got {self.batch_size} and {self.pixels_at_once}"
             )
-        if self.bank.taught < 1:
-            raise BadInputError(f"bank.taught must be at least 1, got {self.bank.taught}")
+        for name, bound in (("clear", 1), ("alternative", 0)):
+            if getattr(self.looks, name) <= bound:
+                raise BadInputError(f"looks.{name} must be above {bound}, got {getattr(self.looks, name)}")
+        if self.guard.dials != tuple(sorted({0.0, *self.guard.dials})):
+            raise BadInputError(f"guard.dials must begin with 0, the model as it is, and rise, got {self.guard.dials}")
         if self.epochs is not None and self.epochs < 1:
             raise BadInputError(f"epochs must be at least 1, got {self.epochs}")
         if isinstance(self.target, bool):
