@@ -7,7 +7,7 @@ Simulated: normal logarithms of norms and gains, which share a part, so that mea
 
 import torch
 
-from neural_polarizer.defenses.stand_ins.evidence import believed
+from neural_polarizer.defenses.stand_ins.belief import believed
 from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, GAINS
 from neural_polarizer.defenses.stand_ins.settings import Settings
 

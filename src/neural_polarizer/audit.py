@@ -16,9 +16,10 @@ from neural_polarizer.defenses import DEFAULT, Defense
 from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.result import Suspect
 from neural_polarizer.defenses.stand_ins import LeastStandIns
-from neural_polarizer.defenses.stand_ins.belief import by_class, found_in
-from neural_polarizer.defenses.stand_ins.evidence import nameable, told_aim
+from neural_polarizer.defenses.stand_ins.belief import told_aim
+from neural_polarizer.defenses.stand_ins.evidence import by_class, found_in
 from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, GAINS, Found
+from neural_polarizer.defenses.stand_ins.p_values import nameable
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.layer.folding.edits import Affine
 from neural_polarizer.layer.polarizer import Polarizer

@@ -10,7 +10,7 @@ from neural_polarizer.audit import Audited, audited, choose_target, looking_for,
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.stand_ins import LeastStandIns
-from neural_polarizer.defenses.stand_ins.belief import found_in
+from neural_polarizer.defenses.stand_ins.evidence import found_in
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.layer.polarizer import Polarizer
 from toys import assert_same, snapshot

@@ -237,6 +237,14 @@ def test_the_drawing_shows_the_new_layer_at_its_site(site: str, order: list[str]
     assert places == sorted(places)
 
 
+def test_a_layer_of_another_structure_is_told_as_what_it_is() -> None:
+    usual = sample_record()
+    assert "a linear map of the feature channels" in page(usual).text
+    text = page(sample_record(config={**usual["config"], "structure": "mlp"})).text
+    assert "one of the structure mlp" in text
+    assert "a linear map" not in text
+
+
 def test_another_method_is_not_described_as_a_polarizer() -> None:
     text = page(sample_record(method="fine_tuning")).text
     assert "The defense fine_tuning was applied" in text

@@ -10,21 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neural_polarizer.defenses.stand_ins.belief import summary
-from neural_polarizer.defenses.stand_ins.evidence import (
-    Belief,
-    bayes_factor,
-    believed,
+from neural_polarizer.defenses.stand_ins.belief import Belief, bayes_factor, believed, mixed_factor, told_aim
+from neural_polarizer.defenses.stand_ins.evidence import summary
+from neural_polarizer.defenses.stand_ins.looks import BY_CLASS
+from neural_polarizer.defenses.stand_ins.p_values import (
     combined_p,
     corrected_p,
-    mixed_factor,
     nameable,
     outlier_p,
     student_quantile,
     student_tail,
-    told_aim,
 )
-from neural_polarizer.defenses.stand_ins.looks import BY_CLASS
 from neural_polarizer.defenses.stand_ins.settings import Looks
 from toys import quick
 

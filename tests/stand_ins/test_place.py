@@ -10,7 +10,7 @@ import torch
 
 from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.guard import Guarded, Point
-from neural_polarizer.defenses.stand_ins.evidence import Belief
+from neural_polarizer.defenses.stand_ins.belief import Belief
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Lesson
 from neural_polarizer.defenses.stand_ins.place import Learned, Place
 from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search, Settings

@@ -70,7 +70,7 @@ def purify(
         method: what to do, as an object with its settings, such as ``NPD(epochs=5)``; or a name: "npd-ls" (the
             default, least stand-ins), "npd", "npd-tp", "npd-tu", "npd-up", "npd-uu"; another defense: "ft", "fp",
             "nad", "nc", "anp", "i-bau", "ep", "ft-sam", "fst", "clp", "rnp", "sau" or "cnpd"; or the dotted path of a
-            class, "my_lab.mine:Mine".
+            class, "my_lab.mine:Mine". A name computes in bf16 where that is fast, an object in its own ``precision``.
         site: where to put the layer, ``before:NAME`` or ``after:NAME``; None takes the method's. NPD family only.
         seed: fixes the order of the batches.
         target: the attacker's class, "next" for all-to-all, or "auto": what an audit finds with confidence; where it
@@ -106,12 +106,10 @@ def purify(
     check_one_layer(check_module(model), inserts=trial.inserts)
     patient = admitted(model, images, device=place, force=force, batch_size=trial.at_once, progress=note)
     notes: tuple[str, ...] = ()
-    if target == "auto":
-        assert isinstance(method, str)
+    if target == "auto" and isinstance(method, str):
         sought = looking_for(trial)
         chosen = choose_target(method, patient.working, patient.clean, sought, seed=seed, device=place, progress=note)
-        method, notes = chosen.method, (chosen.reason,)
-        trial = configured(method, chosen.target)
+        method, notes, trial = chosen.method, (chosen.reason,), configured(chosen.method, chosen.target)
     cost = trial.cost_of_classes(len(patient.clean), patient.finding.num_classes)
     if cost is not None:
         LOG.info("%s", cost)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Values
+from neural_polarizer.defenses.stand_ins.belief import Belief
 from neural_polarizer.defenses.stand_ins.early import EarlyMap
-from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.learn import Carried
 from neural_polarizer.defenses.stand_ins.least import Forms, StandIns, least_stand_ins

@@ -1,60 +1,125 @@
-"""The evidence about a network, whoever asks: the defense, an audit, or ``--target auto``."""
+"""Which class an attacker may be after: one test for every statistic, and one way to combine them."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.engine import Engine
-from neural_polarizer.defenses.stand_ins.evidence import Belief, told_aim
-from neural_polarizer.defenses.stand_ins.looks import Found, look
-from neural_polarizer.defenses.stand_ins.seen import at_last_map, engine_at, seen
-from neural_polarizer.defenses.stand_ins.settings import Settings
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.defenses.result import Suspect
+from neural_polarizer.defenses.stand_ins.p_values import combined_p, corrected_p, outlier_p
+from neural_polarizer.defenses.stand_ins.settings import Looks
 
 
-def found_in(
-    model: nn.Module,
-    clean: ImageSet,
-    settings: Settings,
-    *,
-    seed: int,
-    device: torch.device | str = "cpu",
-    progress: Progress = silent,
-) -> tuple[Engine, Found]:
-    """What the clean images tell about ``model``, which is untouched: what the defense finds where it looks first.
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """What the evidence says of each aim (``least.wanted_labels``)."""
 
-    ``model`` maps float pixels in [0, 1] to logits ``(n, k)``; the ``settings`` are those of the defense. Returns the
-    network with the layer as the identity, and what was found.
+    # Probability that it is the attacker's, if there is one, adding up to 1, the floor included: the classes, then
+    # "next".
+    aims: Float[Tensor, " a"]
+    factors: Float[Tensor, " a"]  # how many times as likely the evidence is if it is the attacker's, likewise
+    # For each aim and form of a trigger the factor of the evidence: those in pixels, and last that of what only
+    # the layer's input has in common.
+    forms: Float[Tensor, "a f"]
+    factor: float  # how many times as likely the evidence is if there is a backdoor; below 1 it speaks against one
+    backdoor: float  # probability that there is one
+    # P-value of each, all its statistics together (``combined_p``), likewise; 1 where not looked at.
+    by_aim: Float[Tensor, " a"]
+    likeliest: int  # the aim with the largest factor
+    # Its p-value, corrected for the number of aims looked at: a model whose classes are all alike shows one as extreme
+    # this often at most.  The one test, for whoever accuses a model.
+    p_value: float
 
-    Raises:
-        BadInputError: no images, an unknown or unusable site, or a class count that does not fit.
+    def certainty(self, clear: float) -> float:
+        """Where the evidence lies between ``clear`` for a backdoor (1) and as clear against one (-1), in logarithms."""
+        return min(1.0, max(-1.0, math.log(max(self.factor, 1e-30)) / math.log(clear)))
+
+    def accused(self, level: float) -> Suspect | None:
+        """The class that stands out at this level of false alarms, or "next"; None where nothing does."""
+        return told_aim(self.likeliest, len(self.aims) - 1) if self.p_value < level else None
+
+    def judging(self, clear: float) -> Float[Tensor, "a f"]:
+        """``forms`` for what is to judge: where some in pixels stand out, by ``clear``, only these.
+
+        In any other form stand-ins are what the class has by nature, and a layer that stops the trigger leaves them.
+        In features a class stands out wherever it does in pixels.
+        """
+        clearly = torch.cat(
+            [self.forms[:, :-1] >= clear, torch.zeros_like(self.forms[:, -1:], dtype=torch.bool)], dim=1
+        )
+        return torch.where(clearly.any(dim=1, keepdim=True), self.forms.masked_fill(~clearly, 0.0), self.forms)
+
+    def knowing(self, aim: int, floor: float) -> "Belief":
+        """The same where somebody has told the attacker's aim; every aim keeps its share of ``floor``."""
+        even = torch.full_like(self.aims, floor / len(self.aims))
+        even[aim] += 1 - floor
+        return replace(self, aims=even, factor=math.inf, backdoor=1.0, likeliest=aim)
+
+
+def told_aim(aim: int, num_classes: int) -> Suspect:
+    """An aim in words: a class, or "next"."""
+    return aim if aim < num_classes else "next"
+
+
+def bayes_factor(p: Float[Tensor, " c"], alternative: float) -> Float[Tensor, " c"]:
+    """The density of a p-value if its class is the attacker's, a p^(a - 1), over that of any other, 1; 1 where p is 1.
+
+    The ``alternative`` a lies in (0, 1]. P-values below 1e-6 count as 1e-6; those of 1 are of classes that were not
+    looked at.  Source: the alternatives of Sellke, Bayarri and Berger 2001.
     """
-    net, _ = engine_at(settings, model, clean, settings.site, seed=seed, device=device)
-    last = at_last_map(settings, model, clean, net, seed=seed, device=device)
-    return net, look(seen(net, settings.batch_size), last, settings, seed=seed, told=progress)
+    p = p.double()
+    return torch.where(p < 1, alternative * p.clamp_min(1e-6) ** (alternative - 1), 1.0)
 
 
-def summary(belief: Belief, level: float) -> str:
-    """The evidence in a sentence."""
-    if bool((belief.by_aim >= 1).all()):
-        return "there are too few classes for one of them to stand out"
-    aim = told_aim(belief.likeliest, len(belief.aims) - 1)
-    name = "the class next to each image's own" if aim == "next" else f"class {aim}"
-    faint = f"is the most suspicious one, but does not stand out at the level of {level:g}"
-    verdict = "stands out" if belief.p_value < level else faint
-    return f"{name} {verdict} (corrected p {belief.p_value:.2g}, probability of a backdoor {belief.backdoor:.2f})"
+def mixed_factor(p: Float[Tensor, " c"], alternative: float, shown: float) -> Float[Tensor, " c"]:
+    """``bayes_factor`` where a backdoor shows in this statistic with probability ``shown`` only.
+
+    A trigger has one form, so that its class stands out in some statistics, and in others is like any other.
+    """
+    return 1 - shown + shown * bayes_factor(p, alternative)
 
 
-def by_class(found: Found, num_classes: int) -> Mapping[str, Sequence[float | None]]:
-    """What was found, one value a class: norms, gains, the p-value of all of them together, and the belief."""
-    told = {f"norm_{name}": values for name, values in found.norms.items()}
-    told |= {f"gain_{name}": values for name, values in found.gains.items()}
-    measured = {name: [_number(each) for each in values] for name, values in told.items()}
-    rest = {"p": found.belief.by_aim, "belief": found.belief.aims}
-    return {**measured, **{name: values[:num_classes].tolist() for name, values in rest.items()}}
+def believed(
+    by_class: Sequence[Float[Tensor, " k"]],
+    by_form: Sequence[Float[Tensor, " k"]],
+    shifts: Float[Tensor, " s"],
+    looks: Looks,
+    resolution: float,
+) -> Belief:
+    """Combine statistics by class and one by shift (all-to-all).
 
+    All are logarithms of norms, low where an attacker's aim is, and NaN where not computed: ``by_class``; ``by_form``,
+    one for each form that a trigger may have; ``shifts`` of the label, from 1 on.
 
-def _number(value: Tensor) -> float | None:
-    return float(value) if bool(value.isfinite()) else None
+    Factors of independent statistics multiply, and the aim with the largest is the likeliest: what the layer is learned
+    against and judged by, and what is accused.  Its p-values are combined to one, and that is corrected for the number
+    of aims, as each could have been the likeliest.  Among the aims all are alike before the evidence.  Of the shifts,
+    "next" (label + 1) is an aim, which all-to-all attacks have; the others are the crowd that it has to stand out from.
+    """
+    p = [outlier_p(each, resolution) for each in by_class]
+    of_next, next_seen = outlier_p(shifts, resolution)[:1], shifts[:1].isfinite()
+    factors = torch.stack([mixed_factor(each, looks.alternative, looks.shown) for each in p]).prod(dim=0)
+    seen = torch.cat([torch.stack([each.isfinite() for each in by_class]).any(dim=0), next_seen])
+    factors = torch.where(seen, torch.cat([factors, mixed_factor(of_next, looks.alternative, looks.shown)]), 0.0)
+    forms = torch.ones(len(factors), len(by_form))
+    for place, each in enumerate(by_form):
+        forms[: len(each), place] = bayes_factor(outlier_p(each, resolution), looks.alternative)
+    by_aim = torch.cat([combined_p(torch.stack(p)), of_next])
+    count = max(1, int(seen.sum()))
+    total, likeliest = float(factors.sum()), int(factors.argmax())
+    aims = (1 - looks.floor) * factors / max(total, 1e-30) + looks.floor * seen / count
+    factor = total / count
+    odds = looks.prior * factor
+    return Belief(
+        aims=aims.float(),
+        factors=factors,
+        forms=forms,
+        factor=factor,
+        backdoor=odds / max(odds + 1 - looks.prior, 1e-30),
+        by_aim=by_aim,
+        likeliest=likeliest,
+        p_value=corrected_p(float(by_aim[likeliest]), count),
+    )

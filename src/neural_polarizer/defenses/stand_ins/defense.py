@@ -12,7 +12,7 @@ from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.defenses.result import Audit, Outcome
-from neural_polarizer.defenses.stand_ins.belief import by_class, summary
+from neural_polarizer.defenses.stand_ins.evidence import by_class, summary
 from neural_polarizer.defenses.stand_ins.looks import cost_of_looks
 from neural_polarizer.defenses.stand_ins.place import Place
 from neural_polarizer.defenses.stand_ins.settings import Settings

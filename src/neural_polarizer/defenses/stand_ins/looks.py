@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.guard import margins
-from neural_polarizer.defenses.stand_ins.evidence import Belief, believed, combined_p, outlier_p
+from neural_polarizer.defenses.stand_ins.belief import Belief, believed
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.least import Space, StandIns, dense_forms, least_stand_ins
+from neural_polarizer.defenses.stand_ins.p_values import combined_p, outlier_p
 from neural_polarizer.defenses.stand_ins.program import head_norms
 from neural_polarizer.defenses.stand_ins.seen import Seen
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings

@@ -12,8 +12,8 @@ from neural_polarizer.defenses.base import Run
 from neural_polarizer.defenses.fitting import check_target
 from neural_polarizer.defenses.guard import Guarded, Point, allowed, chosen_dial
 from neural_polarizer.defenses.stand_ins.bank import FEATURES, carrying, gathered, in_features, in_pixels
+from neural_polarizer.defenses.stand_ins.belief import Belief
 from neural_polarizer.defenses.stand_ins.early import EarlyMap
-from neural_polarizer.defenses.stand_ins.evidence import Belief
 from neural_polarizer.defenses.stand_ins.judge import Judge, cross_fitted
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer, Lesson, centred, learn, mean_of
 from neural_polarizer.defenses.stand_ins.least import StandIns

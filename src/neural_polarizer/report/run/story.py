@@ -48,11 +48,13 @@ def audit_summary(record: Mapping[str, Any]) -> str | None:
 
 def _sentences(record: Mapping[str, Any], place: str, images: str, found: tuple[str, ...]) -> tuple[str, ...]:
     epochs, guarded = record["config"].get("epochs"), guard_summary(record)
+    structure = record["config"].get("structure", "conv-bn")
+    form = "a linear map of the feature channels, the same at every place, and a batch norm"
+    form = form if structure == "conv-bn" else f"one of the structure {structure}"
     for_epochs = f" for {count(epochs)} epoch{'' if epochs == 1 else 's'}" if epochs else ""
     return (
         "Every weight of the original network was frozen, and its file was only read.",
-        f"One small layer, the polarizer, was inserted {place}: "
-        "a linear map of the feature channels, the same at every place, and a batch norm.",
+        f"One small layer, the polarizer, was inserted {place}: {form}.",
         f"Only this layer was trained{for_epochs}, on {images}; no image with the real trigger was used.",
         *found,
         *story_of(record["method"]),
