@@ -20,7 +20,7 @@ from torch import nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.exporting import export_model
+from neural_polarizer.exporting.export import export_model
 from neural_polarizer.exporting.formats import FORMATS, FormatName
 from neural_polarizer.layer.sites import default_site, features_at
 from neural_polarizer.layer.structures import make_polarizer

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from neural_polarizer.files import write_json
-from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.folding.fold import Folded, fold_polarizer
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.sites import features_at
 from neural_polarizer.layer.surgery import PolarizedModule, Site, insert

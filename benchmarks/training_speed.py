@@ -29,7 +29,8 @@ from neural_polarizer.data.sources import read_images
 from neural_polarizer.devices import choose_precision
 from neural_polarizer.models.normalize import PROFILES, Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train.fit import fit
+from neural_polarizer.train.schedule import Schedule
 
 
 class Files(Dataset[Any]):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import neural_polarizer as npz
-from neural_polarizer.train import fit
+from neural_polarizer.train.fit import fit
 
 
 def network() -> nn.Module:

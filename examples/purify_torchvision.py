@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 import neural_polarizer as npz
-from neural_polarizer.train import fit
+from neural_polarizer.train.fit import fit
 
 ATTACK = npz.BadNets(target=0, size=4)
 

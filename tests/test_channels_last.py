@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from neural_polarizer import purify
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.features import Features
-from neural_polarizer.layer.folding import fold_polarizer
+from neural_polarizer.layer.folding.fold import fold_polarizer
 from neural_polarizer.layer.polarizer import Polarizer, batch_statistics, shifted
 from neural_polarizer.layer.structures import make_polarizer, polarizer_for
 from neural_polarizer.layer.surgery import Cut, PolarizedModule, Site, cut, insert

@@ -17,8 +17,8 @@ from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.build import build
 from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.progress import Progress
 from neural_polarizer.runs.attack import deliver_attack, load_attack
-from neural_polarizer.train import Progress
 from run_files import attack_words, coloured, make_runs, purify_words, run, write_data
 
 Capsys = pytest.CaptureFixture[str]

@@ -25,7 +25,8 @@ from neural_polarizer.errors import BadInputError, EnvironmentFaultError
 from neural_polarizer.runs import attack as attacks
 from neural_polarizer.runs import purify as purifications
 from neural_polarizer.runs.attack import Victim, clean_model
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train.fit import fit
+from neural_polarizer.train.schedule import Schedule
 from run_files import Outcome, attack_words, coloured, make_runs, purify_words, run, states_equal
 from toys import tiny_images, tiny_model
 

@@ -20,7 +20,7 @@ from neural_polarizer.files import sha256_of_file
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.definition import Definition, network_named
 from neural_polarizer.runs.attack import Planting, Victim, run_attack
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 from run_files import attack_words, coloured, run, states_equal, write_data
 
 Capsys = pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # A part imports itself and the layers above its own line in this table, no neighbour and nothing further down. What a
 # package has that is not named here belongs to the part with the package's own name.
 LAYERS = (
-    ("errors",),
+    ("errors", "progress"),
     ("settings", "scales"),
     ("rng", "files", "devices"),
     ("cache", "layer.features", "perturb"),
@@ -148,7 +148,7 @@ def test_imports_lead_down_and_nothing_runs_code(path: Path) -> None:
         ("report.run", "from neural_polarizer.report.values import percent", True),
         ("report.run", "from neural_polarizer.report.bench.names import label_text", False),
         ("train", "from neural_polarizer import evaluate", False),
-        ("data", "def f():\n    from neural_polarizer.train import fit", False),
+        ("data", "def f():\n    from neural_polarizer.train.fit import fit", False),
         ("data", "from neural_polarizer.data.images import ImageSet", True),
         ("model_files.record", "from neural_polarizer import __version__", True),
         ("model_files.load", "from neural_polarizer.model_files.record import ModelRecord", True),

@@ -22,7 +22,8 @@ from neural_polarizer.layer.surgery import cut
 from neural_polarizer.losses import asr_loss
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train.fit import fit
+from neural_polarizer.train.schedule import Schedule
 from npd_cases import CASES, SMALL, WARM, polarizer_of, repaired
 from toys import (
     Residual,

@@ -10,7 +10,7 @@ from torch import nn
 
 from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 from npd_cases import SMALL, WARM, polarizer_of, repaired
 from toys import (
     largest_gap,

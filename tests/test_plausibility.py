@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import neural_polarizer as npz
-from neural_polarizer import BadInputError, ImageSet, Normalized, plausibility
+from neural_polarizer import BadInputError, ImageSet, Normalized
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.parquet import write_images
@@ -22,7 +22,7 @@ from neural_polarizer.defenses import Defense, Outcome, Run
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.plausibility import Finding, binomial_tail, examine, harm_done
+from neural_polarizer.plausibility.examine import Finding, binomial_tail, examine, harm_done
 from run_files import run
 
 K = 6
@@ -205,7 +205,7 @@ def test_the_level_tells_guessing(monkeypatch: pytest.MonkeyPatch) -> None:
     labels[8:] = (labels[8:] + torch.arange(16) % 5 + 1) % K  # 8 of 24 are right: p = 0.03
     some = ImageSet(images.images, labels, images.classes, "some")
     assert examine(Nearest(), some).guessing
-    monkeypatch.setattr(plausibility, "LEVEL", 0.1)
+    monkeypatch.setattr("neural_polarizer.plausibility.examine.LEVEL", 0.1)
     assert not examine(Nearest(), some).guessing
 
 

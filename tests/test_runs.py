@@ -23,12 +23,13 @@ from neural_polarizer.files import sha256_of_file
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics, evaluate
 from neural_polarizer.model_files.load import load_model
+from neural_polarizer.progress import silent
 from neural_polarizer.runs import attack as attack_runs
 from neural_polarizer.runs.attack import Planting, Victim, clean_model, load_attack, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import run_purify
-from neural_polarizer.train import AdversarialTraining, Schedule, silent
+from neural_polarizer.train.schedule import AdversarialTraining, Schedule
 from run_files import attack_words, coloured, main_quietly, make_runs, states_equal
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.defenses.npd.algorithm import optimise
 from neural_polarizer.defenses.schedule import batches, cosine, feature_units_rate, steps_an_epoch
 from neural_polarizer.layer.polarizer import Polarizer
-from neural_polarizer.train import silent
+from neural_polarizer.progress import silent
 from npd_cases import SMALL
 from toys import assert_same, tiny_images, tiny_model, with_features_scaled
 

@@ -10,13 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from neural_polarizer import train
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
+from neural_polarizer.progress import Progress
 from neural_polarizer.settings import told
-from neural_polarizer.train import AdversarialTraining, Assembled, Schedule, fit
+from neural_polarizer.train.fit import Assembled, fit
+from neural_polarizer.train.schedule import AdversarialTraining, Schedule
 from run_files import coloured, states_equal
 
 Policy = Literal["cosine", "one-cycle", "constant"]
@@ -39,7 +40,7 @@ def with_dropout() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(784, 3))
 
 
-def kill_at(step: int) -> train.Progress:
+def kill_at(step: int) -> Progress:
     def progress(phase: str, done: int, total: int) -> None:
         if done == step:
             raise KillError

@@ -42,12 +42,12 @@ from neural_polarizer.errors import EnvironmentFaultError as EnvironmentFaultErr
 from neural_polarizer.errors import NeuralPolarizerError as NeuralPolarizerError
 from neural_polarizer.errors import NeuralPolarizerWarning as NeuralPolarizerWarning
 from neural_polarizer.errors import WrongUsageError as WrongUsageError
-from neural_polarizer.exporting import Exported as Exported
-from neural_polarizer.layer.folding import Folded as Folded
+from neural_polarizer.exporting.export import Exported as Exported
+from neural_polarizer.layer.folding.fold import Folded as Folded
 from neural_polarizer.layer.polarizer import Polarizer as Polarizer
 from neural_polarizer.metrics import Metrics as Metrics
 from neural_polarizer.metrics import defense_effectiveness as defense_effectiveness
 from neural_polarizer.models.normalize import Normalized as Normalized
-from neural_polarizer.train import Schedule as Schedule
+from neural_polarizer.train.schedule import Schedule as Schedule
 
 __version__ = "0.2.0"

@@ -23,8 +23,8 @@ from neural_polarizer.defenses.stand_ins.p_values import nameable
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.layer.folding.edits import Affine
 from neural_polarizer.layer.polarizer import Polarizer
-from neural_polarizer.plausibility import examine
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.plausibility.examine import examine
+from neural_polarizer.progress import Progress, silent
 
 Verdict = Literal["backdoor", "none seen", "cannot say"]
 

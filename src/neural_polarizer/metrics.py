@@ -10,7 +10,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.poison import TriggeredSet
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import copied, device_of, evaluating
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)

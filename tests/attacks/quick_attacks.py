@@ -11,7 +11,8 @@ from neural_polarizer.attacks import ATTACKS, Attack, Workshop
 from neural_polarizer.attacks.base import TriggerState
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.models.normalize import Normalized
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train.fit import fit
+from neural_polarizer.train.schedule import Schedule
 from toys import TinyNet, made, tiny_images
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from neural_polarizer.attacks.evasive import Keeper
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 
 PLAIN = Schedule(crop_padding=0, flip=False)
 

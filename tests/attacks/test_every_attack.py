@@ -15,7 +15,8 @@ from neural_polarizer.attacks.base import Category, Planted
 from neural_polarizer.attacks.recipes import recipe
 from neural_polarizer.data.poison import Trigger
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import AdversarialTraining, Schedule, fit
+from neural_polarizer.train.fit import fit
+from neural_polarizer.train.schedule import AdversarialTraining, Schedule
 from run_files import states_equal
 
 ALL = pytest.mark.parametrize("name", ATTACKS)

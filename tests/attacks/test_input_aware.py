@@ -10,7 +10,7 @@ from neural_polarizer.attacks.input_aware import Maker, _Forger, diversity, soft
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 from toys import made, tiny_images
 
 PLAIN = Schedule(crop_padding=0, flip=False)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from neural_polarizer.attacks import WaNet
 from neural_polarizer.attacks.wanet import _Warper, warp
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 
 PLAIN = Schedule(crop_padding=0, flip=False)
 

@@ -22,7 +22,7 @@ from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import Converted, Normalized
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 from toys import TinyNet, made, tiny_images, tiny_model
 
 SHORT = Schedule(epochs=1, batch_size=8, lr=0.01, crop_padding=0, flip=False)

@@ -17,7 +17,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses import CNPD, NPD
 from neural_polarizer.defenses.cnpd import mean_of
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.exporting import export_model
+from neural_polarizer.exporting.export import export_model
 from neural_polarizer.layer.by_class import ByClass
 from neural_polarizer.layer.features import Features
 from neural_polarizer.layer.polarizer import Polarizer

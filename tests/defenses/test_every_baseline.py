@@ -24,7 +24,7 @@ from neural_polarizer.defenses.rnp import RNP
 from neural_polarizer.defenses.sau import SAU
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 from toys import assert_same, hooks, made, snapshot, tiny_images, tiny_model
 
 SHORT = Schedule(epochs=2, batch_size=8, lr=0.01, crop_padding=1, flip=False)

@@ -15,7 +15,7 @@ from neural_polarizer.defenses.patient import admitted
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import float_type
 from neural_polarizer.settings import changed, places
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 from toys import tiny_images, tiny_model
 
 

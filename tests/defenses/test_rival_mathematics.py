@@ -22,7 +22,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.build import build
 from neural_polarizer.models.layers import convolutions_with_norms, lipschitz_bounds, outliers
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 from toys import TwoPixels, made, tiny_images, tiny_model
 
 ONCE = Schedule(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neural_polarizer import ImageSet, Normalized
 from neural_polarizer.data.images import to_pixels
-from neural_polarizer.exporting import Exported, export_model
+from neural_polarizer.exporting.export import Exported, export_model
 from neural_polarizer.exporting.formats import FORMATS, FormatName
 from neural_polarizer.layer.polarizer import Structure
 from neural_polarizer.layer.sites import features_at

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import neural_polarizer
-from neural_polarizer.exporting import export_model
+from neural_polarizer.exporting.export import export_model
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.layer.polarizer import Structure
 from neural_polarizer.models.normalize import Converted

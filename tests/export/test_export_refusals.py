@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import neural_polarizer
 from neural_polarizer import BadInputError
 from neural_polarizer.errors import WrongUsageError
-from neural_polarizer.exporting import export_model, format_of, formats
+from neural_polarizer.exporting import formats
+from neural_polarizer.exporting.export import export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.exporting.portable import Portable
 from neural_polarizer.model_files import save
@@ -70,7 +71,7 @@ def test_a_long_path_is_given_in_full_where_a_file_cannot_be_read_back(
         raise RuntimeError(f"{path}: no model" + " at all" * 50)
 
     spoiled = replace(formats.FORMATS["safetensors"], reader=read)
-    monkeypatch.setattr("neural_polarizer.exporting.FORMATS", {**formats.FORMATS, "safetensors": spoiled})
+    monkeypatch.setattr("neural_polarizer.exporting.export.FORMATS", {**formats.FORMATS, "safetensors": spoiled})
     least = len(str(tmp_path / ".a.safetensors.part"))
     path = tmp_path / ("x" * max(202 - least, 1)) / "a.safetensors"  # a text that ends within the temporary name
     path.parent.mkdir()

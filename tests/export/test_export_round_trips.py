@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import neural_polarizer
 from neural_polarizer import Normalized
-from neural_polarizer.exporting import export_model
+from neural_polarizer.exporting.export import export_model
 from neural_polarizer.exporting.formats import FORMATS, FormatName
 from neural_polarizer.layer.surgery import PolarizedModule, Site, insert
 from neural_polarizer.model_files.load import load_model

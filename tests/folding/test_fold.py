@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.features import Features
-from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.folding.fold import Folded, fold_polarizer
 from neural_polarizer.layer.polarizer import Structure
 from neural_polarizer.layer.sites import features_at
 from neural_polarizer.layer.structures import make_polarizer

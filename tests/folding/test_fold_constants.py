@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.folding.fold import Folded, fold_polarizer
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.sites import features_at
 from neural_polarizer.layer.structures import make_polarizer

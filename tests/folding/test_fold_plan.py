@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.folding.fold import Folded, fold_polarizer
 from neural_polarizer.layer.surgery import Site, insert
 from toys import made, polarizers
 

@@ -14,7 +14,7 @@ from torch import nn
 import neural_polarizer
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.layer.folding import Folded, fold_polarizer
+from neural_polarizer.layer.folding.fold import Folded, fold_polarizer
 from neural_polarizer.layer.sites import features_at
 from neural_polarizer.layer.surgery import PolarizedModule, Site, insert
 from neural_polarizer.model_files.load import load_model

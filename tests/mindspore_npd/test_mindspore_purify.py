@@ -17,7 +17,7 @@ from neural_polarizer.attacks import BadNets
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.runs.attack import Planting, Victim, run_attack
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 from toys import assert_same, tiny_images
 
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed (extra mindspore)")

@@ -16,7 +16,7 @@ from neural_polarizer.defenses.stand_ins.looks import BY_CLASS, gain, look
 from neural_polarizer.defenses.stand_ins.seen import Seen, at_last_map, engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
 from neural_polarizer.models.preact_resnet import PreActResNet18
-from neural_polarizer.train import silent
+from neural_polarizer.progress import silent
 from toys import made, tiny_images
 
 CLASSES = 4

@@ -11,10 +11,10 @@ from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.form import take_modes
 from neural_polarizer.devices import plain_torch
-from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
+from neural_polarizer.exporting.export import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import user_path
-from neural_polarizer.layer.folding import FOLDED_IMAGES, Border, Folded, fold_polarizer
+from neural_polarizer.layer.folding.fold import FOLDED_IMAGES, Border, Folded, fold_polarizer
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.record import folded_record
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32

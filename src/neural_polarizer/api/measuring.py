@@ -23,9 +23,9 @@ from neural_polarizer.files import user_path
 from neural_polarizer.layer.sites import Candidate, candidates
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.models.forms import check_module, in_float32, is_float32
-from neural_polarizer.plausibility import DOUBTFUL, examine
+from neural_polarizer.plausibility.examine import DOUBTFUL, examine
+from neural_polarizer.progress import Progress
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Progress
 
 
 @plain_torch()

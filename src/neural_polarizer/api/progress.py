@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from neural_polarizer.errors import NeuralPolarizerWarning
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.progress import Progress, silent
 
 LOG = logging.getLogger("neural_polarizer")
 """Says at level INFO which phase begins; Python's own settings decide whether that is shown."""

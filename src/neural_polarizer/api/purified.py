@@ -16,7 +16,7 @@ from neural_polarizer.cache import digest_tensors, key_of
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import Repaired
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.exporting import TOLERANCE, Exported
+from neural_polarizer.exporting.export import TOLERANCE, Exported
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import (
     check_free,
@@ -28,7 +28,7 @@ from neural_polarizer.files import (
     write_text,
     writing,
 )
-from neural_polarizer.layer.folding import Border, Folded
+from neural_polarizer.layer.folding.fold import Border, Folded
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.model_files.record import ModelRecord, versions

@@ -23,9 +23,9 @@ from neural_polarizer.defenses.recipes import make_defense, with_options, with_p
 from neural_polarizer.devices import choose_device, choose_precision, plain_torch
 from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.models.forms import check_module
+from neural_polarizer.progress import Progress
 from neural_polarizer.scales import Scale
 from neural_polarizer.settings import changed
-from neural_polarizer.train import Progress
 
 
 @plain_torch()

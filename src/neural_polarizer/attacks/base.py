@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.data.poison import LabelRule, Poisoned, TriggeredSet, attacked_labels, poison, triggered_test
 from neural_polarizer.errors import BadInputError
+from neural_polarizer.progress import Progress, silent
 from neural_polarizer.rng import stream
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Accomplice, Progress, Schedule, below, fit, silent
+from neural_polarizer.train.fit import Accomplice, below, fit
+from neural_polarizer.train.schedule import Schedule
 
 TriggerState = Mapping[str, Tensor]
 """All that a trigger has learned: named tensors, stored beside the model."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from neural_polarizer.attacks.base import Attack, Planted, TriggerState, Workshop
 from neural_polarizer.data.images import ByteImages, ImageSet
-from neural_polarizer.train import Assembled, Schedule
+from neural_polarizer.train.fit import Assembled
+from neural_polarizer.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

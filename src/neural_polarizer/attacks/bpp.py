@@ -14,7 +14,7 @@ from neural_polarizer.attacks.batches import BatchAttack, BatchPoisoner, Mixed
 from neural_polarizer.attacks.stamping import added, rounded
 from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

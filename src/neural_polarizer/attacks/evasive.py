@@ -15,7 +15,7 @@ from neural_polarizer.attacks.blended import Blended
 from neural_polarizer.data.images import ByteImages, ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.perturb import Ball, clip, perturb
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

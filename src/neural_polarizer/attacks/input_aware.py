@@ -16,7 +16,8 @@ from neural_polarizer.cache import cached_tensors
 from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import global_rng, stream
-from neural_polarizer.train import Schedule, descend
+from neural_polarizer.train.fit import descend
+from neural_polarizer.train.schedule import Schedule
 
 CHUNK = 512
 TINY = 1e-7

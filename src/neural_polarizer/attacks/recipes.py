@@ -10,9 +10,10 @@ from torch import nn
 from neural_polarizer.attacks.base import Attack, LearnedTrigger, Workshop
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.models.forms import copied
+from neural_polarizer.progress import Progress, silent
 from neural_polarizer.scales import VictimScale, mirrored
 from neural_polarizer.settings import check_choice
-from neural_polarizer.train import Progress, Schedule, silent
+from neural_polarizer.train.schedule import Schedule
 
 PAPER_EPOCHS: Mapping[str, int] = {"gtsrb": 50, "tiny_imagenet": 200}
 

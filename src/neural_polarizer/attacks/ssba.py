@@ -16,7 +16,7 @@ from neural_polarizer.cache import cached_tensors
 from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import global_rng, stream
-from neural_polarizer.train import descend
+from neural_polarizer.train.fit import descend
 
 CHUNK = 256
 

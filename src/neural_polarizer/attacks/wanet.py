@@ -15,7 +15,7 @@ from neural_polarizer.attacks.stamping import in_parts, size_of
 from neural_polarizer.data.images import ByteImages, ImageSet, to_bytes, to_pixels
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

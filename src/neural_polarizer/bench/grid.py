@@ -22,7 +22,7 @@ from neural_polarizer.report.bench.results import Label
 from neural_polarizer.runs.attack import Victim
 from neural_polarizer.scales import Scale, VictimScale
 from neural_polarizer.settings import changed
-from neural_polarizer.train import AdversarialTraining
+from neural_polarizer.train.schedule import AdversarialTraining
 
 RULES: Mapping[str, LabelRule] = {"-a2a": "all-to-all", "-source": "source-specific", "-multi": "multi-target"}
 """Label rules by the ending of an attack's name."""

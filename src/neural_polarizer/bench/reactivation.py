@@ -15,7 +15,8 @@ from neural_polarizer.data.poison import Trigger, TriggeredSet, triggered_test
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.models.forms import copied
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train.fit import fit
+from neural_polarizer.train.schedule import Schedule
 
 SHARE = 0.02
 """Of the training images."""

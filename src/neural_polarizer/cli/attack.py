@@ -22,7 +22,7 @@ from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.runs.attack import Planting, Victim, deliver_attack
 from neural_polarizer.scales import VictimScale
-from neural_polarizer.train import AdversarialTraining, Schedule
+from neural_polarizer.train.schedule import AdversarialTraining, Schedule
 
 FEW_EPOCHS = 30
 

@@ -17,11 +17,12 @@ from neural_polarizer.defenses.recipes import make_defense
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import output_folder, result_folder, writing
 from neural_polarizer.model_files.load import load_model
+from neural_polarizer.progress import Progress
 from neural_polarizer.runs.attack import FILES, RECORD, TRAINING_STATE, TRIGGERED, Planting, Victim, run_attack
 from neural_polarizer.runs.inspect import Evidence
 from neural_polarizer.runs.purification import Purification
 from neural_polarizer.runs.purify import REPORT, run_purify
-from neural_polarizer.train import Progress, Schedule
+from neural_polarizer.train.schedule import Schedule
 
 _TRAIN = "digits:train"
 CLEAN_SHARE = 0.05

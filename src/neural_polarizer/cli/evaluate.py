@@ -15,7 +15,7 @@ from neural_polarizer.files import write_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.metrics import evaluate as measure
 from neural_polarizer.model_files.check import check_takes
-from neural_polarizer.plausibility import DOUBTFUL, examine
+from neural_polarizer.plausibility.examine import DOUBTFUL, examine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import Quiet, Reading, parse_size
 from neural_polarizer.cli.output import show_warnings, show_whole
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.exporting import TOLERANCE, Exported, export_model, format_of
+from neural_polarizer.exporting.export import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FORMATS, FormatName
 from neural_polarizer.model_files.check import check_takes
 from neural_polarizer.runs.export import comparison_images, is_noted, note_export

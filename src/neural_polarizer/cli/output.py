@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.table import Column
 from rich.text import Text
 
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.progress import Progress, silent
 
 console = Console(emoji=False)  # or "digits:train: ..." would show a train
 errors = Console(stderr=True, emoji=False)

@@ -19,7 +19,8 @@ from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.rng import global_rng
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Schedule, descend
+from neural_polarizer.train.fit import descend
+from neural_polarizer.train.schedule import Schedule
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 

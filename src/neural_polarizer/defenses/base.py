@@ -19,9 +19,10 @@ from neural_polarizer.defenses.result import Outcome, accusing_nobody
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.forms import check_module, in_float32
 from neural_polarizer.models.normalize import one_logit
+from neural_polarizer.progress import Progress, silent
 from neural_polarizer.rng import global_rng, stream
 from neural_polarizer.settings import check_values, places
-from neural_polarizer.train import Progress, is_finite, silent
+from neural_polarizer.train.fit import is_finite
 
 MOST_AT_ONCE = 256
 """Images in a forward pass without gradients, where the settings of a method do not say less."""

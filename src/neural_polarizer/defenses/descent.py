@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_polarizer.layer.polarizer import Polarizer
-from neural_polarizer.train import is_finite
+from neural_polarizer.train.fit import is_finite
 
 
 class Descent:

@@ -16,7 +16,7 @@ from neural_polarizer.defenses.fine_tuning import LAPTOP, RECIPE, fine_tuned
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import inputs_of, last_linear
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

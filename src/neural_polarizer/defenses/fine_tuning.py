@@ -10,7 +10,8 @@ from torch import nn
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.result import Outcome
-from neural_polarizer.train import Schedule, fit
+from neural_polarizer.train.fit import fit
+from neural_polarizer.train.schedule import Schedule
 
 RECIPE = Schedule(epochs=100, batch_size=256, lr=0.01)
 """Paper, appendix B: lr 0.01 and batches of 256 for all methods that fine-tune; 100 epochs (GTSRB: 50)."""

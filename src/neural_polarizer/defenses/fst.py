@@ -16,7 +16,8 @@ from neural_polarizer.defenses.passes import all_passes, logits_by
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.models.layers import last_linear
-from neural_polarizer.train import Schedule, descend
+from neural_polarizer.train.fit import descend
+from neural_polarizer.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from neural_polarizer.defenses.fine_tuning import LAPTOP, RECIPE
 from neural_polarizer.defenses.passes import all_passes, logits_by
 from neural_polarizer.defenses.result import Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Run
 from neural_polarizer.rng import global_rng
-from neural_polarizer.train import Schedule
+from neural_polarizer.train.schedule import Schedule
 
 Step = Callable[[Tensor, Tensor], None]
 """One update, from float pixels in [0, 1] and their labels."""

@@ -12,8 +12,8 @@ from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.forms import check_module, in_float32, let_go
 from neural_polarizer.models.normalize import two_logits
-from neural_polarizer.plausibility import Finding, examine, harm_done
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.plausibility.examine import Finding, examine, harm_done
+from neural_polarizer.progress import Progress, silent
 
 
 @dataclass(frozen=True, eq=False)

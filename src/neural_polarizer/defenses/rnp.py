@@ -16,7 +16,8 @@ from neural_polarizer.defenses.base import Defense, Run
 from neural_polarizer.defenses.passes import all_passes, logits_by
 from neural_polarizer.defenses.result import Audit, Outcome
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.train import Schedule, descend, is_finite
+from neural_polarizer.train.fit import descend, is_finite
+from neural_polarizer.train.schedule import Schedule
 
 LARGEST_GRADIENT = 20.0
 """Norm to which the gradient is cut while the copy forgets, as nothing bounds its loss."""

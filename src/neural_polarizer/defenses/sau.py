@@ -19,7 +19,8 @@ from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.losses import log_one_minus
 from neural_polarizer.settings import check_literals
-from neural_polarizer.train import Schedule, descend
+from neural_polarizer.train.fit import descend
+from neural_polarizer.train.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

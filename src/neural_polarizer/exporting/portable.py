@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.layer.folding import fold_polarizer
+from neural_polarizer.layer.folding.fold import fold_polarizer
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.model_files.checkpoints import load_strict

@@ -13,8 +13,8 @@ from neural_polarizer.defenses.npd.settings import NPDSettings
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.mindspore.npd import Learner
 from neural_polarizer.mindspore.polarizer import Polarizer
+from neural_polarizer.progress import Progress, silent
 from neural_polarizer.settings import changed
-from neural_polarizer.train import Progress, silent
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from neural_polarizer.mindspore.polarizer import Polarizer, batch_statistics
 from neural_polarizer.mindspore.surgery import feature_shape, insert
 from neural_polarizer.mindspore.tensors import to_mindspore, to_torch, with_gradient_of
 from neural_polarizer.perturb import Ball
-from neural_polarizer.train import Progress
+from neural_polarizer.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)

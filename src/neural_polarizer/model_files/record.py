@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from neural_polarizer.errors import BadInputError, printable
-from neural_polarizer.layer.folding import Folded
+from neural_polarizer.layer.folding.fold import Folded
 from neural_polarizer.layer.polarizer import Polarizer, Structure
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.settings import told

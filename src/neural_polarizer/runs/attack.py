@@ -40,10 +40,12 @@ from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build
 from neural_polarizer.models.forms import copied
 from neural_polarizer.models.normalize import Normalized, normalisation_named
+from neural_polarizer.progress import Progress, silent
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.rng import global_rng
 from neural_polarizer.settings import told
-from neural_polarizer.train import Progress, Schedule, fit, silent
+from neural_polarizer.train.fit import fit
+from neural_polarizer.train.schedule import Schedule
 
 RECORD = "attack.json"
 MODEL = "model.safetensors"

@@ -17,13 +17,13 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import check_free, output_folder, read_json, write_json, write_text, writing
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.model_files.record import versions
+from neural_polarizer.progress import Progress, silent
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.pictures import amplify, contact_sheet
 from neural_polarizer.report.run.audit_page import render_audit
 from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, audit_files
 from neural_polarizer.runs.purification import chosen_images
 from neural_polarizer.settings import told
-from neural_polarizer.train import Progress, silent
 
 RECORD = "audit.json"
 REPORT = "report.html"

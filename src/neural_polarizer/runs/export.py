@@ -9,7 +9,7 @@ from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.exporting import Exported
+from neural_polarizer.exporting.export import Exported
 from neural_polarizer.files import read_json, sha256_of_file, write_json
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.report.values import table

@@ -9,7 +9,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import check_free, read_json, sha256_of_file, write_json, writing
-from neural_polarizer.layer.folding import FOLDED_IMAGES, Folded, fold_polarizer
+from neural_polarizer.layer.folding.fold import FOLDED_IMAGES, Folded, fold_polarizer
 from neural_polarizer.metrics import evaluate
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.record import folded_record

@@ -19,12 +19,12 @@ from neural_polarizer.files import check_free, output_folder, sha256_of_file, wr
 from neural_polarizer.metrics import defense_effectiveness, evaluate
 from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model, save_polarizer
+from neural_polarizer.progress import Progress, silent
 from neural_polarizer.report.html import Picture
 from neural_polarizer.report.run.page import render_run
 from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, run_files
 from neural_polarizer.runs.inspect import inspect
 from neural_polarizer.runs.purification import RECORD, Purification, chosen_images, finished, told_of
-from neural_polarizer.train import Progress, silent
 
 PURIFIED = "purified.safetensors"
 POLARIZER = "polarizer.safetensors"

@@ -18,6 +18,7 @@ from neural_polarizer.files import read_json, sha256_of_file
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models.definition import Definition
+from neural_polarizer.progress import Progress, silent
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, PICTURE, TRIGGER, TRIGGERED
 from neural_polarizer.runs.purification import ATTACK_RECORD, RECORD
@@ -33,7 +34,6 @@ from neural_polarizer.runs.verify_checks import (
     rate_checks,
     short,
 )
-from neural_polarizer.train import Progress, silent
 
 ATTACK_FILES = (MODEL, TRIGGERED, TRIGGER, PICTURE)
 PURIFICATION_FILES = (PURIFIED, CLEAN_INDEX, REPORT)

@@ -23,7 +23,7 @@ from neural_polarizer.defenses.npd.settings import NPDSettings, Target
 from neural_polarizer.defenses.schedule import feature_units_rate
 from neural_polarizer.layer.polarizer import batch_statistics
 from neural_polarizer.perturb import Ball, perturb
-from neural_polarizer.train import Progress
+from neural_polarizer.progress import Progress
 
 
 def engine_of(settings: NPDSettings, model: nn.Module, clean: ImageSet, run: Run) -> Engine:

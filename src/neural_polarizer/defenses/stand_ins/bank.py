@@ -19,8 +19,8 @@ from neural_polarizer.defenses.stand_ins.looks import Found, drawn_pairs
 from neural_polarizer.defenses.stand_ins.seen import Seen, succeeding
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.perturb import clip
+from neural_polarizer.progress import Progress
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Progress
 
 FEATURES = "features"
 """The name of the form of what only features have in common."""

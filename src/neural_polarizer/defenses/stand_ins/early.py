@@ -13,7 +13,7 @@ from neural_polarizer.defenses.stand_ins.seen import engine_at, seen, succeeding
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.sites import on_the_way
-from neural_polarizer.train import Progress
+from neural_polarizer.progress import Progress
 
 
 class EarlyMap:

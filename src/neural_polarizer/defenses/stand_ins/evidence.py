@@ -11,7 +11,7 @@ from neural_polarizer.defenses.stand_ins.belief import Belief, told_aim
 from neural_polarizer.defenses.stand_ins.looks import Found, look
 from neural_polarizer.defenses.stand_ins.seen import at_last_map, engine_at, seen
 from neural_polarizer.defenses.stand_ins.settings import Settings
-from neural_polarizer.train import Progress, silent
+from neural_polarizer.progress import Progress, silent
 
 
 def found_in(

@@ -11,7 +11,7 @@ from torch import Tensor
 from neural_polarizer.defenses.engine import Engine, Values
 from neural_polarizer.defenses.schedule import cosine
 from neural_polarizer.defenses.stand_ins.settings import Learning, Settings
-from neural_polarizer.train import descend
+from neural_polarizer.train.fit import descend
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ from neural_polarizer.defenses.stand_ins.program import head_norms
 from neural_polarizer.defenses.stand_ins.seen import Seen
 from neural_polarizer.defenses.stand_ins.settings import Looks, Search, Settings
 from neural_polarizer.models.layers import watching
+from neural_polarizer.progress import Progress
 from neural_polarizer.rng import stream
-from neural_polarizer.train import Progress
 
 BY_CLASS = ("dense", "smooth", "head", "features", "last_map")
 """The norms that tell the attacker's class."""
