@@ -72,22 +72,23 @@ class Judge:
         stand-ins ``held``; ``likeliest`` is the aim that is most likely the attacker's; so many standard ``errors`` of
         a loss are excused, up to ``Guard.excused``.
         """
-        originals, copies = [], []
+        of_images, of_copies = [], []  # margins before and after, a column for each image
         for fold, change in zip(self.folds, changes, strict=True):
             self.layer.set(change, dial)
             labels = self.seen.labels[fold.judge]
-            found = [
+            after, *after_on_copies = (
                 margins(self._logits(tuple(value[fold.judge] for value in values)), labels)
                 for values in (self.seen.values, *self._copies)
-            ]
-            originals.append(torch.stack([margins(self.seen.logits[fold.judge], labels), found[0]]))
-            copies.append(torch.stack([self._before[:, fold.judge], torch.stack(found[1:])]))
+            )
+            of_images.append(torch.stack([margins(self.seen.logits[fold.judge], labels), after]))
+            of_copies.append(torch.stack([self._before[:, fold.judge], torch.stack(after_on_copies)]))
         self.layer.set(mean_of(changes), dial)
-        known, harder = torch.cat(originals, dim=1)[:, None], torch.cat(copies, dim=2)
-        (lost, error), (lost_harder, error_harder) = expected_drop(*known), expected_drop(*harder)
+        before, after = torch.cat(of_images, dim=1)
+        lost, error = expected_drop(before[None], after[None])
+        lost_on_copies, error_on_copies = expected_drop(*torch.cat(of_copies, dim=2))
         # What is gained on copies makes up for nothing that is lost on originals.
-        drop, error = (lost + max(lost_harder, 0.0)) / 2, (error + error_harder) / 2
-        acc = float((known[1] > 0).double().mean())  # a share of images, exact enough to be compared with the budget
+        drop, error = (lost + max(lost_on_copies, 0.0)) / 2, (error + error_on_copies) / 2
+        acc = float((after > 0).double().mean())  # a share of images, exact enough to be compared with the budget
         left = self.led(held)
         mean = sum(share * count for share, count in left.values()) / max(1, sum(count for _, count in left.values()))
         suspect, _ = left.get(likeliest, (mean, 0))
