@@ -45,6 +45,22 @@ def test_the_result_has_the_callers_type_modes_and_flags(dtype: torch.dtype) -> 
     assert [each.requires_grad for each in found.parameters()] == [each.requires_grad for each in model.parameters()]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sited(Noisy):
+    """Names of settings that other methods have, with other meanings."""
+
+    site: str = "laboratory"
+    data: str = "clean"
+
+
+def test_the_names_of_settings_say_nothing_of_a_method() -> None:
+    once = admitted(tiny_model(), tiny_images(8), device="cpu", force=True).repaired(
+        changed(NPD(), {**NPD.smoke, "site": "after:features"}), seed=0, device="cpu"
+    )
+    assert Sited().repair(once.model, tiny_images(8), seed=0).site is None  # inserts nothing, so it may follow
+    assert Sited().sees_mixture is None
+
+
 def test_what_a_method_draws_without_a_generator_comes_from_the_seed() -> None:
     model = tiny_model()
 

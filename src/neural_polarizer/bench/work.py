@@ -188,7 +188,7 @@ class Bench:
         five_percent = max(1, int(len(train) * CLEAN_SHARE) // train.num_classes) * train.num_classes
         clean = train.select(clean_subset(train, cell.n_clean or five_percent, seed=cell.seed))
         shown = None
-        if getattr(cell.defense, "data", None) == "mixture":
+        if cell.defense.sees_mixture:
             shown = mixture(trigger, train, len(clean), cell.seed)
         patient = admitted(model, clean, device=device, force=True)  # a victim that learned little is a result, too
         purified = patient.repaired(cell.defense, seed=cell.seed, device=device, shown=shown)

@@ -98,6 +98,8 @@ class Defense(ABC):
     """How many clean images it needs."""
     every_class: ClassVar[bool] = False
     """It trains all weights, and would make the model forget a class without an image."""
+    inserts: ClassVar[bool] = False
+    """It puts a layer into the model, at its setting ``site``."""
 
     @final
     def repair(
@@ -173,9 +175,9 @@ class Defense(ABC):
         return None
 
     @property
-    def inserts(self) -> bool:
-        """Whether it puts a layer into the model: what has a place to choose does so."""
-        return hasattr(self, "site")
+    def sees_mixture(self) -> bool | None:
+        """Whether its images are of the poisoned training set; None of a method that sees clean ones only."""
+        return None
 
     @property
     def at_once(self) -> int:

@@ -46,6 +46,7 @@ class CNPD(NPDSettings, Defense):
         "against small perturbations that make the network choose that class, used in place of the unknown trigger.",
         "The network runs twice: its answer without any layer chooses the one of the second pass.",
     )
+    inserts: ClassVar[bool] = True
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 1, "warmup_epochs": 1}
     # The shipped settings of NPD-TP, for each class.

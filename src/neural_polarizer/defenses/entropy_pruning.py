@@ -53,6 +53,11 @@ class EntropyPruning(Defense):
                 f"{self.batches}, {self.bin_width}"
             )
 
+    @property
+    def sees_mixture(self) -> bool:
+        """As ``data`` says; its publication gives it a mixture."""
+        return self.data == "mixture"
+
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
         with run.timed("prune"):
             count, total = self._prune(model, clean, run)

@@ -81,7 +81,7 @@ class Purification:
         A file could not tell a second layer from the first one, and only a defense that is declared to see poisoned
         images may be given some.
         """
-        wanted = getattr(self.defense, "data", "clean") == "mixture"
+        wanted = self.defense.sees_mixture
         if wanted and self.mixture is None:
             raise BadInputError(
                 f"{self.method} with data=mixture needs poisoned training images: give them with --mixture"
@@ -126,7 +126,7 @@ class Purification:
                 f"({self.mixture.source}), as in its publication; all other defenses see clean images only, so its "
                 "figures do not compare with theirs"
             )
-        elif getattr(self.defense, "data", None) == "clean":
+        elif self.defense.sees_mixture is False:
             found.append(
                 f"{self.method} was given clean images only; in its publication it sees poisoned training images "
                 "(--mixture), without which there is little for it to find"

@@ -27,6 +27,7 @@ class NPD(NPDSettings, Defense):
         "Because the trigger is unknown, each step first looked for small perturbations that make the network choose "
         "{aim}, and used them in its place.",
     )
+    inserts: ClassVar[bool] = True
     revision: ClassVar[int] = 4
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = {"epochs": 2}

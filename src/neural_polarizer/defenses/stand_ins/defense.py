@@ -34,6 +34,7 @@ class LeastStandIns(Settings, Defense):
         "for, in pixels and in features, mostly towards the classes that the evidence points to, and used in its "
         "place.",
     )
+    inserts: ClassVar[bool] = True
     revision: ClassVar[int] = 16
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(

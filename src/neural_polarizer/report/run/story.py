@@ -31,7 +31,7 @@ def story(record: Mapping[str, Any]) -> Story:
     method, found = record["method"], audit_summary(record)
     images = f"{count(record['n_clean'])} clean images from the defender"
     told = () if found is None else (found,)
-    if method in DEFENSES and hasattr(DEFENSES[method], "site"):  # the class; ``inserts`` is for its instances
+    if method in DEFENSES and DEFENSES[method].inserts:
         where, _, layer = record["site"].partition(":")
         return Story(_sentences(record, f"{where} {layer}", images, told), _stages(where, layer))
     applied = f"The defense {method} was applied to a copy of the model, with the settings listed below."
