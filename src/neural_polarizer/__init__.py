@@ -13,6 +13,7 @@ from neural_polarizer.api.purifying import purify as purify
 from neural_polarizer.attacks import Attack as Attack
 from neural_polarizer.attacks import BadNets as BadNets
 from neural_polarizer.attacks import Blended as Blended
+from neural_polarizer.audit import Audited as Audited
 from neural_polarizer.data.images import ImageSet as ImageSet
 from neural_polarizer.data.poison import TriggeredSet as TriggeredSet
 from neural_polarizer.data.sources import read_images as read_images
