@@ -68,10 +68,29 @@ _AFTER_AUDIT: Mapping[str, tuple[str, str, str]] = {
 }
 
 _LIKELIER = (
-    "Do not take this model for clean: no class stands out clearly enough to be named, but the evidence points to one.",
+    "Do not take the model for clean: no class stands out clearly enough to be named, but the evidence points to one.",
     "Purify it with polarizer purify and the same clean images, or repeat the audit with more of them.",
     "Ask the source of the model how it was trained, and whoever suspects a backdoor for images with the trigger.",
 )
+
+_AFTER_BOTH: Mapping[str, tuple[str, str, str]] = {
+    "backdoor": (
+        "Use neither model: a class still stands out in the purified one.",
+        "Purify the original again with more clean images or with a larger --set guard.max_acc_drop, and audit again.",
+        "If a class stands out once more, train a new model, or take one from a source you trust.",
+    ),
+    "cannot say": (
+        "Rely on neither model yet.",
+        "Purify the original with more clean images, and repeat the audit with them.",
+        "If it stays unclear, train a new model, or take one from a source you trust.",
+    ),
+    "none seen": (
+        "Use the purified model in place of the original one, and keep an eye on what it answers.",
+        "Compare both models on images of your own before you put it to work.",
+        "Ask the source of the original how it was trained, and whoever suspects a backdoor for images with the "
+        "trigger.",
+    ),
+}
 
 _NOT_JUDGED = (
     "Check that model and images go together: --profile, --classes, and the size of the images.",
@@ -94,7 +113,12 @@ def is_likelier(record: Mapping[str, Any]) -> bool:
 
 
 def after_audit(record: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What to do after an audit, in three sentences; ``record`` is that of the audit, or its part on one model."""
-    if not record["makes_sense"]:
+    """What to do after an audit, of one model or of it and the purified one, in three sentences."""
+    after = record["purified"]
+    last = record if after is None else after
+    if not (record["makes_sense"] and last["makes_sense"]):
         return _NOT_JUDGED
-    return _LIKELIER if is_likelier(record) else _AFTER_AUDIT[record["verdict"]]
+    if is_likelier(last):
+        return _LIKELIER
+    nothing = record["verdict"] == last["verdict"] == "none seen" and not is_likelier(record)
+    return (_AFTER_AUDIT if after is None or nothing else _AFTER_BOTH)[last["verdict"]]

@@ -54,7 +54,7 @@ def audit_files(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     figures = {key: record[key] for key in ("p_value", "level", "posterior", "suspect")}
     later = purified_part(record)
     if later is not None:
-        told.append(_Told("audit-after", judge_audit(later), after_audit(later)))
+        told.append(_Told("audit-after", judge_audit(later), told[0].what_now))
         figures["after_purification"] = _words(told[1])
     return _files(record, told, "audit.json", figures)
 
