@@ -85,6 +85,12 @@ class TwoHeads(Net):
     def forward(self, pixels):
         return nn.Sequential(*list(self)[:5])(pixels)
 
+class Picky(TwoHeads):
+    def forward(self, pixels):
+        if pixels.shape[-1] != 8:
+            raise ValueError("not 8 pixels")
+        return super().forward(pixels)
+
 class Unkind(Net):
     def forward(self, pixels):
         return {"scores": super().forward(pixels)}["logits"]
@@ -300,12 +306,25 @@ def test_whatever_the_code_raises_at_an_image_is_told_in_one_line(file: Path, tm
         check_takes(load_model(weights(tmp_path / "m.pt", net), architecture=net), (8, 8))
 
 
-def test_the_user_knows_the_number_of_classes_where_the_last_layer_is_not_the_head(file: Path, tmp_path: Path) -> None:
+def test_the_answer_tells_the_number_of_classes_where_the_last_layer_is_not_the_head(
+    file: Path, tmp_path: Path
+) -> None:
     net = defined(f"{file}:TwoHeads")
+    loaded = load_model(weights(tmp_path / "m.pt", net), architecture=net)
+    assert loaded.record.num_classes == 5
+    neural_polarizer.save(net.build(5), tmp_path / "saved.safetensors")
+    assert load_model(tmp_path / "saved.safetensors", architecture=net).record.num_classes == 5
+
+
+def test_the_user_knows_the_number_of_classes_where_the_network_does_not_tell(file: Path, tmp_path: Path) -> None:
+    net = defined(f"{file}:Picky")
     path = weights(tmp_path / "m.pt", net)
     with pytest.raises(BadInputError, match="gives no 9 logits for an image, but 2 x 5 for two; give --num-classes 5"):
         check_takes(load_model(path, architecture=net), (8, 8))
-    check_takes(load_model(path, architecture=net, num_classes=5), (8, 8))
+    loaded = load_model(path, architecture=net, num_classes=5)
+    check_takes(loaded, (8, 8))
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.record)
+    check_takes(load_model(tmp_path / "ours.safetensors", architecture=net), (8, 8))  # our record knows it
 
 
 def test_one_logit_stands_for_two_classes(tmp_path: Path) -> None:

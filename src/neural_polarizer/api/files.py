@@ -12,7 +12,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import user_path
 from neural_polarizer.model_files.load import load_model, with_polarizer
 from neural_polarizer.model_files.save import save_model
-from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
+from neural_polarizer.models.definition import Definition, definition_of, network_named, outputs_of
 from neural_polarizer.models.forms import check_module
 from neural_polarizer.models.normalize import Normalized
 
@@ -64,7 +64,7 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     Args:
         model: with at most one polarizer; left as it was.
         path: of the folder, or of the safetensors file.
-        num_classes: K, where the last layer of a module of your own does not tell.
+        num_classes: K, where a module of your own does not tell by its answer.
 
     Raises:
         BadInputError: K is not known, or the folder holds another run.
@@ -73,7 +73,7 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     if isinstance(model, Purified):
         model.save(path)
         return
-    known = num_classes or last_outputs(check_module(model))
+    known = num_classes or outputs_of(check_module(model))
     if known is None:
         raise BadInputError("the network does not tell its number of classes; give num_classes")
     save_model(user_path(path), model, record_of_model(model, known, site=site_of(model)))

@@ -1,6 +1,6 @@
 """``polarizer audit``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.devices import choose_device
 from neural_polarizer.files import result_folder
 from neural_polarizer.model_files.check import check_takes
-from neural_polarizer.model_files.load import LoadedModel, load_model
+from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.report.run.advice import after_audit
 from neural_polarizer.report.run.audit_page import judge_audit, purified_part
 from neural_polarizer.runs.audit import REPORT, run_audit
@@ -85,7 +85,7 @@ def _read(asked: _Options) -> tuple[LoadedModel, LoadedModel | None, ImageSet]:
     reading, after = asked.reading, None
     loaded = reading.model(asked.model)
     if asked.purified is not None:
-        after = load_model(asked.purified, architecture=reading.network, profile=reading.profile)
+        after = replace(reading, weights=None).model(asked.purified)
     shape, known = reading.image_size(loaded), options.classes_of(loaded, asked.classes)
     pool = read_images(asked.clean, size=shape, num_classes=loaded.record.num_classes, classes=known)
     check_takes(loaded, pool.image_size)

@@ -196,11 +196,13 @@ def _sized(
     if found == 1 and num_classes in (None, 2):
         record, found = replace(record, yes_no=True), 2
         told = ("a yes/no model: its one logit z stands for the two logits (0, z)",)
+    guessed = isinstance(kind, Definition) and not kind.takes_num_classes
+    if ours and guessed:  # whoever wrote the record knew better
+        found = record.num_classes
     classes = num_classes or found or record.num_classes
     if not classes:
         named = kind.name if isinstance(kind, Definition) else record.architecture
         raise BadInputError(f"{file}: {unlike(tensors, wanted.tensors, named)}")
-    guessed = isinstance(kind, Definition) and not kind.takes_num_classes
     if found is not None and num_classes is not None and found != num_classes and not guessed:
         raise BadInputError(f"{file}: has {found} classes, not {num_classes}")
     known = record.classes if ours or record.classes is None or len(record.classes) == classes else None

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from neural_polarizer.errors import BadInputError, needing, refusing
 from neural_polarizer.models.architecture import FORMS, Architecture
-from neural_polarizer.models.definition import Definition, last_outputs
+from neural_polarizer.models.definition import Definition, outputs_of
 from neural_polarizer.models.hugging_face import build_classifier
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.models.thin import FULL_WIDTHS, thin
@@ -232,10 +232,10 @@ def sizes_in(
     """(number of classes, width) that the tensors of a checkpoint tell; None for what they do not tell.
 
     The head is the first tensor whose shape depends on the number of classes, be it linear or a convolution. Code of
-    the user's own that takes no number of classes has one, which its last layer tells.
+    the user's own that takes no number of classes has one, which its answer tells.
     """
     if isinstance(architecture, Definition) and not architecture.takes_num_classes:
-        return last_outputs(architecture.build(2)), None
+        return outputs_of(architecture.build(2)), None
     two, three = (skeleton(architecture, classes, config=config).state_dict() for classes in (2, 3))
     width = _width_in(architecture, tensors, next(iter(two)))
     for name, value in two.items():

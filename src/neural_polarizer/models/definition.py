@@ -12,22 +12,26 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError, cause
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.models.architecture import OPTIONS
-from neural_polarizer.models.forms import check_module
+from neural_polarizer.models.forms import check_module, evaluating
 
 NUM_CLASSES = "num_classes"
 _CALLED = (NUM_CLASSES, "n_classes", "nb_classes", "nclasses", "num_class", "n_class", "nclass", "num_labels")
 """What code may call the number of classes."""
+_SIDES = (32, 224, 64, 28)
+"""Of the images that a network is asked with how many logits it gives."""
 _LIBRARIES = ("", "transformers", *OPTIONS)
 
 
@@ -126,8 +130,19 @@ def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
     return Definition(name, sha256, make, {})
 
 
-def last_outputs(network: nn.Module) -> int | None:
-    """K, as the network's attribute ``num_classes`` or else its last linear layer or convolution tells."""
+@torch.no_grad()
+def outputs_of(network: nn.Module) -> int | None:
+    """K, as the network's answer to black images tells; where it takes none, its attribute ``num_classes``, its end."""
+    with evaluating(network):
+        for side, channels in product(_SIDES, (3, 1)):
+            with suppress(Exception):  # code of the user's may raise anything
+                found = network(torch.zeros(2, channels, side, side).to(next(network.parameters(), torch.zeros(()))))
+                if isinstance(found, Tensor) and found.ndim in (1, 2) and len(found) == 2:
+                    return 1 if found.ndim == 1 else found.shape[1]
+    return _last_outputs(network)
+
+
+def _last_outputs(network: nn.Module) -> int | None:
     told = getattr(network, NUM_CLASSES, None)
     if type(told) is int:
         return told
