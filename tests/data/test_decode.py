@@ -13,7 +13,7 @@ from PIL import Image
 
 from neural_polarizer.data import decode as decode_module
 from neural_polarizer.data.convert import as_image_set
-from neural_polarizer.data.decode import THREADS_PAY_FROM, decode, decode_all
+from neural_polarizer.data.decode import THREADS_PAY_FROM, Pixels, decode, decode_all
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 
@@ -152,10 +152,10 @@ def test_many_images_keep_their_order_with_and_without_threads(tmp_path: Path) -
     data = [encoded(Image.new("RGB", (2, 2), colour), "PNG") for colour in colours]
     (tmp_path / "0.png").write_bytes(data[0])
     items = [(item, "x") for item in data]
-    got, _ = decode_all(items, len(data), size=None, source="s")
+    got, *_ = decode_all(items, len(data), size=None, source="s")
     assert got.shape == (266, 3, 2, 2)
     assert torch.equal(got[:, :, 0, 0], torch.tensor(colours, dtype=torch.uint8))
-    threaded, _ = decode_all([(tmp_path / "0.png", "x"), *items[1:]], len(data), size=None, source="s")
+    threaded, *_ = decode_all([(tmp_path / "0.png", "x"), *items[1:]], len(data), size=None, source="s")
     assert torch.equal(threaded, got)
 
 
@@ -191,15 +191,27 @@ class Counted(np.ndarray):
     """An array whose life can be watched."""
 
 
+def test_images_of_one_other_size_are_told_to_be_resized(tmp_path: Path) -> None:
+    for number, side in enumerate((6, 6)):
+        folder = tmp_path / "a"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (side, 5)).save(folder / f"{number}.png")
+    (said,) = read_images(str(tmp_path), size=4).notes
+    assert said == f"{tmp_path}: all images have 5x6 pixels and were resized to 4x4, which can blur a small trigger"
+    assert read_images(str(tmp_path), size=(5, 6)).notes == read_images(str(tmp_path)).notes == ()
+    Image.new("RGB", (9, 9)).save(tmp_path / "a" / "2.png")  # photographs
+    assert read_images(str(tmp_path), size=4).notes == ()
+
+
 def test_decoded_images_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Counted]] = []
     most = []
 
-    def load(item: object, *, size: object, where: str) -> tuple[np.ndarray, bool]:
+    def load(item: object, *, size: object, where: str) -> Pixels:
         image = np.zeros((2, 2 + int(where), 3), np.uint8).view(Counted)
         made.append(weakref.ref(image))
         most.append(sum(each() is not None for each in made))
-        return image, False
+        return Pixels(image, False, (2, 2 + int(where)))
 
     monkeypatch.setattr(decode_module, "decoded", load)
     items = [(bytes(THREADS_PAY_FROM), str(number)) for number in range(200)]

@@ -188,8 +188,8 @@ def _bytes(image: Any, where: str) -> tuple[Tensor, int]:
     if isinstance(image, Mapping):  # a row of Hugging Face whose images were not decoded
         image = image.get("bytes") or image
     if isinstance(image, (Image.Image, bytes)):
-        found, seen_through = decoded(image, size=None, where=where)
-        return torch.from_numpy(found.copy()).permute(2, 0, 1)[None].contiguous(), int(seen_through)
+        found = decoded(image, size=None, where=where)
+        return torch.from_numpy(found.values.copy()).permute(2, 0, 1)[None].contiguous(), int(found.transparent)
     if not isinstance(image, (Tensor, np.ndarray)):
         raise BadInputError(f"{where}: images must be pictures, arrays or tensors, got {type(image).__name__}")
     pixels = _channels_first(image, where)

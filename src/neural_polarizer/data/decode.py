@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +37,22 @@ SUFFIXES = frozenset(
     ".png .jpg .jpeg .jfif .jpe .jif .pjpeg .pjp .webp .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff".split()  # noqa: SIM905
 )
 
-Pixels = tuple[np.ndarray, bool]
-"""uint8 ``(h, w, 3)``, and whether some pixels were transparent."""
+
+class Pixels(NamedTuple):
+    """One image."""
+
+    values: np.ndarray  # uint8 ``(h, w, 3)``
+    transparent: bool  # whether some pixels were
+    size: tuple[int, int]  # height and width before it was resized
+
+
+class Pictures(NamedTuple):
+    """Images in one tensor."""
+
+    pixels: UInt8[Tensor, "n 3 h w"]
+    transparent: int  # how many had transparent pixels
+    size: tuple[int, int] | None  # height and width of all of them before they were resized; None if they differed
+
 
 Source = bytes | Path | Image.Image
 """An image still encoded, in a file, or opened by a trusted library."""
@@ -72,11 +86,11 @@ def decode(data: bytes, *, size: tuple[int, int] | None, where: str) -> UInt8[np
         BadInputError: not one of ``FORMATS``, over ``MAX_PIXELS``, truncated, or damaged.
         EnvironmentFaultError: out of memory.
     """
-    return decoded(data, size=size, where=where)[0]
+    return decoded(data, size=size, where=where).values
 
 
 def decoded(source: Source, *, size: tuple[int, int] | None, where: str) -> Pixels:
-    """``decode`` of any source, and whether some of the pixels were transparent."""
+    """``decode`` of any source."""
     try:
         if isinstance(source, Path):
             source = _content(source, where)
@@ -124,15 +138,21 @@ def transparency_note(source: str, transparent: int, count: int) -> tuple[str, .
     )
 
 
+def resized_note(source: str, found: Pictures) -> tuple[str, ...]:
+    """What the user should know of images of one size that the model does not take; nothing of photographs."""
+    now = tuple(found.pixels.shape[2:])
+    if found.size in (None, now):
+        return ()
+    was, made = (f"{height}x{width}" for height, width in (found.size, now))
+    return (f"{source}: all images have {was} pixels and were resized to {made}, which can blur a small trigger",)
+
+
 def decode_all(
     items: Iterable[tuple[Source, str]], count: int, *, size: tuple[int, int] | None, source: str
-) -> tuple[UInt8[Tensor, "n 3 h w"], int]:
+) -> Pictures:
     """Decode ``count`` (image, name) pairs into one tensor, a few at a time on threads.
 
     Beyond that tensor, no more than one decoded image a thread is in memory at once.
-
-    Returns:
-        The images, and how many of them had transparent pixels.
 
     Raises:
         BadInputError: an image cannot be decoded, or ``size`` is None and the images differ in size.
@@ -142,33 +162,35 @@ def decode_all(
     _, (first, name) = next(remaining, (0, (None, "")))
     if first is None:
         raise BadInputError(f"{source}: expected {count} images, found 0")
-    image, seen_through = decoded(first, size=size, where=name)
-    pixels, sizes, done, transparent = _allocate(count, image, source), {image.shape[:2]: name}, 1, int(seen_through)
-    pixels[0] = image.transpose(2, 0, 1)
+    image = decoded(first, size=size, where=name)
+    pixels, own = _allocate(count, image.values, source), {image.size: name}
+    done, transparent = 1, int(image.transparent)
+    pixels[0] = image.values.transpose(2, 0, 1)
 
-    def place(item: tuple[int, tuple[Source, str]]) -> tuple[tuple[int, ...], bool]:
+    def place(item: tuple[int, tuple[Source, str]]) -> tuple[tuple[int, int], bool]:
         index, (encoded, where) = item
-        image, seen_through = decoded(encoded, size=size, where=where)
-        if image.shape[:2] == pixels.shape[2:]:
-            pixels[index] = image.transpose(2, 0, 1)
-        return image.shape[:2], seen_through
+        image = decoded(encoded, size=size, where=where)
+        if image.values.shape[:2] == pixels.shape[2:]:
+            pixels[index] = image.values.transpose(2, 0, 1)
+        return image.size, image.transparent
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         while batch := _batch(remaining):
             small = all(isinstance(item, bytes) and len(item) < THREADS_PAY_FROM for _, (item, _) in batch)
             placed = (map if small else pool.map)(place, batch)
             for (_, (_, where)), (shape, seen_through) in zip(batch, placed, strict=True):
-                sizes.setdefault(shape, where)
+                if len(own) < 4:
+                    own.setdefault(shape, where)
                 transparent += seen_through
                 done += 1
-            if len(sizes) > 1:
-                found = ", ".join(f"{h}x{w} ({where})" for (h, w), where in list(sizes.items())[:4])
+            if size is None and len(own) > 1:
+                found = ", ".join(f"{h}x{w} ({where})" for (h, w), where in own.items())
                 raise BadInputError(
                     f"{source}: the images differ in size, for example {found}; pass a size to resize them to"
                 )
     if done != count:
         raise BadInputError(f"{source}: expected {count} images, found {done}")
-    return torch.from_numpy(pixels), transparent
+    return Pictures(torch.from_numpy(pixels), transparent, next(iter(own)) if len(own) == 1 else None)
 
 
 def _batch(items: Iterator[tuple[int, tuple[Source, str]]]) -> list[tuple[int, tuple[Source, str]]]:
@@ -238,9 +260,10 @@ def _pixels(image: Image.Image, size: tuple[int, int] | None) -> Pixels:
     image.load()
     may_be_turned = image.format == "TIFF" or image.info.keys() & _OF_ORIENTATION
     rgb, transparent = _to_rgb(ImageOps.exif_transpose(image) if may_be_turned else image)
-    if size is not None and (rgb.height, rgb.width) != size:
+    own = (rgb.height, rgb.width)
+    if size not in (None, own):
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(rgb), transparent
+    return Pixels(np.asarray(rgb), transparent, own)
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:

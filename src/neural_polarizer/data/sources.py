@@ -11,7 +11,7 @@ import torch
 from neural_polarizer.data.annotations import TABLES, table_rows
 from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
-from neural_polarizer.data.decode import decode_all, height_and_width, transparency_note
+from neural_polarizer.data.decode import decode_all, height_and_width, resized_note, transparency_note
 from neural_polarizer.data.folders import folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
@@ -66,9 +66,9 @@ def read_images(
     known = None if classes is None else class_names(classes, said_by="classes")
     found = _numbered(rows, known, num_classes, source)
     labels = torch.from_numpy(found.labels[:limit].copy())  # a bad image beyond the limit is never looked at
-    pixels, transparent = decode_all(islice(rows.items, len(labels)), len(labels), size=shape, source=source)
-    notes = (*rows.notes, *found.notes, *transparency_note(source, transparent, len(labels)))
-    return ImageSet(pixels, labels, found.classes, source, notes, found.own)
+    read = decode_all(islice(rows.items, len(labels)), len(labels), size=shape, source=source)
+    notes = (*transparency_note(source, read.transparent, len(labels)), *resized_note(source, read))
+    return ImageSet(read.pixels, labels, found.classes, source, (*rows.notes, *found.notes, *notes), found.own)
 
 
 def _numbered(rows: Rows, known: ClassNames | None, num_classes: int | None, source: str) -> Numbered:
