@@ -11,7 +11,9 @@ import pytest
 import torch
 from image_bytes import png
 
+from neural_polarizer.data.hubs import _column
 from neural_polarizer.data.images import class_counts
+from neural_polarizer.data.rows import LABEL_COLUMNS
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.errors import BadInputError
 
@@ -195,6 +197,11 @@ def test_a_hugging_face_data_set_is_read_by_its_features(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "datasets", FakeHub([1, None]).module())
     with pytest.raises(BadInputError, match="column 'fine_label' has empty cells"):
         read_images("hf:me/data:test")
+
+
+def test_pictures_without_labels_are_not_taken_for_labels() -> None:
+    with pytest.raises(BadInputError, match=r"hf:me/data: has no column label or .*; found \['image'\]"):
+        _column({"image": "Image"}, "ClassLabel", LABEL_COLUMNS, "me/data")
 
 
 @pytest.mark.data

@@ -241,6 +241,22 @@ def test_the_hypergradient_agrees_with_finite_differences_through_the_inner_prob
         assert float(found[row, column]) == pytest.approx(float((up - down) / 2e-5), rel=1e-3)
 
 
+def test_i_bau_takes_second_derivatives_of_attention() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.head = nn.Conv2d(3, 8, 2, stride=2), nn.Linear(8, 4)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            tokens = self.tokens(pixels).flatten(2).transpose(1, 2)[:, None]
+            attended: Tensor = F.scaled_dot_product_attention(tokens, tokens, tokens)
+            logits: Tensor = self.head(attended[:, 0].mean(dim=1))
+            return logits
+
+    found = IBAU(rounds=1, batch_size=12).repair(made(Attending()), tiny_images(24), seed=0)
+    assert all(bool(value.isfinite().all()) for value in found.model.state_dict().values())
+
+
 def test_batch_norm_statistics_stay_and_weights_move() -> None:
     model = tiny_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}

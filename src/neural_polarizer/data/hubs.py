@@ -93,7 +93,11 @@ def hugging_face_rows(text: str) -> Rows:
 def _column(kinds: Mapping[str, str], kind: str, wanted: Sequence[str], text: str) -> str:
     """The column of that kind; of any kind where it has one of the usual names and no other column is of the kind."""
     fitting = [name for name, found in kinds.items() if found == kind]
-    return pick(fitting or [name for name in kinds if name in wanted] or list(kinds), wanted, f"hf:{text}")
+    others = [name for name, found in kinds.items() if found not in ("Image", "ClassLabel")]
+    candidates = fitting or [name for name in kinds if name in wanted] or others
+    if not candidates:
+        raise BadInputError(f"hf:{shown(text)}: has no column {' or '.join(wanted)}; found {shown(list(kinds)[:10])}")
+    return pick(candidates, wanted, f"hf:{text}")
 
 
 def _opened(data: Any, where: str) -> Iterator[tuple[Source, str]]:

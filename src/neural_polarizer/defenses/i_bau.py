@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.base import Defense, Run
@@ -63,7 +64,8 @@ class IBAU(Defense):
             )
 
     def _run(self, model: nn.Module, clean: ImageSet, run: Run) -> Outcome:
-        with run.timed("unlearn"):
+        # Only the plain kernel of attention has the second derivatives that the hypergradient takes.
+        with run.timed("unlearn"), sdpa_kernel(SDPBackend.MATH):
             self._unlearn(model, clean, run)
         return Outcome(model)
 
