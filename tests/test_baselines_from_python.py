@@ -102,7 +102,7 @@ def test_what_a_path_names_must_be_a_defense() -> None:
         ("no_such_module:Mine", "cannot load the method 'no_such_module:Mine': No module named"),
         ("neural_polarizer.defenses.anp:Mine", "has no attribute 'Mine'"),
         ("torch:Tensor", "'torch:Tensor' is not a defense: a dataclass derived from"),
-        ("neural_polarizer.train:Schedule", "is not a defense"),
+        ("neural_polarizer.train.schedule:Schedule", "is not a defense"),
     ):
         with pytest.raises(BadInputError, match=match):
             defense_class(name)

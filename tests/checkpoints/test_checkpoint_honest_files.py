@@ -62,6 +62,8 @@ def test_numbers_survive_a_foreign_byte_order(tmp_path: Path) -> None:
         (lambda sd: {"net": {"model": sd}, "acc": torch.tensor(0.9)}, "net.model"),
         (lambda sd: {"model": sd, "trigger": {"mask": torch.ones(2)}}, "model"),
         (lambda sd: {"whatever": sd}, "whatever"),
+        (lambda sd: {"optimal_state_dict": sd, "optimizer_state": {"w": torch.ones(1)}}, "optimal_state_dict"),
+        (lambda sd: {"model_optimized": sd, "lr_scheduler": {"w": torch.ones(1)}}, "model_optimized"),
         (lambda sd: {"model": sd, "state_dict": sd}, "model"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from neural_polarizer import BadInputError
 from neural_polarizer.data import convert
@@ -24,6 +24,22 @@ def test_a_stream_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         as_image_set(endless)
     assert len(as_image_set(itertools.islice(endless, 500))) == 500
     assert len(as_image_set([(FLOATS[0], 1)] * 2_000)) == 2_000
+
+
+class Named(TensorDataset):
+    """As a data set of torchvision: it knows its classes' names."""
+
+    classes = ("ant", "bee")
+
+
+def test_the_class_names_of_data_sets_that_are_joined_count() -> None:
+    part = Named(FLOATS[:2], torch.tensor([0, 1]))
+    joined: ConcatDataset[Any] = ConcatDataset([part, part])
+    assert as_image_set(DataLoader(joined, batch_size=2), classes=["bee", "ant"]).labels.tolist() == [1, 0, 1, 0]
+    other = Named(FLOATS[:2], torch.tensor([0, 1]))
+    other.classes = ("fox", "bee")  # in one list of labels these cannot be told apart
+    mixed: ConcatDataset[Any] = ConcatDataset([part, other])
+    assert as_image_set(mixed).classes == ("0", "1")
 
 
 def test_more_classes_than_the_labels_have_can_be_named() -> None:

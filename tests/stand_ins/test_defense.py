@@ -11,7 +11,7 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.guard import Guarded, Point
-from neural_polarizer.defenses.patient import _over_budget
+from neural_polarizer.defenses.patient import _cost
 from neural_polarizer.defenses.recipes import make_defense, with_options
 from neural_polarizer.defenses.stand_ins import LeastStandIns
 from neural_polarizer.defenses.stand_ins.defense import _remarks as remarks_with
@@ -208,7 +208,12 @@ def test_a_single_image_judges_and_teaches() -> None:
     [(0.012, ON, True), (0.006, ON, False), (0.012, replace(ON, drop=0.01), False), (-0.1, ON, False)],
 )
 def test_a_loss_on_all_clean_images_is_said_where_the_guard_saw_none(lost: float, point: Point, said: bool) -> None:
-    found = _over_budget(guarded(OFF, point), lost)
+    found = _cost(guarded(OFF, point), lost)
     assert bool(found) == said
     assert all("loses 1.2 points of accuracy, more than the budget of 0.6" in note for note in found)
-    assert _over_budget(None, 0.5) == ()
+
+
+def test_a_loss_without_a_guard_is_said_where_it_is_more_than_is_accepted() -> None:
+    (said,) = _cost(None, 0.285)
+    assert said.startswith("on the clean images the result loses 28.5 points of accuracy; compare both models")
+    assert _cost(None, 0.02) == _cost(None, -0.1) == ()

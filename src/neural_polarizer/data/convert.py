@@ -245,8 +245,12 @@ def _check_unit_range(pixels: Tensor, where: str) -> None:
 
 
 def _names_of(data: Any) -> tuple[str, ...] | None:
-    """The class names that a data set of torchvision or Hugging Face has, also through loaders and subsets."""
+    """The class names that a data set of torchvision or Hugging Face has, also through loaders, subsets and joins."""
     for _ in range(8):
+        parts = getattr(data, "datasets", None)  # of a ConcatDataset
+        if isinstance(parts, (list, tuple)):
+            found = {_names_of(part) for part in parts}
+            return found.pop() if len(found) == 1 else None
         names = getattr(data, "classes", None)
         features = getattr(data, "features", None)
         if isinstance(features, Mapping):

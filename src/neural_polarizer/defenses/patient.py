@@ -12,7 +12,7 @@ from neural_polarizer.defenses.guard import Guarded
 from neural_polarizer.metrics import predict
 from neural_polarizer.models.forms import check_module, in_float32, let_go
 from neural_polarizer.models.normalize import two_logits
-from neural_polarizer.plausibility.examine import Finding, examine, harm_done
+from neural_polarizer.plausibility.examine import ACCEPTED_LOSS, Finding, examine, harm_done
 from neural_polarizer.progress import Progress, silent
 
 
@@ -38,8 +38,8 @@ class Patient:
     ) -> Repaired:
         """What ``defense`` makes of the model (``Defense.repair``), with the accuracy on the clean images.
 
-        If it ruined the model, or lost more than its guard's budget, the first of the notes says so. ``shown`` are the
-        images that the defense sees; None are the clean ones.
+        If it ruined the model, or lost more than its guard's budget or than is accepted, the first of the notes says
+        so. ``shown`` are the images that the defense sees; None are the clean ones.
         """
         images = self.clean if shown is None else shown
         found = defense.repair(self.original, images, seed=seed, device=device, progress=progress)
@@ -48,11 +48,11 @@ class Patient:
         answers = predict(result, self.clean, device=device, batch_size=defense.at_once)
         hits = int((answers == self.clean.labels).sum())
         harm = harm_done(self.finding, hits, int(self.clean.labels.unique().numel()))
-        over = _over_budget(found.guarded, self.finding.accuracy - hits / len(answers))
+        cost = _cost(found.guarded, self.finding.accuracy - hits / len(answers))
         return replace(
             found,
             clean_acc=(self.finding.accuracy, hits / len(answers)),
-            notes=(*((harm,) if harm else over), *found.notes, *self.notes, *self.clean.notes),
+            notes=(*((harm,) if harm else cost), *found.notes, *self.notes, *self.clean.notes),
         )
 
 
@@ -91,13 +91,15 @@ def admitted(
     return Patient(model, found.model, images, finding, notes, found.yes_no)
 
 
-def _over_budget(guarded: Guarded | None, lost: float) -> tuple[str, ...]:
-    """A note of a loss on all clean images that is over the budget, where the guard saw none."""
-    if guarded is None or guarded.over(guarded.lost) or not guarded.over(lost):
+def _cost(guarded: Guarded | None, lost: float) -> tuple[str, ...]:
+    """A note of a loss on all clean images that is over the budget, where the guard saw none, or there is no guard."""
+    over = guarded is not None and guarded.over(lost) and not guarded.over(guarded.lost)
+    if not over and (guarded is not None or round(lost, 9) <= ACCEPTED_LOSS):
         return ()
+    budget = "" if guarded is None else f", more than the budget of {100 * guarded.budget:.1f}"
     return (
-        f"on the clean images the result loses {100 * lost:.1f} points of accuracy, more than the budget of "
-        f"{100 * guarded.budget:.1f}; compare both models on test images before you use this",
+        f"on the clean images the result loses {100 * lost:.1f} points of accuracy{budget}; compare both models on "
+        "test images before you use this",
     )
 
 

@@ -27,6 +27,7 @@ _RATIO = 2.0  # an accuracy that so many times as high by one small change prove
 _MOST_IMAGES = 256  # are used to look for mistakes
 _FOLDS = 5  # parts of the images; the classes of one are matched by the others
 _LOW = 0.5  # below this accuracy, a remark is made in any case
+ACCEPTED_LOSS = 0.02  # of accuracy on clean images, before a repair counts as costly
 _KEPT = 0.5  # a repair that leaves less than this share of the accuracy has done harm
 
 

@@ -10,7 +10,7 @@ from neural_polarizer.errors import BadInputError, listing, printable
 from neural_polarizer.model_files.checkpoints.naming import USUAL
 from neural_polarizer.model_files.checkpoints.pickle_values import Number, Opaque, TensorRecord
 
-_NOT_THE_MODEL = re.compile("optim|sched|scaler")
+_NOT_THE_MODEL = re.compile("optim(?!al|i[sz]ed|um)|sched(?!uled)|scaler")
 _WRAPPERS = ("module.", "_orig_mod.")
 _MAX_WRAPPERS = 8  # one before another; a name that is nothing but a million of them would never end
 _MAX_LEVELS = 8

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from neural_polarizer.report.run.verdict import ACCEPTED_LOSS
+from neural_polarizer.plausibility.examine import ACCEPTED_LOSS
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from neural_polarizer.plausibility.examine import ACCEPTED_LOSS
 from neural_polarizer.report.run.guard import not_purified
 from neural_polarizer.report.values import percent, points
 
 HARMLESS_SUCCESS = 0.05  # a trigger that works on fewer images than this share counts as not working
-ACCEPTED_LOSS = 0.02  # clean accuracy that may be lost before a repair counts as costly
 _REDUCED_TO = 0.5  # at most this part of the original success may be left for "reduced"
 
 Kind = Literal["removed", "costly", "unproven", "reduced", "not-removed", "untouched", "absent", "unknown"]
