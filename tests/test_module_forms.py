@@ -1,6 +1,7 @@
 """Modules as users have them: what comes back has their dtype, modes and flags."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import neural_polarizer as npz
 from module_cases import CLEAN, METHODS, purified
@@ -103,6 +105,44 @@ def test_a_compiled_model_gives_what_the_module_in_it_gives() -> None:
     wanted, found = (purified(each, site=None).model.state_dict() for each in (model, compiled))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def keeping(model: nn.Module) -> nn.Module:
+    """Its own hook keeps features in it, with their part in a computation."""
+    model.__dict__["kept"] = {}
+    convolution = model.get_submodule("network.features.0")
+    convolution.register_forward_hook(lambda _module, _args, found: model.__dict__["kept"].update(found=[found]))
+    return model
+
+
+def pruned(model: nn.Module) -> nn.Module:
+    prune.l1_unstructured(model.get_submodule("network.features.0"), "weight", 0.3)
+    return model
+
+
+def normed(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and in many checkpoints
+        nn.utils.weight_norm(model.get_submodule("network.features.0"))
+    return model
+
+
+@pytest.mark.parametrize("change", [keeping, pruned, normed])
+@pytest.mark.parametrize("method", ["npd", "ft"])
+def test_models_that_keep_what_they_computed_can_be_purified(change: Any, method: str) -> None:
+    model = change(tiny_model())
+    pixels = to_pixels(CLEAN.images)
+    before = model(pixels).detach()  # with a gradient, so that what is kept cannot simply be copied
+    assert npz.sites(model, 8)
+    result = purified(model, method).model
+    assert torch.equal(model(pixels), before)
+    first = next(
+        each for name, each in result.named_parameters() if "features" in name and ".0." in name and each.ndim > 1
+    )
+    answered = result(pixels).detach()
+    with torch.no_grad():
+        first.mul_(-1)
+    assert not torch.equal(result(pixels), answered)  # the copy computes from its own parameters
 
 
 def test_weights_too_large_for_the_callers_type_are_told() -> None:

@@ -66,13 +66,22 @@ def _check_values(tensors: Sequence[Tensor]) -> None:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy on the same device; a module that holds something that cannot be copied is refused."""
-    remedy = (
-        "; give it without locks, open files, or tensors that are still part of a computation (torch.nn.utils has "
-        "prune.remove and remove_weight_norm)"
-    )
-    with refusing("the model cannot be copied", RuntimeError, TypeError, then=remedy):
-        return copy.deepcopy(model)
+    """A copy on the same device; a module that holds something that cannot be copied is refused.
+
+    Where it keeps what it computed, as hooks do, the copy keeps the values alone.
+    """
+    kept = {id(each): each.detach().clone() for module in model.modules() for each in _computed(vars(module))}
+    with refusing("the model cannot be copied", RuntimeError, TypeError, then="; give it without locks or open files"):
+        return copy.deepcopy(model, dict[int, Any](kept))
+
+
+def _computed(kept: Any, depth: int = 5) -> Iterator[Tensor]:
+    """Tensors in ``kept`` that are still part of a computation."""
+    if isinstance(kept, Tensor) and kept.grad_fn is not None:
+        yield kept
+    elif depth and isinstance(kept, (dict, list, tuple)):
+        for value in kept.values() if isinstance(kept, dict) else kept:
+            yield from _computed(value, depth - 1)
 
 
 def let_go(model: nn.Module) -> nn.Module:
