@@ -58,6 +58,13 @@ class Audited:
     by_class: Mapping[str, Sequence[float | None]]  # what was measured, a value for each class
     found: Found  # the evidence itself
 
+    def __repr__(self) -> str:
+        named = f", suspect {self.suspect}" if self.suspect is not None else f", likeliest {self.likeliest}"
+        return (
+            f"Audited({self.verdict}{named}, p {self.p_value:.2g}, probability of a backdoor {self.posterior:.2f}, "
+            f"accuracy on clean images {self.accuracy:.3f}, at {self.site})"
+        )
+
 
 def audited(
     model: nn.Module,

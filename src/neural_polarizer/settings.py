@@ -107,9 +107,19 @@ def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
         own[head] = tuple(value) if isinstance(value, list) else value
         hint = get_type_hints(kind)[head]
         if not _fits(own[head], hint):
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise BadInputError(f"{name} cannot be {value!r}: expected {wanted}")
+            raise BadInputError(f"{name} cannot be {value!r}: expected {_plainly(hint)}")
     return replace(settings, **own)
+
+
+def _plainly(hint: Any) -> str:
+    """A type in the words of somebody who writes a value of it."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_plainly(option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(option) for option in get_args(hint))
+    if hint is NoneType:
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -70,6 +70,8 @@ def test_few_classes_are_not_judged() -> None:
     found = audited(torch.nn.Sequential(Corridor(0.0), _First(3)), few, seed=0)
     assert found.verdict == "cannot say"
     assert "too few classes" in str(found.reason)
+    assert repr(found).startswith("Audited(cannot say, likeliest ")
+    assert "\n" not in repr(found)
 
 
 class _First(torch.nn.Module):

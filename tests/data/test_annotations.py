@@ -46,6 +46,7 @@ def test_metadata_beside_the_images_name_their_classes(tmp_path: Path, name: str
         ("file_name,label\n0.png,cat, tabby\n", "a row has more cells than the header; put texts with commas in"),
         ("file_name,label\n0.png,1\n./0.png,2\n", "names '?.*0.png'? twice, with different labels"),
         ("file_name,label,split\n0.png,1,train\n0.png,1,Test\n", "would mix training and test data, .* column split"),
+        ("file_name,label,is_valid\n0.png,1,False\n0.png,1,True\n", "would mix training .* column is_valid"),
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(tmp_path: Path, text: str, reason: str) -> None:

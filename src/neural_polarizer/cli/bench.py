@@ -30,7 +30,7 @@ from neural_polarizer.errors import BadInputError
 from neural_polarizer.report.bench.site import progress
 from neural_polarizer.settings import check_choice
 
-Suites = Annotated[list[str], typer.Argument(help="Names of suites, or files ending in .toml; 'list' shows them.")]
+Suites = Annotated[list[str], typer.Argument(help="Suites by name (see bench list), or .toml files.")]
 Results = Annotated[str, typer.Option(help="Folder with the records and artefacts; or an address that fsspec knows.")]
 ScaleName = Annotated[BenchScale | None, typer.Option(help="Instead of the suite's own scale.")]
 Only = Annotated[

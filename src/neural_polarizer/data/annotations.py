@@ -23,6 +23,7 @@ FILE_COLUMN = "file_name"
 _FILES = (FILE_COLUMN, "filename", "file", "path", "image", "file_path", "filepath", "image_path", "img_path")
 _LABELS = (*LABEL_COLUMNS, "class_id", "classid", "class_name")  # GTSRB's is ClassId
 _PARTS = ("split", "set", "subset", "partition", "fold")
+_FLAGS = ("is_valid", "is_val", "is_test", "is_train")  # true or false
 IMAGES = "images"
 MAX_BYTES = 64 << 20
 MAX_ROWS = 5_000_000
@@ -91,9 +92,9 @@ def table_rows(tree: Tree, path: Path) -> Rows | None:
         raise BadInputError(
             f"{where}: needs the columns {FILE_COLUMN} and {' or '.join(LABEL_COLUMNS)}; found {shown(keys[:10])}"
         )
-    column = next((name for name in _PARTS if name in keys and name != label), None)
+    column = next((name for name in (*_PARTS, *_FLAGS) if name in keys and name != label), None)
     parts = {str(row.get(column)).strip().lower() for row in rows} if column else set()
-    if len(parts & SPLITS) > 1:
+    if len(parts if column in _FLAGS else parts & SPLITS) > 1:
         raise BadInputError(
             f"{where}: would mix training and test data, as its column {column} tells ({shown(sorted(parts)[:6])}); "
             "keep the rows of one in a file of their own"

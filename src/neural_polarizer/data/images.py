@@ -35,7 +35,7 @@ class ImageSet:
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
-    source: str = "memory"
+    source: str = "the images in memory"
     notes: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
 

@@ -156,7 +156,7 @@ def read_triggered(
         BadInputError: the file is missing, damaged, of another schema, or has labels out of range.
     """
     path = user_path(path)
-    told = "triggered images are a file with the columns image, label (the attacker's) and true_label"
+    told = "triggered images are a parquet file with the columns image, label (the attacker's) and true_label"
     if path.is_dir() and (path / "triggered.parquet").is_file():
         path = path / "triggered.parquet"
     if path.is_dir() and poison_label is None:

@@ -89,7 +89,9 @@ class Normalized(nn.Module):
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        mean, std = (list(map(float, each)) if isinstance(each, Iterable) else [] for each in (mean, std))
+        if not (isinstance(mean, Iterable) and isinstance(std, Iterable)):
+            raise BadInputError(f"normalisation needs lists, a number for each channel, got {mean} and {std}")
+        mean, std = (list(map(float, each)) for each in (mean, std))
         if len(mean) != len(std) or min(std, default=0.0) <= 0:
             raise BadInputError(f"normalisation needs one mean and one positive std a channel, got {mean} and {std}")
         if max(mean) > 2:  # EfficientNet's, which is offset, is 1.5
