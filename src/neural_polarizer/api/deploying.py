@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from neural_polarizer.api import Images
-from neural_polarizer.api.purified import Purified, module_of, record_of_model, site_of
+from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.form import take_modes
@@ -15,6 +15,7 @@ from neural_polarizer.exporting.export import TOLERANCE, Exported, export_model,
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import user_path
 from neural_polarizer.layer.folding.fold import FOLDED_IMAGES, Border, Folded, fold_polarizer
+from neural_polarizer.model_files.describe import record_of_model
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.record import folded_record
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32
@@ -50,7 +51,7 @@ def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "ex
     take_modes(folded.model, model)
     # What a file of it must say, as ``save`` does: its layers may not be those of the architecture any more.
     classes = folded.model(pixels[:1].to(device, dtype)).shape[1]
-    vars(folded.model)["origin"] = folded_record(record_of_model(model, classes, site=site_of(model)), folded)
+    vars(folded.model)["origin"] = folded_record(record_of_model(model, classes), folded)
     return folded
 
 

@@ -5,11 +5,12 @@ from os import PathLike
 
 from torch import nn
 
-from neural_polarizer.api.purified import Purified, record_of_model, site_of
+from neural_polarizer.api.purified import Purified
 from neural_polarizer.defenses.form import check_one_layer
 from neural_polarizer.devices import plain_torch
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import user_path
+from neural_polarizer.model_files.describe import record_of_model
 from neural_polarizer.model_files.load import load_model, with_polarizer
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
@@ -76,7 +77,7 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     known = num_classes or last_outputs(check_module(model))
     if known is None:
         raise BadInputError("the network does not tell its number of classes; give num_classes")
-    save_model(user_path(path), model, record_of_model(model, known, site=site_of(model)))
+    save_model(user_path(path), model, record_of_model(model, known))
 
 
 def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:

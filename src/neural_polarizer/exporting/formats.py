@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from neural_polarizer.errors import BadInputError, cause, needing
@@ -42,9 +41,7 @@ class Format:
 def _safetensors_bytes(portable: Portable, about: Mapping[str, Any]) -> bytes:
     """safetensors; its metadata hold the description, and our own record so that this package can load it too."""
     metadata = {"format": "pt", **as_texts(about)}  # transformers demands a word on the framework
-    if portable.buildable:
-        return model_bytes(portable.model, portable.record, metadata)
-    return save(network_tensors(portable.network), metadata=metadata)
+    return model_bytes(portable.model, portable.record, metadata)
 
 
 def _read_safetensors(path: Path, portable: Portable) -> Run:

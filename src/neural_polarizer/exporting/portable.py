@@ -2,11 +2,12 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +17,11 @@ from neural_polarizer.layer.folding.fold import fold_polarizer
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.model_files.checkpoints import load_strict
+from neural_polarizer.model_files.describe import record_of_model
 from neural_polarizer.model_files.load import assemble
 from neural_polarizer.model_files.record import ModelRecord, folded_record, versions, with_structure
 from neural_polarizer.model_files.save import network_tensors
-from neural_polarizer.models.normalize import Normalized, bare
+from neural_polarizer.models.normalize import bare
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +31,13 @@ class Portable:
     model: nn.Module  # in evaluation mode, float32, on the CPU
     reference: nn.Module  # the same with its polarizer, for comparison
     record: ModelRecord  # what is known about it
-    buildable: bool  # whether ``models.build`` knows the architecture that the record names, and needs no code for it
     layer: str | None  # what became of the polarizer, in one line; None if there was none
     image_shape: tuple[int, int, int]  # ``(c, h, w)`` of the images
+
+    @property
+    def buildable(self) -> bool:
+        """Whether the record alone leads to the network: code of the user's own is not at hand."""
+        return self.record.definition is None
 
     @property
     def network(self) -> nn.Module:
@@ -62,7 +68,7 @@ class Portable:
         }
 
     def refilled(self, tensors: Mapping[str, Tensor], source: Path) -> nn.Module:
-        """A new network, or a copy where no architecture is known, with ``tensors`` behind the normalisation."""
+        """A new network, or a copy of one by code of the user's own, with ``tensors`` behind the normalisation."""
         if self.buildable:
             return assemble(self.record, tensors, source)
         model = copy.deepcopy(self.model)
@@ -82,7 +88,6 @@ def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None
     reference = copy.deepcopy(model).cpu().float().eval()
     for tensor in (*reference.parameters(), *reference.buffers()):  # torch.export wants the plain memory format
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    buildable = record is not None and record.definition is None  # code of the user's own is not at hand
     known = with_structure(record or _record_of(reference, images), reference)
     leaving, layer = reference, None
     wrapped = _wrapped(reference)
@@ -95,26 +100,22 @@ def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None
             layer = f"not folded, the layer stays in the model: {error}"
         else:
             leaving, layer, known = folded.model, folded.remark, folded_record(known, folded)
-    return Portable(leaving, reference, known, buildable, layer, (images.images.shape[1], *images.image_size))
+    return Portable(leaving, reference, known, layer, (images.images.shape[1], *images.image_size))
 
 
 @torch.no_grad()
 def _record_of(model: nn.Module, images: ImageSet) -> ModelRecord:
-    """What a model in memory tells about itself; its architecture's name is that of its class."""
+    """What a model in memory tells about itself."""
     num_classes = model(to_pixels(images.images[:1])).shape[-1]
-    record = ModelRecord(
-        architecture=type(bare(model)).__qualname__,
-        num_classes=num_classes,
-        classes=images.classes if images.num_classes == num_classes else None,
-    )
-    if not isinstance(model, Normalized):
-        return record
-    return replace(record, mean=_numbers(model.mean), std=_numbers(model.std))
+    record = record_of_model(model, num_classes, image_size=images.image_size)
+    if record.classes is None and images.num_classes == num_classes:
+        record = replace(record, classes=images.classes)
+    return replace(record, mean=_shortest(record.mean), std=_shortest(record.std))
 
 
-def _numbers(tensor: Tensor) -> tuple[float, ...]:
-    """Its values as they were written before float32 rounded them."""
-    return tuple(float(f"{value:.7g}") for value in tensor.flatten().tolist())
+def _shortest(values: Sequence[float]) -> tuple[float, ...]:
+    """Values of float32 in the fewest digits that tell them, as they were written before they were rounded to it."""
+    return tuple(float(str(np.float32(value))) for value in values)
 
 
 def _wrapped(model: nn.Module) -> PolarizedModule | None:
