@@ -42,9 +42,25 @@ def record_of_model(
     else:
         definition = definition_of(network)
         record = replace(record, architecture=definition.name, definition=definition.sha256)
+    channels = 1  # or any other number, where no normalisation tells
     if isinstance(model, Normalized):
         mean, std = (tuple(value.flatten().tolist()) for value in (model.mean, model.std))
-        record = replace(record, mean=mean, std=std)
+        channels = len(mean)
+        record = replace(record, mean=_of_three(mean), std=_of_three(std))
     if isinstance(model, Converted):
-        record = replace(record, grey=model.grey, output=model.output, yes_no=model.yes_no)
-    return record
+        return replace(record, grey=model.grey, output=model.output, yes_no=model.yes_no)
+    return replace(record, grey=channels == 1 and _takes_one_channel(network, image_size))
+
+
+def _of_three(values: tuple[float, ...]) -> tuple[float, ...]:
+    """The values of three channels, for each of which a single one stands."""
+    return values * 3 if len(values) == 1 else values
+
+
+def _takes_one_channel(network: nn.Module, image_size: tuple[int, int] | None) -> bool:
+    """Whether a network is for grey images, as its first convolution tells, or else its first linear layer."""
+    conv = next((each for each in network.modules() if isinstance(each, nn.Conv2d)), None)
+    linear = next((each for each in network.modules() if isinstance(each, nn.Linear)), None)
+    if conv is not None:
+        return conv.in_channels == 1
+    return linear is not None and image_size is not None and linear.in_features == image_size[0] * image_size[1]
