@@ -74,7 +74,8 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     if isinstance(model, Purified):
         model.save(path)
         return
-    known = num_classes or last_outputs(check_module(model))
+    model = check_module(model)
+    known = num_classes or last_outputs(model)
     if known is None:
         raise BadInputError("the network does not tell its number of classes; give num_classes")
     save_model(user_path(path), model, record_of_model(model, known))
@@ -90,5 +91,6 @@ def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
     Raises:
         BadInputError: the file holds no such layer, it does not fit the model, or the model has one already.
     """
-    check_one_layer(check_module(model), inserts=True)
-    return with_polarizer(model, user_path(file))
+    network = check_module(model)
+    check_one_layer(network, inserts=True)
+    return with_polarizer(network, user_path(file))

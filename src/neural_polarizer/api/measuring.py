@@ -106,8 +106,9 @@ def evaluate(
         BadInputError: a set is empty, or the model does not take it or has too few classes for it.
     """
     place = choose_device(None if device is None else str(device))
-    plain = check_module(module_of(model))
-    plain = plain if is_float32(plain) else in_float32(plain)
+    plain = module_of(model)
+    check_module(plain)
+    plain = plain if is_float32(plain) else in_float32(plain)  # compiled or parallel, it is measured as it is
     module, images = measurable(plain, as_image_set(test, classes=classes))
     warn(images.notes)
     if isinstance(triggered, (str, PathLike)):

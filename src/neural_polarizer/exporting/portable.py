@@ -21,6 +21,7 @@ from neural_polarizer.model_files.describe import record_of_model
 from neural_polarizer.model_files.load import assemble
 from neural_polarizer.model_files.record import ModelRecord, folded_record, versions, with_structure
 from neural_polarizer.model_files.save import network_tensors
+from neural_polarizer.models.forms import in_float32
 from neural_polarizer.models.normalize import bare
 
 
@@ -85,7 +86,7 @@ def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None
     """
     if len(images) == 0:
         raise BadInputError(f"{images.source}: exporting needs at least one image to compare the logits on")
-    reference = copy.deepcopy(model).cpu().float().eval()
+    reference = in_float32(model)
     for tensor in (*reference.parameters(), *reference.buffers()):  # torch.export wants the plain memory format
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     known = with_structure(record or _record_of(reference, images), reference)
