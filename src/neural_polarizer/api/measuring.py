@@ -78,9 +78,9 @@ def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = F
     height, width = height_and_width(size)
     working = in_float32(check_module(model))
     black = ImageSet(torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("0",))
-    shape = fitting_images(working, black).images.shape
-    found = candidates(working, torch.rand(shape, generator=stream(0, "sites")))
-    return [each for each in found if everything or not each.bypassed]
+    found = understood(working, black)
+    places = candidates(found.model, torch.rand(found.images.images.shape, generator=stream(0, "sites")))
+    return [each for each in places if everything or not each.bypassed]
 
 
 @plain_torch()
