@@ -1,5 +1,6 @@
 """Networks of one channel and of one logit: what is saved, folded and exported of them is what they are."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,19 @@ from torch import Tensor, nn
 import neural_polarizer as npz
 from neural_polarizer import ImageSet, Normalized
 from neural_polarizer.data.images import to_pixels
+from neural_polarizer.exporting.export import export_model
+from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.model_files.check import check_takes
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.models.definition import definition_of
+from neural_polarizer.models.preact_resnet import PreActResNet18
 from toys import made, tiny_images
 
 COLOURED = tiny_images(16)
 GREY = ImageSet(COLOURED.images[:, :1].contiguous(), COLOURED.labels, COLOURED.classes, "grey")
 QUICK = npz.NPD(epochs=1, batch_size=8)
 ONE: dict[str, Any] = {"device": "cpu", "force": True}
+TUNED: dict[str, Any] = {"schedule.epochs": 1, **ONE}
 
 
 class Net(nn.Module):
@@ -112,3 +117,102 @@ def test_a_model_of_one_logit_is_folded_and_has_sites(tmp_path: Path, flat: bool
     assert folded.model(pixels).shape == model(pixels).shape
     npz.save(folded.model, tmp_path / "a.safetensors")
     assert load_model(tmp_path / "a.safetensors", architecture=definition_of(model)).record.num_classes == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_model_of_one_logit_keeps_its_form_in_files(tmp_path: Path, flat: bool) -> None:
+    model = made(YesNo(flat))
+    found = npz.purify(model, HALVES, QUICK, **ONE)
+    pixels = to_pixels(HALVES.images)
+    found.save(tmp_path / "run")
+    npz.save(found.model, tmp_path / "a.safetensors")
+    npz.export(found, tmp_path / "b.safetensors", HALVES)
+    for path in ("run", "a.safetensors", "b.safetensors"):
+        loaded = npz.load(tmp_path / path, arch=model)
+        torch.testing.assert_close(loaded(pixels), found.model(pixels))
+        assert npz.evaluate(loaded, HALVES).acc == npz.evaluate(found, HALVES).acc
+        asked = load_model(tmp_path / path, architecture=definition_of(model)).model  # as the commands do
+        assert asked(pixels).shape == (16, 2)
+
+
+def test_a_loaded_model_of_one_logit_that_is_purified_still_says_what_it_is(tmp_path: Path) -> None:
+    npz.save(made(PreActResNet18(1, 2)), tmp_path / "a.safetensors")
+    model = npz.load(tmp_path / "a.safetensors")
+    found = npz.purify(model, HALVES, "ft", **TUNED)
+    npz.save(found.model, tmp_path / "b.safetensors")
+    assert npz.load(tmp_path / "b.safetensors")(torch.rand(2, 3, 8, 8)).shape == (2, 1)
+    assert npz.export(found, tmp_path / "c.safetensors", HALVES).deviation < 1e-5
+    done = npz.export(tmp_path / "b.safetensors", tmp_path / "c.pt2", HALVES)
+    assert torch.export.load(done.path).module()(torch.rand(3, 3, 8, 8)).shape == (3, 1)
+
+
+ONE_LOGIT = "one logit z for each image, which stands for the two logits (0, z)"
+
+
+def told_by(path: Path) -> dict[str, Any]:
+    if path.suffix == ".pt":
+        return json.loads(path.with_name(f"{path.name}.json").read_text())
+    files = {"model.json": ""}
+    torch.export.load(path, extra_files=files)
+    return json.loads(files["model.json"])
+
+
+@pytest.mark.parametrize("in_command", [True, False])
+def test_what_stands_beside_the_weights_of_a_grey_network_leads_to_its_logits(tmp_path: Path, in_command: bool) -> None:
+    torch.save(made(Net()).state_dict(), tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", architecture=definition_of(Net), profile="0.3/0.2")
+    pixels = to_pixels(GREY.images)
+    if in_command:
+        export_model(loaded.model, tmp_path / "a.pt", "state-dict", COLOURED, loaded.record)
+        done = export_model(loaded.model, tmp_path / "a.pt2", "pt2", COLOURED, loaded.record)
+    else:
+        npz.save(loaded.model, tmp_path / "m.safetensors")
+        npz.export(npz.load(tmp_path / "m.safetensors", arch=Net), tmp_path / "a.pt", GREY)
+        done = npz.export(npz.load(tmp_path / "m.safetensors", arch=Net), tmp_path / "a.pt2", COLOURED)
+    told = told_by(tmp_path / "a.pt")
+    assert told["input"] == "(x - mean) / std, where x is float32 pixels in [0, 1], N x 1 x 8 x 8"
+    assert told_by(done.path)["input"] == "float32 pixels in [0, 1], N x 3 x 8 x 8; normalised inside the model"
+    assert (told["grey"], told["output"]) == (True, "logits, N x 4")
+    assert (told["mean"], told["std"]) == (pytest.approx([0.3]), pytest.approx([0.2]))
+    network = Net().eval()
+    network.load_state_dict(torch.load(tmp_path / "a.pt", weights_only=True))
+    mean, std = (torch.tensor(told[name]).view(1, -1, 1, 1) for name in ("mean", "std"))  # as docs/how-to has it
+    with torch.no_grad():
+        torch.testing.assert_close(network((pixels - mean) / std), loaded.model(pixels))
+
+
+@pytest.mark.parametrize(("flat", "rows"), [(False, "N x 1"), (True, "N")])
+def test_an_export_says_that_there_is_one_logit(tmp_path: Path, flat: bool, rows: str) -> None:
+    model = made(YesNo(flat))
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", architecture=definition_of(model), profile="none")
+    export_model(loaded.model, tmp_path / "a.pt", "state-dict", HALVES, loaded.record)
+    export_model(loaded.model, tmp_path / "a.pt2", "pt2", HALVES, loaded.record)
+    npz.export(model, tmp_path / "b.pt", HALVES)
+    npz.export(model, tmp_path / "b.pt2", HALVES)
+    told = {name: told_by(tmp_path / name) for name in ("a.pt", "b.pt", "a.pt2", "b.pt2")}
+    assert {name: each["output"] for name, each in told.items()} == {
+        "a.pt": ONE_LOGIT,
+        "b.pt": ONE_LOGIT,
+        "a.pt2": "logits, N x 2",
+        "b.pt2": f"logits, {rows}: {ONE_LOGIT}",
+    }
+    assert all((each["yes_no"], each["num_classes"]) == (True, 2) for each in told.values())
+
+
+class Pair(Net):
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return pixels, super().forward(pixels)
+
+
+def test_an_export_says_which_output_the_logits_are(tmp_path: Path) -> None:
+    model = made(Pair(channels=3))
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    loaded = load_model(tmp_path / "m.pt", architecture=definition_of(model), profile="none", output="1")
+    formats: dict[str, FormatName] = {"a.pt": "state-dict", "a.pt2": "pt2"}
+    for name, kind in formats.items():
+        export_model(loaded.model, tmp_path / name, kind, COLOURED, loaded.record)
+    weights, graph = told_by(tmp_path / "a.pt"), told_by(tmp_path / "a.pt2")
+    assert weights["output"] == "logits, N x 4, as '1' of what the network gives"
+    assert (graph["output"], weights["output_key"], graph["output_key"]) == ("logits, N x 4", "1", "1")

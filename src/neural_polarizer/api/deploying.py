@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from neural_polarizer.api import Images
+from neural_polarizer.api.files import load
 from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
@@ -17,7 +18,6 @@ from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import user_path
 from neural_polarizer.layer.folding.fold import FOLDED_IMAGES, Border, Folded, fold_polarizer
 from neural_polarizer.model_files.describe import record_of_model
-from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.record import folded_record
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32
 
@@ -86,10 +86,6 @@ def export(
     """
     target = user_path(path)
     name = format_of(target, to)
-    record = None
-    if isinstance(model, (str, PathLike)):
-        loaded = load_model(user_path(model))
-        model, record = loaded.model, loaded.record
-    module = check_module(module_of(model))
+    module = check_module(load(model) if isinstance(model, (str, PathLike)) else module_of(model))
     shown = fitting_images(module, as_image_set(images))
-    return export_model(module, target, name, shown, record, tolerance=tolerance)
+    return export_model(module, target, name, shown, tolerance=tolerance)

@@ -15,7 +15,7 @@ from neural_polarizer.model_files.load import load_model, with_polarizer
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition, definition_of, last_outputs, network_named
 from neural_polarizer.models.forms import check_module
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.normalize import Converted, Normalized
 
 
 @plain_torch()
@@ -29,6 +29,9 @@ def load(
     channels: int | None = None,
 ) -> nn.Module:
     """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
+
+    A yes/no network gives its one logit, in the shape that it has there, as it did before it was saved. One of grey
+    images takes them with one channel, or with three, of which it gets the mean.
 
     Args:
         path: a checkpoint, an attack's folder, or a purification's folder.
@@ -56,6 +59,8 @@ def load(
     )
     if isinstance(loaded.model, Normalized):
         loaded.model.origin = loaded.record
+    if isinstance(loaded.model, Converted):
+        loaded.model.yes_no = False  # the commands alone need two logits
     return loaded.model
 
 

@@ -46,7 +46,7 @@ def _safetensors_bytes(portable: Portable, about: Mapping[str, Any]) -> bytes:
 
 def _read_safetensors(path: Path, portable: Portable) -> Run:
     """The model in such a file: by its own record, where that names a network that can be built."""
-    return load_model(path).model if portable.buildable else _read_state_dict(path, portable)
+    return portable.in_form(load_model(path).model) if portable.buildable else _read_state_dict(path, portable)
 
 
 def _state_dict_bytes(portable: Portable, _about: Mapping[str, Any]) -> bytes:
