@@ -14,9 +14,8 @@ from neural_polarizer.audit import Audited, audited
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.decode import height_and_width
-from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
-from neural_polarizer.defenses.fitting import fitting_images, measurable, understood
+from neural_polarizer.defenses.fitting import black_images, fitting_images, measurable, understood
 from neural_polarizer.devices import choose_device, plain_torch
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import user_path
@@ -77,8 +76,7 @@ def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = F
     """
     height, width = height_and_width(size)
     working = in_float32(check_module(model))
-    black = ImageSet(torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("0",))
-    found = understood(working, black)
+    found = understood(working, black_images(height, width))
     places = candidates(found.model, torch.rand(found.images.images.shape, generator=stream(0, "sites")))
     return [each for each in places if everything or not each.bypassed]
 

@@ -121,8 +121,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _inside(module: nn.Module) -> nn.Module:
     """What is inside of one wrapper or several; any other module as it is."""
     parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    wrapped = module.module if parallel else getattr(module, "_orig_mod", module)
-    return module if wrapped is module or not isinstance(wrapped, nn.Module) else _inside(wrapped)
+    wrapped = module._modules.get("module" if parallel else "_orig_mod")
+    return module if wrapped is None else _inside(wrapped)
 
 
 def in_float32(model: nn.Module) -> nn.Module:
