@@ -44,7 +44,7 @@ from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
 class Purified(Repaired):
     """A purified classifier: ``model`` is a new module with the dtype, device, mode and flags of the caller's.
 
-    It can be pickled and copied. In a notebook it shows the report.
+    It is neither compiled nor parallel. The whole can be pickled and copied. In a notebook it shows the report.
 
     Args:
         method: the method's name.
