@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from neural_polarizer.api import deploying
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses import ANP, Audit, Defense, Outcome, Run
 from neural_polarizer.layer.surgery import PolarizedModule
+from neural_polarizer.models.forms import in_float32
 from neural_polarizer.models.normalize import Normalized
 from toys import TinyNet, assert_same, made, snapshot, tiny_model
 
@@ -143,6 +145,46 @@ def test_models_that_keep_what_they_computed_can_be_purified(change: Any, method
     with torch.no_grad():
         first.mul_(-1)
     assert not torch.equal(result(pixels), answered)  # the copy computes from its own parameters
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    found = torch.compile(model, backend="eager")
+    assert isinstance(found, nn.Module)
+    return found
+
+
+WRAPPED: dict[str, Callable[[], nn.Module]] = {
+    "compiled": lambda: compiled(made(TinyNet())),
+    "parallel": lambda: nn.DataParallel(made(TinyNet())),
+    "both, normalised inside": lambda: compiled(nn.DataParallel(tiny_model())),
+    "compiled inside": lambda: Normalized(compiled(made(TinyNet())), (0.5,) * 3, (0.2,) * 3).eval(),
+    "parallel inside": lambda: Normalized(nn.DataParallel(made(TinyNet())), (0.5,) * 3, (0.2,) * 3).eval(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch, of Python 3.13.0
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_what_wraps_a_model_is_in_no_file_and_stays_in_the_callers_model(tmp_path: Path, kind: str) -> None:
+    model = WRAPPED[kind]()
+    before = snapshot(model)
+    result = purified(model)
+    assert result.site == "after:features"
+    pixels = to_pixels(CLEAN.images)
+    with torch.no_grad():
+        wanted, plain = result.model(pixels), in_float32(model)(pixels)
+        result.save(tmp_path / "run")
+        npz.save(model, tmp_path / "a.safetensors")
+        torch.testing.assert_close(npz.load(tmp_path / "run", arch=model)(pixels), wanted)
+        torch.testing.assert_close(npz.load(tmp_path / "a.safetensors", arch=TinyNet)(pixels), plain)
+        layered = npz.load_polarizer(model, tmp_path / "run" / "polarizer.safetensors")
+        torch.testing.assert_close(layered(pixels), wanted)
+        for suffix in (".pt", ".safetensors", ".pt2"):
+            assert npz.export(model, tmp_path / f"b{suffix}", CLEAN).deviation < 1e-5
+        torch.testing.assert_close(npz.load(tmp_path / "b.safetensors", arch=model)(pixels), plain)
+        assert "_orig_mod" not in npz.fold(compiled(result.model), CLEAN).how
+    after = snapshot(model)
+    assert_same(after[0], before[0])
+    assert after[1:] == before[1:]
 
 
 def test_weights_too_large_for_the_callers_type_are_told() -> None:

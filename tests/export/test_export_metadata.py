@@ -69,7 +69,11 @@ def test_a_graph_says_what_it_wants_takes_any_number_and_keeps_ours_to_itself(tm
     assert (done.obstacle, done.beside, list(tmp_path.iterdir())) == (None, None, [done.path])
     told = told_by(done.path, name)
     assert told["input"] == "float32 pixels in [0, 1], N x 3 x 8 x 8; normalised inside the model"
-    assert (told["output"], told["architecture"], told["structure"]) == ("logits, N x 4", "TinyNet", "linear-light")
+    assert (told["output"], told["architecture"], told["structure"]) == (
+        "logits, N x 4",
+        "toys:TinyNet",
+        "linear-light",
+    )
     assert told["polarizer"] == done.layer
     assert values(told, "mean", "std") == [[0.5, 0.4, 0.3], [0.2, 0.25, 0.3]]
     assert values(told, "image_size", "classes") == [[8, 8], list(images.classes)]

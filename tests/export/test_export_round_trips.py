@@ -23,7 +23,6 @@ from export_cases import (
     record_of,
     with_layer,
 )
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ import neural_polarizer
 from neural_polarizer import Normalized
 from neural_polarizer.exporting.export import export_model
 from neural_polarizer.exporting.formats import FORMATS, FormatName
+from neural_polarizer.layer.polarizer import Structure
 from neural_polarizer.layer.surgery import PolarizedModule, Site, insert
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.save import save_model
@@ -238,10 +238,31 @@ def test_a_network_of_ones_own_is_exported_from_memory(tmp_path: Path) -> None:
     expected = logits(purified.model, images)
     torch.testing.assert_close(logits(Normalized(network, MEAN, STD).eval(), images), expected, rtol=0.0, atol=1e-5)
     told = json.loads((tmp_path / "a.pt.json").read_text())
-    assert (told["architecture"], told["num_classes"], told["classes"]) == ("TinyNet", 4, list(images.classes))
+    assert (told["architecture"], told["num_classes"], told["classes"]) == ("toys:TinyNet", 4, list(images.classes))
     assert (told["mean"], told["std"]) == ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
-    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
-        assert "neural_polarizer" not in file.metadata()  # no loader could build a TinyNet
+    loaded = neural_polarizer.load(tmp_path / "a.safetensors", arch=TinyNet)
+    torch.testing.assert_close(logits(loaded, images), expected, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("from_memory", [True, False])
+@pytest.mark.parametrize(
+    ("site", "structure"), [("before:features.3", "conv-bn"), ("after:features.0", "linear-light")]
+)
+def test_weights_that_the_architecture_does_not_take_are_loaded_by_their_record(
+    tmp_path: Path, site: str, structure: Structure, from_memory: bool
+) -> None:
+    images = tiny_images(4)
+    model = with_layer(tiny_model(), site, structure, images)
+    if not from_memory:
+        neural_polarizer.save(model, tmp_path / "saved.safetensors")
+        model = neural_polarizer.load(tmp_path / "saved.safetensors", arch=TinyNet)
+    done = neural_polarizer.export(model, tmp_path / "a.safetensors", images)
+    assert done.obstacle is not None
+    loaded = neural_polarizer.load(done.path, arch=TinyNet)
+    torch.testing.assert_close(logits(loaded, images), logits(model, images), rtol=0.0, atol=1e-5)
+    neural_polarizer.export(model, tmp_path / "a.pt", images)
+    with pytest.raises(neural_polarizer.BadInputError, match=r"a\.pt: holds .*; export the model to safetensors"):
+        neural_polarizer.load(tmp_path / "a.pt", arch=TinyNet)
 
 
 def test_odd_models_from_memory(tmp_path: Path) -> None:

@@ -6,16 +6,18 @@ import torch
 from torch import nn
 
 from neural_polarizer.api import Images
-from neural_polarizer.api.purified import Purified, module_of, record_of_model, site_of
+from neural_polarizer.api.files import load
+from neural_polarizer.api.purified import Purified, module_of
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.images import to_pixels
+from neural_polarizer.defenses.fitting import fitting_images, understood
 from neural_polarizer.defenses.form import take_modes
 from neural_polarizer.devices import plain_torch
 from neural_polarizer.exporting.export import TOLERANCE, Exported, export_model, format_of
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.files import user_path
 from neural_polarizer.layer.folding.fold import FOLDED_IMAGES, Border, Folded, fold_polarizer
-from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.describe import record_of_model
 from neural_polarizer.model_files.record import folded_record
 from neural_polarizer.models.forms import check_module, copied, device_of, float_type, in_float32
 
@@ -40,7 +42,8 @@ def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "ex
         BadInputError: there is no polarizer to fold, or no image.
     """
     model = check_module(module_of(purified))
-    pixels = to_pixels(as_image_set(images).images[:FOLDED_IMAGES])
+    found = understood(in_float32(model), as_image_set(images))
+    pixels = to_pixels(found.images.images[:FOLDED_IMAGES])
     dtype, device = float_type(model), device_of(model)
     if dtype in (torch.float16, torch.bfloat16):  # too coarse to compare logits in
         folded = fold_polarizer(in_float32(model), pixels, border=border)
@@ -49,8 +52,7 @@ def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "ex
         folded = fold_polarizer(copied(model).eval(), pixels.to(device, dtype), border=border)
     take_modes(folded.model, model)
     # What a file of it must say, as ``save`` does: its layers may not be those of the architecture any more.
-    classes = folded.model(pixels[:1].to(device, dtype)).shape[1]
-    vars(folded.model)["origin"] = folded_record(record_of_model(model, classes, site=site_of(model)), folded)
+    vars(folded.model)["origin"] = folded_record(record_of_model(model, found.logits.shape[1]), folded)
     return folded
 
 
@@ -84,9 +86,6 @@ def export(
     """
     target = user_path(path)
     name = format_of(target, to)
-    record = None
-    if isinstance(model, (str, PathLike)):
-        loaded = load_model(user_path(model))
-        model, record = loaded.model, loaded.record
-    module = check_module(module_of(model))
-    return export_model(module, target, name, as_image_set(images), record, tolerance=tolerance)
+    module = check_module(load(model) if isinstance(model, (str, PathLike)) else module_of(model))
+    shown = fitting_images(module, as_image_set(images))
+    return export_model(module, target, name, shown, tolerance=tolerance)

@@ -3,18 +3,24 @@
 from collections.abc import Callable
 from os import PathLike
 
+import torch
 from torch import nn
 
-from neural_polarizer.api.purified import Purified, record_of_model, site_of
+from neural_polarizer.api.purified import Purified
+from neural_polarizer.data.images import to_pixels
+from neural_polarizer.defenses.fitting import black_images, understood
 from neural_polarizer.defenses.form import check_one_layer
 from neural_polarizer.devices import plain_torch
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, refusing
 from neural_polarizer.files import user_path
-from neural_polarizer.model_files.load import load_model, with_polarizer
+from neural_polarizer.layer.sites import features_at
+from neural_polarizer.layer.surgery import full_name, insert
+from neural_polarizer.model_files.describe import record_of_model
+from neural_polarizer.model_files.load import LoadedLayer, load_model, read_polarizer, with_polarizer
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition, definition_of, network_named, outputs_of
-from neural_polarizer.models.forms import check_module
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.forms import check_module, copied, in_float32
+from neural_polarizer.models.normalize import Converted, Normalized
 
 
 @plain_torch()
@@ -28,6 +34,9 @@ def load(
     channels: int | None = None,
 ) -> nn.Module:
     """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
+
+    A yes/no network gives its one logit, in the shape that it has there, as it did before it was saved. One of grey
+    images takes them with one channel, or with three, of which it gets the mean.
 
     Args:
         path: a checkpoint, an attack's folder, or a purification's folder.
@@ -55,6 +64,8 @@ def load(
     )
     if isinstance(loaded.model, Normalized):
         loaded.model.origin = loaded.record
+    if isinstance(loaded.model, Converted):
+        loaded.model.yes_no = False  # the commands alone need two logits
     return loaded.model
 
 
@@ -73,12 +84,14 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     if isinstance(model, Purified):
         model.save(path)
         return
-    known = num_classes or outputs_of(check_module(model))
+    model = check_module(model)
+    known = num_classes or outputs_of(model)
     if known is None:
         raise BadInputError("the network does not tell its number of classes; give num_classes")
-    save_model(user_path(path), model, record_of_model(model, known, site=site_of(model)))
+    save_model(user_path(path), model, record_of_model(model, known))
 
 
+@plain_torch()
 def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
     """A copy of ``model`` with the layer of a ``polarizer.safetensors`` at its site; the original's weights stay.
 
@@ -89,5 +102,29 @@ def load_polarizer(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
     Raises:
         BadInputError: the file holds no such layer, it does not fit the model, or the model has one already.
     """
-    check_one_layer(check_module(model), inserts=True)
-    return with_polarizer(model, user_path(file))
+    network = check_module(model)
+    check_one_layer(network, inserts=True)
+    path = user_path(file)
+    layer = read_polarizer(path)
+    try:
+        _check_fits(network, layer)
+    except BadInputError as error:
+        raise BadInputError(f"{path}: does not fit the model: {error}") from None
+    return with_polarizer(network, layer.site, layer.polarizer)
+
+
+@torch.no_grad()
+def _check_fits(model: nn.Module, layer: LoadedLayer) -> None:
+    """Try the layer in a copy of the model, on images of the size that it was learned with."""
+    full_name(model, layer.site)  # refuses an unknown one
+    if layer.image_size is None:
+        return
+    found = understood(in_float32(model), black_images(*layer.image_size))
+    pixels = to_pixels(found.images.images)
+    features = features_at(found.model, layer.site, pixels)
+    found_there = f"{features.layout} {'x'.join(map(str, features.shape))}"
+    said = f"it was learned on other features than those at {layer.site}, which are {found_there}"
+    if layer.polarizer.channels_last == (features.layout == "NCHW"):
+        raise BadInputError(said)
+    with refusing(said, Exception):  # torch has several for shapes
+        insert(found.model, layer.site, copied(layer.polarizer).eval())(pixels)

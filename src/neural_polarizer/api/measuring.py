@@ -14,9 +14,8 @@ from neural_polarizer.audit import Audited, audited
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.convert import as_image_set
 from neural_polarizer.data.decode import height_and_width
-from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.poison import TriggeredSet, read_triggered
-from neural_polarizer.defenses.fitting import fitting_images, measurable, understood
+from neural_polarizer.defenses.fitting import black_images, fitting_images, measurable, understood
 from neural_polarizer.devices import choose_device, plain_torch
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import user_path
@@ -77,10 +76,9 @@ def sites(model: nn.Module, size: int | tuple[int, int], *, everything: bool = F
     """
     height, width = height_and_width(size)
     working = in_float32(check_module(model))
-    black = ImageSet(torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("0",))
-    shape = fitting_images(working, black).images.shape
-    found = candidates(working, torch.rand(shape, generator=stream(0, "sites")))
-    return [each for each in found if everything or not each.bypassed]
+    found = understood(working, black_images(height, width))
+    places = candidates(found.model, torch.rand(found.images.images.shape, generator=stream(0, "sites")))
+    return [each for each in places if everything or not each.bypassed]
 
 
 @plain_torch()
@@ -106,8 +104,9 @@ def evaluate(
         BadInputError: a set is empty, or the model does not take it or has too few classes for it.
     """
     place = choose_device(None if device is None else str(device))
-    plain = check_module(module_of(model))
-    plain = plain if is_float32(plain) else in_float32(plain)
+    plain = module_of(model)
+    check_module(plain)
+    plain = plain if is_float32(plain) else in_float32(plain)  # compiled or parallel, it is measured as it is
     module, images = measurable(plain, as_image_set(test, classes=classes))
     warn(images.notes)
     if isinstance(triggered, (str, PathLike)):

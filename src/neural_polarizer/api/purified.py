@@ -1,10 +1,10 @@
-"""The result of ``purify``, with all that can be done with it, and what files say of a network built in Python."""
+"""The result of ``purify``, with all that can be done with it."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -31,11 +31,9 @@ from neural_polarizer.files import (
 from neural_polarizer.layer.folding.fold import Border, Folded
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.metrics import Metrics
-from neural_polarizer.model_files.record import ModelRecord, versions
+from neural_polarizer.model_files.describe import record_of_model
+from neural_polarizer.model_files.record import versions
 from neural_polarizer.model_files.save import save_model, save_polarizer
-from neural_polarizer.models.definition import definition_of
-from neural_polarizer.models.normalize import Converted, Normalized, bare
-from neural_polarizer.models.preact_resnet import PreActResNet18
 from neural_polarizer.report.run.page import render_run
 from neural_polarizer.runs.inspect import exhibits
 from neural_polarizer.runs.purification import RECORD, algorithm_of, settings_of, told_of
@@ -46,7 +44,7 @@ from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
 class Purified(Repaired):
     """A purified classifier: ``model`` is a new module with the dtype, device, mode and flags of the caller's.
 
-    It can be pickled and copied. In a notebook it shows the report.
+    It is neither compiled nor parallel. The whole can be pickled and copied. In a notebook it shows the report.
 
     Args:
         method: the method's name.
@@ -252,41 +250,3 @@ def _holds(out: Path, identity: str) -> bool:
 def module_of(model: Purified | nn.Module) -> nn.Module:
     """``model`` itself, or the one that ``purify`` returned."""
     return model.model if isinstance(model, Purified) else model
-
-
-def site_of(model: nn.Module) -> str | None:
-    """Where the polarizer of ``model`` is, by the network's own names; None without one."""
-    found = [(name, part.side) for name, part in bare(model).named_modules() if isinstance(part, PolarizedModule)]
-    return f"{found[0][1]}:{found[0][0]}" if found else None
-
-
-def record_of_model(
-    model: nn.Module,
-    num_classes: int,
-    classes: tuple[str, ...] | None = None,
-    image_size: tuple[int, int] | None = None,
-    site: str | None = None,
-) -> ModelRecord:
-    """What is known of ``model``: all, if it was read from a file; else which code has built it.
-
-    Its polarizer is at ``site``; None for a model without one.
-    """
-    origin = getattr(model, "origin", None)
-    if isinstance(origin, ModelRecord):
-        size = image_size or origin.image_size
-        return replace(origin, site=site, classes=classes or origin.classes, image_size=size)
-    network = bare(model)
-    record = ModelRecord(
-        architecture="preactresnet18", num_classes=num_classes, classes=classes, image_size=image_size, site=site
-    )
-    if isinstance(network, PreActResNet18):
-        record = replace(record, width=network.conv1.out_channels)
-    else:
-        definition = definition_of(network)
-        record = replace(record, architecture=definition.name, definition=definition.sha256)
-    if isinstance(model, Normalized):
-        mean, std = (tuple(value.flatten().tolist()) for value in (model.mean, model.std))
-        record = replace(record, mean=mean, std=std)
-    if isinstance(model, Converted):
-        record = replace(record, grey=model.grey, output=model.output, yes_no=model.yes_no)
-    return record

@@ -68,6 +68,12 @@ def fitting_images(model: nn.Module, images: ImageSet) -> ImageSet:
     return fitting(in_float32(model), images)[0] if len(images) else images
 
 
+def black_images(height: int, width: int) -> ImageSet:
+    """Two images of no class in particular, to see what a model does with images of that size."""
+    pixels = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    return ImageSet(pixels, torch.zeros(2, dtype=torch.int64), ("0",), f"images of {height}x{width} pixels")
+
+
 def check_classes(images: ImageSet, known: int, *, forgets: str | None = None) -> None:
     """Refuse, before any time is spent, labels beyond the ``known`` K classes, and classes without an image.
 

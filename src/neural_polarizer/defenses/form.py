@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.surgery import PolarizedModule
-from neural_polarizer.models.forms import float_type, uncompiled, value_like
+from neural_polarizer.models.forms import float_type, unwrapped, value_like
 
 
 def check_one_layer(model: nn.Module, *, inserts: bool) -> None:
@@ -20,7 +20,7 @@ def check_one_layer(model: nn.Module, *, inserts: bool) -> None:
 @torch.no_grad()
 def take_form(result: nn.Module, original: nn.Module) -> None:
     """Give the modules of ``result``, in place, the types, device, modes and flags of those of ``original``."""
-    original = uncompiled(original)
+    original = unwrapped(original)
     before = _places(original)
     names = {name for name, _ in original.named_modules(remove_duplicate=False)}
     usual, trainable = float_type(original), any(each.requires_grad for each in original.parameters())
@@ -55,12 +55,13 @@ def take_modes(result: nn.Module, original: nn.Module) -> None:
 
     Either may hold a polarizer: its modules are new where the other has none.
     """
+    original = unwrapped(original)
     modes: dict[str, bool] = {}
     inside, outside = _wrapped(original), _wrapped(result)
-    for name, module in uncompiled(original).named_modules(remove_duplicate=False):
+    for name, module in original.named_modules(remove_duplicate=False):
         own, _ = _own_name(name, inside)
         modes |= {each: module.training for each in (own, name) if each is not None}
-    for name, module in uncompiled(result).named_modules(remove_duplicate=False):
+    for name, module in result.named_modules(remove_duplicate=False):
         own, place = _own_name(name, outside)
         found = next((each for each in (name, own) if each in modes), None)
         while found is None:
@@ -70,7 +71,7 @@ def take_modes(result: nn.Module, original: nn.Module) -> None:
 
 def _wrapped(model: nn.Module) -> set[str]:
     """The names of modules with a layer at their side."""
-    modules = uncompiled(model).named_modules(remove_duplicate=False)
+    modules = model.named_modules(remove_duplicate=False)
     return {name for name, module in modules if isinstance(module, PolarizedModule)}
 
 

@@ -73,7 +73,7 @@ def export_model(
         path: the file.
         name: its format.
         images: to compare the logits on, at least one. A graph takes images of their size alone, any number at once.
-        record: what is known about the model; without, weights are tried in a copy of ``model``, not in a new one.
+        record: what is known about the model; None takes what it tells itself.
         tolerance: by how much a logit may differ.
 
     Raises:

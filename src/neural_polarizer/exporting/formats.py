@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from neural_polarizer.errors import BadInputError, cause, needing
@@ -42,14 +41,12 @@ class Format:
 def _safetensors_bytes(portable: Portable, about: Mapping[str, Any]) -> bytes:
     """safetensors; its metadata hold the description, and our own record so that this package can load it too."""
     metadata = {"format": "pt", **as_texts(about)}  # transformers demands a word on the framework
-    if portable.buildable:
-        return model_bytes(portable.model, portable.record, metadata)
-    return save(network_tensors(portable.network), metadata=metadata)
+    return model_bytes(portable.model, portable.record, metadata)
 
 
 def _read_safetensors(path: Path, portable: Portable) -> Run:
     """The model in such a file: by its own record, where that names a network that can be built."""
-    return load_model(path).model if portable.buildable else _read_state_dict(path, portable)
+    return portable.in_form(load_model(path).model) if portable.buildable else _read_state_dict(path, portable)
 
 
 def _state_dict_bytes(portable: Portable, _about: Mapping[str, Any]) -> bytes:

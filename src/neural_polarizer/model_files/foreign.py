@@ -16,7 +16,7 @@ from neural_polarizer.errors import BadInputError, listing, printable
 from neural_polarizer.model_files.checkpoints.naming import fit_names, fits, unpruned
 from neural_polarizer.model_files.checkpoints.normalisation import check_left_out, normalisation_inside
 from neural_polarizer.model_files.checkpoints.reader import Checkpoint
-from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.model_files.record import POLARIZER_PREFIX, ModelRecord
 from neural_polarizer.models.architecture import MAX_OPTION, OPTIONS, Architecture
 from neural_polarizer.models.build import skeleton
 from neural_polarizer.models.definition import Definition
@@ -180,10 +180,16 @@ def fitted(
     """The tensors by the names of the network, if a known renaming leads there, and remarks on it.
 
     Raises:
-        BadInputError: they are those of the same network with other options, or there may be a normalisation among
-            them that cannot be read, while the user gave none (``normalised``).
+        BadInputError: they are those of the same network with other options, or with layers that only we put there, or
+            there may be a normalisation among them that cannot be read, while the user gave none (``normalised``).
     """
     wanted = network.tensors
+    ours = [name for name in tensors if name not in wanted and _OF_OURS.search(name)]
+    if ours:
+        raise BadInputError(
+            f"{file}: holds {listing([*map(printable, ours)])}, which an export of a purified model has and this "
+            "network has not; export the model to safetensors, whose record says where they belong"
+        )
     numbers = [name for name, value in tensors.items() if not value.ndim and "." not in name and name not in wanted]
     spare = set(numbers)
     tensors = {name: value for name, value in tensors.items() if name not in spare}
@@ -214,6 +220,7 @@ def _masked(file: Path, value: Tensor, mask: Tensor) -> Tensor:
     raise BadInputError(f"{file}: a pruning mask and its weight differ in shape ({shapes}); get the file again")
 
 
+_OF_OURS = re.compile(rf"^{re.escape(POLARIZER_PREFIX)}|\.border$")  # of a layer, or of a ``BorderConv2d``
 _NORMED = re.compile(r"\.weight_(g|u)$|\.parametrizations\.\w+\.original|(^|\.)lora_\w+(\.|$)")
 
 

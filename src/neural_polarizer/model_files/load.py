@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError, listing, printable
+from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.structures import polarizer_for
 from neural_polarizer.layer.surgery import Site, full_name, insert
 from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint
-from neural_polarizer.model_files.checkpoints.reader import ONE_FILE
+from neural_polarizer.model_files.checkpoints.reader import ONE_FILE, Checkpoint
 from neural_polarizer.model_files.foreign import Wanted, fitted, foreign_record, hub_folder, names_in_files, unlike
 from neural_polarizer.model_files.record import KEY, POLARIZER_PREFIX, ModelRecord, read_record
 from neural_polarizer.models.adapted import adapt, channel_map
@@ -44,20 +45,34 @@ class LoadedModel:
     weights: str | None = None
 
 
-def with_polarizer(model: nn.Module, path: Path) -> nn.Module:
-    """A copy of ``model`` with the layer that ``save_polarizer`` wrote, at its site; dtype and device are the model's.
+@dataclass(frozen=True, eq=False)
+class LoadedLayer:
+    """A layer from a file."""
+
+    polarizer: Polarizer
+    site: Site  # where it was learned
+    image_size: tuple[int, int] | None  # height and width of the images that it was learned with, if known
+
+
+def read_polarizer(path: Path) -> LoadedLayer:
+    """The layer that ``save_polarizer`` wrote.
 
     Raises:
-        BadInputError: the file holds no layer of ours, or it does not fit the model.
+        BadInputError: the file holds no layer of ours.
     """
     checkpoint = read_checkpoint(path)
     record = read_record(checkpoint.metadata.get(KEY), path)
     polarizer = None if record is None else polarizer_for(record.structure, checkpoint.tensors)
     if record is None or record.site is None or polarizer is None:
-        raise BadInputError(f"{path}: holds no polarizer; purify writes one as polarizer.safetensors")
+        held = "a whole model, and not its layer" if record is not None else "no polarizer"
+        raise BadInputError(f"{path}: holds {held}; purify writes the layer as polarizer.safetensors")
     load_strict(polarizer, checkpoint.tensors, source=str(path))
+    return LoadedLayer(polarizer, Site.parse(record.site), record.image_size)
+
+
+def with_polarizer(model: nn.Module, site: Site, polarizer: Polarizer) -> nn.Module:
+    """A copy of ``model`` with ``polarizer`` at ``site``; dtype, device and mode are the model's."""
     like = next(model.parameters(), torch.zeros(()))
-    site = Site.parse(record.site)
     beside = model.get_submodule(full_name(model, site))
     return insert(model, site, polarizer.to(like.device, like.dtype).train(beside.training))
 
@@ -148,7 +163,7 @@ def _read_model(
     known = architecture if hub is None else hub.architecture
     wanted = None if known is None else Wanted(known, None if hub is None else hub.config)
     checkpoint = read_checkpoint(file, weights=weights, fits=None if wanted is None else wanted.fits)
-    record, remarks, used = read_record(checkpoint.metadata.get(KEY), file), tuple[str, ...](), frozenset[str]()
+    record, remarks, used = _own_record(checkpoint, file), tuple[str, ...](), frozenset[str]()
     ours = record is not None
     if record is None:
         record, remarks, used = foreign_record(checkpoint, file, hub, wanted, profile)
@@ -178,6 +193,16 @@ def _read_model(
     model = assemble(record, tensors, file, kind)
     remarks = (*checkpoint.findings, *remarks, *told)
     return LoadedModel(model, record, checkpoint.sha256, file, checkpoint.threats, remarks, weights)
+
+
+def _own_record(checkpoint: Checkpoint, file: Path) -> ModelRecord | None:
+    """What a file of ours says of its model; None for others. One of the layer alone is refused."""
+    record, tensors = read_record(checkpoint.metadata.get(KEY), file), checkpoint.tensors
+    if record is None or record.site is None or any(name.startswith(POLARIZER_PREFIX) for name in tensors):
+        return record
+    if polarizer_for(record.structure, tensors) is not None:
+        raise BadInputError(f"{file}: is only the layer of a purified model; the model is {FILES[0]} beside it")
+    return record
 
 
 def _sized(
@@ -224,7 +249,7 @@ def _network_of(
             raise BadInputError(
                 f"{file}: its network is built by code of your own, {record.architecture} (SHA-256 "
                 f"{record.definition[:12]}...), which is never run unless you name it: give --arch FILE.py:NAME (in "
-                "Python, arch=)"
+                "Python, use what neural_polarizer.load(..., arch=...) gives)"
             )
         same = given.sha256 == record.definition
         other = f"that code is not the {record.architecture} of SHA-256 {record.definition} that the file was made with"

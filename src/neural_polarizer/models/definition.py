@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from neural_polarizer.errors import BadInputError, cause
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.models.architecture import OPTIONS
-from neural_polarizer.models.forms import check_module, evaluating
+from neural_polarizer.models.forms import check_module, evaluating, unwrapped
+from neural_polarizer.models.normalize import bare
 
 NUM_CLASSES = "num_classes"
 _CALLED = (NUM_CLASSES, "n_classes", "nb_classes", "nclasses", "num_class", "n_class", "nclass", "num_labels")
@@ -117,9 +118,13 @@ def network_named(text: str | None) -> str | Definition | None:
 
 
 def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
-    """A class, a function or a module of the user's as a definition; a module is copied whenever it is built."""
+    """A class, a function or a module of the user's as a definition; a module is copied whenever it is built.
+
+    Of a module it is the network alone, ``bare`` and ``unwrapped``, as files have it.
+    """
     if not callable(what):
         raise BadInputError(f"the network must be a module, or what makes one, got {type(what).__name__}")
+    what = bare(unwrapped(what)) if isinstance(what, nn.Module) else what
     kind = type(what) if isinstance(what, nn.Module) else what
     name = f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', type(kind).__name__)}"
     make = (lambda: copy.deepcopy(what)) if isinstance(what, nn.Module) else what

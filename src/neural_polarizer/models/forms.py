@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from neural_polarizer.errors import BadInputError, refusing
+from neural_polarizer.models.adapted import replace_module
 
 
 def check_module(model: object) -> nn.Module:
-    """``model``, if it is a module that can be copied and changed.
+    """``model``, ``unwrapped``, if it is a module that can be copied and changed.
 
     Raises:
         BadInputError: it is none, TorchScript, exported, quantised, without values or with a state that is no tensor,
@@ -43,7 +44,7 @@ def check_module(model: object) -> nn.Module:
                 "of weights holds; keep it in buffers, or give a class without it"
             )
     _check_values(list(_tensors(model)))
-    return model
+    return unwrapped(model)
 
 
 def _check_values(tensors: Sequence[Tensor]) -> None:
@@ -65,14 +66,15 @@ def _check_values(tensors: Sequence[Tensor]) -> None:
         raise BadInputError(f"the model is spread over the devices {', '.join(places)}; move it to one of them")
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A copy on the same device; a module that holds something that cannot be copied is refused.
+def copied(model: nn.Module, *, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A copy on the same device, with the very tensors that are ``shared``; what cannot be copied is refused.
 
     Where it keeps what it computed, as hooks do, the copy keeps the values alone.
     """
-    kept = {id(each): each.detach().clone() for module in model.modules() for each in _computed(vars(module))}
+    known = {id(tensor): tensor for tensor in shared}
+    known |= {id(each): each.detach().clone() for module in model.modules() for each in _computed(vars(module))}
     with refusing("the model cannot be copied", RuntimeError, TypeError, then="; give it without locks or open files"):
-        return copy.deepcopy(model, dict[int, Any](kept))
+        return copy.deepcopy(model, dict[int, Any](known))
 
 
 def _computed(kept: Any, depth: int = 5) -> Iterator[Tensor]:
@@ -111,15 +113,31 @@ def _values(kept: Any, depth: int = 4) -> Any:
     return kept
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` has wrapped, as no hook runs in compiled code; any other as it is."""
-    wrapped = getattr(model, "_orig_mod", model)
-    return wrapped if isinstance(wrapped, nn.Module) else model
+def unwrapped(model: nn.Module) -> nn.Module:
+    """``model`` without what ``torch.compile`` and torch's parallel modules have put around it or a part of it.
+
+    No hook runs in compiled code, and either puts a word before the names of all weights. ``model`` stays as it is;
+    where a part of it is wrapped, a new module with its tensors is returned.
+    """
+    model = _inside(model)
+    if all(_inside(part) is part for part in model.modules()):
+        return model
+    twin = copied(model, shared=_tensors(model))
+    for part in [*twin.modules()]:
+        replace_module(twin, part, _inside(part))
+    return twin
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """What is inside of one wrapper or several; any other module as it is."""
+    parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    wrapped = module._modules.get("module" if parallel else "_orig_mod")
+    return module if wrapped is None else _inside(wrapped)
 
 
 def in_float32(model: nn.Module) -> nn.Module:
-    """A copy in float32 on the CPU, in evaluation mode and not compiled; ``model`` stays as it is."""
-    return copied(uncompiled(model)).to("cpu").float().eval()
+    """A copy in float32 on the CPU, in evaluation mode and ``unwrapped``; ``model`` stays as it is."""
+    return copied(unwrapped(model)).to("cpu").float().eval()
 
 
 def is_float32(model: nn.Module) -> bool:

@@ -157,7 +157,9 @@ def two_logits(network: nn.Module) -> Converted:
     if isinstance(network, Normalized):
         mean, std = (value.flatten().tolist() for value in (network.mean, network.std))
         grey, output = (network.grey, network.output) if isinstance(network, Converted) else (False, None)
-        return Converted(network.network, mean, std, yes_no=True, grey=grey, output=output)
+        both = Converted(network.network, mean, std, yes_no=True, grey=grey, output=output)
+        both.origin = network.origin
+        return both
     return Converted(network, (0.0,), (1.0,), yes_no=True)
 
 

@@ -22,7 +22,6 @@ _RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
         *((rf"^{place}\.", f"layer{place - 3}.") for place in range(4, 8)),
     ),
     "without the position in a Sequential": ((r"^", "1."),),
-    "without the DataParallel of the network": ((r"^", "module."),),
 }
 # Heads for training alone, tables that are computed anew, losses and metrics, and what thop and averaging count.
 SPARE = re.compile(

@@ -1,0 +1,66 @@
+"""What files say of a model that is in memory."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from neural_polarizer.layer.surgery import PolarizedModule
+from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.models.definition import definition_of
+from neural_polarizer.models.normalize import Converted, Normalized, bare
+from neural_polarizer.models.preact_resnet import PreActResNet18
+
+
+def site_of(model: nn.Module) -> str | None:
+    """Where the polarizer of ``model`` is, by the network's own names; None without one."""
+    found = [(name, part.side) for name, part in bare(model).named_modules() if isinstance(part, PolarizedModule)]
+    return f"{found[0][1]}:{found[0][0]}" if found else None
+
+
+def record_of_model(
+    model: nn.Module,
+    num_classes: int,
+    classes: tuple[str, ...] | None = None,
+    image_size: tuple[int, int] | None = None,
+    site: str | None = None,
+) -> ModelRecord:
+    """What is known of ``model``: all, if it was read from a file; else which code has built it.
+
+    Its polarizer, if any, is at ``site``; None takes the name that ``site_of`` finds.
+    """
+    site = site or site_of(model)
+    origin = getattr(model, "origin", None)
+    if isinstance(origin, ModelRecord):
+        size = image_size or origin.image_size
+        return replace(origin, site=site, classes=classes or origin.classes, image_size=size)
+    network = bare(model)
+    record = ModelRecord(
+        architecture="preactresnet18", num_classes=num_classes, classes=classes, image_size=image_size, site=site
+    )
+    if type(network) is PreActResNet18:  # a class derived from it may compute something else
+        record = replace(record, width=network.conv1.out_channels)
+    else:
+        definition = definition_of(network)
+        record = replace(record, architecture=definition.name, definition=definition.sha256)
+    channels = 1  # or any other number, where no normalisation tells
+    if isinstance(model, Normalized):
+        mean, std = (tuple(value.flatten().tolist()) for value in (model.mean, model.std))
+        channels = len(mean)
+        record = replace(record, mean=_of_three(mean), std=_of_three(std))
+    if isinstance(model, Converted):
+        return replace(record, grey=model.grey, output=model.output, yes_no=model.yes_no)
+    return replace(record, grey=channels == 1 and _takes_one_channel(network, image_size))
+
+
+def _of_three(values: tuple[float, ...]) -> tuple[float, ...]:
+    """The values of three channels, for each of which a single one stands."""
+    return values * 3 if len(values) == 1 else values
+
+
+def _takes_one_channel(network: nn.Module, image_size: tuple[int, int] | None) -> bool:
+    """Whether a network is for grey images, as its first convolution tells, or else its first linear layer."""
+    conv = next((each for each in network.modules() if isinstance(each, nn.Conv2d)), None)
+    linear = next((each for each in network.modules() if isinstance(each, nn.Linear)), None)
+    if conv is not None:
+        return conv.in_channels == 1
+    return linear is not None and image_size is not None and linear.in_features == image_size[0] * image_size[1]
