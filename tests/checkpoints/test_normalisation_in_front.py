@@ -48,8 +48,9 @@ def test_a_batch_norm_in_front_is_worked_out(tmp_path: Path) -> None:
     for name, value in front.state_dict().items():
         value.copy_({"running_mean": MEAN, "running_var": STD}.get(name, value))
     model = nn.Sequential(front, network()).eval()
-    loaded = load(saved(tmp_path / "m.pt", model.state_dict()))
-    assert close(loaded, model)
+    assert close(load(saved(tmp_path / "m.pt", model.state_dict())), model)
+    beside = {f"bn0.{name}": value for name, value in front.state_dict().items()} | model[1].state_dict()
+    assert close(load(saved(tmp_path / "beside.pt", beside)), model)
 
 
 @pytest.mark.long

@@ -36,7 +36,9 @@ def normalisation_inside(tensors: Mapping[str, Tensor], wanted: Collection[str])
     ((mean, std),) = (each for each in found if each is not None)
     if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         return None
-    return Inside(mean, std, frozenset(name for pair in both for name in pair))
+    counters = (f"{name.removesuffix(_RUNNING)}num_batches_tracked" for name, _ in both if name.endswith(_RUNNING))
+    beside = (each for each in counters if each in tensors and names.isdisjoint(_ends(each)))
+    return Inside(mean, std, frozenset((*(name for pair in both for name in pair), *beside)))
 
 
 def check_left_out(before: Mapping[str, Tensor], after: Mapping[str, Tensor], wanted: Collection[str]) -> None:
