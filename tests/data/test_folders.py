@@ -346,3 +346,21 @@ def test_images_in_several_folders_of_a_class_are_taken_and_told(tmp_path: Path)
     folder(tmp_path / "deep", **{"a/x/images": 1, "a/y/images": 1, "b/images": 1})  # of one name
     assert "'a/x/images', 'a/y/images'" in read_images(str(tmp_path / "deep")).notes[0]
     assert read_images(str(folder(tmp_path / "other", **{"a/images": 2, "b/images": 1}))).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("data_batch_1", r"label, or torchvision:CIFAR10\?root=.*"),
+        ("train.tar", r"holds archives, such as train\.tar; unpack them"),
+        ("readme.txt", r"with the columns file_name and label$"),
+    ],
+)
+def test_a_folder_without_pictures_says_what_to_do_with_what_it_holds(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).touch()
+    with pytest.raises(BadInputError, match=said):
+        read_images(str(tmp_path / "data"))
+    (tmp_path / "a.npz").touch()
+    with pytest.raises(BadInputError, match=r"arrays; save them as images, or pass \(images, labels\) in Python"):
+        read_images(str(tmp_path / "a.npz"))

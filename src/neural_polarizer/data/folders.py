@@ -19,6 +19,8 @@ from neural_polarizer.data.tree import Tree, is_hidden
 from neural_polarizer.errors import BadInputError, shown
 
 _OTHER_PARTS = frozenset({"clean", "triggered", "poisoned", "backdoored"})
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+_PICKLED = {"data_batch_1": "CIFAR10", "meta": "CIFAR100"}  # a file of data sets that torchvision can read, not we
 _SPLIT_OF = re.compile(rf"({'|'.join(sorted(SPLITS))})([ _-]?(images?|imgs?|pictures|data|set|split))?", re.IGNORECASE)
 _LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0-9]+)([ _-].*)?", re.IGNORECASE)
 CLASS_FILES = ("class_to_idx.json", "class_indices.json", "classes.json", "classes.txt", "class_names.txt")
@@ -147,9 +149,16 @@ def _parquet_rows(paths: list[Path], tree: Tree, names: list[str]) -> Rows:
 def _check_layout(root: Path, classes: list[str]) -> None:
     """Refuse a folder that holds splits, one folder around the classes, or images without classes."""
     if not classes:
+        files = [path for path in root.iterdir() if path.is_file()]
+        packed = next((path.name for path in files if path.suffix.lower() in ARCHIVES), None)
+        if packed is not None:
+            raise BadInputError(f"{shown(root)}: holds archives, such as {shown(packed)}; unpack them")
+        pickled = next((name for name, kind in _PICKLED.items() if (root / name).is_file()), None)
+        known = f", or torchvision:{_PICKLED[pickled]}?root={shown(root.parent)}" if pickled else ""
         raise BadInputError(
             f"{shown(root)}: no parquet file and no class folder; use root/class_name/image.png, or name "
-            f"a table of the images (.csv, .tsv or .jsonl, as {METADATA[0]}) with the columns file_name and label"
+            f"a table of the images (.csv, .tsv or .jsonl, as {METADATA[0]}) with the columns file_name and "
+            f"label{known}"
         )
     splits = [name for name in classes if _SPLIT_OF.fullmatch(name)]
     # Among classes, one that is called like a split may be a class, too, as passenger_train.

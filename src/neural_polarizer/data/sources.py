@@ -12,7 +12,7 @@ from neural_polarizer.data.annotations import TABLES, table_rows
 from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import decode_all, height_and_width, resized_note, transparency_note
-from neural_polarizer.data.folders import folder_rows
+from neural_polarizer.data.folders import ARCHIVES, folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.rows import Rows, is_saved_to_disk
@@ -27,7 +27,7 @@ FORMS = (
     "digits[:train|:test]"
 )
 
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+ARRAYS = (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle", ".mat", ".h5")
 
 
 def read_images(
@@ -105,5 +105,7 @@ def _rows(spec: str) -> Rows:
             return rows
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         raise BadInputError(f"{shown(spec)}: an archive; unpack it, and give the folder that comes out")
+    if path.is_file() and path.suffix.lower() in ARRAYS:
+        raise BadInputError(f"{shown(spec)}: arrays; save them as images, or pass (images, labels) in Python")
     found = "no such file or folder" if not os.path.lexists(spec.replace("\0", "")) else "not usable as data"
     raise BadInputError(f"{shown(spec)}: {found}; a data spec is one of: {FORMS}")
