@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import neural_polarizer as npz
 from neural_polarizer.data.parquet import write_images
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import sha256_of_file
@@ -15,6 +16,7 @@ from neural_polarizer.models.definition import Definition, network_named
 from neural_polarizer.runs.verify import Given, verify_run
 from neural_polarizer.runs.verify_checks import Check
 from run_files import Outcome, coloured, run
+from toys import tiny_images, tiny_model
 from verify_cases import MEASURING, by_name, edit, flip_last_byte, make_verified
 
 Capsys = pytest.CaptureFixture[str]
@@ -125,6 +127,18 @@ def test_a_modified_and_a_missing_file_cost_one_line_and_exit_code_1(purified: P
         "does not hold: polarizer.safetensors: has been modified since the run",
     ]
     assert "19 hold, 2 do not, 0 could not be checked" in told.out
+
+
+def test_what_was_saved_from_python_is_verified_as_far_as_it_tells(tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"epochs": 1, "batch_size": 8, "site": "after:features", "device": "cpu", "force": True}
+    npz.purify(tiny_model(), tiny_images(16), "npd", **quick).save(tmp_path / "run")
+    checks = checked(tmp_path / "run")
+    assert {name: check.holds for name, check in checks.items() if check.holds is not None} == dict.fromkeys(
+        ("purified.safetensors", "polarizer.safetensors", "report.html"), True
+    )
+    assert "purified in Python" in checks["original model"].remark
+    (tmp_path / "run" / "purified.safetensors").unlink()
+    assert checked(tmp_path / "run")["purified.safetensors"].holds is False
 
 
 def test_every_file_of_a_run_is_checked(purified: Path, attacked: Path) -> None:

@@ -97,7 +97,8 @@ def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Me
 def _purification(folder: Path, record: Mapping[str, Any], given: Given, measuring: Measuring) -> list[Check]:
     data, described = table(record, "data"), table(record, "model")
     form = _form(folder, described.get("num_classes"), described.get("image_size"), described.get("classes"))
-    files = file_checks(folder, table(record, "files"), PURIFICATION_FILES, (POLARIZER, FOLDED))
+    needed = (PURIFIED,) if record.get("command") is None else PURIFICATION_FILES  # the rest is not saved from Python
+    files = file_checks(folder, table(record, "files"), needed, (POLARIZER, FOLDED))
     own = given.architecture
     original = _original(described, record.get("model_sha256"), own)
     images = partial(read_images, **form)
@@ -174,6 +175,9 @@ def _original(
 ) -> tuple[Check, LoadedModel | str]:
     """The model that was purified, which lies elsewhere, and the check of its file."""
     what, path = "original model", Path(str(described.get("path")))
+    if described.get("path") is None:
+        reason = "it was purified in Python, where the record knows no file"
+        return Check(what=what, recorded=short(recorded), remark=reason), reason
     if not path.is_file():
         reason = f"{path} is not on this machine, or not below this folder"
         return Check(what=what, recorded=short(recorded), remark=reason), reason
