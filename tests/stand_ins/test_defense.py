@@ -70,6 +70,7 @@ def colours() -> tuple[nn.Module, ImageSet]:
 def test_a_learner_that_destroys_everything_gives_the_model_back_and_says_so() -> None:
     model, clean = colours()
     wild = replace(SMALL, learning=replace(SMALL.learning, lr=1e4, weights=(1.0,)), guard=Guard(max_acc_drop=0.0))
+    wild = replace(wild, in_pixels=Search(steps=8, images=4, start=10.0, cap=50.0))  # its classes are far apart
     purified = wild.repair(model, clean, seed=0)
     pixels = to_pixels(clean.images)
     assert purified.guarded is not None

@@ -220,5 +220,8 @@ def test_large_pictures_are_searched_fewer_at_once(
     assert max(seen_at_once) == most
     early = EarlyMap(settings, at.net, tiny_images(24, size=16), seed=0, device="cpu")
     seen_at_once.clear()
-    gathered(at, early, settings, found, found.belief, seed=0, told=silent)
+    every = gathered(at, early, settings, found, found.belief, seed=0, told=silent)
     assert max(seen_at_once) == most
+    # A window that misses the place of the trigger would hold no stand-in for it.
+    for taught in every.taught["dense"].deltas:
+        assert float((taught != 0).float().mean()) > 0.9

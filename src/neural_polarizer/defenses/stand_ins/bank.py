@@ -14,7 +14,7 @@ from neural_polarizer.defenses.stand_ins.belief import Belief
 from neural_polarizer.defenses.stand_ins.early import EarlyMap
 from neural_polarizer.defenses.stand_ins.forms import PixelForm, pixel_forms
 from neural_polarizer.defenses.stand_ins.learn import Carried
-from neural_polarizer.defenses.stand_ins.least import Forms, StandIns, least_stand_ins
+from neural_polarizer.defenses.stand_ins.least import StandIns, least_stand_ins
 from neural_polarizer.defenses.stand_ins.looks import Found, drawn_pairs
 from neural_polarizer.defenses.stand_ins.seen import Seen, succeeding
 from neural_polarizer.defenses.stand_ins.settings import Settings
@@ -52,11 +52,11 @@ def gathered(
     again = drawn_pairs(belief.aims, forms, names, bank.taught, generator)
     judging = drawn_pairs(belief.factors.float(), belief.judging(looks.clear), names, bank.held, generator)
 
-    def made(form: PixelForm, aims: Tensor, windows: Forms, phase: str) -> StandIns:
+    def made(form: PixelForm, aims: Tensor, phase: str) -> StandIns:
         every = least_stand_ins(
             at.in_pixels(form),
             aims,
-            windows,
+            form.free(len(aims), bank, device),
             search=settings.in_pixels,
             batch_size=settings.searched_at_once(form.shape),
             generator=generator,
@@ -66,12 +66,10 @@ def gathered(
 
     taught, held = {}, {}
     for name, form in shapes.items():
-        windows = form.drawn(len(drawn[name]), bank, generator, device)
-        free = form.free(len(judging[name]), bank, device)
         kept = found.pixels[name]
         kept = kept.select(torch.isin(kept.aims, again[name]) & (kept.success >= 0.5).cpu())
-        taught[name] = made(form, drawn[name], windows, "stand-ins").joined(kept)
-        held[name] = made(form, judging[name], free, "held-out stand-ins")
+        taught[name] = made(form, drawn[name], "stand-ins").joined(kept)
+        held[name] = made(form, judging[name], "held-out stand-ins")
     taught[FEATURES] = early.stand_ins(drawn[FEATURES], bank.dense, generator, told, "stand-ins in features")
     held[FEATURES] = early.stand_ins(judging[FEATURES], 1.0, generator, told, "held-out stand-ins in features")
     return Gathered(taught, {name: len(drawn[name]) / bank.taught for name in names}, held)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from neural_polarizer.defenses.stand_ins.least import Forms, drawn_forms
+from neural_polarizer.defenses.stand_ins.least import Forms
 from neural_polarizer.defenses.stand_ins.settings import Bank
 
 
@@ -31,14 +31,6 @@ class PixelForm:
         """``count`` of them anywhere."""
         ones = torch.ones(count, *[1] * len(self.shape), device=device)
         return Forms(ones, torch.full((count,), self.smooth), bank.cells)
-
-    def drawn(self, count: int, bank: Bank, generator: torch.Generator, device: torch.device) -> Forms:
-        """``count`` of them; dense ones get a random window, as a patch has."""
-        if self.smooth:
-            return self.free(count, bank, device)
-        return drawn_forms(
-            count, self.shape, (1, 2), dense=0.0, largest=bank.window, generator=generator, device=device
-        )
 
 
 def pixel_forms(shape: tuple[int, ...]) -> Mapping[str, PixelForm]:

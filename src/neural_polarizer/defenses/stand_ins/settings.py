@@ -93,8 +93,6 @@ class Bank:
         taught: of all forms, besides those of the evidence.
         held: stand-ins that nothing is learned from and that judge what is left.
         cells: of the grid that smooth ones are as smooth as, a side.
-        window: the largest side of a window, as a share of the picture's; dense ones get one when they are learned
-            from.
         images: images that carry each of them.
         dense: share of those in features that cover the whole map.
         depth: how far along the way from the pixels to the layer that map is, in operations.  There a trigger of any
@@ -107,7 +105,6 @@ class Bank:
     taught: int = 32
     held: int = 12
     cells: int = 8
-    window: float = 0.5
     images: int = 24
     dense: float = 0.5
     depth: float = 2 / 3
@@ -172,7 +169,7 @@ class Guard:
 
 _SHARES = (
     *("success", "averaged", "quantile", "floor", "prior", "alternative", "shown", "level"),
-    *("window", "dense", "depth", "max_acc_drop", "excused", "enough"),
+    *("dense", "depth", "max_acc_drop", "excused", "enough"),
 )
 """The settings that lie in [0, 1]."""
 _COUNTS = (
