@@ -65,7 +65,7 @@ def load(
     if isinstance(loaded.model, Normalized):
         loaded.model.origin = loaded.record
     if isinstance(loaded.model, Converted):
-        loaded.model.yes_no = False  # the commands alone need two logits
+        loaded.model.yes_no = False  # only the commands need two logits
     return loaded.model
 
 
