@@ -94,7 +94,10 @@ def test_warnings_come_before_the_verdict() -> None:
         text.index(each) for each in ("no images of class 12", "tries to run", "Backdoor removed On", "Before and")
     ]
     assert places == sorted(places)
-    assert "Read this first" not in page(sample_record(warnings=[], threats=[], findings=[])).text
+    harmless = page(sample_record(warnings=[], threats=[], findings=["the names begin with module."])).text
+    assert "How the model file was read the names begin with module." in harmless
+    assert "Read this first" not in harmless
+    assert "How the model file was read" not in page(sample_record(warnings=[], threats=[], findings=[])).text
 
 
 def test_the_dial_of_the_guard_is_drawn() -> None:
