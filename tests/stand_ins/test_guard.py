@@ -67,8 +67,9 @@ def test_the_dial_goes_a_little_beyond_what_stand_ins_need() -> None:
     curve = points((0.0, 0.9), (0.0, 0.3), (0.0, 0.005), (0.0, 0.0), (0.0, 0.0))
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.0) == 1.0
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.5) == 1.5
+    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.01, beyond=0.9) == 1.5  # a distance, not a share
     more = points((0.0, 0.9), (0.0, 0.5), (0.0, 0.3), (0.0, 0.005), (0.0, 0.0))
-    assert chosen_dial(more, 0.006, backdoor=1.0, enough=0.01, beyond=0.35) == 2.0  # a share of the 1.5 needed
+    assert chosen_dial(more, 0.006, backdoor=1.0, enough=0.01, beyond=0.35) == 1.5
 
 
 def test_the_little_more_stops_at_the_budget_as_everything_does() -> None:
@@ -88,6 +89,12 @@ def test_accuracy_and_stand_ins_are_weighed_by_the_probability_of_a_backdoor() -
     assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=0.0) == 0.5  # 0.3 points are not worth 0.4
     assert chosen_dial(points((0.0, 0.5), (0.006, 0.494)), 0.006, backdoor=0.5, enough=0.0, beyond=0.0) == 0.0
     assert chosen_dial(points((0.0, 0.5), (0.006, 0.4)), 0.006, backdoor=0.5, enough=0.0, beyond=0.0) == 0.5
+
+
+def test_a_stronger_point_is_not_taken_because_its_expected_loss_is_smaller() -> None:
+    """Where stand-ins are gone, the rest of the curve is the error of the estimate."""
+    curve = points((0.0, 0.9), (0.003, 0.3), (0.002, 0.0), (0.001, 0.0), (0.0005, 0.0))
+    assert chosen_dial(curve, 0.006, backdoor=1.0, enough=0.0, beyond=0.0) == 1.0
 
 
 def test_what_destroys_everything_comes_back_as_it_was() -> None:

@@ -13,7 +13,7 @@ from neural_polarizer.defenses.stand_ins import judge as judging
 from neural_polarizer.defenses.stand_ins.judge import Fold, Judge
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer
 from neural_polarizer.defenses.stand_ins.seen import seen
-from neural_polarizer.defenses.stand_ins.settings import Guard, Settings
+from neural_polarizer.defenses.stand_ins.settings import Copies, Settings
 from toys import tiny_images, tiny_model
 
 
@@ -24,7 +24,7 @@ def judge() -> Judge:
     net.polarizer.requires_grad_(False)
     rows = torch.arange(12)
     folds = [Fold(rows[rows % 2 != part], rows[rows % 2 == part]) for part in (0, 1)]
-    return Judge(seen(net, 5), Layer(net), folds, Settings(batch_size=5, guard=Guard(views=24)), seed=0)
+    return Judge(seen(net, 5), Layer(net), folds, Settings(batch_size=5, copies=Copies(total=24)), seed=0)
 
 
 def held(judge: Judge, aims: list[int], works: list[bool]) -> list[Carried]:

@@ -134,7 +134,7 @@ def test_the_least_of_each_class_is_looked_for_further(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(looks, "least_stand_ins", least_stand_ins)
     at, _ = places(None)
-    form = PixelForm("dense", (3, 16, 16), smooth=False)
+    form = PixelForm("dense", (3, 16, 16), smooth=False, unit=1.0)
 
     def least(settings: Settings) -> tuple[int, list[float]]:
         found, least = looks._in_pixels(

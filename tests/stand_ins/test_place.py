@@ -13,7 +13,7 @@ from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.stand_ins.belief import Belief
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Lesson
 from neural_polarizer.defenses.stand_ins.place import Learned, Place
-from neural_polarizer.defenses.stand_ins.settings import Bank, Guard, Learning, Looks, Search, Settings
+from neural_polarizer.defenses.stand_ins.settings import Bank, Copies, Guard, Learning, Looks, Search, Settings
 from toys import tiny_images, tiny_model
 
 SMALL = Settings(
@@ -23,7 +23,8 @@ SMALL = Settings(
     in_features=Search(steps=3, images=4),
     bank=Bank(taught=8, images=4, held=4),
     learning=Learning(weights=(0.03, 0.1, 0.3), steps=2),
-    guard=Guard(folds=2, views=1),
+    copies=Copies(total=1),
+    guard=Guard(folds=2),
 )
 SEEN_IN_PIXELS = torch.tensor([9.0, 1.0, 9.0])
 

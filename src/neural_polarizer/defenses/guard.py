@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int64
@@ -120,11 +121,14 @@ def allowed(points: Sequence[Point], budget: float) -> Sequence[Point]:
 
 
 def chosen_dial(points: Sequence[Point], budget: float, *, backdoor: float, enough: float, beyond: float) -> float:
-    """The allowed dial of the least harm (``Point.harm``), and at most the share ``beyond`` of it more.
+    """The allowed dial of the least harm (``Point.harm``), and at most ``beyond`` more.
 
     The little more is there as a real trigger goes further than stand-ins do. ``points`` go from weak to strong,
-    beginning with 0.
+    beginning with 0. A loss that a weaker point is expected to have counts for the stronger ones, too: more of a change
+    does not undo harm, and where the curve falls, that is the error of its estimate.
     """
     free = allowed(points, budget)
-    needed = min(free, key=lambda point: point.harm(backdoor, enough)).dial
-    return max(point.dial for point in free if point.dial <= needed * (1 + beyond)) if needed else 0.0
+    losses = accumulate((point.drop for point in free), max)
+    harms = [replace(point, drop=loss).harm(backdoor, enough) for point, loss in zip(free, losses, strict=True)]
+    needed = free[harms.index(min(harms))].dial
+    return max(point.dial for point in free if point.dial <= needed + beyond) if needed else 0.0

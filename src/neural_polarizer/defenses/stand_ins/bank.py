@@ -45,7 +45,7 @@ def gathered(
     """
     looks, bank, device = settings.looks, settings.bank, at.net.device
     generator = stream(seed, "bank")
-    shapes = pixel_forms(tuple(at.net.images.shape[1:]))
+    shapes = pixel_forms(tuple(at.net.images.shape[1:]), bank)
     names = [*shapes, FEATURES]
     forms = (1 - looks.floor) * belief.forms / belief.forms.sum(dim=1, keepdim=True) + looks.floor / len(names)
     drawn = drawn_pairs(belief.aims, forms, names, bank.taught, generator)
@@ -62,12 +62,12 @@ def gathered(
             generator=generator,
             told=partial(told, f"{phase} in pixels, {form.name}"),
         )
-        return every.select(succeeding(every, settings.in_pixels.cap * form.unit))
+        return every.select(succeeding(every, bank.led, settings.in_pixels.cap * form.unit))
 
     taught, held = {}, {}
     for name, form in shapes.items():
         kept = found.pixels[name]
-        kept = kept.select(torch.isin(kept.aims, again[name]) & (kept.success >= 0.5).cpu())
+        kept = kept.select(torch.isin(kept.aims, again[name]) & (kept.success >= bank.led).cpu())
         taught[name] = made(form, drawn[name], "stand-ins").joined(kept)
         held[name] = made(form, judging[name], "held-out stand-ins")
     taught[FEATURES] = early.stand_ins(drawn[FEATURES], bank.dense, generator, told, "stand-ins in features")

@@ -35,7 +35,7 @@ class LeastStandIns(Settings, Defense):
         "place.",
     )
     inserts: ClassVar[bool] = True
-    revision: ClassVar[int] = 17
+    revision: ClassVar[int] = 18
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
@@ -46,8 +46,8 @@ class LeastStandIns(Settings, Defense):
             "bank.taught": 6,
             "bank.held": 2,
             "learning.steps": 5,
+            "copies.total": 1,
             "guard.folds": 2,
-            "guard.views": 1,
         }
     )
 

@@ -59,7 +59,7 @@ class EarlyMap:
             generator=generator,
             told=partial(told, phase),
         )
-        return found.select(succeeding(found, search.cap * self._seen.feature_norm))
+        return found.select(succeeding(found, self._settings.bank.led, search.cap * self._seen.feature_norm))
 
     @torch.no_grad()
     def moves(self, rows: Int64[Tensor, " b"], deltas: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:

@@ -17,15 +17,7 @@ class PixelForm:
     name: str  # "dense" or "smooth"
     shape: tuple[int, ...]  # of one stand-in, (c, h, w)
     smooth: bool  # whether each step is one that a coarse grid could take
-
-    @property
-    def unit(self) -> float:
-        """Of its radii: 2, for smooth ones 4, for 32 x 32 pixels with 3 channels; it grows with the root of the size.
-
-        In clean networks smooth ones are several times as long as dense ones, and a cap that most of them reach would
-        make the others outliers.
-        """
-        return (4.0 if self.smooth else 2.0) * math.sqrt(math.prod(self.shape) / 3072)
+    unit: float  # of its radii
 
     def free(self, count: int, bank: Bank, device: torch.device) -> Forms:
         """``count`` of them anywhere."""
@@ -33,6 +25,10 @@ class PixelForm:
         return Forms(ones, torch.full((count,), self.smooth), bank.cells)
 
 
-def pixel_forms(shape: tuple[int, ...]) -> Mapping[str, PixelForm]:
+def pixel_forms(shape: tuple[int, ...], bank: Bank) -> Mapping[str, PixelForm]:
     """The forms for images of ``shape`` (c, h, w), by name."""
-    return {"dense": PixelForm("dense", shape, smooth=False), "smooth": PixelForm("smooth", shape, smooth=True)}
+    size = math.sqrt(math.prod(shape) / 3072)  # of 32 x 32 pixels with 3 channels
+    return {
+        "dense": PixelForm("dense", shape, smooth=False, unit=bank.dense_unit * size),
+        "smooth": PixelForm("smooth", shape, smooth=True, unit=bank.smooth_unit * size),
+    }

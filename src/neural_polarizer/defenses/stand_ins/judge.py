@@ -11,10 +11,10 @@ from torch import Tensor
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.engine import Values
 from neural_polarizer.defenses.guard import Point, expected_drop, margins
+from neural_polarizer.defenses.stand_ins.copies import harder
 from neural_polarizer.defenses.stand_ins.learn import Carried, Change, Layer, mean_of
 from neural_polarizer.defenses.stand_ins.seen import Seen
-from neural_polarizer.defenses.stand_ins.settings import Guard, Settings
-from neural_polarizer.defenses.stand_ins.views import harder
+from neural_polarizer.defenses.stand_ins.settings import Copies, Guard, Settings
 from neural_polarizer.rng import stream
 
 
@@ -50,15 +50,15 @@ class Judge:
     def __init__(self, seen: Seen, layer: Layer, folds: Sequence[Fold], settings: Settings, seed: int) -> None:
         self.seen, self.layer, self.folds = seen, layer, folds
         self._guard, self._bank, self._size = settings.guard, settings.bank, settings.batch_size
-        self._copies, self._before = self._harder(seed)
+        self._copies, self._before = self._harder(settings.copies, seed)
 
     @torch.no_grad()
-    def _harder(self, seed: int) -> tuple[list[Values], Float[Tensor, "v n"]]:
+    def _harder(self, copies: Copies, seed: int) -> tuple[list[Values], Float[Tensor, "v n"]]:
         """Harder copies of all images, in front of the layer, and the frozen network's margins there."""
         net, generator = self.seen.net, stream(seed, "views")
         views, before = [], []
-        for _ in range(max(1, math.ceil(self._guard.views / len(net.labels)))):
-            parts = [net.front(harder(to_pixels(part), generator)) for part in net.images.split(self._size)]
+        for _ in range(max(1, math.ceil(copies.total / len(net.labels)))):
+            parts = [net.front(harder(to_pixels(part), copies, generator)) for part in net.images.split(self._size)]
             views.append(tuple(torch.cat(column) for column in zip(*parts, strict=True)))
             before.append(margins(self._logits(views[-1]), net.labels))
         return views, torch.stack(before)
@@ -104,7 +104,7 @@ class Judge:
     def led(self, held: Sequence[Carried]) -> Mapping[int, tuple[float, int]]:
         """For each aim the share of images that its held-out stand-ins lead to their labels, and how many these are.
 
-        The upper quartile of its stand-ins, as a few among them are no trigger's, but what any network follows.
+        ``Guard.quantile`` of its stand-ins.
         """
         shares: dict[int, list[float]] = {}
         for bank in held:
@@ -112,7 +112,9 @@ class Judge:
             for stand_in in bank.which.unique():
                 its = bank.which == stand_in
                 shares.setdefault(int(bank.aims[its][0]), []).append(float(over[its].float().mean()))
-        return {aim: (float(torch.tensor(each).quantile(0.75)), len(each)) for aim, each in shares.items()}
+        return {
+            aim: (float(torch.tensor(each).quantile(self._guard.quantile)), len(each)) for aim, each in shares.items()
+        }
 
     @torch.no_grad()
     def _logits(self, values: Values, moves: Tensor | None = None) -> Float[Tensor, "n k"]:

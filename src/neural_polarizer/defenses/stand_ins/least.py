@@ -77,7 +77,7 @@ def least_stand_ins(
     Returns one for each of ``aims``, inside its window, with a norm of at most ``search.cap * space.unit``.  Those
     whose every image has the wanted label already do not succeed.
     """
-    begin = _by_chance(space, aims, forms, search.start * space.unit, generator) if begin is None else begin
+    begin = _by_chance(space, aims, forms, search, generator) if begin is None else begin
     images = min(search.images, batch_size)
     groups = torch.arange(len(aims)).split(max(1, batch_size // images))
     parts = [(begin.select(group), forms.select(group)) for group in groups]
@@ -109,13 +109,13 @@ def _searched(
     return functools.reduce(StandIns.joined, now), radii
 
 
-def _by_chance(space: Space, aims: Tensor, forms: "Forms", radius: float, generator: torch.Generator) -> StandIns:
-    """Beginnings well inside a radius."""
-    device = space.labels.device
+def _by_chance(space: Space, aims: Tensor, forms: "Forms", search: Search, generator: torch.Generator) -> StandIns:
+    """Beginnings inside the first radius."""
+    device, radius = space.labels.device, search.start * space.unit
     drawn = torch.randn((len(aims), *space.shape), generator=generator).to(device)
     deltas = forms.fitted(drawn)
     radii = torch.full((len(aims),), radius, device=device)
-    return StandIns(0.3 * radius * deltas / each_length(deltas).clamp_min(1e-12), radii, torch.zeros_like(radii), aims)
+    return StandIns(_of_length(deltas, search.inside * radii), radii, torch.zeros_like(radii), aims)
 
 
 def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -68,7 +68,7 @@ def look(at: Seen, last: Seen | None, settings: Settings, *, seed: int, told: Pr
         finely = _closely(by_now, classes, looks.pixel_classes, stream(seed, "classes in pixels"))
     in_pixels: dict[str, StandIns] = {}
     gains: dict[str, Float[Tensor, " k"]] = {}
-    for name, form in pixel_forms(tuple(at.net.images.shape[1:])).items():
+    for name, form in pixel_forms(tuple(at.net.images.shape[1:]), settings.bank).items():
         in_pixels[name], least = _in_pixels(at, form, finely, settings, stream(seed, f"looks in pixels, {name}"), told)
         norms[name] = _by_class(least.norms.cpu(), finely, count)
         gained = gain(at.in_pixels(form), least, settings, stream(seed, f"gains in pixels, {name}"))
@@ -190,7 +190,7 @@ def cost_of_looks(settings: Settings, classes: int) -> str | None:
         return None
     aims = 2 * closely * looks.features + min(classes - 1, closely)  # at the layer's input and at the last map
     features = aims * settings.in_features.steps * min(settings.in_features.images, settings.batch_size)
-    in_pixels = sum(_each(form, looks, finely) for form in pixel_forms((3, 1, 1)).values())
+    in_pixels = sum(_each(form, looks, finely) for form in pixel_forms((3, 1, 1), settings.bank).values())
     steps = in_pixels * settings.in_pixels.steps + 2 * looks.further  # of each form
     pixels = finely * steps * min(looks.images, settings.batch_size)
     return (

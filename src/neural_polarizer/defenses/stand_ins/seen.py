@@ -94,6 +94,6 @@ def seen(net: Engine, batch_size: int) -> Seen:
     )
 
 
-def succeeding(found: StandIns, cap: float) -> Tensor:
-    """Which lead at least half of their images over without being at the cap."""
-    return (found.success >= 0.5) & (found.norms < 0.99 * cap)
+def succeeding(found: StandIns, led: float, cap: float) -> Tensor:
+    """Which lead at least the share ``led`` of their images over without being at the cap."""
+    return (found.success >= led) & (found.norms < 0.99 * cap)

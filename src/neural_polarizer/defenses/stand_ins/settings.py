@@ -18,7 +18,8 @@ class Search:
         steps: gradient steps.
         images: fresh images in each step.
         success: share of them that must go over for a radius to shrink.
-        start: the first radius, in units of ``unit``.
+        start: the first radius, in units of ``Space.unit``.
+        inside: how long a beginning is, as a share of that radius.
         cap: the largest radius, in the same units.
         change: log of the factor by which a radius changes in the first steps.
         finest: the same in the last step; evenly in between.
@@ -32,6 +33,7 @@ class Search:
     images: int = 8
     success: float = 0.75
     start: float = 1.0
+    inside: float = 0.3
     cap: float = 4.5
     change: float = 0.2
     finest: float = 0.05
@@ -87,11 +89,16 @@ class Looks:
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """How many stand-ins the layer learns from.
+    """How many stand-ins the layer learns from, and what they may be.
 
     Args:
         taught: of all forms, besides those of the evidence.
         held: stand-ins that nothing is learned from and that judge what is left.
+        led: share of its last images that a stand-in has to lead over to be one.
+        dense_unit: of the radii of dense ones in pixels, for 32 x 32 pixels with 3 channels; it grows with the root of
+            the size.
+        smooth_unit: of smooth ones.  In clean networks they are several times as long, and a cap that most of them
+            reach would make the others outliers.
         cells: of the grid that smooth ones are as smooth as, a side.
         images: images that carry each of them.
         dense: share of those in features that cover the whole map.
@@ -104,6 +111,9 @@ class Bank:
 
     taught: int = 32
     held: int = 12
+    led: float = 0.5
+    dense_unit: float = 2.0
+    smooth_unit: float = 4.0
     cells: int = 8
     images: int = 24
     dense: float = 0.5
@@ -127,9 +137,28 @@ class Learning:
 
     weights: tuple[float, ...] = (0.03, 0.1, 0.3)
     pull: float = 0.2
-    lr: float = 0.5
+    lr: float = 0.25
     lr_shift: float = 0.008
     steps: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """How clean images are made harder to judge by (``copies.harder``).
+
+    Args:
+        total: so many copies judge, at least one of each image.
+        moved: by up to this share of a side.
+        contrast: changed by up to this share.
+        brightness: changed by up to this share of the range.
+        covered: by one colour, this share of each side.
+    """
+
+    total: int = 1500
+    moved: float = 0.125
+    contrast: float = 0.3
+    brightness: float = 0.1
+    covered: float = 0.375
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +170,6 @@ class Guard:
             against a backdoor, so many times less (``Belief.factor``).
         folds: parts of the clean images; each judges a layer that is learned from the others, and the result is the
             mean of these layers.
-        views: as many harder copies of the images (``views.harder``) judge, at least one of each.
         errors: a loss is over the budget where it exceeds it by more than so many standard errors, as a few images
             tell it no better; times ``Belief.certainty``, as only a backdoor is worth the risk.  Where the evidence
             speaks against one, that is negative: a loss has to stay so far below the budget.
@@ -152,29 +180,31 @@ class Guard:
         dials: how far beyond the learned layer (1) the result may go; points that are measured, from 0 on.
         enough: a share of images that held-out stand-ins may lead over, one of the 24 that carry each; nothing more is
             tried below it.
-        beyond: by which share the dial goes further than held-out stand-ins need, within the budget: a real trigger is
-            no stand-in.
+        quantile: of an aim's held-out stand-ins that counts, as a few of them are no trigger's, but what any network
+            follows.
+        beyond: by how much the dial goes further than held-out stand-ins need, within the budget: a real trigger is no
+            stand-in.
     """
 
     max_acc_drop: float = 0.008
     folds: int = 4
-    views: int = 1500
     errors: float = 2.0
     excused: float = field(default=0.022, metadata={"later": True})
     systematic: float = 0.0025
     dials: tuple[float, ...] = (*(quarter / 4 for quarter in range(13)), 3.5, 4.0, 4.5, 5.0)
     enough: float = 0.05
-    beyond: float = 0.35
+    quantile: float = 0.75
+    beyond: float = 0.5
 
 
 _SHARES = (
     *("success", "averaged", "quantile", "floor", "prior", "alternative", "shown", "level"),
-    *("dense", "depth", "max_acc_drop", "excused", "enough"),
+    *("dense", "depth", "led", "moved", "contrast", "brightness", "covered", "max_acc_drop", "excused", "enough"),
 )
 """The settings that lie in [0, 1]."""
 _COUNTS = (
     *("steps", "images", "classes", "pixel_classes", "gain_images", "features", "program_steps"),
-    *("taught", "held", "cells", "folds"),
+    *("taught", "held", "cells", "total", "folds"),
 )
 """The settings without which there is nothing to look at, to learn from or to judge by."""
 
@@ -210,6 +240,7 @@ class Settings:
         in_features: likewise at the layer's input.
         bank: how many the layer learns from.
         learning: how it learns.
+        copies: harder images, which judge, too.
         guard: what the result may cost.
 
     Raises:
@@ -229,6 +260,7 @@ class Settings:
     )
     bank: Bank = field(default_factory=Bank)
     learning: Learning = field(default_factory=Learning)
+    copies: Copies = field(default_factory=Copies)
     guard: Guard = field(default_factory=Guard)
 
     def steps(self, images: int) -> int:
@@ -243,7 +275,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        for part in ("looks", "in_pixels", "in_features", "bank", "learning", "guard"):
+        for part in ("looks", "in_pixels", "in_features", "bank", "learning", "copies", "guard"):
             check_ranges(getattr(self, part), part)
         if min(self.batch_size, self.pixels_at_once) < 1:
             raise BadInputError(
