@@ -132,8 +132,8 @@ def test_a_model_of_one_logit_keeps_its_form_in_files(tmp_path: Path, flat: bool
         loaded = npz.load(tmp_path / path, arch=model)
         torch.testing.assert_close(loaded(pixels), found.model(pixels))
         assert npz.evaluate(loaded, HALVES).acc == npz.evaluate(found, HALVES).acc
-        asked = load_model(tmp_path / path, architecture=definition_of(model)).model  # as the commands do
-        assert asked(pixels).shape == (16, 2)
+        asked = load_model(tmp_path / path, architecture=definition_of(model))  # as the commands do
+        assert (asked.model(pixels).shape, asked.record.num_classes) == ((16, 2), 2)
 
 
 def test_a_loaded_model_of_one_logit_that_is_purified_still_says_what_it_is(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def save(model: Purified | nn.Module, path: str | PathLike[str], *, num_classes:
     known = num_classes or outputs_of(model)
     if known is None:
         raise BadInputError("the network does not tell its number of classes; give num_classes")
-    save_model(user_path(path), model, record_of_model(model, known))
+    save_model(user_path(path), model, record_of_model(model, max(2, known)))  # one logit stands for two
 
 
 @plain_torch()
