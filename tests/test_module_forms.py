@@ -147,6 +147,24 @@ def test_models_that_keep_what_they_computed_can_be_purified(change: Any, method
     assert not torch.equal(result(pixels), answered)  # the copy computes from its own parameters
 
 
+class Counting(TinyNet):
+    """Counts how often it was run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = nn.Buffer(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.runs.add_(1)
+        return super().forward(images)
+
+
+def test_a_model_that_is_saved_is_not_run(tmp_path: Path) -> None:
+    model = Counting()
+    npz.save(model, tmp_path / "a.safetensors")
+    assert model.runs.item() == 0
+
+
 def compiled(model: nn.Module) -> nn.Module:
     found = torch.compile(model, backend="eager")
     assert isinstance(found, nn.Module)

@@ -69,6 +69,37 @@ def test_a_model_of_one_channel_comes_back_for_grey_and_for_coloured_images(tmp_
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_grey_network_without_convolutions_is_folded_and_exported_as_one(tmp_path: Path, normalised: bool) -> None:
+    model = made(Normalized(flat(), (0.3,), (0.2,)) if normalised else flat())
+    found = npz.purify(model, GREY, QUICK, **ONE)
+    npz.save(npz.fold(found, GREY).model, tmp_path / "folded.safetensors")
+    npz.export(found, tmp_path / "exported.safetensors", GREY)
+    pixels = torch.rand(3, 1, 8, 8)
+    for name in ("folded", "exported"):
+        loaded = npz.load(tmp_path / f"{name}.safetensors", arch=flat)
+        torch.testing.assert_close(loaded(pixels), found.model(pixels))
+
+
+@torch.no_grad()
+def test_the_answer_tells_whether_a_network_is_for_grey_images(tmp_path: Path) -> None:
+    def digits() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 4))
+
+    class Greying(Net):  # its first convolution takes one channel, and it takes three
+        def forward(self, pixels: Tensor) -> Tensor:
+            return super().forward(0.3 * pixels[:, :1] + 0.6 * pixels[:, 1:2] + 0.1 * pixels[:, 2:])
+
+    grey, coloured = made(digits()), made(Greying())
+    npz.save(grey, tmp_path / "grey.safetensors")
+    npz.save(coloured, tmp_path / "coloured.safetensors")
+    pixels = torch.rand(3, 3, 28, 28)
+    loaded = npz.load(tmp_path / "grey.safetensors", arch=digits)
+    torch.testing.assert_close(loaded(pixels[:, :1]), grey(pixels[:, :1]))
+    torch.testing.assert_close(npz.load(tmp_path / "coloured.safetensors", arch=Greying)(pixels), coloured(pixels))
+
+
+@torch.no_grad()
 def test_one_number_is_the_normalisation_of_all_three_channels_of_coloured_images(tmp_path: Path) -> None:
     model = made(Normalized(Net(channels=3), (0.3,), (0.2,)))
     npz.save(model, tmp_path / "a.safetensors")

@@ -52,7 +52,8 @@ def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "ex
         folded = fold_polarizer(copied(model).eval(), pixels.to(device, dtype), border=border)
     take_modes(folded.model, model)
     # What a file of it must say, as ``save`` does: its layers may not be those of the architecture any more.
-    vars(folded.model)["origin"] = folded_record(record_of_model(model, found.logits.shape[1]), folded)
+    known = record_of_model(model, found.logits.shape[1], takes=found.images.image_size)
+    vars(folded.model)["origin"] = folded_record(known, folded)
     return folded
 
 

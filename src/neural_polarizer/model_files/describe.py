@@ -6,7 +6,7 @@ from torch import nn
 
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.model_files.record import ModelRecord
-from neural_polarizer.models.definition import definition_of
+from neural_polarizer.models.definition import answer_of, definition_of
 from neural_polarizer.models.normalize import Converted, Normalized, bare
 from neural_polarizer.models.preact_resnet import PreActResNet18
 
@@ -23,10 +23,13 @@ def record_of_model(
     classes: tuple[str, ...] | None = None,
     image_size: tuple[int, int] | None = None,
     site: str | None = None,
+    *,
+    takes: tuple[int, int] | None = None,
 ) -> ModelRecord:
     """What is known of ``model``: all, if it was read from a file; else which code has built it.
 
-    Its polarizer, if any, is at ``site``; None takes the name that ``site_of`` finds.
+    Its polarizer, if any, is at ``site``; None takes the name that ``site_of`` finds. It ``takes`` images of that size,
+    whether or not they are those that it was trained with; None means ``image_size``.
     """
     site = site or site_of(model)
     origin = getattr(model, "origin", None)
@@ -49,7 +52,7 @@ def record_of_model(
         record = replace(record, mean=_of_three(mean), std=_of_three(std))
     if isinstance(model, Converted):
         return replace(record, grey=model.grey, output=model.output, yes_no=model.yes_no)
-    return replace(record, grey=channels == 1 and _takes_one_channel(network, image_size))
+    return replace(record, grey=channels == 1 and _takes_one_channel(network, takes or image_size))
 
 
 def _of_three(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -57,10 +60,10 @@ def _of_three(values: tuple[float, ...]) -> tuple[float, ...]:
     return values * 3 if len(values) == 1 else values
 
 
-def _takes_one_channel(network: nn.Module, image_size: tuple[int, int] | None) -> bool:
-    """Whether a network is for grey images, as its first convolution tells, or else its first linear layer."""
+def _takes_one_channel(network: nn.Module, size: tuple[int, int] | None) -> bool:
+    """Whether a network is for grey images, as its answer tells; where it gives none, its first convolution."""
+    answer = answer_of(network, *(() if size is None else (size,)))
+    if answer is not None:
+        return answer[1] == 1
     conv = next((each for each in network.modules() if isinstance(each, nn.Conv2d)), None)
-    linear = next((each for each in network.modules() if isinstance(each, nn.Linear)), None)
-    if conv is not None:
-        return conv.in_channels == 1
-    return linear is not None and image_size is not None and linear.in_features == image_size[0] * image_size[1]
+    return conv is not None and conv.in_channels == 1

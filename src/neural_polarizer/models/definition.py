@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from neural_polarizer.errors import BadInputError, cause
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.models.architecture import OPTIONS
-from neural_polarizer.models.forms import check_module, evaluating, unwrapped
+from neural_polarizer.models.forms import check_module, copied, unwrapped
 from neural_polarizer.models.normalize import bare
 
 NUM_CLASSES = "num_classes"
 _CALLED = (NUM_CLASSES, "n_classes", "nb_classes", "nclasses", "num_class", "n_class", "nclass", "num_labels")
 """What code may call the number of classes."""
-_SIDES = (32, 224, 64, 28)
+_SIZES = ((32, 32), (224, 224), (64, 64), (28, 28))
 """Of the images that a network is asked with how many logits it gives."""
 _LIBRARIES = ("", "transformers", *OPTIONS)
 
@@ -136,15 +136,26 @@ def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
 
 
 @torch.no_grad()
-def outputs_of(network: nn.Module) -> int | None:
-    """K, as the network's answer to black images tells; where it takes none, its attribute ``num_classes``, its end."""
-    with evaluating(network):
-        for side, channels in product(_SIDES, (3, 1)):
+def answer_of(network: nn.Module, *sizes: tuple[int, int]) -> tuple[int, int] | None:
+    """(number of logits, channels of the images) of a copy's answer to black images, of these sizes first.
+
+    None where it takes none of them.
+    """
+    with suppress(BadInputError):  # it cannot be copied
+        twin = copied(network).eval()  # the network itself may keep what it sees
+        like = next(twin.parameters(), torch.zeros(()))
+        for size, channels in product((*sizes, *_SIZES), (3, 1)):
             with suppress(Exception):  # code of the user's may raise anything
-                found = network(torch.zeros(2, channels, side, side).to(next(network.parameters(), torch.zeros(()))))
+                found = twin(torch.zeros(2, channels, *size).to(like))
                 if isinstance(found, Tensor) and found.ndim in (1, 2) and len(found) == 2:
-                    return 1 if found.ndim == 1 else found.shape[1]
-    return _last_outputs(network)
+                    return (1 if found.ndim == 1 else found.shape[1]), channels
+    return None
+
+
+def outputs_of(network: nn.Module) -> int | None:
+    """K, as the network's answer tells; where it gives none, its attribute ``num_classes``, or its end."""
+    answer = answer_of(network)
+    return _last_outputs(network) if answer is None else answer[0]
 
 
 def _last_outputs(network: nn.Module) -> int | None:
