@@ -10,7 +10,9 @@ from loading_cases import ONE, load, network, same
 
 from neural_polarizer.model_files.checkpoints.normalisation import normalisation_inside
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.models.definition import definition_of
+from neural_polarizer.models.normalize import Normalized, bare
+from toys import tiny_model
 
 
 def test_a_normalisation_in_front_is_taken(tmp_path: Path) -> None:
@@ -31,6 +33,18 @@ def test_what_normalized_saves_is_read_with_its_statistics(tmp_path: Path, whole
     loaded = load(saved(tmp_path / "m.pt", model if whole else model.state_dict()), profile=None)
     assert same(loaded, model)
     assert (loaded.record.mean, loaded.record.std) == ((0.5, 0.25, 0.1), (0.5, 0.3, 0.2))
+
+
+@torch.no_grad()
+def test_the_normalisation_of_the_module_that_is_given_is_that_of_the_weights(tmp_path: Path) -> None:
+    model, pixels = tiny_model(), torch.rand(2, 3, 8, 8)
+    path, given = saved(tmp_path / "m.pt", bare(model).state_dict()), definition_of(model)
+    loaded = load_model(path, architecture=given)
+    assert torch.equal(loaded.model(pixels), model(pixels))
+    assert any("that of the module that you gave was taken" in remark for remark in loaded.findings)
+    assert load_model(path, architecture=given, profile="0.1/0.2").record.mean == (0.1, 0.1, 0.1)
+    one = definition_of(Normalized(bare(model), (0.3,), (0.2,)))
+    assert load_model(path, architecture=one).record.mean == pytest.approx((0.3, 0.3, 0.3))
 
 
 @pytest.mark.parametrize("std", [torch.zeros(3), torch.full((3,), float("nan")), torch.ones(4), torch.ones(3).long()])

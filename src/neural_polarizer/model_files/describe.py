@@ -47,17 +47,11 @@ def record_of_model(
         record = replace(record, architecture=definition.name, definition=definition.sha256)
     channels = 1  # or any other number, where no normalisation tells
     if isinstance(model, Normalized):
-        mean, std = (tuple(value.flatten().tolist()) for value in (model.mean, model.std))
-        channels = len(mean)
-        record = replace(record, mean=_of_three(mean), std=_of_three(std))
+        channels, (mean, std) = model.mean.numel(), model.of_three()
+        record = replace(record, mean=mean, std=std)
     if isinstance(model, Converted):
         return replace(record, grey=model.grey, output=model.output, yes_no=model.yes_no)
     return replace(record, grey=channels == 1 and _takes_one_channel(network, takes or image_size))
-
-
-def _of_three(values: tuple[float, ...]) -> tuple[float, ...]:
-    """The values of three channels, for each of which a single one stands."""
-    return values * 3 if len(values) == 1 else values
 
 
 def _takes_one_channel(network: nn.Module, size: tuple[int, int] | None) -> bool:

@@ -26,7 +26,8 @@ from neural_polarizer.errors import BadInputError, cause
 from neural_polarizer.files import sha256_of_file
 from neural_polarizer.models.architecture import OPTIONS
 from neural_polarizer.models.forms import check_module, copied, unwrapped
-from neural_polarizer.models.normalize import bare
+from neural_polarizer.models.normalize import Normalized, bare
+from neural_polarizer.models.preprocessing import Preprocessing
 
 NUM_CLASSES = "num_classes"
 _CALLED = (NUM_CLASSES, "n_classes", "nb_classes", "nclasses", "num_class", "n_class", "nclass", "num_labels")
@@ -44,6 +45,7 @@ class Definition:
     sha256: str  # of the file that defines it
     make: Callable[..., Any]  # what stands under NAME
     arguments: Mapping[str, Any]  # by name
+    own: Preprocessing | None = None  # what stands before the network in the module that was given, if it is one
 
     @property
     def takes_num_classes(self) -> bool:
@@ -120,11 +122,17 @@ def network_named(text: str | None) -> str | Definition | None:
 def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
     """A class, a function or a module of the user's as a definition; a module is copied whenever it is built.
 
-    Of a module it is the network alone, ``bare`` and ``unwrapped``, as files have it.
+    Of a module it is the network alone, ``bare`` and ``unwrapped``, as files have it, with its normalisation beside.
     """
     if not callable(what):
         raise BadInputError(f"the network must be a module, or what makes one, got {type(what).__name__}")
-    what = bare(unwrapped(what)) if isinstance(what, nn.Module) else what
+    own = None
+    if isinstance(what, nn.Module):
+        whole = unwrapped(what)
+        if isinstance(whole, Normalized):
+            mean, std = whole.of_three()
+            own = Preprocessing(source="the module that you gave", mean=mean, std=std)
+        what = bare(whole)
     kind = type(what) if isinstance(what, nn.Module) else what
     name = f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', type(kind).__name__)}"
     make = (lambda: copy.deepcopy(what)) if isinstance(what, nn.Module) else what
@@ -132,7 +140,7 @@ def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
         sha256 = sha256_of_file(Path(inspect.getfile(kind)))
     except (TypeError, OSError):  # no file defines it
         sha256 = hashlib.sha256().hexdigest()
-    return Definition(name, sha256, make, {})
+    return Definition(name, sha256, make, {}, own)
 
 
 @torch.no_grad()

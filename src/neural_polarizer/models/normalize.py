@@ -104,6 +104,11 @@ class Normalized(nn.Module):
         own = {f"{prefix}{name}": value for name, value in (("mean", self.mean), ("std", self.std))}
         super()._load_from_state_dict({**own, **state_dict}, prefix, *others)
 
+    def of_three(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of three channels, for each of which a single one stands."""
+        mean, std = (tuple(value.flatten().tolist()) for value in (self.mean, self.std))
+        return (mean * 3, std * 3) if len(mean) == 1 else (mean, std)
+
     def forward(self, pixels: Float[Tensor, "n c h w"]) -> Any:  # what the network gives, which may be no tensor
         return self.network((pixels - self.mean) / self.std)
 
