@@ -1,9 +1,11 @@
 """Networks by name, their sizes, and the normalisation around them."""
 
 import copy
+import inspect
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +120,12 @@ def test_normalisation_adds_its_statistics_and_a_prefix_to_the_state() -> None:
 def test_impossible_normalisations_are_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(BadInputError, match="one mean and one positive std a channel"):
         Normalized(nn.Identity(), mean, std)
+
+
+@pytest.mark.parametrize("mean", [0.5, torch.tensor(0.5), "0.5"])
+def test_a_normalisation_that_is_no_list_is_refused(mean: Any) -> None:
+    with pytest.raises(BadInputError, match=r"needs lists, a number for each channel, got .*0\.5"):
+        inspect.unwrap(Normalized.__init__)(Normalized.__new__(Normalized), nn.Identity(), mean, mean)
 
 
 def test_profiles_are_those_of_the_data_sets() -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, refusing
 from neural_polarizer.models.layers import shape_of
 
 PROFILES = MappingProxyType(
@@ -89,9 +89,10 @@ class Normalized(nn.Module):
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if not (isinstance(mean, Iterable) and isinstance(std, Iterable)):
-            raise BadInputError(f"normalisation needs lists, a number for each channel, got {mean} and {std}")
-        mean, std = (list(map(float, each)) for each in (mean, std))
+        with refusing(
+            f"normalisation needs lists, a number for each channel, got {mean} and {std}", TypeError, ValueError
+        ):
+            mean, std = (list(map(float, each)) for each in (mean, std))
         if len(mean) != len(std) or min(std, default=0.0) <= 0:
             raise BadInputError(f"normalisation needs one mean and one positive std a channel, got {mean} and {std}")
         if max(mean) > 2:  # EfficientNet's, which is offset, is 1.5
