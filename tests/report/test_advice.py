@@ -72,7 +72,9 @@ def test_after_a_second_audit_the_advice_is_about_both_models(before: str, after
 def test_a_likely_backdoor_without_a_name_is_no_clean_bill(posterior: float, words: str) -> None:
     record = audited("none seen", posterior=posterior)
     assert after_audit(record)[0].startswith(words)
-    assert after_audit(audited("none seen", purified=record))[0].startswith(words)
+    both = after_audit(audited("none seen", purified=record))
+    assert both[0].startswith(words)
+    assert "Purify it" not in " ".join(both)  # it has been
 
 
 def test_a_model_that_does_not_know_the_images_is_no_suspect() -> None:

@@ -119,6 +119,6 @@ def after_audit(record: Mapping[str, Any]) -> tuple[str, str, str]:
     if not (record["makes_sense"] and last["makes_sense"]):
         return _NOT_JUDGED
     if is_likelier(last):
-        return _LIKELIER
+        return _LIKELIER if after is None else (_LIKELIER[0], *_AFTER_BOTH["cannot say"][1:])  # no second layer
     nothing = record["verdict"] == last["verdict"] == "none seen" and not is_likelier(record)
     return (_AFTER_AUDIT if after is None or nothing else _AFTER_BOTH)[last["verdict"]]
