@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from audit_toys import CLASSES, DOOR, Corridor, banded
 
 from neural_polarizer import purify
+from neural_polarizer.data.sources import read_images
+from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.files import read_json
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.build import build
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.report.run.audit_page import judge_audit, render_audit
+from neural_polarizer.runs.audit import run_audit
 from run_files import Outcome, make_runs, purify_words, run
 
 Capsys = pytest.CaptureFixture[str]
@@ -45,6 +49,17 @@ def test_an_audit_writes_its_record_and_its_page(runs: Path, tmp_path: Path, cap
     assert "What the layer does to the features" in page
     assert "Purified model, class by class" in page
     assert "<script" not in page
+
+
+@pytest.mark.long
+def test_what_the_file_of_the_purified_model_would_do_is_told_too(runs: Path, tmp_path: Path) -> None:
+    loaded = load_model(runs / "attack")
+    purified = replace(loaded, threats=("this file tries to run posix.system",))
+    pool = read_images(str(runs / "train.parquet"), size=loaded.record.image_size)
+    more: dict[str, Any] = {"n_clean": 12, "seed": 0, "settings": Settings(), "device": torch.device("cpu")}
+    record = run_audit(loaded, pool, tmp_path / "out", purified=purified, sources={"clean": "these"}, **more)
+    assert record["threats"] == ["the purified model: this file tries to run posix.system"]
+    assert "the purified model: this file tries" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.long

@@ -64,7 +64,8 @@ def run_audit(
     described = asdict(loaded.record) | {"classes": loaded.record.classes or pool.classes}
     record = {"schema": 2, **_told(first), "model": {"path": str(loaded.path), **described}}
     record |= {"model_sha256": loaded.sha256, "purified": after}
-    record |= {"threats": list(loaded.threats), "findings": list(loaded.findings)}
+    threats = [f"the purified model: {each}" for each in (() if purified is None else purified.threats)]
+    record |= {"threats": [*loaded.threats, *threats], "findings": list(loaded.findings)}
     record |= {"n_clean": len(clean), "clean_sha256": clean.sha256(), "data": dict(sources), "seed": seed}
     record |= {"config": told(settings), "device": str(device), "versions": versions()}
     record["seconds"] = time.perf_counter() - started
