@@ -170,7 +170,7 @@ def test_a_file_of_a_network_of_ones_own_says_what_to_give(tmp_path: Path) -> No
         npz.load(tmp_path / "model.safetensors")
     again = npz.load(tmp_path / "model.safetensors", arch=TinyNet(num_classes=4))
     assert_same(again.state_dict(), tiny_model().state_dict())
-    assert isinstance(again.origin, ModelRecord)
+    assert isinstance(again.model_record, ModelRecord)
     npz.save(again, tmp_path / "again.safetensors")  # of a model that was read, everything is known
     assert_same(npz.load(tmp_path / "again.safetensors", arch=TinyNet).state_dict(), tiny_model().state_dict())
 

@@ -244,6 +244,26 @@ def test_a_network_of_ones_own_is_exported_from_memory(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(loaded, images), expected, rtol=0.0, atol=1e-5)
 
 
+class Local(TinyNet):
+    """Has a name of its own that files of ours could have used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.origin = nn.Buffer(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * self.origin)
+
+
+def test_what_a_network_calls_its_own_is_left_to_it(tmp_path: Path) -> None:
+    images = tiny_images(4)
+    model = with_layer(made(Local()), "after:features.0", "conv-bn", images)
+    folded = neural_polarizer.fold(model, images).model
+    torch.testing.assert_close(logits(folded, images), logits(model, images), rtol=0.0, atol=1e-5)
+    neural_polarizer.export(made(Local()), tmp_path / "a.pt", images)
+    assert json.loads((tmp_path / "a.pt.json").read_text())["classes"] == list(images.classes)
+
+
 @pytest.mark.parametrize("from_memory", [True, False])
 @pytest.mark.parametrize(
     ("site", "structure"), [("before:features.3", "conv-bn"), ("after:features.0", "linear-light")]

@@ -53,7 +53,7 @@ def fold(purified: Purified | nn.Module, images: Images, *, border: Border = "ex
     take_modes(folded.model, model)
     # What a file of it must say, as ``save`` does: its layers may not be those of the architecture any more.
     known = record_of_model(model, found.logits.shape[1], takes=found.images.image_size)
-    vars(folded.model)["origin"] = folded_record(known, folded)
+    vars(folded.model)["model_record"] = folded_record(known, folded)
     return folded
 
 

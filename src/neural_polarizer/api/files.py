@@ -63,7 +63,7 @@ def load(
         channels=channels,
     )
     if isinstance(loaded.model, Normalized):
-        loaded.model.origin = loaded.record
+        loaded.model.model_record = loaded.record
     if isinstance(loaded.model, Converted):
         loaded.model.yes_no = False  # only the commands need two logits
     return loaded.model

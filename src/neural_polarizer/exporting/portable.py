@@ -131,7 +131,7 @@ def portable_form(model: nn.Module, images: ImageSet, record: ModelRecord | None
 def _record_of(model: nn.Module, images: ImageSet, logits: int) -> ModelRecord:
     """What a model in memory, which gives so many logits, tells about itself."""
     record = replace(record_of_model(model, max(2, logits), takes=images.image_size), yes_no=logits == 1)
-    if getattr(model, "origin", None) is not None:  # its file has said it all
+    if isinstance(getattr(model, "model_record", None), ModelRecord):  # its file has said it all
         return record
     return replace(
         record,

@@ -32,7 +32,7 @@ def record_of_model(
     whether or not they are those that it was trained with; None means ``image_size``.
     """
     site = site or site_of(model)
-    origin = getattr(model, "origin", None)
+    origin = getattr(model, "model_record", None)
     if isinstance(origin, ModelRecord):
         size = image_size or origin.image_size
         return replace(origin, site=site, classes=classes or origin.classes, image_size=size)

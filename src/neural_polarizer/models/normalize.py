@@ -84,7 +84,7 @@ class Normalized(nn.Module):
 
     mean: Tensor
     std: Tensor
-    origin: object | None = None
+    model_record: object | None = None
     """What a file must say to build the network again, where the model was read from one."""
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -164,7 +164,7 @@ def two_logits(network: nn.Module) -> Converted:
         mean, std = (value.flatten().tolist() for value in (network.mean, network.std))
         grey, output = (network.grey, network.output) if isinstance(network, Converted) else (False, None)
         both = Converted(network.network, mean, std, yes_no=True, grey=grey, output=output)
-        both.origin = network.origin
+        both.model_record = network.model_record
         return both
     return Converted(network, (0.0,), (1.0,), yes_no=True)
 
