@@ -13,7 +13,7 @@ from neural_polarizer.attacks import ATTACKS, Attack, attack_class
 from neural_polarizer.attacks.recipes import Recipe, recipe
 from neural_polarizer.cli import options
 from neural_polarizer.cli.command import from_options
-from neural_polarizer.cli.output import bars, console, right, show
+from neural_polarizer.cli.output import bars, console, right, show, show_warnings
 from neural_polarizer.data.classes import ClassNames
 from neural_polarizer.data.poison import LabelRule
 from neural_polarizer.data.sources import read_images
@@ -131,6 +131,7 @@ def attack(asked: _Options) -> None:
         job = Planting(planted, train_images, test_images, victim, start)
         record = deliver_attack(job, out, device=place, progress=progress)
     if not asked.quiet:
+        show_warnings(() if start is None else start.threats)
         console.print(_summary(record))
         show(f"written to {out}")
 

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from neural_polarizer.cli.command import from_options
 from neural_polarizer.cli.options import Quiet, Reading, json_file
-from neural_polarizer.cli.output import console, right, show_whole
+from neural_polarizer.cli.output import console, right, show_warnings, show_whole
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import write_json
 from neural_polarizer.layer.sites import Candidate, Choice, candidates, choose_site
@@ -42,6 +42,7 @@ def sites(asked: _Options) -> None:
         listed = [{**asdict(each), "site": str(each.site), "channels": each.features.channels} for each in shown]
         write_json(asked.json, {"recommended": str(choice.site), "reason": choice.reason, "sites": listed})
     if not asked.quiet:
+        show_warnings(loaded.threats)
         console.print(_table(shown, choice, asked.everything))
         show_whole(choice.reason)
 
