@@ -19,7 +19,7 @@ from neural_polarizer.api import deploying
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses import ANP, Audit, Defense, Outcome, Run
 from neural_polarizer.layer.surgery import PolarizedModule
-from neural_polarizer.models.forms import in_float32
+from neural_polarizer.models.forms import copied, in_float32
 from neural_polarizer.models.normalize import Normalized
 from toys import TinyNet, assert_same, made, snapshot, tiny_model
 
@@ -136,6 +136,9 @@ def test_models_that_keep_what_they_computed_can_be_purified(change: Any, method
     pixels = to_pixels(CLEAN.images)
     before = model(pixels).detach()  # with a gradient, so that what is kept cannot simply be copied
     assert npz.sites(model, 8)
+    if change is keeping:
+        twin = copied(model)
+        assert twin.__dict__["kept"]["found"][0].data_ptr() != model.__dict__["kept"]["found"][0].data_ptr()
     result = purified(model, method).model
     assert torch.equal(model(pixels), before)
     first = next(

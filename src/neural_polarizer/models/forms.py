@@ -66,13 +66,12 @@ def _check_values(tensors: Sequence[Tensor]) -> None:
         raise BadInputError(f"the model is spread over the devices {', '.join(places)}; move it to one of them")
 
 
-def copied(model: nn.Module, *, shared: Iterable[Tensor] = ()) -> nn.Module:
-    """A copy on the same device, with the very tensors that are ``shared``; what cannot be copied is refused.
+def copied(model: nn.Module) -> nn.Module:
+    """A copy on the same device; what cannot be copied is refused.
 
     Where it keeps what it computed, as hooks do, the copy keeps the values alone.
     """
-    known = {id(tensor): tensor for tensor in shared}
-    known |= {id(each): each.detach().clone() for module in model.modules() for each in _computed(vars(module))}
+    known = {id(each): each.detach().clone() for module in model.modules() for each in _computed(vars(module))}
     with refusing("the model cannot be copied", RuntimeError, TypeError, then="; give it without locks or open files"):
         return copy.deepcopy(model, dict[int, Any](known))
 
@@ -117,12 +116,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """``model`` without what ``torch.compile`` and torch's parallel modules have put around it or a part of it.
 
     No hook runs in compiled code, and either puts a word before the names of all weights. ``model`` stays as it is;
-    where a part of it is wrapped, a new module with its tensors is returned.
+    where a part of it is wrapped, a copy is returned.
     """
     model = _inside(model)
     if all(_inside(part) is part for part in model.modules()):
         return model
-    twin = copied(model, shared=_tensors(model))
+    twin = copied(model)
     for part in [*twin.modules()]:
         replace_module(twin, part, _inside(part))
     return twin
