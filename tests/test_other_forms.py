@@ -18,6 +18,8 @@ from neural_polarizer.exporting.export import export_model
 from neural_polarizer.exporting.formats import FormatName
 from neural_polarizer.model_files.check import check_takes
 from neural_polarizer.model_files.load import load_model
+from neural_polarizer.model_files.record import ModelRecord
+from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import definition_of
 from neural_polarizer.models.preact_resnet import PreActResNet18
 from toys import made, tiny_images
@@ -168,11 +170,13 @@ def test_a_model_of_one_logit_keeps_its_form_in_files(tmp_path: Path, flat: bool
 
 
 def test_a_loaded_model_of_one_logit_that_is_purified_still_says_what_it_is(tmp_path: Path) -> None:
-    npz.save(made(PreActResNet18(1, 2)), tmp_path / "a.safetensors")
+    record = ModelRecord(architecture="preactresnet18", num_classes=2, width=2, yes_no=True, classes=("no", "yes"))
+    save_model(tmp_path / "a.safetensors", made(PreActResNet18(1, 2)), record)
     model = npz.load(tmp_path / "a.safetensors")
     found = npz.purify(model, HALVES, "ft", **TUNED)
     npz.save(found.model, tmp_path / "b.safetensors")
     assert npz.load(tmp_path / "b.safetensors")(torch.rand(2, 3, 8, 8)).shape == (2, 1)
+    assert load_model(tmp_path / "b.safetensors").record.classes == ("no", "yes")
     assert npz.export(found, tmp_path / "c.safetensors", HALVES).deviation < 1e-5
     done = npz.export(tmp_path / "b.safetensors", tmp_path / "c.pt2", HALVES)
     assert torch.export.load(done.path).module()(torch.rand(3, 3, 8, 8)).shape == (3, 1)

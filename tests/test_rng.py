@@ -48,6 +48,16 @@ def test_the_global_generator_is_seeded_inside_the_block_alone() -> None:
         assert not torch.equal(torch.rand(3), inside)
 
 
+def test_cuda_is_not_woken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def woken() -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", woken)
+    with global_rng(3):
+        torch.rand(3)
+
+
 def _draw_and_fail() -> None:
     with global_rng(3):
         torch.rand(3)

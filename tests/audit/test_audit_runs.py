@@ -1,16 +1,20 @@
 """``polarizer audit`` from the command line, and ``--target auto``."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from audit_toys import CLASSES, DOOR, Corridor, banded
+from torch import nn
 
 from neural_polarizer import purify
+from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.errors import BadInputError
 from neural_polarizer.files import read_json
 from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.save import save_model
@@ -97,6 +101,25 @@ def _with_more_classes(file: Path, folder: Path) -> Path:
     network = Normalized(build("preactresnet18", 4, width=2), loaded.record.mean, loaded.record.std)
     save_model(folder / "other.safetensors", network, replace(loaded.record, num_classes=4, classes=None))
     return folder / "other.safetensors"
+
+
+@pytest.mark.parametrize("command", [True, False])
+def test_target_auto_looks_with_the_settings_of_the_method(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys, command: bool
+) -> None:
+    def looked(method: str, model: nn.Module, clean: ImageSet, settings: Settings, **more: object) -> None:
+        raise BadInputError(f"batches of {settings.batch_size}, {settings.site}")
+
+    module = import_module(f"neural_polarizer.{'cli.purify' if command else 'api.purifying'}")
+    monkeypatch.setattr(module, "choose_target", looked)
+    if command:
+        more = ("--method", "npd-tu", "--target", "auto", "--site", "after:layer3", "--batch-size", 3)
+        found = run(capsys, *purify_words(runs / "attack", runs, tmp_path / "out", *more))
+        assert (found.code, found.err) == (3, "error: batches of 3, after:layer3\n")
+    else:
+        own: dict[str, Any] = {"site": "after:0", "batch_size": 3, "device": "cpu"}
+        with pytest.raises(BadInputError, match="batches of 3, after:0"):
+            purify(Corridor(60.0), banded(), "npd-tu", target="auto", **own)
 
 
 @pytest.mark.long

@@ -248,7 +248,7 @@ def test_i_bau_takes_second_derivatives_of_attention() -> None:
             self.tokens, self.head = nn.Conv2d(3, 8, 2, stride=2), nn.Linear(8, 4)
 
         def forward(self, pixels: Tensor) -> Tensor:
-            tokens = self.tokens(pixels).flatten(2).transpose(1, 2)[:, None]
+            tokens = self.tokens(pixels).flatten(2).transpose(1, 2)[:, None].contiguous()  # or a plain kernel is taken
             attended: Tensor = F.scaled_dot_product_attention(tokens, tokens, tokens)
             logits: Tensor = self.head(attended[:, 0].mean(dim=1))
             return logits

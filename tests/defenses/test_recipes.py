@@ -18,6 +18,7 @@ from neural_polarizer.defenses import (
     FTSAM,
     IBAU,
     NAD,
+    NPD,
     RNP,
     SAU,
     Defense,
@@ -203,6 +204,11 @@ def test_values_of_the_right_type_are_taken(name: str, value: Any) -> None:
 def test_values_of_another_type_are_refused(name: str, value: Any) -> None:
     with pytest.raises(BadInputError, match=r"cannot be .*: expected"):
         changed(Every(), {name: value})
+
+
+def test_the_type_that_is_expected_is_told_in_plain_words() -> None:
+    with pytest.raises(BadInputError, match=r"target cannot be 1\.5: expected int or 'next' or None$"):
+        changed(NPD(), {"target": 1.5})
 
 
 def test_a_table_of_settings_changes_those_that_it_names() -> None:

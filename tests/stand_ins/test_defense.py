@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from neural_polarizer import purify
 from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.guard import Guarded, Point
 from neural_polarizer.defenses.patient import _cost
@@ -218,3 +219,11 @@ def test_a_loss_without_a_guard_is_said_where_it_is_more_than_is_accepted() -> N
     (said,) = _cost(None, 0.285)
     assert said.startswith("on the clean images the result loses 28.5 points of accuracy; compare both models")
     assert _cost(None, 0.02) == _cost(None, -0.1) == ()
+
+
+def test_a_repair_has_its_cost_among_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neural_polarizer.defenses.patient._cost", lambda guarded, lost: (f"lost {lost:.2f}",))
+    quick: dict[str, Any] = {"schedule.epochs": 1}
+    found = purify(tiny_model(), tiny_images(16), "ft", device="cpu", force=True, **quick)
+    assert found.clean_acc is not None
+    assert found.notes[0] == f"lost {found.clean_acc[0] - found.clean_acc[1]:.2f}"
