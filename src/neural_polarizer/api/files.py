@@ -43,7 +43,7 @@ def load(
         arch: what builds the network, for files that are not ours, and for ours of networks that are not: a name; code
             of your own, ``FILE.py:NAME`` or ``MODULE:NAME``, which is imported and called; or a class, a function, or
             a module with any weights, which is copied.
-        profile: the normalisation, for files that are not ours.
+        profile: the normalisation; None takes what the file says, or else that of a ``Normalized`` in ``arch``.
         weights: which entry of a file that holds several sets of weights, such as ``state_dict_ema``.
         output: key, attribute or index of the logits, where the network of a file that is not ours gives several.
         channels: 1 for a network of grey images in a file that is not ours; it then gets the mean of three channels.
