@@ -169,6 +169,25 @@ def test_a_model_of_one_logit_keeps_its_form_in_files(tmp_path: Path, flat: bool
         assert (asked.model(pixels).shape, asked.record.num_classes) == ((16, 2), 2)
 
 
+class Picky(YesNo):
+    """Answers to images of one size only, and its last layer is not its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = nn.Linear(6, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[-1] != 8:
+            raise ValueError("not 8 pixels")
+        return super().forward(pixels)
+
+
+def test_the_record_of_a_model_of_one_logit_knows_its_classes(tmp_path: Path) -> None:
+    npz.export(made(Picky()), tmp_path / "a.safetensors", HALVES)
+    loaded = load_model(tmp_path / "a.safetensors", architecture=definition_of(Picky))
+    assert (loaded.record.num_classes, loaded.record.yes_no) == (2, True)
+
+
 def test_a_loaded_model_of_one_logit_that_is_purified_still_says_what_it_is(tmp_path: Path) -> None:
     record = ModelRecord(architecture="preactresnet18", num_classes=2, width=2, yes_no=True, classes=("no", "yes"))
     save_model(tmp_path / "a.safetensors", made(PreActResNet18(1, 2)), record)

@@ -222,8 +222,8 @@ def _sized(
         record, found = replace(record, yes_no=True), 2
         told = ("a yes/no model: its one logit z stands for the two logits (0, z)",)
     guessed = isinstance(kind, Definition) and not kind.takes_num_classes
-    if ours and guessed and not record.yes_no:  # whoever wrote the record knew better
-        found = record.num_classes
+    if ours and guessed:  # whoever wrote the record knew better; one logit stands for two
+        found = max(2, record.num_classes)
     classes = num_classes or found or record.num_classes
     if not classes:
         named = kind.name if isinstance(kind, Definition) else record.architecture
