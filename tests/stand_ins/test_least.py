@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neural_polarizer.defenses.stand_ins.forms import pixel_forms
 from neural_polarizer.defenses.stand_ins.least import (
     Forms,
     Forward,
@@ -17,7 +18,8 @@ from neural_polarizer.defenses.stand_ins.least import (
     wanted_labels,
 )
 from neural_polarizer.defenses.stand_ins.program import head_norms
-from neural_polarizer.defenses.stand_ins.settings import Search
+from neural_polarizer.defenses.stand_ins.seen import succeeding
+from neural_polarizer.defenses.stand_ins.settings import Bank, Search
 from neural_polarizer.perturb import smoothed
 from toys import quick
 
@@ -130,6 +132,40 @@ def test_windows_are_boxes_of_the_places(seed: int, axes: tuple[int, ...], large
     for window in forms.windows:
         inside = window.nonzero()
         assert len(inside) == int((inside.amax(dim=0) - inside.amin(dim=0) + 1).prod())
+
+
+def test_one_succeeds_that_leads_enough_images_and_is_not_at_the_cap() -> None:
+    found = StandIns(
+        torch.zeros(4, 1), torch.tensor([1.0, 1.0, 2.0, 1.0]), torch.tensor([0.4, 0.6, 0.9, 0.8]), LABELS[:4]
+    )
+    assert succeeding(found, 0.5, cap=2.0).tolist() == [False, True, False, True]
+    assert succeeding(found, 0.7, cap=2.0).tolist() == [False, False, False, True]
+
+
+def test_radii_in_pixels_grow_with_the_root_of_the_size_from_each_forms_own_unit() -> None:
+    small, large = (pixel_forms(shape, Bank(dense_unit=3.0, smooth_unit=5.0)) for shape in ((3, 32, 32), (3, 64, 64)))
+    assert {name: form.unit for name, form in small.items()} == {"dense": 3.0, "smooth": 5.0}
+    assert {name: form.unit for name, form in large.items()} == {"dense": 6.0, "smooth": 10.0}
+
+
+def test_a_search_begins_at_a_share_of_its_first_radius() -> None:
+    lengths: list[float] = []
+    answer = linear(torch.eye(3, 16), torch.zeros(60, *SHAPE))
+
+    def forward(rows: Tensor, deltas: Tensor) -> Tensor:
+        lengths.append(float(deltas[0].detach().norm()))
+        return answer(rows, deltas)
+
+    least_stand_ins(
+        Space(forward, LABELS, wanted_labels(LABELS, 3), SHAPE, 1.0),
+        torch.tensor([0]),
+        dense_forms(1, SHAPE, torch.device("cpu")),
+        search=Search(steps=2, start=2.0, inside=0.4),
+        batch_size=8,
+        generator=torch.Generator().manual_seed(0),
+        told=lambda *_: None,
+    )
+    assert lengths == pytest.approx([0.8, 2.0])
 
 
 def test_wanted_labels_are_classes_then_shifts() -> None:
