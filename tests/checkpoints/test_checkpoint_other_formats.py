@@ -102,7 +102,9 @@ def test_programs_that_torch_itself_wrote(tmp_path: Path) -> None:
 def test_a_part_of_a_model_is_told_as_such(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"x")
-    with pytest.raises(BadInputError, match="one of several files that a model lies in; save it in one"):
+    with pytest.raises(
+        BadInputError, match="one of several files that a model lies in; give their folder, or save it in one"
+    ):
         locate(path)
 
 

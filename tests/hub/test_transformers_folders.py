@@ -19,8 +19,11 @@ from neural_polarizer.models.build import build
 from neural_polarizer.models.hub_folder import read_folder
 from neural_polarizer.models.hugging_face import file_names
 from neural_polarizer.models.normalize import Normalized
+from neural_polarizer.runs.verify import Given, verify_run
+from neural_polarizer.runs.verify_checks import Check
 from run_files import coloured, run, states_equal
 from toys import made
+from verify_cases import MEASURING, by_name
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -73,6 +76,30 @@ def test_weights_of_an_older_folder_are_read_without_unpickling(tmp_path: Path, 
     assert loaded.path.name == "pytorch_model.bin"
     assert states_equal(inner(loaded).state_dict(), model.state_dict())
     assert (loaded.record.num_classes, loaded.record.classes) == (3, None)  # one name for three logits is none
+
+
+def in_several_files(folder: Path, model: Any) -> Path:
+    (folder / "model.safetensors").unlink()
+    with no_bars():
+        model.save_pretrained(folder, max_shard_size="4KB")
+    return folder / "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_in_several_files_are_read(tmp_path: Path, transformers: Any, pickled: bool) -> None:
+    model = classifier(transformers, "ViT")
+    folder = stored(tmp_path, model, **PLAIN)
+    index, files = in_several_files(folder, model), sorted(folder.glob("model-*.safetensors"))
+    assert len(files) > 1
+    if pickled:
+        for file in files:
+            torch.save(load_file(file), file.with_suffix(".bin"))
+            file.unlink()
+        index = index.rename(folder / "pytorch_model.bin.index.json")
+        index.write_text(index.read_text().replace(".safetensors", ".bin"))
+    loaded = load_model(folder)
+    assert loaded.path == index
+    assert states_equal(inner(loaded).state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["ViT", "Swin", "ResNet"])
@@ -219,6 +246,27 @@ def test_a_repaired_model_goes_back_into_its_folder(
     with torch.no_grad():
         assert_close(logits(loaded.model), theirs(pixel_values=(PIXELS - 0.5) / 0.25).logits)
     assert not torch.allclose(logits(loaded.model), before)
+
+
+@pytest.mark.long
+def test_a_run_on_a_model_in_several_files_is_verified(
+    tmp_path: Path, transformers: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = classifier(transformers, "ViT")
+    folder = stored(tmp_path / "hub", model, **PREPARED)
+    index = in_several_files(folder, model)
+    purified(folder, tmp_path / "out", capsys, "--method", "ft")
+
+    def checked() -> Check:
+        return by_name(verify_run(tmp_path / "out", Given(), MEASURING))["original model"]
+
+    assert checked().holds is True
+    one = max(folder.glob("model-*.safetensors"))
+    before = one.read_bytes()
+    one.write_bytes(before[:-1] + b"\7")
+    assert (checked().holds, checked().remark) == (False, f"{index} is not the file that was purified")
+    one.unlink()
+    assert (checked().holds, checked().remark) == (None, f"{index}: lacks its files {one.name}; get them, too")
 
 
 @pytest.mark.long

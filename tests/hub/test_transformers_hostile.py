@@ -58,7 +58,10 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "twice": ("a name appears twice", lambda f: (f / "config.json").write_text('{"a": 1, "a": 2}')),
     "a list": ("no JSON object", lambda f: (f / "config.json").write_text("[]")),
     "too long": ("larger than 8 MiB", too_long),
-    "no weights": ("holds none of model.safetensors, pytorch_model.bin", lambda f: (f / "model.safetensors").unlink()),
+    "no weights": (
+        "holds none of model.safetensors, .*index.json; save the",
+        lambda f: (f / "model.safetensors").unlink(),
+    ),
     "other weights": (
         "the weights do not fit this architecture: ",
         lambda f: save_file({"classifier.weight": torch.ones(3, 12)}, f / "model.safetensors"),

@@ -13,7 +13,7 @@ from neural_polarizer.errors import BadInputError, listing, printable
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.structures import polarizer_for
 from neural_polarizer.layer.surgery import Site, full_name, insert
-from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint
+from neural_polarizer.model_files.checkpoints import load_strict, read_checkpoint, read_weights
 from neural_polarizer.model_files.checkpoints.reader import ONE_FILE, Checkpoint
 from neural_polarizer.model_files.foreign import Wanted, fitted, foreign_record, hub_folder, names_in_files, unlike
 from neural_polarizer.model_files.record import KEY, POLARIZER_PREFIX, ModelRecord, read_record
@@ -90,7 +90,7 @@ def locate(path: Path) -> Path:
                 "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
             )
         if _SHARD.search(path.name):
-            raise BadInputError(f"{path}: one of several files that a model lies in; {ONE_FILE}")
+            raise BadInputError(f"{path}: one of several files that a model lies in; give their folder, or {ONE_FILE}")
         if path.is_dir():
             for name in FILES:
                 if (path / name).is_file():
@@ -162,7 +162,7 @@ def _read_model(
         hub = replace(hub, architecture=architecture)
     known = architecture if hub is None else hub.architecture
     wanted = None if known is None else Wanted(known, None if hub is None else hub.config)
-    checkpoint = read_checkpoint(file, weights=weights, fits=None if wanted is None else wanted.fits)
+    checkpoint = read_weights(file, weights=weights, fits=None if wanted is None else wanted.fits)
     record, remarks, used = _own_record(checkpoint, file), tuple[str, ...](), frozenset[str]()
     ours = record is not None
     if record is None:

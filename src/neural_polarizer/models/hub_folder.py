@@ -17,7 +17,7 @@ from neural_polarizer.models.preprocessing import Preprocessing
 PREFIX = "transformers:"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 ALL_PROCESSORS = "processor_config.json"  # that of the images among others, since transformers 5
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = tuple(each + end for each in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
 MAX_JSON_BYTES = 8 << 20  # the names of 21,000 classes, twice, need 2 MB
 MAX_SIDE = 2048
 _NAMES = frozenset(("id2label", "label2id"))
@@ -34,7 +34,7 @@ class HubFolder:
 
     architecture: str  # ``transformers:CLASS``, or ``timm:NAME`` with its options
     config: str | None  # what ``build_classifier`` needs, as JSON; None for timm
-    weights: Path  # the file of weights
+    weights: Path  # the file of weights, or the index of several
     classes: tuple[str, ...] | None  # their names in the order of the logits, None if the folder has none
     preprocessing: Preprocessing | None  # None if the folder does not tell
 
@@ -163,10 +163,7 @@ def _weights(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise BadInputError(
-        f"{folder}: holds none of {', '.join(WEIGHTS)}; save the model in one file (save_pretrained with a large "
-        "max_shard_size)"
-    )
+    raise BadInputError(f"{folder}: holds none of {', '.join(WEIGHTS)}; save the model there by save_pretrained")
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -14,8 +14,9 @@ from neural_polarizer.data.poison import TriggeredSet, read_triggered
 from neural_polarizer.data.sources import read_images
 from neural_polarizer.data.subset import read_index
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import read_json, sha256_of_file
+from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics, defense_effectiveness, evaluate
+from neural_polarizer.model_files.checkpoints import sha256_of_weights
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.progress import Progress, silent
@@ -181,7 +182,11 @@ def _original(
     if not path.is_file():
         reason = f"{path} is not on this machine, or not below this folder"
         return Check(what=what, recorded=short(recorded), remark=reason), reason
-    check = hash_check(what, recorded, sha256_of_file(path), f"{path} is not the file that was purified")
+    try:
+        found = sha256_of_weights(path)
+    except BadInputError as error:  # an index whose files are gone
+        return Check(what=what, recorded=short(recorded), remark=str(error)), str(error)
+    check = hash_check(what, recorded, found, f"{path} is not the file that was purified")
     if check.holds is not True:
         return check, check.remark
     named = str(described.get("architecture"))

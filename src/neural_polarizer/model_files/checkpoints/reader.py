@@ -18,7 +18,13 @@ from neural_polarizer.files import LFS_POINTER
 from neural_polarizer.model_files.checkpoints.legacy_reader import LegacyFile, legacy_start
 from neural_polarizer.model_files.checkpoints.pickle_values import TensorRecord
 from neural_polarizer.model_files.checkpoints.pickle_walk import Walked, walk
-from neural_polarizer.model_files.checkpoints.state_dict import Fits, behind, find_state_dict, strip_wrappers
+from neural_polarizer.model_files.checkpoints.state_dict import (
+    Fits,
+    behind,
+    find_state_dict,
+    prefix_remarks,
+    strip_wrappers,
+)
 from neural_polarizer.model_files.checkpoints.tensors import (
     MAX_DIMENSIONS,
     MAX_TENSORS,
@@ -58,7 +64,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # contiguous tensors on the CPU, by name; tied tensors may share memory
     metadata: dict[str, str]  # what the file says about itself, never to be relied on
     sha256: str  # of exactly the bytes that the tensors come from
-    format: str  # ``"safetensors"``, ``"torch-zip"`` or, from before PyTorch 1.6, ``"torch-legacy"``
+    format: str  # ``"safetensors"``, ``"torch-zip"``, ``"torch-legacy"`` (before PyTorch 1.6) or ``"several"`` files
     threats: tuple[str, ...]  # what it would do beyond giving tensors where it is unpickled; safe to show
     findings: tuple[str, ...]  # what was taken and what was not; safe to show
 
@@ -113,7 +119,7 @@ def _read(file: io.BufferedReader, weights: str | None, fits: Fits | None) -> Ch
         with refusing("a damaged safetensors file", *kinds, then=f"; {AGAIN}"):
             held = safetensors.torch.load(data)
         tensors, prefix = strip_wrappers(held)
-        findings: tuple[str, ...] = (f"the prefix {prefix} was removed from all names",) if prefix else ()
+        findings: tuple[str, ...] = tuple(prefix_remarks(prefix))
         if weights is not None:
             tensors, taken = behind(tensors, weights)
             findings = (*findings, taken)

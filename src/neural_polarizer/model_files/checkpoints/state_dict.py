@@ -64,8 +64,7 @@ def find_state_dict(
             remedy = _FLOAT if kind == _QUANTISED_CALL else "save it as an ordinary tensor, dense and with its values"
             raise BadInputError(f"tensor {printable(name)} is of a kind that cannot be read ({kind}); {remedy}")
     stripped, prefix = strip_wrappers(weights)
-    if prefix:
-        remarks.append(f"the prefix {prefix} was removed from all names")
+    remarks += prefix_remarks(prefix)
     if inner:
         stripped, said = behind(stripped, inner)
         remarks.append(said)
@@ -99,6 +98,11 @@ def strip_wrappers(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], str]
         prefix = next((each for each in _WRAPPERS if all(name.startswith(removed + each) for name in tensors)), "")
         removed += prefix
     return {name.removeprefix(removed): value for name, value in tensors.items()}, removed
+
+
+def prefix_remarks(prefix: str) -> list[str]:
+    """What is said of what ``strip_wrappers`` removed."""
+    return [f"the prefix {prefix} was removed from all names"] if prefix else []
 
 
 def _candidates(value: Any) -> list[dict[str, Any]]:
