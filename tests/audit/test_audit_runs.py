@@ -56,14 +56,17 @@ def test_an_audit_writes_its_record_and_its_page(runs: Path, tmp_path: Path, cap
 
 
 @pytest.mark.long
-def test_what_the_file_of_the_purified_model_would_do_is_told_too(runs: Path, tmp_path: Path) -> None:
+def test_threats_and_findings_of_the_purified_model_are_told_too(runs: Path, tmp_path: Path) -> None:
     loaded = load_model(runs / "attack")
-    purified = replace(loaded, threats=("this file tries to run posix.system",))
+    purified = replace(loaded, threats=("this file tries to run posix.system",), findings=("taken from model",))
     pool = read_images(str(runs / "train.parquet"), size=loaded.record.image_size)
     more: dict[str, Any] = {"n_clean": 12, "seed": 0, "settings": Settings(), "device": torch.device("cpu")}
     record = run_audit(loaded, pool, tmp_path / "out", purified=purified, sources={"clean": "these"}, **more)
     assert record["threats"] == ["the purified model: this file tries to run posix.system"]
-    assert "the purified model: this file tries" in (tmp_path / "out" / "report.html").read_text()
+    assert record["findings"] == ["the purified model: taken from model"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "the purified model: this file tries" in page
+    assert "the purified model: taken from model" in page
 
 
 @pytest.mark.long

@@ -64,8 +64,9 @@ def run_audit(
     described = asdict(loaded.record) | {"classes": loaded.record.classes or pool.classes}
     record = {"schema": 2, **_told(first), "model": {"path": str(loaded.path), **described}}
     record |= {"model_sha256": loaded.sha256, "purified": after}
-    threats = [f"the purified model: {each}" for each in (() if purified is None else purified.threats)]
-    record |= {"threats": [*loaded.threats, *threats], "findings": list(loaded.findings)}
+    for said in ("threats", "findings"):
+        later = [f"the purified model: {each}" for each in getattr(purified, said, ())]
+        record[said] = [*getattr(loaded, said), *later]
     record |= {"n_clean": len(clean), "clean_sha256": clean.sha256(), "data": dict(sources), "seed": seed}
     record |= {"config": told(settings), "device": str(device), "versions": versions()}
     record["seconds"] = time.perf_counter() - started
