@@ -1,13 +1,16 @@
-"""What a model file would run elsewhere is told by every command that reads one."""
+"""What a model file would run elsewhere is told by every command that reads one, and in Python."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+import neural_polarizer as npz
 from run_files import make_runs, run
 
 
@@ -42,3 +45,13 @@ def test_what_a_file_would_run_is_a_warning(
     done = run(capsys, command, *words[command], "--arch", "preactresnet18")
     assert (done.code, done.err) == (0, "")
     assert "warning: this file tries to run posix.getcwd" in " ".join(done.out.split())
+
+
+def test_load_warns_of_what_a_file_would_run(tmp_path: Path) -> None:
+    torch.save({"model": nn.Linear(2, 3).state_dict(), "data": Call()}, tmp_path / "a.pt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        npz.load(tmp_path / "a.pt", arch=nn.Linear(2, 3))
+    told = [each for each in caught if issubclass(each.category, npz.NeuralPolarizerWarning)]
+    assert [each.filename for each in told] == [__file__]
+    assert "this file tries to run posix.getcwd" in str(told[0].message)

@@ -66,7 +66,9 @@ def test_the_hash_is_that_of_all_files(tmp_path: Path) -> None:
 
 def test_what_unpickling_any_of_the_files_would_do_is_told(tmp_path: Path) -> None:
     index = sharded(tmp_path, save=torch.save)
-    torch.save({"head.weight": torch.zeros(4, 2), "head.bias": torch.zeros(4), "x": Call(os.system, "true")}, tmp_path / SECOND)
+    torch.save(
+        {"head.weight": torch.zeros(4, 2), "head.bias": torch.zeros(4), "x": Call(os.system, "true")}, tmp_path / SECOND
+    )
     assert "system" in " ".join(read_weights(index).threats)
 
 

@@ -6,6 +6,7 @@ from os import PathLike
 import torch
 from torch import nn
 
+from neural_polarizer.api.progress import warn
 from neural_polarizer.api.purified import Purified
 from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses.fitting import black_images, understood
@@ -36,7 +37,8 @@ def load(
     """A saved model as a plain module in evaluation mode: float pixels in [0, 1], ``(n, c, h, w)``, to logits.
 
     A yes/no network gives its one logit, in the shape that it has there, as it did before it was saved. One of grey
-    images takes them with one channel, or with three, of which it gets the mean.
+    images takes them with one channel, or with three, of which it gets the mean. What the file would run elsewhere, as
+    nothing does here, is a ``NeuralPolarizerWarning``.
 
     Args:
         path: a checkpoint, an attack's folder, or a purification's folder.
@@ -62,6 +64,7 @@ def load(
         output=None if output is None else str(output),
         channels=channels,
     )
+    warn(loaded.threats)
     if isinstance(loaded.model, Normalized):
         loaded.model.model_record = loaded.record
     if isinstance(loaded.model, Converted):
