@@ -10,9 +10,10 @@ from loading_cases import ONE, load, network, same
 
 from neural_polarizer.model_files.checkpoints.normalisation import normalisation_inside
 from neural_polarizer.model_files.load import load_model
-from neural_polarizer.models.definition import definition_of
+from neural_polarizer.model_files.save import save_model
+from neural_polarizer.models.definition import Definition, definition_of, network_named
 from neural_polarizer.models.normalize import Normalized, bare
-from toys import tiny_model
+from toys import made, tiny_model
 
 
 def test_a_normalisation_in_front_is_taken(tmp_path: Path) -> None:
@@ -45,6 +46,36 @@ def test_the_normalisation_of_the_module_that_is_given_is_that_of_the_weights(tm
     assert load_model(path, architecture=given, profile="0.1/0.2").record.mean == (0.1, 0.1, 0.1)
     one = definition_of(Normalized(bare(model), (0.3,), (0.2,)))
     assert load_model(path, architecture=one).record.mean == pytest.approx((0.3, 0.3, 0.3))
+
+
+NORMALISED = """
+from torch import nn
+from neural_polarizer import Normalized
+
+def given(num_classes):
+    return Normalized(nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes)), (0.5, 0.25, 0.1), (0.5, 0.3, 0.2))
+
+class Given(Normalized):
+    def __init__(self):
+        whole = given(3)
+        super().__init__(whole.network, whole.mean.flatten().tolist(), whole.std.flatten().tolist())
+"""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["given", "Given"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_code_that_gives_a_normalized_network_keeps_its_normalisation(tmp_path: Path, name: str, alone: bool) -> None:
+    (tmp_path / "nets.py").write_text(NORMALISED)
+    code = network_named(f"{tmp_path / 'nets.py'}:{name}")
+    assert isinstance(code, Definition)
+    model = made(code.make(**({"num_classes": 3} if name == "given" else {})))
+    path = saved(tmp_path / "m.pt", (bare(model) if alone else model).state_dict())
+    loaded, pixels = load_model(path, architecture=code), torch.rand(2, 3, 4, 4)
+    assert torch.equal(loaded.model(pixels), model(pixels))
+    assert any("that of the module that you gave was taken" in each for each in loaded.findings) == alone
+    save_model(tmp_path / "ours.safetensors", loaded.model, loaded.record)
+    assert torch.equal(load_model(tmp_path / "ours.safetensors", architecture=code).model(pixels), model(pixels))
 
 
 @pytest.mark.parametrize("std", [torch.zeros(3), torch.full((3,), float("nan")), torch.ones(4), torch.ones(3).long()])

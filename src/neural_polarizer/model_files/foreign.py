@@ -80,7 +80,7 @@ def foreign_record(
     if hub is not None:
         own, classes, named = hub.preprocessing, hub.classes, hub.architecture
     elif isinstance(wanted.kind, Definition):
-        named, definition, own = wanted.kind.name, wanted.kind.sha256, wanted.kind.own
+        named, definition, own = wanted.kind.name, wanted.kind.sha256, wanted.kind.preprocessing()
     else:
         named = str(Architecture.parse(wanted.kind))
         own = own_preprocessing(named)

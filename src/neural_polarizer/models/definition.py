@@ -45,7 +45,6 @@ class Definition:
     sha256: str  # of the file that defines it
     make: Callable[..., Any]  # what stands under NAME
     arguments: Mapping[str, Any]  # by name
-    own: Preprocessing | None = None  # what stands before the network in the module that was given, if it is one
 
     @property
     def takes_num_classes(self) -> bool:
@@ -66,11 +65,22 @@ class Definition:
         return next(iter(names), None)
 
     def build(self, num_classes: int) -> nn.Module:
-        """The network, with random weights; torch's random numbers are left as they were.
+        """The network, with random weights, ``bare``, as files have it; torch's random numbers are left as they were.
 
         Raises:
             BadInputError: the code fails, or gives something else.
         """
+        return bare(self._made(num_classes))
+
+    def preprocessing(self) -> Preprocessing | None:
+        """What the code puts before its network, by a ``Normalized``; None without one."""
+        whole = self._made(2)
+        if not isinstance(whole, Normalized):
+            return None
+        mean, std = whole.of_three()
+        return Preprocessing(source="the module that you gave", mean=mean, std=std)
+
+    def _made(self, num_classes: int) -> nn.Module:
         more = {} if self._number is None else {self._number: num_classes}
         try:
             with torch.random.fork_rng(devices=[]):
@@ -120,27 +130,18 @@ def network_named(text: str | None) -> str | Definition | None:
 
 
 def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
-    """A class, a function or a module of the user's as a definition; a module is copied whenever it is built.
-
-    Of a module it is the network alone, ``bare`` and ``unwrapped``, as files have it, with its normalisation beside.
-    """
+    """A class, a function or a module of the user's as a definition; a module is copied whenever it is built."""
     if not callable(what):
         raise BadInputError(f"the network must be a module, or what makes one, got {type(what).__name__}")
-    own = None
-    if isinstance(what, nn.Module):
-        whole = unwrapped(what)
-        if isinstance(whole, Normalized):
-            mean, std = whole.of_three()
-            own = Preprocessing(source="the module that you gave", mean=mean, std=std)
-        what = bare(whole)
-    kind = type(what) if isinstance(what, nn.Module) else what
+    what = unwrapped(what) if isinstance(what, nn.Module) else what
+    kind = type(bare(what)) if isinstance(what, nn.Module) else what
     name = f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', type(kind).__name__)}"
     make = (lambda: copy.deepcopy(what)) if isinstance(what, nn.Module) else what
     try:
         sha256 = sha256_of_file(Path(inspect.getfile(kind)))
     except (TypeError, OSError):  # no file defines it
         sha256 = hashlib.sha256().hexdigest()
-    return Definition(name, sha256, make, {}, own)
+    return Definition(name, sha256, make, {})
 
 
 @torch.no_grad()
