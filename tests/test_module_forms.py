@@ -2,9 +2,11 @@
 
 import copy
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,6 +119,15 @@ def keeping(model: nn.Module) -> nn.Module:
     return model
 
 
+def keeping_elsewhere(model: nn.Module) -> nn.Module:
+    """Its own hook keeps features in a queue of an object."""
+    kept = model.__dict__["kept"] = SimpleNamespace(latest=deque(maxlen=2))
+    model.get_submodule("network.features.0").register_forward_hook(
+        lambda _module, _args, found: kept.latest.append(found)
+    )
+    return model
+
+
 def pruned(model: nn.Module) -> nn.Module:
     prune.l1_unstructured(model.get_submodule("network.features.0"), "weight", 0.3)
     return model
@@ -129,7 +140,7 @@ def normed(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("change", [keeping, pruned, normed])
+@pytest.mark.parametrize("change", [keeping, keeping_elsewhere, pruned, normed])
 @pytest.mark.parametrize("method", ["npd", "ft"])
 def test_models_that_keep_what_they_computed_can_be_purified(change: Any, method: str) -> None:
     model = change(tiny_model())

@@ -1,5 +1,6 @@
 """The normalisation that a file of weights holds, in front of the network or beside it."""
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from neural_polarizer.model_files.load import load_model
 from neural_polarizer.model_files.save import save_model
 from neural_polarizer.models.definition import Definition, definition_of, network_named
 from neural_polarizer.models.normalize import Normalized, bare
+from run_files import states_equal
 from toys import made, tiny_model
 
 
@@ -46,6 +48,15 @@ def test_the_normalisation_of_the_module_that_is_given_is_that_of_the_weights(tm
     assert load_model(path, architecture=given, profile="0.1/0.2").record.mean == (0.1, 0.1, 0.1)
     one = definition_of(Normalized(bare(model), (0.3,), (0.2,)))
     assert load_model(path, architecture=one).record.mean == pytest.approx((0.3, 0.3, 0.3))
+
+
+def test_a_module_that_keeps_what_it_computed_can_be_given(tmp_path: Path) -> None:
+    model = tiny_model()
+    path = saved(tmp_path / "m.pt", bare(model).state_dict())
+    model.__dict__["kept"] = deque([model(torch.rand(2, 3, 8, 8))])
+    assert states_equal(
+        bare(load_model(path, architecture=definition_of(model)).model).state_dict(), bare(model).state_dict()
+    )
 
 
 NORMALISED = """

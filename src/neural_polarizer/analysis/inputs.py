@@ -1,18 +1,17 @@
 """What the analyses are given: networks, the names of their layers, and images with and without the trigger."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.layer.surgery import PolarizedModule, nearest
+from neural_polarizer.models.forms import copied
 from neural_polarizer.models.normalize import bare
 
 
 def frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
     """A copy of ``model`` on ``device``, in evaluation mode, whose parameters take no gradients."""
-    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    return copied(model).to(device).eval().requires_grad_(False)
 
 
 def last_convolution(model: nn.Module) -> str:

@@ -1,6 +1,5 @@
 """The form in which a model leaves: without its polarizer where that is possible, and with what to say about it."""
 
-import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from neural_polarizer.model_files.describe import record_of_model
 from neural_polarizer.model_files.load import assemble
 from neural_polarizer.model_files.record import ModelRecord, folded_record, versions, with_structure
 from neural_polarizer.model_files.save import network_tensors
-from neural_polarizer.models.forms import in_float32
+from neural_polarizer.models.forms import copied, in_float32
 from neural_polarizer.models.normalize import bare, one_logit
 
 
@@ -93,7 +92,7 @@ class Portable:
         """A new network, or a copy of one by code of the user's own, with ``tensors`` behind the normalisation."""
         if self.buildable:
             return self.in_form(assemble(self.record, tensors, source))
-        model = copy.deepcopy(self.model)
+        model = copied(self.model)
         network = bare(model)
         inside = dict(zip(network_tensors(network), network.state_dict(), strict=True))
         load_strict(network, {inside.get(name, name): value for name, value in tensors.items()}, source=str(source))

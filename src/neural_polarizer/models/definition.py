@@ -4,7 +4,6 @@ A ``Definition`` is only ever made from what the user wrote on the command line 
 checkpoints hold its name and hash as text, which is never imported.
 """
 
-import copy
 import hashlib
 import importlib
 import importlib.util
@@ -136,7 +135,7 @@ def definition_of(what: nn.Module | Callable[..., nn.Module]) -> Definition:
     what = unwrapped(what) if isinstance(what, nn.Module) else what
     kind = type(bare(what)) if isinstance(what, nn.Module) else what
     name = f"{getattr(kind, '__module__', '')}:{getattr(kind, '__qualname__', type(kind).__name__)}"
-    make = (lambda: copy.deepcopy(what)) if isinstance(what, nn.Module) else what
+    make = (lambda: copied(what)) if isinstance(what, nn.Module) else what
     try:
         sha256 = sha256_of_file(Path(inspect.getfile(kind)))
     except (TypeError, OSError):  # no file defines it

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from neural_polarizer.errors import BadInputError, refusing
 from neural_polarizer.models.adapted import replace_module
@@ -71,18 +72,22 @@ def copied(model: nn.Module) -> nn.Module:
 
     Where it keeps what it computed, as hooks do, the copy keeps the values alone.
     """
-    known = {id(each): each.detach().clone() for module in model.modules() for each in _computed(vars(module))}
-    with refusing("the model cannot be copied", RuntimeError, TypeError, then="; give it without locks or open files"):
-        return copy.deepcopy(model, dict[int, Any](known))
+    refused = refusing(
+        "the model cannot be copied", RuntimeError, TypeError, then="; give it without locks or open files"
+    )
+    with refused, _ValuesAlone():
+        return copy.deepcopy(model)
 
 
-def _computed(kept: Any, depth: int = 5) -> Iterator[Tensor]:
-    """Tensors in ``kept`` that are still part of a computation."""
-    if isinstance(kept, Tensor) and kept.grad_fn is not None:
-        yield kept
-    elif depth and isinstance(kept, (dict, list, tuple)):
-        for value in kept.values() if isinstance(kept, dict) else kept:
-            yield from _computed(value, depth - 1)
+class _ValuesAlone(TorchFunctionMode):
+    """Copies tensors that are still part of a computation, which torch refuses, as their values, wherever they are."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and args[0].grad_fn is not None:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
 
 
 def let_go(model: nn.Module) -> nn.Module:

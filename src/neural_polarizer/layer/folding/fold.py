@@ -1,6 +1,5 @@
 """A purified model without its polarizer: the layers around it absorb what is an affine map in evaluation mode."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +14,7 @@ from neural_polarizer.layer.folding.plan import Plan, UnfoldableError, beside, l
 from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import PolarizedModule
 from neural_polarizer.models.adapted import replace_module
-from neural_polarizer.models.forms import evaluating, largest_gap
+from neural_polarizer.models.forms import copied, evaluating, largest_gap
 
 Border = Literal["exact", "ignored"]
 FOLDED_IMAGES = 512
@@ -86,7 +85,7 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
         raise BadInputError("folding needs at least one image to compare the logits on")
     obstacles: list[str] = []
     for way in _ways(border == "exact"):
-        twin = copy.deepcopy(model).eval()
+        twin = copied(model).eval()
         try:
             edits = way(twin, _sole_polarizer(twin)[0])
         except UnfoldableError as reason:
@@ -99,7 +98,7 @@ def fold_polarizer(model: nn.Module, pixels: Float[Tensor, "n c h w"], *, border
         if not found.exact or found.deviation <= rounding * found.largest_logit:
             return found
         obstacles.append(f"{found.how} gives other logits (by {found.deviation:.2g})")
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     wrapped, polarizer = _sole_polarizer(twin)
     return _apply(model, twin, [InPlace(wrapped, polarizer.channels_last)], pixels, obstacles)
 
