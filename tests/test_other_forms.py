@@ -1,6 +1,7 @@
 """Networks of one channel and of one logit: what is saved, folded and exported of them is what they are."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,9 +66,8 @@ def test_a_model_of_one_channel_comes_back_for_grey_and_for_coloured_images(tmp_
         torch.testing.assert_close(same(pixels), found.model(pixels))
     torch.testing.assert_close(loaded(pixels.expand(3, 3, 8, 8)), found.model(pixels))
     check_takes(load_model(tmp_path, architecture=definition_of(arch)), (8, 8))  # as the commands do
-    if kind != "without convolutions":
-        npz.save(found.model, tmp_path / "a.safetensors")
-        torch.testing.assert_close(npz.load(tmp_path / "a.safetensors", arch=arch)(pixels), found.model(pixels))
+    npz.save(found.model, tmp_path / "a.safetensors")
+    torch.testing.assert_close(npz.load(tmp_path / "a.safetensors", arch=arch)(pixels), found.model(pixels))
 
 
 @torch.no_grad()
@@ -81,6 +81,15 @@ def test_a_grey_network_without_convolutions_is_folded_and_exported_as_one(tmp_p
     for name in ("folded", "exported"):
         loaded = npz.load(tmp_path / f"{name}.safetensors", arch=flat)
         torch.testing.assert_close(loaded(pixels), found.model(pixels))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 20, 20), (1, 48, 48), (1, 20, 25), (3, 20, 20), (3, 5, 7)])
+def test_a_network_without_convolutions_is_read_back_at_any_size(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    model = made(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4)))
+    npz.save(model, tmp_path / "a.safetensors")
+    pixels = torch.rand(2, *shape)
+    torch.testing.assert_close(npz.load(tmp_path / "a.safetensors", arch=model)(pixels), model(pixels))
 
 
 @torch.no_grad()

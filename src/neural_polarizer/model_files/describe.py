@@ -1,5 +1,6 @@
 """What files say of a model that is in memory."""
 
+import math
 from dataclasses import replace
 
 from torch import nn
@@ -57,7 +58,17 @@ def record_of_model(
 def _takes_one_channel(network: nn.Module, size: tuple[int, int] | None) -> bool:
     """Whether a network is for grey images, as its answer tells; where it gives none, its first convolution."""
     answer = answer_of(network, *(() if size is None else (size,)))
+    conv = next((each for each in network.modules() if isinstance(each, nn.Conv2d)), None)
+    if answer is None and conv is None:
+        answer = answer_of(network, *_sizes_for_a_first_layer(network))
     if answer is not None:
         return answer[1] == 1
-    conv = next((each for each in network.modules() if isinstance(each, nn.Conv2d)), None)
     return conv is not None and conv.in_channels == 1
+
+
+def _sizes_for_a_first_layer(network: nn.Module) -> list[tuple[int, int]]:
+    """Square images, of three channels or of one, whose values its first linear layer may take; else a row of one."""
+    values = next((each.in_features for each in network.modules() if isinstance(each, nn.Linear)), 0)
+    sides = [(math.isqrt(values // channels), channels) for channels in (3, 1)]
+    squares = [(side, side) for side, channels in sides if channels * side * side == values > 0]
+    return squares or ([(1, values)] if values % 3 else [])
