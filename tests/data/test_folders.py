@@ -353,6 +353,11 @@ def test_images_in_several_folders_of_a_class_are_taken_and_told(tmp_path: Path)
     [
         ("data_batch_1", r"label, or torchvision:CIFAR10\?root=.*"),
         ("train.tar", r"holds archives, such as train\.tar; unpack them"),
+        (
+            "train-images-idx3-ubyte.gz",
+            r"raw files; put them, unpacked, into DIR/MNIST/raw and give torchvision:MNIST\?",
+        ),
+        ("t10k-labels.idx1-ubyte", r"holds MNIST's raw files; put them, unpacked, into DIR/MNIST/raw"),
         ("readme.txt", r"with the columns file_name and label$"),
     ],
 )

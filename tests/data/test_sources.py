@@ -1,5 +1,6 @@
 import gzip
 import os
+import struct
 import sys
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,22 @@ def test_an_archive_is_to_be_unpacked(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(BadInputError, match=r"an archive; unpack it, and give the folder that comes out$"):
         read_images(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_raw_file_of_mnist_is_read_by_torchvision(ending: str, tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte{ending}").write_bytes(
+            struct.pack(">4i", 2051, 2, 28, 28) + bytes(2 * 28 * 28)
+        )
+        (raw / f"{part}-labels-idx1-ubyte{ending}").write_bytes(struct.pack(">2i", 2049, 2) + bytes((7, 1)))
+    with pytest.raises(BadInputError, match=r"put them, unpacked, into DIR/MNIST/raw and give torchvision:MNIST\?"):
+        read_images(raw / f"train-images-idx3-ubyte{ending}")
+    pytest.importorskip("torchvision")
+    if not ending:
+        assert read_images(f"torchvision:MNIST?root={tmp_path}").labels.tolist() == [7, 1]
 
 
 def test_impossible_sizes_and_limits_are_refused() -> None:

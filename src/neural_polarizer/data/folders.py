@@ -20,6 +20,9 @@ from neural_polarizer.errors import BadInputError, shown
 
 _OTHER_PARTS = frozenset({"clean", "triggered", "poisoned", "backdoored"})
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+RAW = re.compile(r"[-.]idx\d-ubyte(\.gz)?$")
+"""How the names of MNIST's files end, and of those that are made like it."""
+RAW_REMEDY = "put them, unpacked, into DIR/MNIST/raw and give torchvision:MNIST?root=DIR (extra zoo)"
 _PICKLED = {"data_batch_1": "CIFAR10", "meta": "CIFAR100"}  # a file of data sets that torchvision can read, not we
 _SPLIT_OF = re.compile(rf"({'|'.join(sorted(SPLITS))})([ _-]?(images?|imgs?|pictures|data|set|split))?", re.IGNORECASE)
 _LIKE_A_SPLIT = re.compile(rf"(.*[ _-])?({'|'.join(sorted(SPLITS))}|fold[ _-]?[0-9]+)([ _-].*)?", re.IGNORECASE)
@@ -150,6 +153,8 @@ def _check_layout(root: Path, classes: list[str]) -> None:
     """Refuse a folder that holds splits, one folder around the classes, or images without classes."""
     if not classes:
         files = [path for path in root.iterdir() if path.is_file()]
+        if any(RAW.search(path.name) for path in files):
+            raise BadInputError(f"{shown(root)}: holds MNIST's raw files; {RAW_REMEDY}")
         packed = next((path.name for path in files if path.suffix.lower() in ARCHIVES), None)
         if packed is not None:
             raise BadInputError(f"{shown(root)}: holds archives, such as {shown(packed)}; unpack them")

@@ -12,7 +12,7 @@ from neural_polarizer.data.annotations import TABLES, table_rows
 from neural_polarizer.data.classes import ClassNames, Numbered, class_names, numbered
 from neural_polarizer.data.columnar import arrow_rows, parquet_rows
 from neural_polarizer.data.decode import decode_all, height_and_width, resized_note, transparency_note
-from neural_polarizer.data.folders import ARCHIVES, folder_rows
+from neural_polarizer.data.folders import ARCHIVES, RAW, RAW_REMEDY, folder_rows
 from neural_polarizer.data.hubs import digits_rows, hugging_face_rows, torchvision_rows
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.data.rows import Rows, is_saved_to_disk
@@ -103,6 +103,8 @@ def _rows(spec: str) -> Rows:
             return parquet_rows([path])
         if path.is_file() and path.suffix.lower() in TABLES and (rows := table_rows(Tree(path.parent), path)):
             return rows
+    if path.is_file() and RAW.search(path.name):
+        raise BadInputError(f"{shown(spec)}: one of MNIST's raw files; {RAW_REMEDY}")
     if path.is_file() and path.suffix.lower() in ARCHIVES:
         raise BadInputError(f"{shown(spec)}: an archive; unpack it, and give the folder that comes out")
     if path.is_file() and path.suffix.lower() in ARRAYS:
