@@ -138,6 +138,18 @@ def test_no_more_images_at_once_than_the_batch_size() -> None:
     assert max(seen) <= 16
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("epochs", True), ("batch_size", True), ("target", True), ("guard", 3)],
+        *[("looks", Looks(classes=True)), ("looks", Looks(floor=float("nan")))],
+    ],
+)
+def test_settings_that_are_no_such_numbers_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(BadInputError, match=r"^\w+ of (LeastStandIns|Looks) cannot be (True|3|nan)$"):
+        LeastStandIns(**{name: value})
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("target", [2, "next"])
 def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
@@ -153,7 +165,6 @@ def test_whoever_knows_the_target_can_say_so(target: Any) -> None:
     [
         ("learning.pull", -1.0),
         ("guard.max_acc_drop", 1.5),
-        ("looks.floor", float("nan")),
         ("in_pixels.steps", 0),
         ("batch_size", 0),
         ("pixels_at_once", 0),

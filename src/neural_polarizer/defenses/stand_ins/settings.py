@@ -7,7 +7,7 @@ from typing import Literal
 
 from neural_polarizer.devices import Precision
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.settings import check_literals
+from neural_polarizer.settings import check_literals, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,14 +210,14 @@ _COUNTS = (
 
 
 def check_ranges(settings: object, part: str) -> None:
-    """Refuse numbers that make no sense in ``part``: none, not finite, negative, a share above 1, or a count of 0."""
+    """Refuse numbers that make no sense in ``part``: none, negative, a share above 1, or a count of 0."""
     for each in fields(settings):  # type: ignore[arg-type]  # a dataclass
         value, name = getattr(settings, each.name), f"{part}.{each.name}"
         if value == ():
             raise BadInputError(f"{name} must hold at least one number")
         for number in value if isinstance(value, tuple) else (value,):
-            if not math.isfinite(number) or number < 0 or (each.name in _SHARES and number > 1):
-                kind = "a share between 0 and 1" if each.name in _SHARES else "finite and not negative"
+            if number < 0 or (each.name in _SHARES and number > 1):
+                kind = "a share between 0 and 1" if each.name in _SHARES else "not negative"
                 raise BadInputError(f"{name} must be {kind}, got {number}")
             if each.name in _COUNTS and number < 1:
                 raise BadInputError(f"{name} must be at least 1, got {number}")
@@ -275,6 +275,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_literals(self)
+        check_values(self)
         for part in ("looks", "in_pixels", "in_features", "bank", "learning", "copies", "guard"):
             check_ranges(getattr(self, part), part)
         if min(self.batch_size, self.pixels_at_once) < 1:
@@ -288,5 +289,3 @@ class Settings:
             raise BadInputError(f"guard.dials must begin with 0, the model as it is, and rise, got {self.guard.dials}")
         if self.epochs is not None and self.epochs < 1:
             raise BadInputError(f"epochs must be at least 1, got {self.epochs}")
-        if isinstance(self.target, bool):
-            raise BadInputError(f"the target must be a class or 'next', got {self.target}")
