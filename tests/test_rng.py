@@ -69,3 +69,17 @@ def test_the_global_generator_comes_back_after_an_error_too() -> None:
     with pytest.raises(KeyError, match="inside"):
         _draw_and_fail()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_seed_that_waits_for_cuda_is_the_callers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", waiting.append)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(11)
+        with global_rng(3, "outer"), global_rng(3, "inner"):
+            assert waiting[-1] == derive_seed(3, "inner")
+        assert waiting[-2:] == [derive_seed(3, "outer"), 11]
+        with pytest.raises(KeyError), global_rng(3):
+            raise KeyError
+        assert waiting[-1] == 11

@@ -22,9 +22,14 @@ def stream(seed: int, *use: str | int) -> torch.Generator:
 def global_rng(seed: int, *use: str | int) -> Iterator[None]:
     """Seed torch's global generators inside the block only, for code that takes no generator (init, dropout).
 
-    CUDA is not woken for it.
+    CUDA is not woken for it. Where it sleeps, it has no state to come back to, only a seed that waits for it;
+    afterwards that is the caller's ``torch.manual_seed``, even if CUDA alone was given another one.
     """
-    used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=used):
-        torch.manual_seed(derive_seed(seed, *use))
-        yield
+    awake, known = torch.cuda.is_initialized(), torch.initial_seed()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if awake else ()):
+        try:
+            torch.manual_seed(derive_seed(seed, *use))
+            yield
+        finally:
+            if not awake:
+                torch.cuda.manual_seed_all(known)
