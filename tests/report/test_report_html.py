@@ -91,11 +91,18 @@ def test_everything_that_was_recorded_is_on_the_page() -> None:
 def test_warnings_come_before_the_verdict() -> None:
     text = page().text
     places = [
-        text.index(each) for each in ("no images of class 12", "tries to run", "Backdoor removed On", "Before and")
+        text.index(each)
+        for each in (
+            "no images of class 12",
+            "tries to run",
+            "Backdoor removed On",
+            "How the model file was read",
+            "Before and",
+        )
     ]
     assert places == sorted(places)
     harmless = page(sample_record(warnings=[], threats=[], findings=["the names begin with module."])).text
-    assert "How the model file was read the names begin with module." in harmless
+    assert "How the model file was read the names begin with module. Before and after" in harmless
     assert "Read this first" not in harmless
     assert "How the model file was read" not in page(sample_record(warnings=[], threats=[], findings=[])).text
 
