@@ -19,7 +19,7 @@ from neural_polarizer.defenses.stand_ins.learn import (
     learn,
 )
 from neural_polarizer.defenses.stand_ins.seen import engine_at, seen
-from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.defenses.stand_ins.settings import Learning, Settings
 from toys import tiny_images
 
 
@@ -56,7 +56,7 @@ def learned(times: int, clean: ImageSet) -> tuple[Tensor, float]:
         net,
         Layer(net),
         lesson,
-        Settings(batch_size=32),
+        Settings(batch_size=32, learning=Learning(lr=0.5)),  # 20 steps are few
         weight=1.0,
         steps=20,
         generator=generator,
@@ -71,7 +71,7 @@ def test_a_network_whose_channels_are_there_twice_learns_the_same() -> None:
     clean = tiny_images(40)
     once, scale = learned(1, clean)
     twice, _ = learned(2, clean)
-    assert float(once.abs().mean()) > 0.03 * scale  # the network answers otherwise
+    assert float(once.abs().mean()) > 0.05 * scale
     assert torch.allclose(once, twice, atol=1e-3 * scale)
 
 
