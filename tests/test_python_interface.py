@@ -307,6 +307,36 @@ def test_what_the_caller_has_set_in_torch_changes_nothing(name: str) -> None:
     assert_same(found.model.state_dict(), expected.model.state_dict())
 
 
+@contextmanager
+def switched_off() -> Iterator[None]:
+    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
+        yield
+
+
+@pytest.mark.parametrize("state", [lambda: torch.autocast("cpu", torch.bfloat16), switched_off])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("ft", {"schedule": {"precision": "bf16", "epochs": 3, "batch_size": 8}}),
+        ("npd", {"precision": "bf16", "epochs": 3}),
+    ],
+)
+def test_weights_are_cast_anew_in_each_step_in_an_autocast_of_the_caller(
+    state: Callable[[], AbstractContextManager[Any]], method: str, settings: dict[str, Any]
+) -> None:
+    def found() -> npz.Purified:
+        return npz.purify(tiny_model(), CLEAN, method, **settings, **ONE)
+
+    expected = found()
+    with state():
+        inside = found()
+        assert torch.is_autocast_enabled("cpu") == (state is not switched_off)
+        assert torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype == (
+            torch.float32 if state is switched_off else torch.bfloat16
+        )
+    assert_same(inside.model.state_dict(), expected.model.state_dict())
+
+
 def test_evaluate_says_what_would_explain_a_low_accuracy() -> None:
     pixels = torch.zeros(24, 3, 4, 4)
     labels = torch.arange(24) % 3

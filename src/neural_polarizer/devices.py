@@ -65,11 +65,32 @@ def plain_torch() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_outside_autocast())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         yield
+
+
+@contextmanager
+def _outside_autocast() -> Iterator[None]:
+    """As if the caller had entered no autocast.
+
+    Turning it off is not enough: weights that are cast in it are kept until the outermost one ends, so those of our own
+    would stay as they were in the first step of learning.
+    """
+    depth = torch.autocast_increment_nesting() - 1
+    enabled = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    for kind in enabled:
+        torch.set_autocast_enabled(kind, False)
+    try:
+        yield
+    finally:
+        for kind, on in enabled.items():
+            torch.set_autocast_enabled(kind, on)
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
