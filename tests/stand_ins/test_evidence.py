@@ -161,10 +161,14 @@ def test_the_form_of_a_trigger_is_the_one_in_which_its_class_stands_out() -> Non
     assert smooth.forms[10].tolist() == [1.0, 1.0, 1.0]  # nobody looks for the form of "next"
 
 
-def test_only_forms_in_which_a_class_stands_out_judge() -> None:
+def test_only_the_form_in_which_a_class_stands_out_most_judges() -> None:
     calm = torch.linspace(-1, 1, 10)
     low = torch.cat([torch.tensor([-6.0]), torch.linspace(-1, 1, 9)])
+    less = torch.cat([torch.tensor([-3.0]), torch.linspace(-1, 1, 9)])
     smooth, everywhere = usual([low], [calm, low, low], torch.zeros(9)), usual([low], [low, low, low], torch.zeros(9))
+    dense = usual([low], [low, less, low], torch.zeros(9))
+    assert dense.forms[0, 0] > dense.forms[0, 1] > 3
+    assert dense.judging(3.0)[0].tolist() == [float(dense.forms[0, 0]), 0.0, 0.0]  # a trigger has one form
     assert smooth.judging(3.0)[0].tolist() == [0.0, float(smooth.forms[0, 1]), 0.0]  # the features' length tells less
     assert smooth.judging(3.0)[1].tolist() == smooth.forms[1].tolist()  # it stands out in none
     assert everywhere.judging(3.0)[0].tolist() == [*everywhere.forms[0, :2].tolist(), 0.0]

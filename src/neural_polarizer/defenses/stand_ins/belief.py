@@ -42,15 +42,15 @@ class Belief:
         return told_aim(self.likeliest, len(self.aims) - 1) if self.p_value < level else None
 
     def judging(self, clear: float) -> Float[Tensor, "a f"]:
-        """``forms`` for what is to judge: where some in pixels stand out, by ``clear``, only these.
+        """``forms`` for what is to judge: that in pixels in which an aim stands out most, where it does by ``clear``.
 
-        In any other form stand-ins are what the class has by nature, and a layer that stops the trigger leaves them.
-        In features a class stands out wherever it does in pixels.
+        A trigger has one form. In any other, stand-ins are what the class has by nature, and a layer that stops the
+        trigger leaves them. In features a class stands out wherever it does in pixels.
         """
-        clearly = torch.cat(
-            [self.forms[:, :-1] >= clear, torch.zeros_like(self.forms[:, -1:], dtype=torch.bool)], dim=1
-        )
-        return torch.where(clearly.any(dim=1, keepdim=True), self.forms.masked_fill(~clearly, 0.0), self.forms)
+        pixels = self.forms[:, :-1]
+        leading = (pixels == pixels.amax(dim=1, keepdim=True)) & (pixels >= clear)
+        led = torch.cat([leading, torch.zeros_like(leading[:, :1])], dim=1)
+        return torch.where(leading.any(dim=1, keepdim=True), self.forms.masked_fill(~led, 0.0), self.forms)
 
     def knowing(self, aim: int, floor: float) -> "Belief":
         """The same where somebody has told the attacker's aim; every aim keeps its share of ``floor``."""

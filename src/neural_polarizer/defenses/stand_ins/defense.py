@@ -35,7 +35,7 @@ class LeastStandIns(Settings, Defense):
         "place.",
     )
     inserts: ClassVar[bool] = True
-    revision: ClassVar[int] = 18
+    revision: ClassVar[int] = 19
     least_images: ClassVar[int] = 1
     smoke: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
