@@ -107,3 +107,23 @@ def test_what_does_not_fit_is_refused() -> None:
     maps = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     with pytest.raises(BadInputError, match="must give logits N x K"):
         Engine(made(maps), CLEAN, seed=0, site="before:1")
+
+
+class InParts(nn.Module):
+    """Gives its network a few images at once."""
+
+    def __init__(self, network: nn.Module, most: int) -> None:
+        super().__init__()
+        self.network, self.most = network, most
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.network(part) for part in images.split(self.most)])
+
+
+def test_a_network_that_splits_its_batches_needs_small_ones() -> None:
+    model = InParts(tiny_model(), most=8)
+    with pytest.raises(
+        BadInputError, match=r"reads 8 images at once where .* is given 10; give a batch_size of at most 8"
+    ):
+        made_engine(model, site=None)
+    assert made_engine(model, site=None, batch_size=8).logits((to_pixels(CLEAN.images[:8]),)).shape == (8, 4)

@@ -377,3 +377,39 @@ def test_at_every_candidate_a_calibrated_polarizer_keeps_the_logits_and_the_netw
     after = snapshot(network)
     assert_close(after[0], before[0], rtol=0.0, atol=0.0)
     assert after[1:] == before[1:]
+
+
+class _TimeFirst(nn.Module):
+    """Rows as time steps in front of the images, then images in front again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(48, 8), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.inner(images.permute(2, 0, 1, 3).flatten(2)).mean(dim=0))
+
+
+class _Pieces(nn.Module):
+    """Quarters of an image as images of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        quarters = torch.cat([half for part in images.chunk(2, 2) for half in part.chunk(2, 3)])
+        return self.head(self.inner(quarters).mean(dim=(2, 3)).unflatten(0, (4, -1)).mean(dim=0))
+
+
+@pytest.mark.parametrize("kind", [_TimeFirst, _Pieces])
+def test_features_that_are_not_those_of_single_images_are_no_place(kind: Callable[[], nn.Module]) -> None:
+    network = made(kind())
+    assert [str(each.site) for each in candidates(network, _pixels())] == ["before:head"]
+    with pytest.raises(BadInputError, match=r"found \(\d+, .*\) for N = 3 images"):
+        features_at(network, Site("after", "inner"), _pixels())
+
+
+def test_a_network_without_any_place_is_told_what_to_do() -> None:
+    with pytest.raises(BadInputError, match=r"no place in this network.* use a method without a layer"):
+        choose_site([])

@@ -219,3 +219,38 @@ def test_a_polarized_network_can_be_copied_and_its_state_loaded() -> None:
     fresh = insert(network, Site("after", "features"), Polarizer(6)).eval()
     fresh.load_state_dict(polarized.state_dict())
     assert_close(fresh(pixels), polarized(pixels), rtol=0.0, atol=0.0)
+
+
+class Encoder(nn.Module):
+    """Tokens through an encoder of torch's, which in evaluation takes the weights of its parts and calls none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layers(self.patch(images).flatten(2).transpose(1, 2)).mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    "site", ["after:layers.layers.1.norm1", "before:layers.layers.0.linear1", "before:layers.layers.1"]
+)
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_layer_inside_torchs_transformers_is_called(site: str, grad: bool) -> None:
+    network, layer = (
+        made(Encoder()).requires_grad_(False),
+        Polarizer(8, channels_last=True),
+    )
+    polarized = insert(network, Site.parse(site), layer.eval())
+    with torch.set_grad_enabled(grad):
+        assert_close(polarized(_pixels()), network(_pixels()), rtol=1e-4, atol=1e-4)
+        layer.mix.weight.data.zero_()
+        assert (polarized(_pixels()) - network(_pixels())).abs().max() > 0.01
+
+
+def test_the_network_is_not_cut_inside_a_module_of_torchs() -> None:
+    layer = Polarizer(8, channels_last=True).eval()
+    polarized = insert(made(Encoder()), Site("after", "layers.layers.1.norm1"), layer)
+    assert cut(polarized, layer, _pixels()) == "the layer is inside a module of torch's, which cannot be divided"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.layer.polarizer import Polarizer
+from neural_polarizer.layer.surgery import called
 from neural_polarizer.models.normalize import Normalized
 from neural_polarizer.rng import stream
 
@@ -133,12 +134,13 @@ def backbone_state(polarized: nn.Module) -> dict[str, Tensor]:
 
 
 def hooks(model: nn.Module) -> list[object]:
-    """Every hook on any module."""
+    """Every hook on any module but the one that a polarized module has by itself."""
     return [
         hook
         for module in model.modules()
         for table in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
         for hook in table.values()
+        if hook is not called
     ]
 
 

@@ -94,6 +94,17 @@ def test_a_part_of_the_network_has_no_classes_and_says_so() -> None:
         wrapped(torch.zeros(2, 6, 8, 8))
 
 
+def test_a_network_that_splits_its_batches_is_refused() -> None:
+    class InParts(TinyNet):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cat([super(InParts, self).forward(part) for part in images.split(5)])
+
+    polarized = by_class(made(InParts()))
+    assert polarized(to_pixels(tiny_images(5).images)).shape == (5, 4)
+    with pytest.raises(BadInputError, match="read 5 images at once where the network was given 8; choose another site"):
+        polarized(to_pixels(tiny_images(8).images))
+
+
 class Named(TinyNet):
     """Its logits are one of several outputs."""
 

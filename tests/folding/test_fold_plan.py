@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from neural_polarizer.layer.folding.fold import Folded, fold_polarizer
+from neural_polarizer.layer.polarizer import Polarizer
 from neural_polarizer.layer.surgery import Site, insert
 from toys import made, polarizers
 
@@ -150,3 +151,25 @@ def test_the_batch_norm_behind_is_merged_only_if_nothing_else_reads_the_layer() 
     assert_close(folded.model(pixels), model(pixels), rtol=1e-9, atol=1e-9)
     _, shared, _ = fold(lambda m, x: (lambda s: ending(m, m.norm(s) + s))(m.site(m.stem(x).relu())))
     assert shared.site_kept
+
+
+class InsideTorchs(nn.Module):
+    """Tokens through a layer of torch's that is traced as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(self.patch(images).flatten(2).transpose(1, 2)).mean(dim=1))
+
+
+def test_inside_a_module_of_torchs_it_becomes_one_linear_layer_there() -> None:
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    model = insert(made(InsideTorchs()), Site("after", "layer.norm1"), made(Polarizer(8, channels_last=True), 3))
+    expected = model(pixels)
+    folded = fold_polarizer(model, pixels)
+    assert not folded.architecture_kept
+    assert folded.obstacles == ("the layer is inside a module of torch's, which cannot be divided",)
+    assert_close(folded.model(pixels), expected, rtol=1e-4, atol=1e-4)

@@ -139,7 +139,21 @@ class Engine:
         if isinstance(parts, Cut):
             return parts.prefix, parts.tail, parts.entry
         self.notes.append(f"full forward passes instead of cached features: {parts}")
+        self._check_batches()
         return lambda pixels: (pixels,), self.model, None
+
+    @torch.no_grad()
+    def _check_batches(self) -> None:
+        """Refuse a network that splits its batches, as perturbations of the layer's input are those of a whole one."""
+        pixels = to_pixels(self.images[: self._batch_size])
+        found: list[int] = []
+        with self.polarizer.register_forward_pre_hook(lambda _layer, args: found.append(len(args[0]))):
+            self.model(pixels)
+        if found != [len(pixels)]:
+            raise BadInputError(
+                f"site {str(self.site)!r}: the layer reads {found[0]} images at once where the network is given "
+                f"{len(pixels)}; give a batch_size of at most {found[0]}, or choose another site"
+            )
 
     @torch.no_grad()
     def _cached(self) -> Values:

@@ -73,6 +73,11 @@ class ByClass(Polarizer):
         classes = self.first.classes
         if classes is None:
             raise BadInputError("layers by class need two passes of the whole network: call the network, not a part")
+        if classes.shape[0] != features.shape[0]:
+            raise BadInputError(
+                f"layers by class read {features.shape[0]} images at once where the network was given "
+                f"{classes.shape[0]}; choose another site, or smaller batches"
+            )
         classes = classes.view(-1, *(1 for _ in features.shape[1:]))
         given = features
         for number, layer in enumerate(self.layers):  # no choice by value, so that torch.export can follow

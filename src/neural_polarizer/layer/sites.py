@@ -64,7 +64,8 @@ def features_at(model: nn.Module, site: Site, pixels: Float[Tensor, "n c h w"]) 
     if features is None:
         what = "no tensor" if place is None else str(tuple(place.value.shape))
         raise BadInputError(
-            f"site {str(site)!r}: needs features N x C x H x W, N x H x W x C, N x L x C or N x C, found {what}"
+            f"site {str(site)!r}: needs features N x C x H x W, N x H x W x C, N x L x C or N x C, found {what} for "
+            f"N = {len(pixels)} images"
         )
     return features
 
@@ -123,6 +124,11 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     deep = [each for each in free if behind[each] >= LEFT_BEHIND]
     wide = [each for each in deep if each.features.positions > 1]
     usable = wide or [each for each in deep if each.features.layout != "NC"] or deep or free
+    if not found:
+        raise BadInputError(
+            "a layer has no place in this network: nothing in it runs exactly once and gives the features of each "
+            "image; use a method without a layer, such as ft-sam"
+        )
     if not usable:
         raise BadInputError(
             "no place in this network is passed by everything that leads from the pixels to the logits; choose one of "
@@ -188,6 +194,7 @@ class _Pass:
     def __init__(self, model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> None:
         self.places: list[_Place] = []
         self.runs: Counter[str] = Counter()
+        self._images = len(pixels)
         self._counter = FlopCounterMode(display=False)
         with torch.enable_grad(), ExitStack() as hooks, self._counter:
             for name, module in bare(model).named_modules():
@@ -226,6 +233,8 @@ class _Pass:
         return self._first.get(place.node, -1)
 
     def features(self, place: _Place) -> Features | None:
+        if place.value.shape[:1] != (self._images,):  # time steps in front, or several pieces of each image
+            return None
         alike = [other.module for other in self.places if other is place or self.group(other) == self.group(place) >= 0]
         return features_of(place.value, alike)
 

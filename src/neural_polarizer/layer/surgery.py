@@ -56,6 +56,8 @@ class PolarizedModule(nn.Module):
         self.polarizer = polarizer
         self.side = side
         self.training = module.training
+        # In evaluation torch's transformers take the weights of their parts and call none, unless one has a hook.
+        self.register_forward_hook(called)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -74,6 +76,10 @@ class PolarizedModule(nn.Module):
         if self.side == "before":
             return self.module(self.polarizer(features), *args, **kwargs)
         return self.polarizer(self.module(features, *args, **kwargs))
+
+
+def called(_module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+    """The hook that each ``PolarizedModule`` has; it changes nothing."""
 
 
 def full_name(model: nn.Module, site: Site) -> str:
@@ -130,6 +136,14 @@ def trace(model: nn.Module) -> fx.Graph:
     return _Tracer().trace(model)
 
 
+def polarizer_in(graph: fx.Graph, model: nn.Module, polarizer: nn.Module) -> fx.Node:
+    """The node of ``polarizer`` in the graph of ``model``; refused inside a module of torch's, which has one node."""
+    found = [n for n in graph.nodes if n.op == "call_module" and model.get_submodule(n.target) is polarizer]
+    if len(found) != 1:
+        raise BadInputError("the layer is inside a module of torch's, which cannot be divided")
+    return found[0]
+
+
 @torch.no_grad()
 def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]) -> Cut | str:
     """Cut ``model`` in front of its ``polarizer``, or say in words why that is not possible.
@@ -140,6 +154,8 @@ def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]
         parts = _split(model, trace(model), polarizer)
         values = parts.prefix(pixels)
         logits, expected = parts.tail(*values), model(pixels)
+    except BadInputError as error:
+        return str(error)
     except Exception as error:  # a foreign network may raise anything while it is traced
         return f"the network cannot be traced: {cause(error)}"
     if not all(isinstance(value, Tensor) and value.shape[:1] == pixels.shape[:1] for value in values):
@@ -150,7 +166,7 @@ def cut(model: nn.Module, polarizer: Polarizer, pixels: Float[Tensor, "n c h w"]
 
 
 def _split(model: nn.Module, graph: fx.Graph, polarizer: Polarizer) -> Cut:
-    (site,) = [n for n in graph.nodes if n.op == "call_module" and model.get_submodule(n.target) is polarizer]
+    site = polarizer_in(graph, model, polarizer)
     tail, varying = {site}, set()
     for node in graph.nodes:
         if any(source in tail for source in node.all_input_nodes):

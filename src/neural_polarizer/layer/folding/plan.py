@@ -10,10 +10,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from neural_polarizer.errors import cause
+from neural_polarizer.errors import BadInputError, cause
 from neural_polarizer.layer.folding.edits import Behind, Edit, InsteadOfNorm, Into, ShiftInto, pads_zeros
 from neural_polarizer.layer.polarizer import Polarizer
-from neural_polarizer.layer.surgery import PolarizedModule, trace
+from neural_polarizer.layer.surgery import PolarizedModule, polarizer_in, trace
 from neural_polarizer.models.normalize import bare
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -38,6 +38,9 @@ class Plan:
         self.wrapped = wrapped
         try:
             graph = trace(root)
+            self.site = polarizer_in(graph, root, wrapped.polarizer)
+        except BadInputError as error:
+            raise UnfoldableError(str(error)) from None
         except Exception as error:  # a foreign network may raise anything while it is traced
             raise UnfoldableError(f"the network cannot be traced: {cause(error)}") from None
         self.modules = {n: root.get_submodule(n.target) for n in graph.nodes if n.op == "call_module"}
@@ -46,7 +49,6 @@ class Plan:
             id(value) for module in root.modules() for value in module._parameters.values() if value is not None
         )
         self.holders.update(id(operator.attrgetter(node.target)(root)) for node in graph.nodes if node.op == "get_attr")
-        (self.site,) = [node for node, module in self.modules.items() if module is wrapped.polarizer]
         self.channels = len(next(wrapped.polarizer.parameters()))
         self.last = isinstance(wrapped.polarizer, Polarizer) and wrapped.polarizer.channels_last
 
