@@ -321,10 +321,16 @@ class Accuser(Defense):
 
 @pytest.mark.parametrize(
     ("rows", "accused"),
-    [(range(16), 1), (range(9), None), (range(0, 16, 4), None)],  # all; too few; of class 0 only
+    [
+        ([*range(16)], 1),
+        ([*range(9)], None),  # too few
+        ([*range(0, 16, 4)] * 3, None),  # of class 0 only
+        ([*range(0, 16, 4), *range(1, 16, 4)] * 2, None),  # and of the one that is accused
+        ([*range(0, 16, 4), *range(2, 16, 4)] * 2, 1),  # of two others
+    ],
 )
-def test_too_few_images_and_those_of_one_class_accuse_nobody(rows: range, accused: int | None) -> None:
-    clean = CLEAN.select(torch.tensor([*rows]))
+def test_too_few_images_and_those_of_one_class_accuse_nobody(rows: list[int], accused: int | None) -> None:
+    clean = CLEAN.select(torch.tensor(rows))
     found = Accuser().repair(tiny_model(), clean, seed=0)
     assert found.suspect == accused
     assert found.audit is not None

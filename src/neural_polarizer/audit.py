@@ -13,6 +13,7 @@ from torch import nn
 
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses import DEFAULT, Defense
+from neural_polarizer.defenses.fitting import too_little
 from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.result import Suspect
 from neural_polarizer.defenses.stand_ins import LeastStandIns
@@ -88,7 +89,9 @@ def audited(
     aims, measures = int((belief.factors > 0).sum()), len(BY_CLASS) + len(GAINS)
     reach = {name: nameable(found.norms[name].log(), level, aims, measures, resolution) for name in BY_CLASS}
     named = belief.accused(level)
-    reason = sense.remark if sense.meaningless else None if named is not None else _too_coarse(reach)
+    reason = sense.remark if sense.meaningless else too_little(clean, named)
+    if reason is None and named is None:
+        reason = _too_coarse(reach)
     verdict: Verdict = "cannot say" if reason else "none seen" if named is None else "backdoor"
     return Audited(
         verdict=verdict,
@@ -146,7 +149,7 @@ def choose_target(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> ChosenTarget:
-    """The class that the evidence names, for ``method``; where it names none, a method that needs no target.
+    """The class that the evidence names, for ``method``; where it can name none, a method that needs no target.
 
     ``model`` maps pixels in [0, 1] to logits ``(n, k)`` and is untouched; ``settings`` are those of ``looking_for``. No
     images, and labels that the model does not know, are refused.
@@ -154,9 +157,10 @@ def choose_target(
     _, found = found_in(model, clean, settings, seed=seed, device=device, progress=progress)
     suspect = found.belief.accused(settings.looks.level)
     said = f"corrected p {found.belief.p_value:.2g}, level {settings.looks.level:g}"
-    if suspect is None:
+    nobody = f"no class stands out ({said})" if suspect is None else too_little(clean, suspect)
+    if nobody is not None:
         without = method if method == DEFAULT else FALLBACK
-        return ChosenTarget(without, None, f"no class stands out ({said}): {without} was used, without a target")
+        return ChosenTarget(without, None, f"{nobody}: {without} was used, without a target")
     name = "the class next to each image's own" if suspect == "next" else f"class {suspect}"
     return ChosenTarget(method, suspect, f"the audit takes {name} for the attacker's ({said})")
 

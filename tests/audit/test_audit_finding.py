@@ -6,12 +6,14 @@ import pytest
 import torch
 from audit_toys import CLASSES, DOOR, Corridor, banded
 
+import neural_polarizer as npz
 from neural_polarizer.audit import Audited, audited, choose_target, looking_for, spectrum
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.npd import NPD
 from neural_polarizer.defenses.stand_ins import LeastStandIns
 from neural_polarizer.defenses.stand_ins.evidence import found_in
 from neural_polarizer.defenses.stand_ins.settings import Settings
+from neural_polarizer.errors import NeuralPolarizerWarning
 from neural_polarizer.layer.polarizer import Polarizer
 from toys import assert_same, snapshot
 
@@ -72,6 +74,19 @@ def test_few_classes_are_not_judged() -> None:
     assert "too few classes" in str(found.reason)
     assert repr(found).startswith("Audited(cannot say, likeliest ")
     assert "\n" not in repr(found)
+
+
+@pytest.mark.long
+def test_images_of_one_class_accuse_nobody() -> None:
+    images = banded()
+    model, own = Corridor(0.0), images.select((images.labels == 4).nonzero()[:, 0])
+    with pytest.warns(NeuralPolarizerWarning, match="of one class only"):
+        found = npz.audit(model, own, device="cpu")
+    assert found.found.belief.accused(found.level) == 4  # as no image has to be led there
+    assert (found.verdict, found.suspect) == ("cannot say", None)
+    chosen = choose_target("npd-tu", model, own, Settings(), seed=0)
+    assert (chosen.method, chosen.target) == ("npd", None)
+    assert "of one class only" in chosen.reason
 
 
 class _First(torch.nn.Module):

@@ -53,7 +53,9 @@ def audit(
     place = choose_device(None if device is None else str(device))
     found = understood(in_float32(check_module(module_of(model))), as_image_set(clean, classes=classes))
     warn(found.images.notes)
-    return audited(found.model, found.images, seed=seed, device=place, progress=told(progress))
+    result = audited(found.model, found.images, seed=seed, device=place, progress=told(progress))
+    warn(() if result.reason is None else (result.reason,))
+    return result
 
 
 @plain_torch()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from neural_polarizer.data.images import ImageSet
-from neural_polarizer.defenses.fitting import Understood, check_classes, check_gradients, is_too_little, understood
+from neural_polarizer.defenses.fitting import Understood, check_classes, check_gradients, too_little, understood
 from neural_polarizer.defenses.form import check_one_layer, take_form
 from neural_polarizer.defenses.result import Outcome, accusing_nobody
 from neural_polarizer.errors import BadInputError
@@ -142,8 +142,9 @@ class Defense(ABC):
         result = one_logit(outcome.model, working) if found.yes_no else outcome.model
         take_form(result, model)
         told = {each.name: getattr(outcome, each.name) for each in fields(Outcome)} | {"model": result}
-        if outcome.suspect is not None and getattr(self, "target", None) is None and is_too_little(found.images):
-            told |= {"suspect": None, "audit": accusing_nobody(outcome.audit)}
+        reason = too_little(found.images, outcome.suspect)
+        if outcome.suspect is not None and getattr(self, "target", None) is None and reason is not None:
+            told |= {"suspect": None, "audit": accusing_nobody(outcome.audit, reason)}
         return Repaired(**told, defense=self, seed=seed, seconds=run.seconds, device=str(place))
 
     def _fitting(self, model: nn.Module, clean: ImageSet) -> Understood:

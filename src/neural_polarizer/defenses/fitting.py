@@ -35,9 +35,22 @@ def understood(working: nn.Module, clean: ImageSet) -> Understood:
     return Understood(two_logits(working), images, torch.cat((torch.zeros_like(logits), logits), dim=1), True)
 
 
-def is_too_little(images: ImageSet) -> bool:
-    """Whether what a few images, or those of one class, have in common by nature would pass for a backdoor."""
-    return len(images) < FEWEST_IMAGES or int(images.labels.unique().numel()) < 2
+def too_little(images: ImageSet, suspect: Suspect | None) -> str | None:
+    """Why these images accuse nobody, least of all ``suspect``; None where they may.
+
+    What a few images, or those of one class, have in common by nature would pass for a backdoor; and those of the
+    suspect's own class say nothing about how near it is.
+    """
+    if len(images) < FEWEST_IMAGES:
+        return f"{len(images)} clean images are too few to say that a class is the attacker's; give more"
+    if int(images.labels.unique().numel()) < 2:
+        return "clean images of one class only cannot say that a class is the attacker's; give images of every class"
+    if isinstance(suspect, int) and int(images.labels[images.labels != suspect].unique().numel()) < 2:
+        return (
+            f"clean images of only one class besides {suspect} cannot say that it is the attacker's; give images of "
+            "every class"
+        )
+    return None
 
 
 def check_gradients(working: nn.Module, images: ImageSet) -> None:

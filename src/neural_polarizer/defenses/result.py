@@ -43,10 +43,9 @@ class Audit:
     exhibits: Sequence[Exhibit] = ()
 
 
-def accusing_nobody(audit: Audit | None) -> Audit | None:
-    """``audit`` without an accusation, where there are too few images for one."""
-    told = "too few clean images, or images of one class only, to say that a class is the attacker's"
-    return None if audit is None else replace(audit, summary=told)
+def accusing_nobody(audit: Audit | None, reason: str) -> Audit | None:
+    """``audit`` without an accusation, with the reason in its place."""
+    return None if audit is None else replace(audit, summary=reason)
 
 
 @dataclass(frozen=True, eq=False)
