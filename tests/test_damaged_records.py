@@ -11,6 +11,7 @@ import pytest
 
 from neural_polarizer.errors import BadInputError
 from neural_polarizer.runs.purification import finished
+from neural_polarizer.runs.purify import WRITTEN
 from run_files import PURIFIED, make_runs, purify_words, run
 from verify_cases import edit
 
@@ -45,12 +46,12 @@ def test_the_same_command_refuses_it_in_one_line(
 
 def test_no_value_of_another_kind_gets_through_as_a_traceback(out: Path) -> None:
     whole = json.loads((out / "run.json").read_text())
-    assert finished(out, whole["run_id"]) == whole
+    assert finished(out, whole["run_id"], WRITTEN) == whole
     for name in whole.keys() - {"run_id"}:
         for value in (None, 7, [3], {"a": 3}):
             (out / "run.json").write_text(json.dumps(whole | {name: value}))
             with suppress(BadInputError):
-                assert finished(out, whole["run_id"]) == whole | {name: value}
+                assert finished(out, whole["run_id"], WRITTEN) == whole | {name: value}
 
 
 def test_an_export_into_the_folder_leaves_no_traceback(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,11 +61,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def words(command: str, runs: Path, out: Path) -> tuple[object, ...]:
     """A command that takes a moment and writes to ``out``."""
+    to = ("--out", out)
     data = f"digits={runs / 'train.parquet'},{runs / 'test.parquet'}"
     bench = ("bench", "run", "smoke", "--data", data, "--only", "attack=badnets", "--only", "defense=none")
     return {
         "attack": attack_words(runs, out),
         "purify": purify_words(runs / "attack", runs, out, "--method", "ft", "--batch-size", 4, "--epochs", 1),
+        "audit": ("audit", runs / "attack", "--clean", runs / "train.parquet", "--n-clean", 6, "--device", "cpu", *to),
         "export": ("export", runs / "purified", "--to", "state-dict", "--out", out / "exported.pt"),
         "bench": (*bench, "--engine", "inline", "--device", "cpu", "--out", out),
     }[command]
@@ -173,6 +175,40 @@ def test_damaged_weights_of_a_finished_run_are_made_again(runs: Path, tmp_path: 
         assert run(capsys, *words(command, runs, out)).code == 0
         assert (out / name).read_bytes() == before
         assert f"{name} has the SHA-256" in reason_beside(out / name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("command", "lost"),
+    [("attack", "trigger.png"), ("purify", "verdict.sarif"), ("purify", "clean_index.json"), ("purify", "report.html")],
+)
+def test_a_lost_or_damaged_file_of_a_finished_run_is_made_again(
+    command: str, lost: str, runs: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    assert run(capsys, *words(command, runs, tmp_path)).code == 0
+    (tmp_path / lost).unlink()
+    assert run(capsys, *words(command, runs, tmp_path)).code == 0
+    (tmp_path / lost).write_bytes(b"<html>")
+    assert run(capsys, *words(command, runs, tmp_path)).code == 0
+    assert (tmp_path / lost).read_bytes() != (tmp_path / "damaged" / lost).read_bytes() == b"<html>"
+    assert f"{lost} has the SHA-256" in reason_beside(tmp_path / lost)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("command", "record"), [("attack", "attack.json"), ("purify", "run.json"), ("audit", "audit.json")]
+)
+def test_a_damaged_record_of_a_finished_run_is_set_aside_with_its_files(
+    command: str, record: str, runs: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    assert run(capsys, *words(command, runs, tmp_path)).code == 0
+    names, whole = {each.name for each in tmp_path.iterdir()} - {"home"}, (tmp_path / record).read_bytes()
+    (tmp_path / record).write_bytes(whole[:-30])
+    assert run(capsys, *words(command, runs, tmp_path)).code == 0
+    assert {each.name for each in tmp_path.iterdir()} - {"home", "damaged"} == names
+    assert names <= {each.name for each in (tmp_path / "damaged").iterdir()}
+    assert (tmp_path / "damaged" / record).read_bytes() == whole[:-30]
+    assert "cannot be read as JSON" in reason_beside(tmp_path / record)
 
 
 @pytest.mark.long

@@ -289,6 +289,14 @@ def test_records_of_nonsense_are_judged_without_a_traceback(value: Any, purified
             assert str(path.parent) in found if isinstance(found, str) else not all(check.holds for check in found)
 
 
+def test_a_record_of_a_later_version_is_refused(purified: Path, attacked: Path, capsys: Capsys) -> None:
+    for path in (purified / "run.json", attacked / "attack.json"):
+        edit(path, lambda record: record.update(schema=99))
+        refused = run(capsys, "verify", path.parent, "--device", "cpu")
+        assert (refused.code, refused.err.count("\n")) == (3, 1)
+        assert f"{path}: has schema 99, but this version reads" in refused.err
+
+
 def test_names_from_a_record_are_printed_as_they_are(purified: Path, capsys: Capsys) -> None:
     edit(purified / "run.json", lambda record: record["files"].update({"[red]a\u202e": "0"}))
     told = run(capsys, "verify", purified, "--device", "cpu")

@@ -83,10 +83,27 @@ def damage(folder: Path) -> str | None:
         return str(error)
 
 
-def set_damaged_aside(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether weights of a finished run, whose record lies at ``path``, have been damaged.
+def whole_record(path: Path, written: Iterable[str]) -> dict[str, Any] | None:
+    """The record of a finished run; None where it is damaged: it and the files ``written`` are set aside then.
 
-    All its files are set aside then, with the reason. Those but weights, such as the report, are the user's to change.
+    Raises:
+        BadInputError: it cannot be read, and none of these files tells that it was a run's.
+    """
+    try:
+        return read_json(path)
+    except BadInputError as error:
+        beside = [each for name in written if (each := path.parent / name).is_file() and each != path]
+        if not (beside and path.is_file()):
+            raise
+        for each in (path, *beside):
+            set_aside(each, str(error))
+        return None
+
+
+def set_damaged_aside(path: Path, record: Mapping[str, Any], written: Iterable[str]) -> bool:
+    """Whether files ``written`` by a finished run, whose record lies at ``path``, have been damaged or are gone.
+
+    All its files are set aside then, with the reason. One that was exported since is not the run's to make again.
 
     Raises:
         BadInputError: the record has no table of hashes.
@@ -95,7 +112,7 @@ def set_damaged_aside(path: Path, record: Mapping[str, Any]) -> bool:
     if not isinstance(files, Mapping):
         raise BadInputError(f"{path}: is damaged: 'files' is no table; choose another --out or remove that folder")
     hashes = {name: known for name, known in files.items() if Path(name).name == name}
-    reason = damage_in(folder, {name: known for name, known in hashes.items() if name.endswith(".safetensors")})
+    reason = damage_in(folder, {name: hashes[name] for name in written if name in hashes})
     if reason is None:
         return False
     for each in (path, *(folder / name for name in hashes)):

@@ -34,7 +34,7 @@ from neural_polarizer.metrics import Metrics
 from neural_polarizer.model_files.describe import record_of_model
 from neural_polarizer.model_files.record import versions
 from neural_polarizer.model_files.save import save_model, save_polarizer
-from neural_polarizer.report.run.page import render_run
+from neural_polarizer.report.run.page import SCHEMA, render_run
 from neural_polarizer.runs.inspect import exhibits
 from neural_polarizer.runs.purification import RECORD, algorithm_of, settings_of, told_of
 from neural_polarizer.runs.purify import POLARIZER, PURIFIED, REPORT
@@ -153,7 +153,7 @@ class Purified(Repaired):
         nothing = asdict(Metrics())
         model = record_of_model(self.model, self.num_classes, self.classes, self.image_size, self.site)
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "run_id": self._identity,
             "method": self.method,
             **told_of(self),

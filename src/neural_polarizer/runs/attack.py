@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from neural_polarizer.attacks import ATTACKS, Attack, Workshop, name_of
 from neural_polarizer.attacks.base import TriggerState
-from neural_polarizer.cache import entry, keep_tensors, kept_tensors, key_of, seal, sealed, set_damaged_aside
+from neural_polarizer.cache import (
+    entry,
+    keep_tensors,
+    kept_tensors,
+    key_of,
+    seal,
+    sealed,
+    set_damaged_aside,
+    whole_record,
+)
 from neural_polarizer.data.columnar import write_images
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.errors import BadInputError, printable
@@ -53,6 +62,7 @@ TRIGGERED = "triggered.parquet"
 TRIGGER = "trigger.safetensors"
 PICTURE = "trigger.png"
 TRAINING_STATE = "training.safetensors"
+SCHEMA = 2
 FILES = (MODEL, TRIGGERED, TRIGGER, PICTURE, RECORD)
 SHOWN = 8
 
@@ -117,7 +127,7 @@ class Planting:
             known = {name: getattr(init.record, name) for name in ("definition", "mean", "std")}
             begun = {"init": {"sha256": init.sha256, **known}}
         return {
-            "schema": 2,
+            "schema": SCHEMA,
             "attack": name_of(type(self.attack)),
             "settings": told(self.attack),
             "data_sha256": train.sha256(),
@@ -166,7 +176,7 @@ def deliver_attack(job: Planting, out: Path, *, device: torch.device, progress: 
     output_folder(out)
     if (out / RECORD).exists():
         found = _finished(out / RECORD, request)
-        if not set_damaged_aside(out / RECORD, found):
+        if found is not None and not set_damaged_aside(out / RECORD, found, FILES):
             return found
     check_free(out, FILES)
     folder = cached_attack(job, device=device, progress=progress)
@@ -186,8 +196,8 @@ def run_attack(job: Planting, out: Path, *, device: torch.device, progress: Prog
     """
     attack, train, test, request = job.attack, job.train, job.test, job.request()
     output_folder(out)
-    if (out / RECORD).exists():
-        return _finished(out / RECORD, request)
+    if (out / RECORD).exists() and (done := _finished(out / RECORD, request)) is not None:
+        return done
     started = time.perf_counter()
     workshop = job.workshop(out / TRAINING_STATE, device, progress)
     learned = _once(out / TRIGGER, key_of(request), lambda: attack.learn(train, workshop))
@@ -275,8 +285,11 @@ def _waiting(progress: Progress) -> Callable[[], None]:
     return lambda: progress("waiting for another run", 0, 1)
 
 
-def _finished(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    found = read_json(path)
+def _finished(path: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of this very attack; None where it was damaged, and set aside."""
+    found = whole_record(path, FILES)
+    if found is None:
+        return None
     wanted = json.loads(json.dumps(request))
     other = [name for name, value in wanted.items() if found.get(name) != value]
     if other:

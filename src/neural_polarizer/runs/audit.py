@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from neural_polarizer.audit import Audited, audited, spectrum
+from neural_polarizer.cache import whole_record
 from neural_polarizer.data.images import ImageSet
 from neural_polarizer.defenses.stand_ins.least import StandIns
 from neural_polarizer.defenses.stand_ins.settings import Settings
 from neural_polarizer.errors import BadInputError
-from neural_polarizer.files import check_free, output_folder, read_json, write_json, write_text, writing
+from neural_polarizer.files import check_free, output_folder, write_json, write_text, writing
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.model_files.record import versions
 from neural_polarizer.progress import Progress, silent
@@ -93,9 +94,13 @@ def _check(loaded: LoadedModel, purified: LoadedModel | None, out: Path) -> None
 
 
 def _not_of_an_audit(out: Path) -> tuple[str, ...]:
-    """The files that no audit has written in ``out`` yet; an earlier one's are written over."""
+    """The files that no audit has written in ``out`` yet; an earlier one's are written over.
+
+    One whose record is damaged is set aside.
+    """
     with suppress(BadInputError):  # there is none, or it is somebody's
-        if "clean_sha256" in read_json(out / RECORD):
+        found = whole_record(out / RECORD, (REPORT, VERDICT, SARIF))
+        if found is not None and "clean_sha256" in found:
             return ()
     return REPORT, VERDICT, SARIF, RECORD
 

@@ -1,7 +1,7 @@
 """What is to be purified and with what, whether that goes together, and which run it is."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neural_polarizer.cache import key_of, set_damaged_aside
+from neural_polarizer.cache import key_of, set_damaged_aside, whole_record
 from neural_polarizer.data.images import ImageSet, count_shared
 from neural_polarizer.data.subset import clean_subset
 from neural_polarizer.defenses.base import Defense, Repaired
 from neural_polarizer.errors import BadInputError, refusing
-from neural_polarizer.files import read_json
 from neural_polarizer.metrics import Metrics
 from neural_polarizer.model_files.load import LoadedModel
 from neural_polarizer.model_files.record import versions
@@ -150,23 +149,25 @@ def chosen_images(pool: ImageSet, n_clean: int | None, seed: int) -> tuple[Int64
     return rows, pool.select(rows)
 
 
-def finished(out: Path, identity: str) -> dict[str, Any] | None:
+def finished(out: Path, identity: str, written: Collection[str]) -> dict[str, Any] | None:
     """The record of this very run, if ``out`` holds it already; None if it holds none that is whole.
 
-    A run whose files have been damaged since is set aside; an attack or another run is refused, and so is a record that
-    is not as this version writes it.
+    A run whose record or files ``written`` have been damaged since is set aside; an attack or another run is refused,
+    and so is a record that is not as this version writes it.
     """
     if (out / ATTACK_RECORD).exists():
         raise BadInputError(f"{out}: holds an attack, which would be mixed up with the result; choose another --out")
     if not (out / RECORD).exists():
         return None
-    found = read_json(out / RECORD)
+    found = whole_record(out / RECORD, written)
+    if found is None:
+        return None
     if found.get("run_id") != identity:
         raise BadInputError(
             f"{out}: holds another run (method {found.get('method')}, seed {found.get('seed')}); "
             "choose another --out or remove that folder"
         )
-    if set_damaged_aside(out / RECORD, found):
+    if set_damaged_aside(out / RECORD, found, written):
         return None
     said = f"{out / RECORD}: is damaged, or of another version"
     with refusing(said, Exception, then="; choose another --out or remove that folder"):  # it may hold anything

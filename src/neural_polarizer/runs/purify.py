@@ -21,7 +21,7 @@ from neural_polarizer.model_files.record import ModelRecord
 from neural_polarizer.model_files.save import save_model, save_polarizer
 from neural_polarizer.progress import Progress, silent
 from neural_polarizer.report.html import Picture
-from neural_polarizer.report.run.page import render_run
+from neural_polarizer.report.run.page import SCHEMA, render_run
 from neural_polarizer.report.run.verdict_files import SARIF, VERDICT, run_files
 from neural_polarizer.runs.inspect import inspect
 from neural_polarizer.runs.purification import RECORD, Purification, chosen_images, finished, told_of
@@ -56,7 +56,7 @@ def run_purify(
     started = time.perf_counter() - load_seconds
     rows, clean = chosen_images(job.pool, job.n_clean, job.seed)
     identity = job.identity(clean)
-    found = finished(out, identity)
+    found = finished(out, identity, WRITTEN)
     if found is not None:
         return found
     check_free(out, WRITTEN)
@@ -64,7 +64,7 @@ def run_purify(
     seconds = {"load": load_seconds, **told["seconds"], "total": time.perf_counter() - started}
     unread = [note for note in job.evidence.notes if note not in clean.notes]
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "run_id": identity,
         **told,
         "seconds": seconds,

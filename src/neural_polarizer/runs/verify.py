@@ -20,8 +20,10 @@ from neural_polarizer.model_files.checkpoints import sha256_of_weights
 from neural_polarizer.model_files.load import LoadedModel, load_model
 from neural_polarizer.models.definition import Definition
 from neural_polarizer.progress import Progress, silent
+from neural_polarizer.report.run.page import SCHEMA
 from neural_polarizer.report.values import items, number, table
 from neural_polarizer.runs.attack import MODEL, PICTURE, TRIGGER, TRIGGERED
+from neural_polarizer.runs.attack import SCHEMA as ATTACK_SCHEMA
 from neural_polarizer.runs.purification import ATTACK_RECORD, RECORD
 from neural_polarizer.runs.purify import CLEAN_INDEX, FOLDED, POLARIZER, PURIFIED, REPORT
 from neural_polarizer.runs.verify_checks import (
@@ -71,10 +73,22 @@ def verify_run(folder: Path, given: Given, measuring: Measuring) -> list[Check]:
     not given are those that the record names, where this machine has them.
     """
     if (folder / ATTACK_RECORD).is_file():
-        return _attack(folder, read_json(folder / ATTACK_RECORD), given, measuring)
+        return _attack(folder, _read_record(folder / ATTACK_RECORD, ATTACK_SCHEMA), given, measuring)
     if (folder / RECORD).is_file():
-        return _purification(folder, read_json(folder / RECORD), given, measuring)
+        return _purification(folder, _read_record(folder / RECORD, SCHEMA), given, measuring)
     raise BadInputError(f"{folder}: is no run; a run's folder holds {ATTACK_RECORD}, {RECORD} or records/")
+
+
+def _read_record(path: Path, newest: int) -> dict[str, Any]:
+    """A record, unless a later version wrote it; those of earlier ones are checked as far as they tell."""
+    record = read_json(path)
+    schema = record.get("schema")
+    if type(schema) is int and schema > newest:
+        raise BadInputError(
+            f"{path}: has schema {schema}, but this version reads {newest}; use the version of neural-polarizer that "
+            "wrote it"
+        )
+    return record
 
 
 def _attack(folder: Path, record: Mapping[str, Any], given: Given, measuring: Measuring) -> list[Check]:

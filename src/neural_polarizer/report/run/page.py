@@ -15,7 +15,7 @@ from neural_polarizer.report.run.story import story
 from neural_polarizer.report.run.verdict import judge
 from neural_polarizer.report.values import count
 
-_SCHEMA = 1
+SCHEMA = 1
 
 _LOSSES = {
     "loss": "total loss",
@@ -32,9 +32,9 @@ def render_run(record: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
     ``record`` is the content of ``run.json``: metrics are shares in [0, 1], or None; one of another schema is refused.
     Pictures are shown in their order, groups in the order of their first picture.
     """
-    if record["schema"] != _SCHEMA:
+    if record["schema"] != SCHEMA:
         raise BadInputError(
-            f"the run record has schema {record['schema']!r} but this version reads schema {_SCHEMA}; "
+            f"the run record has schema {record['schema']!r} but this version reads schema {SCHEMA}; "
             "use the version of neural-polarizer that wrote it"
         )
     model, after = record["model"], record["after"]
