@@ -352,6 +352,18 @@ def test_a_purification_whose_loss_is_not_finite_keeps_the_last_finite_polarizer
     assert any("the loss was not finite in epoch" in note for note in purified.notes)
 
 
+@pytest.mark.process
+def test_output_that_goes_to_a_full_disk_is_told_in_one_line(runs: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no file that is always full")
+    command = [sys.executable, "-c", "from neural_polarizer.cli import start; start()"]
+    words = ("evaluate", runs / "attack", "--test", runs / "test.parquet", "--device", "cpu")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command, *map(str, words)], stdout=full, stderr=subprocess.PIPE, text=True)
+    said = "error: cannot write the output: the disk is full; make room and start the same command again\n"
+    assert (done.returncode, done.stderr) == (4, said)
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Ctrl-C as in a terminal: jobs in the background of a shell begin with it ignored."""

@@ -23,7 +23,8 @@ DAMAGED = "damaged"
 """Where damaged files go, beside their place."""
 UNFINISHED = ".unfinished"
 """A file that tells that those beside it are of a run that has not come to its end."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What an error of a full disk has as its number."""
 
 
 def at_home(text: str) -> str:
@@ -209,7 +210,7 @@ def output_folder(path: Path, remedy: str = "choose another --out") -> Path:
         with tempfile.TemporaryFile(dir=path):  # without a name where the system allows it: nothing stays after a kill
             pass
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise EnvironmentFaultError(f"cannot write to {path}: the disk is full") from error
         raise BadInputError(f"cannot write to the output folder {path}: {error.strerror}; {remedy}") from None
     return path

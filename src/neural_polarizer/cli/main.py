@@ -1,10 +1,11 @@
 """The command ``polarizer``: parse, call, print, and turn errors into one line and an exit code."""
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from threading import current_thread, main_thread
 from types import FrameType
@@ -26,7 +27,7 @@ from neural_polarizer.cli.sites import sites
 from neural_polarizer.cli.verify import verify
 from neural_polarizer.devices import keep_freed_memory, out_of_memory
 from neural_polarizer.errors import BadInputError, NeuralPolarizerError
-from neural_polarizer.files import at_home
+from neural_polarizer.files import DISK_FULL, at_home
 
 FAULT, INTERRUPTED, TERMINATED = 4, 130, 143
 _UNUSABLE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)  # what is wrong with a path itself
@@ -99,9 +100,20 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, OSError, RuntimeError) as error:
         if out_of_memory(error):
             _fail("out of memory; try a smaller --batch-size or fewer images", FAULT)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            _leave_output()
+            _fail("cannot write the output: the disk is full; make room and start the same command again", FAULT)
         if not isinstance(error, OSError) or error.errno not in _UNUSABLE:
             raise
         _fail(f"{error.filename}: cannot be used: {error.strerror}; choose another path", BadInputError.exit_code)
+
+
+def _leave_output() -> None:
+    """Let what could not be printed go, or Python would try again at its end and complain, with a code of its own."""
+    with suppress(OSError):  # where standard output is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _expanded(word: str) -> str:
