@@ -5,6 +5,7 @@ import importlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -154,6 +155,11 @@ def class_named(what: str, name: str, known: Mapping[str, type]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise BadInputError(f"unknown {what} {name!r}: choose one of {', '.join(known)}, or give MODULE:CLASS")
+    if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
+        meant = f"{PurePath(module.lstrip('.')).stem}:{attribute}"
+        raise BadInputError(
+            f"cannot load the {what} {name!r}: give MODULE:CLASS, which Python can import, not a file (such as {meant})"
+        )
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -199,6 +199,9 @@ def test_an_attack_of_ones_own_is_found_by_its_path() -> None:
     for name, match in (
         ("badnet", "unknown attack 'badnet': choose one of badnets, .*, or give MODULE:CLASS"),
         ("no_such_module:Ghost", "cannot load the attack 'no_such_module:Ghost': No module named"),
+        ("./ghosts.py:Ghost", r"'./ghosts.py:Ghost': give MODULE:CLASS, .*, not a file \(such as ghosts:Ghost\)"),
+        ("toys.py:Ghost", r"give MODULE:CLASS, .* \(such as toys:Ghost\)"),
+        (".x:Y", r"give MODULE:CLASS, .* \(such as x:Y\)"),
         ("neural_polarizer.attacks.wanet:Ghost", "has no attribute 'Ghost'"),
         ("torch:Tensor", "'torch:Tensor' is not a subclass of neural_polarizer.attacks.Attack"),
     ):
