@@ -222,6 +222,14 @@ CASES: dict[str, tuple[str, Case]] = {
         "device 'tpu9' cannot be used here",
         lambda r, h, o: purify_words(r / "attack", r, o, "--device", "tpu9"),
     ),
+    "device without values": (
+        "device 'meta' cannot be used here",
+        lambda r, h, o: purify_words(r / "attack", r, o, "--device", "meta"),
+    ),
+    "method in a file": (
+        r"cannot load the method '\./mine\.py:Mine': give MODULE:CLASS",
+        lambda r, h, o: purify_words(r / "attack", r, o, "--method", "./mine.py:Mine"),
+    ),
     "output below a file": (
         r"cannot write to the output folder .*note\.txt/out: Not a directory; choose another --out",
         lambda r, h, o: purify_words(r / "attack", r, in_a_file(h)),

@@ -23,7 +23,7 @@ def choose_device(name: str | None) -> torch.device:
     """
     with refusing(f"device {name!r} cannot be used here", RuntimeError, AssertionError):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # "meta" keeps no values
     return device
 
 
