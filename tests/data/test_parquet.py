@@ -145,6 +145,12 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_a_table_of_images_alone_has_no_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([png()], pa.binary())}), tmp_path / "bad.parquet")
+    with pytest.raises(BadInputError, match=r"bad\.parquet: needs one column label or .*; found \['image'\]"):
+        read_images(str(tmp_path / "bad.parquet"))
+
+
 @pytest.mark.parametrize("name", BAD_TABLES)
 def test_bad_parquet_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     options, reason = BAD_TABLES[name]

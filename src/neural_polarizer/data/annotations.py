@@ -100,9 +100,14 @@ def table_rows(tree: Tree, path: Path) -> Rows | None:
             "keep the rows of one in a file of their own"
         )
     names, values = ([row.get(column) for row in rows] for column in (file, label))
-    if not all(isinstance(name, str) for name in names) or any(value is None for value in values):
-        raise BadInputError(f"{where}: a row has no {file} or no {label}")
-    paths = [tree.named(str(name)) for name in names]
+    paths = []
+    for row, (name, value) in enumerate(zip(names, values, strict=True), start=1):
+        if not isinstance(name, str) or name == "" or value in (None, ""):
+            raise BadInputError(f"{where}: row {row} has no {file} or no {label}")
+        try:
+            paths.append(tree.named(name))
+        except BadInputError as error:
+            raise BadInputError(f"{where}: row {row}: {error}") from None
     gone = next((each for each in paths if not each.is_file()), None)
     if gone is not None:
         raise BadInputError(f"{where}: names {shown(gone)}, which is no file here; names count from {shown(tree.root)}")
@@ -114,6 +119,14 @@ def table_rows(tree: Tree, path: Path) -> Rows | None:
     unnamed = _images_in({each.parent for each in paths}) - set(paths)
     notes = (f"{shown(tree.root)}: left out {len(unnamed)} images that {path.name} does not name",) * bool(unnamed)
     return Rows(items, class_labels(values, f"{where}: column {label!r}"), None, notes=notes)
+
+
+def _named(tree: Tree, name: str, row: str) -> Path:
+    """The file that a row of a table names; what is refused of it is told with the ``row``."""
+    try:
+        return tree.named(name)
+    except BadInputError as error:
+        raise BadInputError(f"{row}: {error}") from None
 
 
 def _images_in(folders: Iterable[Path]) -> set[Path]:

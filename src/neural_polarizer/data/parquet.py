@@ -81,7 +81,7 @@ def parquet_rows(paths: Sequence[Path], label_columns: Sequence[str] = LABEL_COL
             image = pick(file.schema_arrow.names, IMAGE_COLUMNS, path)
             leaf, one = _image_leaf(file.schema_arrow, image, path), label_in(path)
             if one is None or set(label_columns) & set(file.schema_arrow.names):
-                label = pick(file.schema_arrow.names, label_columns, path)
+                label = pick(file.schema_arrow.names, label_columns, path, taken=image)
                 labels.append(_labels(file, label, path))
             else:
                 label = path.parent.name.partition("=")[0]
@@ -136,7 +136,8 @@ def arrow_rows(folder: Path) -> Rows:
             raise BadInputError(f"{shown(path)}: missing, or not a regular file; copy it into the folder")
     with _stream(paths[0]) as reader:
         schema = reader.schema
-    image, label = pick(schema.names, IMAGE_COLUMNS, folder), pick(schema.names, LABEL_COLUMNS, folder)
+    image = pick(schema.names, IMAGE_COLUMNS, folder)
+    label = pick(schema.names, LABEL_COLUMNS, folder, taken=image)
     leaf = _image_leaf(schema, image, folder)
     labels = [np.array([], dtype=np.int64)]
     for path in paths:

@@ -36,9 +36,12 @@ class Rows:
     beside: ClassNames | None = None  # class names in a file beside class folders
 
 
-def pick(found: Sequence[str], wanted: Sequence[str], where: object) -> str:
-    """The one column among ``found`` that is named like ``wanted``, or the only one there is; none is refused."""
-    for name in (*wanted, *(found if len(found) == 1 else ())):
+def pick(found: Sequence[str], wanted: Sequence[str], where: object, taken: str | None = None) -> str:
+    """The one column among ``found`` that is named like ``wanted``, or the only one there is; none is refused.
+
+    What is ``taken`` for something else is not that one.
+    """
+    for name in (*wanted, *(found if len(found) == 1 and taken not in found else ())):
         if found.count(name) == 1:
             return name
     raise BadInputError(f"{shown(where)}: needs one column {' or '.join(wanted)}; found {shown(list(found)[:10])}")
