@@ -13,6 +13,10 @@ def test_the_kind_of_an_error_is_named_once() -> None:
     assert cause(NotImplementedError()) == one_line(NotImplementedError()) == "NotImplementedError"
 
 
+def test_the_colours_of_a_terminal_are_left_out() -> None:
+    assert cause(ValueError("\x1b[96mstep 3/3\x1b[0m failed")) == "ValueError: step 3/3 failed"
+
+
 def test_a_name_is_replaced_before_the_text_is_cut() -> None:
     error = OSError(f"{'x' * 195}/.a.part: no")
     assert cause(error, ("/.a.part", "/a")) == f"OSError: {'x' * 195}/a: n"

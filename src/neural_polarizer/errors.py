@@ -1,5 +1,6 @@
 """The exceptions that callers may catch, with their exit codes, and the words for foreign text in messages."""
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -81,7 +82,7 @@ def cause(error: BaseException, renamed: tuple[str, str] = ("", "")) -> str:
 
 
 def _flat(text: str) -> str:
-    return shown(" ".join(text.split())[:200])
+    return shown(" ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())[:200])  # without a terminal's colours
 
 
 @contextmanager

@@ -33,6 +33,31 @@ def spoil(monkeypatch: pytest.MonkeyPatch, value: Callable[[Tensor], Tensor]) ->
         monkeypatch.setattr(module, "network_tensors", wrong)
 
 
+class Flowing(TinyNet):
+    """Its way depends on the pixels, so that no graph holds it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.mean() > 0.4 else images + 1)
+
+
+@pytest.mark.long
+def test_a_network_without_a_graph_is_refused_without_the_log_of_torch(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BadInputError, match=r"cannot be captured as a graph \(GuardOnDataDependentSymNode"):
+        neural_polarizer.export(Flowing().eval(), tmp_path / "a.pt2", tiny_images())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.long
+def test_what_onnx_lacks_is_named_without_colours(tmp_path: Path) -> None:
+    needs("onnx")
+    model = TinyNet().eval()
+    nn.utils.parametrizations.orthogonal(model.head)  # in place
+    with pytest.raises(BadInputError, match=r"\(DispatchError: No ONNX function found for .*householder"):
+        neural_polarizer.export(model, tmp_path / "a.onnx", tiny_images())
+
+
 @pytest.mark.parametrize("name", ["safetensors", "state-dict"])
 def test_a_file_with_other_logits_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: FormatName

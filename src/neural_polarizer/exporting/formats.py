@@ -2,7 +2,9 @@
 
 import io
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -93,7 +95,10 @@ def _onnx_bytes(portable: Portable, about: Mapping[str, Any]) -> bytes:
     try:
         made = torch.onnx.export(captured, dynamo=True, verbose=False, dynamic_shapes=({0: "batch"},), **names)
     except Exception as error:  # the converter has kinds of its own
-        raise BadInputError(f"the network cannot be converted to ONNX ({cause(error)}); export to pt2") from None
+        first: BaseException = error
+        while first.__cause__ is not None:  # the last one explains how to report an error of the converter
+            first = first.__cause__
+        raise BadInputError(f"the network cannot be converted to ONNX ({cause(first)}); export to pt2") from None
     assert made is not None
     graph = made.model.graph
     graph.metadata_props.clear()
@@ -112,11 +117,24 @@ def _read_onnx(path: Path, _portable: Portable) -> Run:
     return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Let torch keep to itself what it logs and prints of a network that it cannot capture: the error says it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _captured(model: nn.Module, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The program for any number of images, without those it was captured on and without paths of this machine."""
     pixels = torch.zeros(2, *image_shape)
     try:
-        program = torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        with _quietly():
+            program = torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # a foreign network may raise anything while it is traced
         remedy = "export its weights (safetensors or state-dict)"
         raise BadInputError(f"the network cannot be captured as a graph ({cause(error)}); {remedy}") from None
