@@ -25,6 +25,12 @@ def test_it_tells_strength_cost_and_what_is_left() -> None:
     )
 
 
+def test_a_little_gain_is_no_loss_below_zero() -> None:
+    gained = [CURVE[0], CURVE[1] | {"drop": -0.0002}]
+    told = guard_summary({"guarded": record(1.5)["guarded"] | {"points": gained}})
+    assert "expected to cost 0.0 points" in str(told)
+
+
 def test_a_model_that_came_back_as_it_was_is_called_so_first() -> None:
     assert str(guard_summary(record(0.0))).startswith("Not purified.")
     assert not_purified(record(0.0))

@@ -23,9 +23,10 @@ def guard_summary(record: Mapping[str, Any]) -> str | None:
             f"Not purified. No strength of the layer that helps stays within {budget} points of accuracy, "
             f"measured on {judges}. So the model came back as it was."
         )
+    cost = round(100 * chosen["drop"], 1) + 0.0  # or a little gain would be -0.0
     return (
         f"The layer works at {chosen['dial']:g} times its learned strength. It is expected to cost "
-        f"{100 * chosen['drop']:.1f} points of accuracy, measured on {judges}. The budget is {budget}; where a "
+        f"{cost:.1f} points of accuracy, measured on {judges}. The budget is {budget}; where a "
         "backdoor is seen, an excess within the error is allowed. "
         f"Held-out stand-ins lead {percent(chosen['suspect'])} of the images to the most suspicious class, against "
         f"{percent(found['points'][0]['suspect'])} without the layer."
