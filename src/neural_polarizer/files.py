@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from neural_polarizer.errors import BadInputError, EnvironmentFaultError, refusing
+from neural_polarizer.errors import BadInputError, EnvironmentFaultError, printable, refusing
 
 if sys.platform != "win32":
     import fcntl
@@ -36,11 +36,19 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """A path that a user wrote, with ``~`` as ``at_home`` reads it.
 
     Raises:
-        BadInputError: it is something else.
+        BadInputError: it is something else, or no path that this system takes.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise BadInputError(f"expected a path, got {type(path).__name__}")
-    return Path(at_home(os.fspath(path)))
+    found = Path(at_home(os.fspath(path)))
+    said = f"{printable(str(found))}: cannot be used"
+    with refusing(said, ValueError, then="; choose another path"):  # of a null byte
+        try:
+            found.lstat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise BadInputError(f"{said}: {error.strerror}; choose another path") from None
+    return found
 
 
 def text_of(data: bytes) -> str:
