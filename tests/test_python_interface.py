@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -64,6 +65,22 @@ def test_an_object_of_the_family_goes_by_its_name(name: str) -> None:
     settings = npz.make_defense(name, target=1 if name in KNOWS_TARGET else None)
     assert isinstance(settings, npz.NPD)
     assert variant_of(settings) == name
+
+
+def test_whole_numbers_of_numpy_are_taken_and_saved(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {name: np.int64(1) for name in ("seed", "target", "epochs", "batch_size")}
+    found = npz.purify(tiny_model(), CLEAN, "npd-tp", site="after:features", device="cpu", force=True, **numbers)
+    found.save(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["seed"], record["config"]["target"], record["config"]["epochs"]) == (1, 1, 1)
+    with pytest.raises(npz.BadInputError, match="epochs cannot be "):
+        npz.purify(tiny_model(), CLEAN, "npd", epochs=np.float64(1.5), device="cpu", force=True)
+
+
+def test_a_path_that_no_system_takes_is_refused_in_words() -> None:
+    for name, why in (("l" * 300, "File name too long"), ("a\0b", "null")):
+        with pytest.raises(npz.BadInputError, match=rf"cannot be used.*{why}.*; choose another path"):
+            npz.save(tiny_model(), name)
 
 
 def test_a_saved_record_has_the_form_of_all_records(tmp_path: Path) -> None:

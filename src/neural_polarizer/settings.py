@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import PurePath
@@ -20,6 +21,16 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     near = difflib.get_close_matches(str(value), options, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(options)}"
     raise BadInputError(f"{name} cannot be {value!r}: {hint}")
+
+
+def plain(value: Any) -> Any:
+    """A whole number of NumPy or torch as Python's own, which records can hold; anything else as it is."""
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def check_literals(settings: Any) -> None:
@@ -105,7 +116,7 @@ def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
         if isinstance(value, Mapping) and is_dataclass(getattr(settings, head)):
             own[head] = changed(own.get(head, getattr(settings, head)), value)
             continue
-        own[head] = tuple(value) if isinstance(value, list) else value
+        own[head] = tuple(map(plain, value)) if isinstance(value, list) else plain(value)
         hint = get_type_hints(kind)[head]
         if not _fits(own[head], hint):
             raise BadInputError(f"{name} cannot be {value!r}: expected {_plainly(hint)}")

@@ -25,7 +25,7 @@ from neural_polarizer.errors import BadInputError, WrongUsageError
 from neural_polarizer.models.forms import check_module
 from neural_polarizer.progress import Progress
 from neural_polarizer.scales import Scale
-from neural_polarizer.settings import changed
+from neural_polarizer.settings import changed, plain
 
 
 @plain_torch()
@@ -95,7 +95,7 @@ def purify(
             images; the message says what to do.
         WrongUsageError: a site, target, preset or scale where none belongs (a BadInputError, too).
     """
-    images = as_image_set(clean, classes=classes)
+    images, seed, target = as_image_set(clean, classes=classes), plain(seed), plain(target)
     place, note = choose_device(None if device is None else str(device)), told(progress)
     if isinstance(method, Defense):
         _check_plain(target=target, preset=preset, scale=scale, profile=profile)
