@@ -122,6 +122,8 @@ def test_a_budget_that_would_do_is_named_with_what_it_costs_and_leaves() -> None
     assert "guard.max_acc_drop=0.043" in halved
     (against,) = _remarks(guarded(OFF, left, replace(beyond, least_drop=0.03)))
     assert "guard.max_acc_drop=0.03," in against  # the evidence speaks against a backdoor, and so does the error
+    (gained,) = _remarks(guarded(OFF, left, replace(beyond, drop=-0.0004)))
+    assert "expected to lose 0.0 points" in gained
     (none,) = _remarks(guarded(OFF, left, replace(beyond, drop=math.inf)))
     assert none.endswith("a larger guard.max_acc_drop")
     (unchanged,) = _remarks(guarded(OFF, beyond, chosen=0.0))

@@ -49,7 +49,8 @@ def purify(
     """Take a backdoor out of a classifier with a few clean images.
 
     Nothing that is passed in is changed, and nothing is written. What you must know of the result is warned of
-    (``NeuralPolarizerWarning``) and stands in ``notes``; the logger ``neural_polarizer`` names each phase.
+    (``NeuralPolarizerWarning``) and stands in ``notes``; the logger ``neural_polarizer`` names each phase. For several
+    at once use processes, not threads: tracing a network and the random state of PyTorch are the whole process's.
 
     Examples:
         >>> import torch, neural_polarizer as npz

@@ -121,14 +121,6 @@ def table_rows(tree: Tree, path: Path) -> Rows | None:
     return Rows(items, class_labels(values, f"{where}: column {label!r}"), None, notes=notes)
 
 
-def _named(tree: Tree, name: str, row: str) -> Path:
-    """The file that a row of a table names; what is refused of it is told with the ``row``."""
-    try:
-        return tree.named(name)
-    except BadInputError as error:
-        raise BadInputError(f"{row}: {error}") from None
-
-
 def _images_in(folders: Iterable[Path]) -> set[Path]:
     names = ((folder, entry.name) for folder in folders for entry in os.scandir(folder))
     return {folder / name for folder, name in names if Path(name).suffix.lower() in SUFFIXES and not is_hidden(name)}
