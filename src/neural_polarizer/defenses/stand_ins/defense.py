@@ -104,7 +104,8 @@ def _allowing_more(guarded: Guarded, allowed: float) -> str:
     needed *= allowed / guarded.budget if guarded.budget > 0 else 1.0
     return (
         f"guard.max_acc_drop={math.ceil(1000 * needed) / 1000:g}, which is expected to lose "
-        f"{100 * max(guarded.better.drop, 0.0):.1f} points of accuracy and to leave {100 * guarded.better.suspect:.0f} %"
+        f"{100 * max(guarded.better.drop, 0.0):.1f} points of accuracy and to leave "
+        f"{100 * guarded.better.suspect:.0f} %"
     )
 
 
