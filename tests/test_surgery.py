@@ -235,7 +235,13 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "site", ["after:layers.layers.1.norm1", "before:layers.layers.0.linear1", "before:layers.layers.1"]
+    "site",
+    [
+        "after:layers.layers.1.norm1",
+        "before:layers.layers.0.linear1",
+        "before:layers.layers.0.self_attn",
+        "before:layers.layers.1",
+    ],
 )
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_layer_inside_torchs_transformers_is_called(site: str, grad: bool) -> None:

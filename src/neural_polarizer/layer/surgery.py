@@ -62,15 +62,15 @@ class PolarizedModule(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # networks ask their parts for sizes, weights and the like, but for nothing private
-            if name.startswith("_"):
+        except AttributeError:  # networks ask their parts for sizes, weights and the like; Python asks for its own
+            if name.startswith("__"):
                 raise
             return getattr(super().__getattr__("module"), name)
 
     def extra_repr(self) -> str:
         return f"polarizer {self.side} the module"
 
-    def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.enabled:
             return self.module(features, *args, **kwargs)
         if self.side == "before":
