@@ -127,3 +127,20 @@ def test_a_network_that_splits_its_batches_needs_small_ones() -> None:
     ):
         made_engine(model, site=None)
     assert made_engine(model, site=None, batch_size=8).logits((to_pixels(CLEAN.images[:8]),)).shape == (8, 4)
+
+
+class Asking(nn.Module):
+    """Asks a part for what is private to it, as torch's transformers do of their attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.inner._conv_forward is not None
+        return self.head(self.inner(images).mean(dim=(2, 3)))
+
+
+def test_a_site_at_which_the_network_does_not_run_with_a_layer_is_refused() -> None:
+    with pytest.raises(BadInputError, match="site 'after:inner': the network cannot run with a layer there"):
+        made_engine(made(Asking()), site="after:inner")

@@ -239,7 +239,6 @@ class Encoder(nn.Module):
     [
         "after:layers.layers.1.norm1",
         "before:layers.layers.0.linear1",
-        "before:layers.layers.0.self_attn",
         "before:layers.layers.1",
     ],
 )

@@ -12,7 +12,7 @@ from neural_polarizer.data.images import ImageSet, to_pixels
 from neural_polarizer.defenses.fitting import check_classes
 from neural_polarizer.defenses.schedule import batches, steps_an_epoch
 from neural_polarizer.devices import Precision
-from neural_polarizer.errors import BadInputError
+from neural_polarizer.errors import BadInputError, refusing
 from neural_polarizer.layer.polarizer import Polarizer, Structure, shifted
 from neural_polarizer.layer.sites import Candidate, candidates, choose_site, features_at
 from neural_polarizer.layer.structures import make_polarizer
@@ -72,7 +72,9 @@ class Engine:
         self.features = features_at(frozen, self.site, probe)
         self.polarizer = make_polarizer(structure, self.features, stream(seed, "structure")).to(self.device).eval()
         self.model = insert(let_go(frozen), self.site, self.polarizer).to(memory_format=torch.channels_last)
-        self.num_classes = _num_classes(self.model, probe)
+        # Torch's attention is asked for what is private to it.
+        with refusing(f"site {str(self.site)!r}: the network cannot run with a layer there", AttributeError):
+            self.num_classes = _num_classes(self.model, probe)
         check_classes(clean, self.num_classes)
         self._prefix, self._tail, self._entry = self._parts(probe)
         self._predict = torch.compile(self._whole) if compile else self._whole

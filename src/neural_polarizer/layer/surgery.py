@@ -62,8 +62,8 @@ class PolarizedModule(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # networks ask their parts for sizes, weights and the like; Python asks for its own
-            if name.startswith("__"):
+        except AttributeError:  # networks ask their parts for sizes, weights and the like, but for nothing private
+            if name.startswith("_"):
                 raise
             return getattr(super().__getattr__("module"), name)
 
