@@ -9,7 +9,7 @@ from neural_polarizer.data.images import to_pixels
 from neural_polarizer.defenses import engine
 from neural_polarizer.defenses.engine import Engine
 from neural_polarizer.errors import BadInputError
-from toys import Residual, hooks, made, snapshot, tiny_images, tiny_model
+from toys import Residual, Untraceable, hooks, made, snapshot, tiny_images, tiny_model
 
 CLEAN = tiny_images(24)
 
@@ -127,6 +127,18 @@ def test_a_network_that_splits_its_batches_needs_small_ones() -> None:
     ):
         made_engine(model, site=None)
     assert made_engine(model, site=None, batch_size=8).logits((to_pixels(CLEAN.images[:8]),)).shape == (8, 4)
+
+
+class Sometimes(Untraceable):
+    """Leaves its features out for many images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) if len(images) < 5 else torch.zeros(len(images), 4)
+
+
+def test_a_site_that_the_network_does_not_always_run_is_refused() -> None:
+    with pytest.raises(BadInputError, match="site 'after:features': the network does not always run it"):
+        made_engine(made(Sometimes()))
 
 
 class Asking(nn.Module):

@@ -235,20 +235,12 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "site",
-    [
-        "after:layers.layers.1.norm1",
-        "before:layers.layers.0.linear1",
-        "before:layers.layers.1",
-    ],
+    "site", ["after:layers.layers.1.norm1", "before:layers.layers.0.linear1", "before:layers.layers.1"]
 )
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_layer_inside_torchs_transformers_is_called(site: str, grad: bool) -> None:
-    network, layer = (
-        made(Encoder()).requires_grad_(False),
-        Polarizer(8, channels_last=True),
-    )
-    polarized = insert(network, Site.parse(site), layer.eval())
+    network, layer = made(Encoder()).requires_grad_(False), Polarizer(8, channels_last=True).eval()
+    polarized = insert(network, Site.parse(site), layer)
     with torch.set_grad_enabled(grad):
         before = polarized(_pixels())
         assert_close(before, network(_pixels()), rtol=1e-4, atol=1e-4)

@@ -151,6 +151,8 @@ class Engine:
         found: list[int] = []
         with self.polarizer.register_forward_pre_hook(lambda _layer, args: found.append(len(args[0]))):
             self.model(pixels)
+        if not found:
+            raise BadInputError(f"site {str(self.site)!r}: the network does not always run it; choose another site")
         if found != [len(pixels)]:
             raise BadInputError(
                 f"site {str(self.site)!r}: the layer reads {found[0]} images at once where the network is given "

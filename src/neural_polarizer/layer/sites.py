@@ -117,6 +117,11 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     pixel, where a network for large images sees small ones, is taken only where there is no other, and flat features
     only where there is nothing else.
     """
+    if not found:
+        raise BadInputError(
+            "a layer has no place in this network: nothing in it runs exactly once and gives the features of each "
+            "image; use a method without a layer, such as ft-sam"
+        )
     free = [each for each in found if not each.bypassed]
     flat = min((each.behind for each in found if each.features.layout != "NC"), default=0.0)
     head = flat if flat < 1 else 0.0  # where all operations are on flat features, these count
@@ -124,11 +129,6 @@ def choose_site(found: Sequence[Candidate]) -> Choice:
     deep = [each for each in free if behind[each] >= LEFT_BEHIND]
     wide = [each for each in deep if each.features.positions > 1]
     usable = wide or [each for each in deep if each.features.layout != "NC"] or deep or free
-    if not found:
-        raise BadInputError(
-            "a layer has no place in this network: nothing in it runs exactly once and gives the features of each "
-            "image; use a method without a layer, such as ft-sam"
-        )
     if not usable:
         raise BadInputError(
             "no place in this network is passed by everything that leads from the pixels to the logits; choose one of "
